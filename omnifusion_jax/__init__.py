@@ -1,0 +1,1 @@
+"""omnifusion_jax: adapter-based multimodal language models in JAX."""

@@ -1,0 +1,287 @@
+"""Reads files written by `torch.save` without PyTorch and without running anything they contain.
+
+Such a file is a zip archive: `<root>/data.pkl` is a pickle whose tensors name raw storages, `<root>/data/<key>` holds the bytes of each. A pickle can
+call whatever it names, and `torch.load(weights_only=True)` has been broken twice (CVE-2025-32434, CVE-2026-24747), so here it can name only what
+`ALLOWED` lists: tensor rebuilding, storage types, two containers, and inert stand-ins for the module classes of published OmniFusion adapters.
+A hostile file can still exhaust memory or the stack, and so end this process; it cannot make it do anything.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import io
+import math
+import pickle
+import zipfile
+from typing import ClassVar
+
+import ml_dtypes
+import numpy as np
+
+from omnifusion_jax.errors import CheckpointError
+
+MAX_PICKLE_BYTES = 64 << 20  # a real one is far smaller: tensors lie outside the pickle
+MAX_INFLATED_BYTES = 4 << 30  # torch stores entries uncompressed; this bounds what a repacked or hostile archive can make us allocate
+ZIP_START = b"PK\x03\x04"
+CONVERT = "Convert the file to safetensors on a trusted machine that has PyTorch and the classes it was saved with."
+OLD_FORMAT = (
+    "a file in the old torch.save format (before PyTorch 1.6). In a trusted environment with PyTorch run "
+    "`torch.save(torch.load(f, weights_only=True), f2)` and use the new file."
+)
+FOREIGN = {  # how a file starts: what it is and what to do
+    b"version https://git-lfs": "a git-lfs pointer, not the file itself. Fetch the content with `git lfs pull`.",
+    b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19": OLD_FORMAT,  # 0x1950a86a20f9469cfc6c, pickled
+}
+
+
+def read_torch_file(path):
+    """The object a `torch.save` file holds: containers, numbers and strings as they are, tensors as numpy arrays, modules as `TorchModule`s.
+
+    Arrays are read-only views into the memory-mapped file (it must not change while they live), so it may be larger than memory; tensors that shared
+    a storage still do. bfloat16 is `ml_dtypes.bfloat16`. Parameters become plain arrays, without attributes set on them. Tensor checksums are not
+    verified.
+
+    Raises:
+      CheckpointError: the file is empty, truncated, inconsistent, of another format, or asks for anything outside `ALLOWED`; nothing was run.
+      OSError: it is missing or unreadable.
+    """
+    with _errors_naming(path):
+        _check_start(path)
+        with zipfile.ZipFile(path) as archive:
+            entries = _Entries(path, archive)
+            _check_byte_order(entries)
+            return _Unpickler(entries).load()
+
+
+def state_dict(module):
+    """`{name: array}` of a `TorchModule`, named and ordered as by torch's own `state_dict()`; a flat dict of tensors is copied as it is.
+
+    Raises:
+      CheckpointError: something in it is not a tensor, or modules contain each other.
+    """
+    try:
+        tensors = dict(module if isinstance(module, dict) else _named_tensors(module, ""))
+    except RecursionError:
+        raise CheckpointError("the modules contain each other or are nested too deeply") from None
+    for name, value in tensors.items():
+        if not isinstance(name, str) or not isinstance(value, np.ndarray):
+            raise CheckpointError(f"entry {name!r:.200} is a {type(value).__name__}, not a named tensor. Pass the part that holds the weights.")
+    return tensors
+
+
+class TorchModule:
+    """Stand-in for a pickled `torch.nn.Module`: `state` is its attribute dict (`_parameters`, `_modules`, ...), its type is named as torch's."""
+
+    __slots__ = ("state",)
+
+    def __new__(cls):
+        self = super().__new__(cls)
+        self.state = {}
+        return self
+
+
+def _named_tensors(module, prefix):
+    """(name, value) pairs in registration order: own parameters, own persistent buffers, then the children's."""
+    transient = _section(module, "_buffers").keys() & module.state.get("_non_persistent_buffers_set", ())
+    for name, value in [*_section(module, "_parameters").items(), *_section(module, "_buffers").items()]:
+        if value is not None and name not in transient:
+            yield f"{prefix}{name}", value
+    for name, child in _section(module, "_modules").items():
+        if child is not None:
+            yield from _named_tensors(child, f"{prefix}{name}.")
+
+
+def _section(module, name):
+    section = module.state.get(name) if isinstance(module, TorchModule) else None
+    if not isinstance(section, dict):
+        raise CheckpointError(f"a {type(module).__name__} is not a torch module with {name}. Pass a module or a dict of tensors.")
+    return section
+
+
+@contextlib.contextmanager
+def _errors_naming(path):
+    """Turns whatever reading raises into a CheckpointError that starts with the file's name; a missing or unreadable file keeps its OSError."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path}: the zip archive is truncated or damaged ({error}). Copy or download it again.") from error
+    except OSError:
+        raise
+    except Exception as error:  # a malformed pickle can raise almost any type
+        raise CheckpointError(f"{path}: the file is damaged or was not written by torch.save ({type(error).__name__}: {error!s:.200})") from error
+
+
+def _check_start(path):
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if not start:
+        raise CheckpointError("the file is empty. Copy or download it again.")
+    for prefix, meaning in FOREIGN.items():
+        if start.startswith(prefix):
+            raise CheckpointError(f"this is {meaning}")
+    if not start.startswith(ZIP_START):
+        raise CheckpointError(f"not a torch.save file: those are zip archives, this one starts with {start[:8]!r}")
+
+
+def _check_byte_order(entries):
+    if f"{entries.root}byteorder" not in entries.infos:  # PyTorch < 2.1 wrote none
+        return
+    order = entries.read("byteorder").tobytes()
+    if order != b"little":
+        raise CheckpointError(f"its byte order is {order!r:.30}, only b'little' is read. Save it again on a little-endian machine.")
+
+
+class _Entries:
+    """The entries of one torch archive, as read-only bytes."""
+
+    def __init__(self, path, archive):
+        self.archive = archive
+        self.infos = {info.filename: info for info in archive.infolist()}
+        self.root = _root(self.infos)
+        self.mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))
+        self.inflated = {}
+        if sum(info.file_size for info in self.infos.values() if not _is_raw(info)) > MAX_INFLATED_BYTES:
+            raise CheckpointError(
+                f"more than {MAX_INFLATED_BYTES} bytes in compressed entries. Repack the archive without compression (`zip -0 -r`)."
+            )
+
+    def info(self, name):
+        if f"{self.root}{name}" not in self.infos:
+            raise CheckpointError(f"the archive has no entry {name!a:.100}. Copy or download it again.")
+        return self.infos[f"{self.root}{name}"]
+
+    def read(self, name):
+        """uint8[bytes] of the entry `<root>/<name>`."""
+        info = self.info(name)
+        if _is_raw(info):
+            return self._map(info)
+        if name not in self.inflated:
+            self.inflated[name] = np.frombuffer(self.archive.read(info), np.uint8)
+        return self.inflated[name]
+
+    def _map(self, info):
+        header = self.mapped[info.header_offset :][:30].tobytes()
+        # The central directory has its own copy of these lengths, which may differ: the data follow the local name and extra field.
+        start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        data = self.mapped[start:][: info.file_size]
+        if not header.startswith(ZIP_START) or data.size != info.file_size:
+            raise zipfile.BadZipFile(f"no data for entry {info.filename!a:.100}")
+        return data
+
+
+def _is_raw(info):
+    return info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1  # bit 0: encrypted
+
+
+def _root(names):
+    """The folder, with its slash, in which torch puts every entry."""
+    found = [name.removesuffix("data.pkl") for name in names if f"/{name}".endswith("/data.pkl")]
+    if len(found) != 1:
+        raise CheckpointError(f"a zip archive, but not one of torch.save: it has {len(found)} data.pkl entries instead of 1")
+    if any(name.startswith((f"{found[0]}constants.pkl", f"{found[0]}code/")) for name in names):
+        raise CheckpointError(f"a TorchScript archive (torch.jit.save), which holds code. {CONVERT}")
+    return found[0]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Storage:
+    """Raw bytes and how to read them. Only `persistent_load` makes one, so a pickle cannot pass anything else off as memory."""
+
+    dtype: np.dtype
+    data: np.ndarray  # uint8[bytes]
+
+
+def _rebuild_tensor(storage, offset, size, stride, requires_grad, hooks, metadata=None):
+    """The view that `torch._utils._rebuild_tensor_v2` makes; `offset`, `size` and `stride` count elements."""
+    if not isinstance(storage, _Storage):
+        raise CheckpointError(f"a tensor is built on a {type(storage).__name__}, not on a storage. The file is damaged or hostile.")
+    if metadata:  # conjugated or negated without being computed
+        raise CheckpointError(f"a tensor carries the view flags {metadata!a:.100}. Save it again after .resolve_conj().resolve_neg().")
+    width = storage.dtype.itemsize
+    if not _fits(storage.data.size // width, offset, size, stride):
+        raise CheckpointError(
+            f"a tensor of size {size!a:.100}, stride {stride!a:.100}, offset {offset!a:.30} does not fit its storage of {storage.data.size // width} "
+            "elements. The file is damaged or hostile, or the tensor was an expanded view: then save its .contiguous() copy."
+        )
+    if 0 in size:
+        return np.empty(size, storage.dtype)
+    return np.ndarray(size, storage.dtype, storage.data, offset * width, [step * width for step in stride])
+
+
+def _fits(room, offset, size, stride):
+    """Whether a view has at most `room` elements, each of them inside a storage of that many."""
+    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+        return False
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    return 0 in size or (math.prod(size) <= room and last < room)
+
+
+def _rebuild_parameter(data, requires_grad, hooks, state=None):
+    return data
+
+
+STORAGES = {
+    "Float": "<f4", "Half": "<f2", "BFloat16": ml_dtypes.bfloat16, "Double": "<f8", "Long": "<i8",
+    "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?",
+}  # fmt: skip
+MODULES = {
+    "models": ["VisualToGPTMapping"],
+    "__main__": ["VisualToGPTMapping"],
+    "torch.nn.modules.activation": ["GELU", "MultiheadAttention", "ReLU"],
+    "torch.nn.modules.container": ["ModuleList", "ParameterList", "Sequential"],
+    "torch.nn.modules.dropout": ["Dropout"],
+    "torch.nn.modules.linear": ["Linear", "NonDynamicallyQuantizableLinear"],
+    "torch.nn.modules.normalization": ["LayerNorm"],
+    "torch.nn.modules.transformer": ["TransformerEncoderLayer"],
+}
+ALLOWED = {  # all that a pickle can name: (module, name) -> what it gets
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch.nn.functional", "relu"): "torch.nn.functional.relu",  # a module's `activation` attribute; a string cannot be called
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,  # pickle protocol 2 spells it so
+    **{("torch", f"{name}Storage"): np.dtype(dtype) for name, dtype in STORAGES.items()},
+    **{(path, name): type(name, (TorchModule,), {"__slots__": ()}) for path, names in MODULES.items() for name in names},
+}
+
+
+class _Unpickler(pickle._Unpickler):
+    """The pure-Python unpickler, because only there can the opcodes be overridden that set attributes (BUILD) or bypass `find_class` (EXT)."""
+
+    def __init__(self, entries):
+        if entries.info("data.pkl").file_size > MAX_PICKLE_BYTES:
+            raise CheckpointError(f"data.pkl is larger than {MAX_PICKLE_BYTES} bytes. {CONVERT}")
+        super().__init__(io.BytesIO(entries.read("data.pkl").tobytes()))
+        self.entries = entries
+
+    def find_class(self, module, name):
+        if (module, name) not in ALLOWED:
+            raise CheckpointError(f"the pickle asks for {f'{module}.{name}'!a:.200}, which is not known to be safe; nothing was run. {CONVERT}")
+        return ALLOWED[module, name]
+
+    def get_extension(self, code):
+        raise CheckpointError(f"the pickle asks for extension {code}, which torch.save never writes; nothing was run. {CONVERT}")
+
+    def persistent_load(self, pid):
+        match pid:
+            case ("storage", np.dtype() as dtype, str(key), str(), int(count)):  # the fourth is the device it was saved from
+                data = self.entries.read(f"data/{key}")
+            case _:
+                raise CheckpointError(f"a storage is described by {pid!a:.200}, not as torch.save does. The file is damaged or hostile.")
+        if data.size != count * dtype.itemsize:
+            raise CheckpointError(f"storage {key!a:.100} has {data.size} bytes, {count} elements of {dtype} need {count * dtype.itemsize}")
+        return _Storage(dtype, data)
+
+    def load_build(self):
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, TorchModule) and isinstance(state, dict):
+            target.state = state
+        elif type(target) is not collections.OrderedDict or set(state) != {"_metadata"}:  # of a state dict: layer versions, not needed
+            raise CheckpointError(f"the pickle sets attributes of a {type(target).__name__}; nothing was run. {CONVERT}")
+
+    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}

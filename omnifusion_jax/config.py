@@ -1,0 +1,264 @@
+"""Every setting of models, data, training and generation, as plain dataclasses.
+
+A config file builds a `TrainConfig`, the command line changes fields (types are kept, unknown names are refused), `validate()` checks the whole.
+"""
+
+import dataclasses
+import json
+
+from omnifusion_jax.errors import ConfigError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(unsafe_hash=True)  # modules carry it as static data
+class EncoderConfig:
+    """A vision transformer as published in CLIP."""
+
+    image_size: int = 336  # pixels a side
+    patch: int = 14
+    embed: int = 1024
+    layers: int = 24
+    heads: int = 16
+    mlp: int = 4096
+    activation: str = "quick_gelu"
+    eps: float = 1e-5
+    mean: tuple = CLIP_MEAN
+    std: tuple = CLIP_STD
+    feature_layer: int = -2  # hidden state that is handed on: 0 is the input of the first block, -1 the output of the last
+    keep_class_token: bool = False
+
+    @property
+    def patches(self):
+        return (self.image_size // self.patch) ** 2
+
+    @property
+    def rows(self):
+        """Feature rows an image gives."""
+        return self.patches + self.keep_class_token
+
+    def validate(self):
+        check(self.image_size % self.patch == 0, f"encoder.image_size {self.image_size} is not a multiple of encoder.patch {self.patch}")
+        check(self.embed % self.heads == 0, f"encoder.embed {self.embed} is not a multiple of encoder.heads {self.heads}")
+        low, high = -self.layers - 1, self.layers
+        check(low <= self.feature_layer <= high, f"encoder.feature_layer {self.feature_layer} is outside {low}..{high}")
+
+
+@dataclasses.dataclass(unsafe_hash=True)  # modules carry it as static data
+class AdapterConfig:
+    """One post-norm transformer encoder layer, then a linear map."""
+
+    heads: int = 4
+    mlp: int = 2048
+    dropout: float = 0.1  # in training only
+    eps: float = 1e-5
+
+    def validate(self):
+        check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")
+
+
+@dataclasses.dataclass(unsafe_hash=True)  # modules carry it as static data
+class DecoderConfig:
+    """A Mistral-like decoder: grouped-query attention, rotary positions, RMSNorm, SwiGLU, sliding window, untied head."""
+
+    vocab: int = 32000
+    embed: int = 4096
+    layers: int = 32
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    mlp: int = 14336
+    rope_theta: float = 10000.0
+    eps: float = 1e-5
+    window: int | None = 4096
+    max_length: int = 32768
+
+    @property
+    def group(self):
+        return self.heads // self.kv_heads
+
+    def validate(self):
+        check(self.heads % self.kv_heads == 0, f"decoder.heads {self.heads} is not a multiple of decoder.kv_heads {self.kv_heads}")
+        check(self.head_dim % 2 == 0, f"decoder.head_dim {self.head_dim} is odd; rotary positions need pairs")
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """An encoder turns an image into features, an adapter turns features into token embeddings, a decoder reads them among text."""
+
+    preset: str = "omnifusion-1.1"
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+    decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    prompt: str = "This is a dialog with AI assistant.\n"
+    layout: str = "omnifusion"  # or "original": the published loader to the letter, see data/layout.py
+
+    def validate(self):
+        for part in (self.encoder, self.adapter, self.decoder):
+            part.validate()
+        check(self.encoder.embed % self.adapter.heads == 0, f"encoder.embed {self.encoder.embed} is not a multiple of adapter.heads")
+        one_of("model.layout", self.layout, ("omnifusion", "original"))
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    name: str = "adamw"  # or "adafactor"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"  # or "constant"
+    warmup: float = 0.01  # share of all steps
+    clip: float | None = 1.0  # largest global gradient norm; None: no clipping
+    beta2: float = 0.999
+
+    def validate(self):
+        one_of("optimizer.name", self.name, ("adamw", "adafactor"))
+        one_of("optimizer.schedule", self.schedule, ("cosine", "constant"))
+        check(self.learning_rate > 0, f"optimizer.learning_rate {self.learning_rate} is not positive")
+        check(0 <= self.warmup < 1, f"optimizer.warmup is a share of all steps in [0, 1), not {self.warmup}")
+
+
+@dataclasses.dataclass
+class DataConfig:
+    path: str = ""  # LLaVA JSON or JSONL, or synthetic:<kind>
+    images: str = ""  # folder that image names are relative to
+    num_workers: int = 0  # processes that read and lay out; 0: threads of this one
+    shuffle: bool = True
+    on_bad_sample: str = "raise"  # or "skip": counted, reported, the run stops above 1 %
+    max_length: int = 2048  # tokens of a laid-out dialogue, feature slots included
+    max_pixels: int = 50_000_000  # larger pictures are refused by their header
+
+    def validate(self):
+        one_of("data.on_bad_sample", self.on_bad_sample, ("raise", "skip"))
+        check(bool(self.path), "data.path is empty: give a LLaVA JSON file, --config.data.path=dialogues.json --config.data.images=FOLDER")
+
+
+@dataclasses.dataclass
+class MeshConfig:
+    data: int = 1
+    fsdp: int = -1  # -1: whatever devices remain
+    tensor: int = 1
+
+    def validate(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        check(sum(s == -1 for s in sizes) <= 1 and all(s == -1 or s > 0 for s in sizes), f"mesh sizes {sizes}: positive, at most one -1")
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    every_steps: int = 500
+    keep: int = 2
+    final: str = "trained"  # what the finished run writes to WORKDIR/model: "trained" parts only, or the "complete" model
+
+
+@dataclasses.dataclass
+class EvalConfig:
+    path: str = ""  # empty: no evaluation
+    images: str = ""
+    count: int = 0  # questions asked; 0: all
+    every_steps: int = 0  # 0: at the end only
+    batch_size: int = 64
+    max_new_tokens: int = 32
+    blind: bool = False  # ask the same questions about blank pictures too
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    seed: int = 0
+    steps: int = 1000
+    batch_size: int = 256  # dialogues a step, over all devices and accumulation steps
+    grad_accum: int = 1
+    objective: str = "answers"  # or "patches": a bare encoder learns what covers each patch of synthetic pictures
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    encoder_from: str | None = None  # Hugging Face CLIP directory or hub id; None: fresh, unless init_from has it
+    decoder_from: str | None = None  # Hugging Face Mistral directory or hub id, likewise
+    init_from: str | None = None  # native directory: a whole model, or what phase 1 trained
+    tokenizer: str | None = None  # directory with tokenizer.json; None: that of init_from or decoder_from
+    train_parts: tuple = ()  # rows (regex, learning-rate factor or None); every parameter matches exactly one, None freezes
+    compute_dtype: str = "bfloat16"  # masters are float32
+    remat: str = "none"  # none | dots | full: what is kept of a decoder layer for its backward pass
+    max_bad_steps: int = 10  # steps with a NaN or infinite loss that are skipped before the run stops
+    log_every: int = 10
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+
+    def validate(self):
+        for section in (self.model, self.optimizer, self.data, self.mesh):
+            section.validate()
+        check(self.steps > 0, f"steps is {self.steps}")
+        check(self.grad_accum > 0 and self.batch_size % self.grad_accum == 0, f"batch_size {self.batch_size} is not a multiple of grad_accum")
+        one_of("objective", self.objective, ("answers", "patches"))
+        one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
+        one_of("remat", self.remat, ("none", "dots", "full"))
+        one_of("checkpoint.final", self.checkpoint.final, ("trained", "complete"))
+        check(bool(self.train_parts), "train_parts is empty: rows (regex, learning-rate factor or None) say what is trained")
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How answers are drawn. Greedy by default.
+
+    `num_beams` > 1 is beam search with the semantics of Hugging Face's `generate`. Sampling starts with `temperature` > 0.
+    """
+
+    max_new_tokens: int = 128
+    num_beams: int = 1
+    temperature: float = 0.0  # 0: the likeliest token
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    early_stopping: bool = False  # beams: stop as soon as num_beams candidates are finished
+    length_penalty: float = 1.0  # beams: score is the sum of log probabilities over length ** length_penalty
+    no_repeat_ngram_size: int = 0  # 0: off
+    banned: tuple[str, ...] = ()  # strings that may not be produced, as the tokenizer cuts them
+    banned_tokens: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be produced
+    forced_eos: bool = False  # the last possible token is the end-of-sequence token
+    seed: int = 0
+
+    @classmethod
+    def official(cls):
+        """The recipe published with OmniFusion-1.1: three beams, 50 tokens, no newline, no free-standing colon."""
+        return cls(
+            max_new_tokens=50,
+            num_beams=3,
+            early_stopping=True,
+            no_repeat_ngram_size=4,
+            banned=("\n", "</s>", ":"),
+            banned_tokens=((13,),),
+            forced_eos=True,
+        )
+
+    def __post_init__(self):
+        check(self.max_new_tokens > 0, f"max_new_tokens is {self.max_new_tokens}")
+        check(self.num_beams > 0, f"num_beams is {self.num_beams}")
+        check(self.temperature >= 0, f"temperature is {self.temperature}")
+        check(self.num_beams == 1 or self.temperature == 0, "beams are not sampled: set num_beams=1 or temperature=0")
+        check(0 < self.top_p <= 1, f"top_p {self.top_p} is not in (0, 1]")
+
+
+def check(condition, message):
+    if not condition:
+        raise ConfigError(message)
+
+
+def one_of(name, value, choices):
+    check(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}")
+
+
+def to_json(config):
+    return json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False)
+
+
+def from_dict(cls, values):
+    """Builds a (nested) config from what `dataclasses.asdict` gave. Raises ConfigError on unknown fields."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := set(values) - set(fields):
+        raise ConfigError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}; it has {', '.join(fields)}")
+    made = {}
+    for name, value in values.items():
+        kind = fields[name].type
+        made[name] = from_dict(kind, value) if dataclasses.is_dataclass(kind) else tuple(value) if isinstance(value, list) else value
+    return cls(**made)

@@ -1,0 +1,28 @@
+"""Normalisation, computed in float32 whatever the input's type."""
+
+import jax
+import jax.numpy as jnp
+
+from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.init import ones, zeros
+
+
+class LayerNorm(nnx.Module):
+    def __init__(self, width, eps):
+        self.scale, self.bias, self.eps = ones(width), zeros(width), eps
+
+    def __call__(self, x):  # [..., width]
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    def __init__(self, width, eps):
+        self.scale, self.eps = ones(width), eps
+
+    def __call__(self, x):  # [..., width]
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.scale[...]

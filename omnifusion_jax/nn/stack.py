@@ -1,0 +1,38 @@
+"""One stack of layers, two forms: one scanned module in training, a list of layers in decoding."""
+
+import jax
+
+from omnifusion_jax.nn import nnx
+
+REMAT = {  # what the backward pass keeps of a layer's forward pass
+    "none": lambda f: f,
+    "dots": lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "full": jax.checkpoint,
+}
+
+
+def run_stack(stack, x, step, per_layer=None, remat="none"):
+    """Threads `x` through the layers: `x, y = step(layer, x, per_layer[i])`; returns the last x and every y.
+
+    A stacked module is scanned (fast to compile, little memory); its ys come back stacked. A list runs layer by layer, so that no weight is sliced,
+    hence none copied, per decoded token; its ys come back as a list.
+    """
+    step = REMAT[remat](step)
+    if not isinstance(stack, nnx.List):
+        return jax.lax.scan(lambda x, item: step(item[0], x, item[1]), x, (stack, per_layer))
+    ys = []
+    for i, layer in enumerate(stack):
+        x, y = step(layer, x, None if per_layer is None else per_layer[i])
+        ys.append(y)
+    return x, ys
+
+
+def first_layers(stack, n):
+    """The first `n` layers, in either form."""
+    return nnx.List(list(stack)[:n]) if isinstance(stack, nnx.List) else jax.tree.map(lambda a: a[:n], stack)
+
+
+def unstack(stack):
+    """The list form of a stacked module."""
+    depth = jax.tree.leaves(stack)[0].shape[0]
+    return nnx.List([jax.tree.map(lambda a: a[i], stack) for i in range(depth)])
