@@ -215,6 +215,7 @@ class GenerationConfig:
     no_repeat_ngram_size: int = 0  # 0: off
     banned: tuple[str, ...] = ()  # strings that may not be produced, as the tokenizer cuts them
     banned_tokens: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be produced
+    ban_newline: bool = False  # the bare newline token, which `banned` misses where the tokenizer puts a space before a newline
     forced_eos: bool = False  # the last possible token is the end-of-sequence token
     seed: int = 0
 
@@ -227,7 +228,7 @@ class GenerationConfig:
             early_stopping=True,
             no_repeat_ngram_size=4,
             banned=("\n", "</s>", ":"),
-            banned_tokens=((13,),),
+            ban_newline=True,
             forced_eos=True,
         )
 
@@ -237,6 +238,9 @@ class GenerationConfig:
         check(self.temperature >= 0, f"temperature is {self.temperature}")
         check(self.num_beams == 1 or self.temperature == 0, "beams are not sampled: set num_beams=1 or temperature=0")
         check(0 < self.top_p <= 1, f"top_p {self.top_p} is not in (0, 1]")
+        check(self.top_k >= 0, f"top_k is {self.top_k}; 0 means all")
+        check(self.no_repeat_ngram_size >= 0, f"no_repeat_ngram_size is {self.no_repeat_ngram_size}; 0 means off")
+        check(0 <= self.seed < 2**32, f"seed {self.seed} is not in [0, 2**32)")
 
 
 def check(condition, message):

@@ -43,14 +43,13 @@ def read_torch_file(path):
 
     Raises:
       CheckpointError: the file is empty, truncated, inconsistent, of another format, or asks for anything outside `ALLOWED`; nothing was run.
-      OSError: it is missing or unreadable.
+      OSError: it cannot be opened.
     """
-    with _errors_naming(path):
-        _check_start(path)
-        with zipfile.ZipFile(path) as archive:
-            entries = _Entries(path, archive)
-            _check_byte_order(entries)
-            return _Unpickler(entries).load()
+    with open(path, "rb") as file, _errors_naming(path):
+        _check_start(file.read(64))
+        entries = _Entries(file)
+        _check_byte_order(entries)
+        return _Unpickler(entries).load()
 
 
 def state_dict(module):
@@ -100,22 +99,17 @@ def _section(module, name):
 
 @contextlib.contextmanager
 def _errors_naming(path):
-    """Turns whatever reading raises into a CheckpointError that starts with the file's name; a missing or unreadable file keeps its OSError."""
+    """Turns whatever reading raises into a CheckpointError that starts with the file's name."""
     try:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path}: the zip archive is truncated or damaged ({error}). Copy or download it again.") from error
-    except OSError:
-        raise
-    except Exception as error:  # a malformed pickle can raise almost any type
-        raise CheckpointError(f"{path}: the file is damaged or was not written by torch.save ({type(error).__name__}: {error!s:.200})") from error
+    except Exception as error:  # a malformed zip or pickle can raise almost any type
+        reason = f"{type(error).__name__}: {error!s:.200}"
+        raise CheckpointError(f"{path}: truncated, damaged, or not written by torch.save ({reason}). Copy or download it again.") from error
 
 
-def _check_start(path):
-    with open(path, "rb") as file:
-        start = file.read(64)
+def _check_start(start):
     if not start:
         raise CheckpointError("the file is empty. Copy or download it again.")
     for prefix, meaning in FOREIGN.items():
@@ -136,16 +130,14 @@ def _check_byte_order(entries):
 class _Entries:
     """The entries of one torch archive, as read-only bytes."""
 
-    def __init__(self, path, archive):
-        self.archive = archive
-        self.infos = {info.filename: info for info in archive.infolist()}
+    def __init__(self, file):
+        self.archive = zipfile.ZipFile(file)
+        self.mapped = np.asarray(np.memmap(file, np.uint8, mode="r"))
+        self.infos = {info.filename: info for info in self.archive.infolist()}
         self.root = _root(self.infos)
-        self.mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))
         self.inflated = {}
         if sum(info.file_size for info in self.infos.values() if not _is_raw(info)) > MAX_INFLATED_BYTES:
-            raise CheckpointError(
-                f"more than {MAX_INFLATED_BYTES} bytes in compressed entries. Repack the archive without compression (`zip -0 -r`)."
-            )
+            raise CheckpointError(f"its compressed entries hold more than {MAX_INFLATED_BYTES} bytes. Repack it uncompressed (`zip -0 -r`).")
 
     def info(self, name):
         if f"{self.root}{name}" not in self.infos:
@@ -167,7 +159,7 @@ class _Entries:
         start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         data = self.mapped[start:][: info.file_size]
         if not header.startswith(ZIP_START) or data.size != info.file_size:
-            raise zipfile.BadZipFile(f"no data for entry {info.filename!a:.100}")
+            raise CheckpointError(f"the archive has no data for its entry {info.filename!a:.100}. Copy or download it again.")
         return data
 
 
@@ -200,11 +192,11 @@ def _rebuild_tensor(storage, offset, size, stride, requires_grad, hooks, metadat
     if metadata:  # conjugated or negated without being computed
         raise CheckpointError(f"a tensor carries the view flags {metadata!a:.100}. Save it again after .resolve_conj().resolve_neg().")
     width = storage.dtype.itemsize
-    if not _fits(storage.data.size // width, offset, size, stride):
-        raise CheckpointError(
-            f"a tensor of size {size!a:.100}, stride {stride!a:.100}, offset {offset!a:.30} does not fit its storage of {storage.data.size // width} "
-            "elements. The file is damaged or hostile, or the tensor was an expanded view: then save its .contiguous() copy."
-        )
+    room = storage.data.size // width
+    if not _fits(room, offset, size, stride):
+        view = f"size {size!a:.100}, stride {stride!a:.100}, offset {offset!a:.30}"
+        advice = "The file is damaged or hostile, or the tensor was an expanded view: then save its .contiguous() copy."
+        raise CheckpointError(f"a tensor of {view} does not fit its storage of {room} elements. {advice}")
     if 0 in size:
         return np.empty(size, storage.dtype)
     return np.ndarray(size, storage.dtype, storage.data, offset * width, [step * width for step in stride])

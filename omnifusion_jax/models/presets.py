@@ -6,12 +6,12 @@ from omnifusion_jax.errors import ConfigError
 PRESETS = {
     # CLIP-ViT-L/14-336, one transformer layer and a linear map, Mistral-7B-v0.1
     "omnifusion-1.1": lambda: ModelConfig(preset="omnifusion-1.1"),
-    # The same system small enough to train on two CPU cores: 48-pixel pictures, 36 patches
+    # The same system small enough to train on two CPU cores: 96-pixel pictures, 36 patches
     "omnifusion-tiny": lambda: ModelConfig(
         preset="omnifusion-tiny",
-        encoder=EncoderConfig(image_size=48, patch=8, embed=128, layers=5, heads=4, mlp=512),
+        encoder=EncoderConfig(image_size=96, patch=16, embed=128, layers=5, heads=4, mlp=512),
         adapter=AdapterConfig(heads=4, mlp=256),
-        decoder=DecoderConfig(vocab=1024, embed=160, layers=4, heads=6, kv_heads=3, head_dim=32, mlp=448, max_length=2048),
+        decoder=DecoderConfig(vocab=852, embed=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384, max_length=2048),
     ),
 }
 

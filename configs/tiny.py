@@ -1,0 +1,75 @@
+"""A system small enough to train on two CPU cores, on pictures drawn on the fly.
+
+encoder   a bare encoder learns to name what stands where            (makes the bundled encoder)
+decoder   a bare decoder learns to answer about pictures put in words (makes the bundled decoder)
+pretrain  phase 1: adapter and special vectors learn captions, between the bundled encoder and decoder
+sft       phase 2: the decoder joins in and questions are answered
+real      phase 2 alone, from fresh parts, on a folder of real dialogues
+"""
+
+from omnifusion_jax.config import CheckpointConfig, DataConfig, EvalConfig, MeshConfig, OptimizerConfig, TrainConfig
+from omnifusion_jax.models.presets import preset
+
+ALL_BUT_ENCODER = ((r"(adapter|special|decoder)/.*", 1.0), (r"encoders/.*", None))
+
+
+def tiny(**settings):
+    # one device: the mesh takes what there is, and tests simulate eight
+    return TrainConfig(model=preset("omnifusion-tiny"), compute_dtype="float32", mesh=MeshConfig(data=-1, fsdp=1), log_every=20, **settings)
+
+
+def encoder():
+    return tiny(
+        objective="patches",
+        steps=1500,
+        batch_size=128,
+        train_parts=((r"encoders/.*|head", 1.0),),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.05, weight_decay=0.01),
+        data=DataConfig(path="synthetic:patches"),
+    )
+
+
+def decoder():
+    return tiny(
+        steps=8000,
+        batch_size=64,
+        tokenizer="omnifusion-tiny-decoder",
+        train_parts=((r"(special|decoder)/.*", 1.0), (r"(encoders|adapter)/.*", None)),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05, weight_decay=0.01),
+        data=DataConfig(path="synthetic:text", max_length=96),
+        eval=EvalConfig(path="synthetic:held-out-text", count=512),
+    )
+
+
+def pretrain():
+    return tiny(
+        steps=400,
+        batch_size=64,
+        encoder_from="omnifusion-tiny-encoder",
+        decoder_from="omnifusion-tiny-decoder",
+        train_parts=((r"(adapter|special)/.*", 1.0), (r"(encoders|decoder)/.*", None)),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.05),
+        data=DataConfig(path="synthetic:captions", max_length=96),
+    )
+
+
+def sft():
+    return tiny(
+        steps=1000,
+        batch_size=64,
+        encoder_from="omnifusion-tiny-encoder",
+        decoder_from="omnifusion-tiny-decoder",
+        init_from="runs/tiny/pretrain/model",
+        train_parts=ALL_BUT_ENCODER,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.05),
+        data=DataConfig(path="synthetic:questions", max_length=96),
+        checkpoint=CheckpointConfig(final="complete"),
+        eval=EvalConfig(path="synthetic:held-out", count=1000, blind=True),
+    )
+
+
+VARIANTS = {"encoder": encoder, "decoder": decoder, "pretrain": pretrain, "sft": sft}
+
+
+def get_config(variant="pretrain"):
+    return VARIANTS[variant]()

@@ -1,0 +1,59 @@
+"""python -m omnifusion_jax.chat --model=M [--image=F]"""
+
+from absl import flags
+
+from omnifusion_jax.api import load
+from omnifusion_jax.cli import define_generation, run
+from omnifusion_jax.data.dialogues import Request
+from omnifusion_jax.errors import DataError
+
+MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
+VISION = flags.DEFINE_string("vision", None, "CLIP directory, where the model does not hold one.")
+IMAGE = flags.DEFINE_string("image", None, "Picture to talk about.")
+DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of parameters and computation.")
+GENERATION = define_generation()
+
+HELP = "/image FILE shows another picture, /new starts again, /quit or Ctrl-D leaves; Ctrl-C stops an answer."
+
+
+def answer(model, messages, images, generation):
+    """Prints an answer as it comes; Ctrl-C stops it. Returns what was said so far."""
+    said = ""
+    try:
+        for piece in model.stream(Request(messages, images), generation):
+            print(piece, end="", flush=True)
+            said += piece
+    except KeyboardInterrupt:
+        print(" [stopped]", end="")
+    print()
+    return said
+
+
+def main(_):
+    model, generation = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value), GENERATION()
+    images, messages = [IMAGE.value] if IMAGE.value else [], []
+    print(HELP)
+    while True:
+        try:
+            line = input("> ").strip()
+        except KeyboardInterrupt:
+            print()
+            continue
+        except EOFError:
+            return
+        command, _, rest = line.partition(" ")
+        if command == "/quit":
+            return
+        if command in ("/image", "/new"):
+            images, messages = [rest] if command == "/image" else images, []
+        elif line:
+            messages.append({"role": "user", "content": line})
+            try:
+                messages.append({"role": "assistant", "content": answer(model, messages, images, generation) or "..."})
+            except DataError as error:
+                messages.pop()
+                print(f"error: {error}")
+
+
+if __name__ == "__main__":
+    run(main)

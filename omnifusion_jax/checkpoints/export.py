@@ -1,0 +1,130 @@
+"""Writes a model as the original OmniFusion code loads it."""
+
+import contextlib
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+
+from omnifusion_jax.checkpoints import clip, mistral, original
+from omnifusion_jax.checkpoints.engine import to_foreign
+from omnifusion_jax.checkpoints.files import write_json, write_safetensors
+from omnifusion_jax.checkpoints.load import PARTS, Checkpoint
+from omnifusion_jax.checkpoints.staging import written_beside
+from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
+from omnifusion_jax.errors import CheckpointError
+
+PUBLISHED_CLIP = {(336, 14, 1024, 24): "clip-vit-large-patch14-336"}  # image size, patch, embed, layers: the name the original code asks for
+
+
+def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
+    """Writes tokenizer/, tuned-model/, a CLIP directory, the adapter, the special vectors and omnifusion.json into the new directory `output`.
+
+    Args:
+      checkpoint: a whole model.
+      output: takes its name only when everything is written.
+      dtype: "bfloat16", "float32" or a numpy type; None keeps the arrays' own.
+      pickles: write projection.pt and special_embeddings.pt, which the original code loads and which need PyTorch to make. False writes
+        .safetensors of the same names, which only this library reads.
+
+    Raises:
+      CheckpointError: parts are missing, `output` exists, or PyTorch is needed and not installed.
+    """
+    if missing := set(PARTS) - set(checkpoint.parts):
+        raise CheckpointError(f"the checkpoint holds only {', '.join(checkpoint.parts)}; {', '.join(sorted(missing))} of the model are missing")
+    if checkpoint.tokenizer is None:
+        raise CheckpointError("the checkpoint has no tokenizer")
+    torch = import_torch() if pickles else None
+    config = checkpoint.config
+    with written_beside(output) as partial:
+        copy_tokenizer(checkpoint.tokenizer, made(partial / original.TOKENIZER))
+        write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", mistral.table(config.decoder), dtype))
+        write_encoder(made(partial / clip_name(config.encoder)), config.encoder, part(checkpoint, "encoders", clip.table(config.encoder), dtype))
+        adapter = part(checkpoint, "adapter", original.adapter_table(config), dtype)
+        special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
+        if torch:
+            with classes_of_the_original(torch) as VisualToGPTMapping:
+                torch.save(VisualToGPTMapping(config, as_torch(torch, adapter)), partial / f"{original.ADAPTER}.pt")
+            torch.save(as_torch(torch, special), partial / f"{original.SPECIAL}.pt")
+        else:
+            write_safetensors(partial / f"{original.ADAPTER}.safetensors", adapter)
+            write_safetensors(partial / f"{original.SPECIAL}.safetensors", special)
+        write_json(partial / original.SETTINGS, original.settings(config))
+
+
+def part(checkpoint, name, table, dtype):
+    arrays = {path: np.asarray(a) for path, a in checkpoint.arrays.items() if path.startswith(f"{name}/")}
+    return to_foreign({path: a if dtype is None else a.astype(dtype) for path, a in arrays.items()}, table)
+
+
+def made(directory) -> Path:
+    directory.mkdir()
+    return directory
+
+
+def clip_name(c):
+    return PUBLISHED_CLIP.get((c.image_size, c.patch, c.embed, c.layers), "clip")
+
+
+def write_decoder(directory, c, tensors):
+    write_json(directory / "config.json", mistral.decoder_json(c, type_of(tensors)))
+    write_json(directory / "generation_config.json", {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2})
+    write_safetensors(directory / "model.safetensors", tensors)
+
+
+def write_encoder(directory, c, tensors):
+    write_json(directory / "config.json", clip.encoder_json(c, type_of(tensors)))
+    write_json(directory / "preprocessor_config.json", clip.preprocessor_json(c))
+    write_safetensors(directory / "model.safetensors", tensors)
+
+
+def type_of(tensors):
+    return str(next(iter(tensors.values())).dtype)
+
+
+def import_torch():
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError("projection.pt is a pickled PyTorch module; to write it: pip install omnifusion-jax[export]") from error
+    return torch
+
+
+def as_torch(torch, tensors):
+    """torch tensors by name. torch takes no bfloat16 from numpy: its bits travel as int16."""
+
+    def convert(a):
+        a = np.array(a, order="C")
+        return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if a.dtype == "bfloat16" else torch.from_numpy(a)
+
+    return {name: convert(a) for name, a in tensors.items()}
+
+
+@contextlib.contextmanager
+def classes_of_the_original(torch):
+    """While the block runs there is a module `models` with the class that the original code's projection.pt names."""
+
+    class VisualToGPTMapping(torch.nn.Module):
+        def __init__(self, config, tensors):
+            super().__init__()
+            c, width, out = config.adapter, config.encoder.embed, config.decoder.embed
+            with torch.device("meta"):
+                self.transformer_layer = torch.nn.TransformerEncoderLayer(width, c.heads, c.mlp, c.dropout, layer_norm_eps=c.eps, batch_first=True)
+                self.linear = torch.nn.Linear(width, out)
+            self.n_embeddings, self.embedding_dim = config.encoder.rows, out  # the original forward pass reads them
+            self.load_state_dict(tensors, assign=True)
+            self.eval()  # that code never turns its dropout off
+
+    VisualToGPTMapping.__module__, VisualToGPTMapping.__qualname__ = "models", "VisualToGPTMapping"
+    theirs = types.ModuleType("models")
+    theirs.VisualToGPTMapping = VisualToGPTMapping
+    before = sys.modules.get("models")
+    sys.modules["models"] = theirs
+    try:
+        yield VisualToGPTMapping
+    finally:
+        if before is None:
+            del sys.modules["models"]
+        else:
+            sys.modules["models"] = before

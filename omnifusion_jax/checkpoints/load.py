@@ -1,0 +1,68 @@
+"""Checkpoints of every known format, and the parts that training starts from."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from omnifusion_jax.checkpoints import clip, hub, mistral, native, original
+from omnifusion_jax.checkpoints.bundled import VISION
+from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
+from omnifusion_jax.config import DecoderConfig, EncoderConfig, ModelConfig
+from omnifusion_jax.errors import CheckpointError
+
+PARTS = ("encoders", "adapter", "special", "decoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    config: ModelConfig
+    arrays: dict[str, Any]  # numpy or jax arrays by path
+    tokenizer: Path | None  # directory with tokenizer.json
+    family: str  # the format it was read from
+
+    @property
+    def parts(self):
+        return tuple(part for part in PARTS if any(path.startswith(f"{part}/") for path in self.arrays))
+
+
+def read_native(directory, vision, dtype):
+    if vision is not None:
+        raise CheckpointError(f"{directory}: a native checkpoint has its own encoder; leave out vision (--vision)")
+    return *native.load_native(directory, dtype), fast_tokenizer(directory)
+
+
+# name: (whether a directory is of that family, reader to (config, arrays, tokenizer), what makes it one)
+FAMILIES = {
+    "native": (native.is_native, read_native, "arrays/ and config.json"),
+    "omnifusion": (original.locate, original.read, "tuned-model/, tokenizer/, projection.pt, special_embeddings.pt"),
+}
+
+
+def load_checkpoint(source, vision=None, dtype=None) -> Checkpoint:
+    """Reads a checkpoint, recognising its format.
+
+    Args:
+      source: directory or hub id: a native checkpoint (which may hold some parts only), or an original OmniFusion directory.
+      vision: CLIP directory or hub id, for original directories that hold none.
+      dtype: "bfloat16", "float32" or a numpy type of the arrays; None keeps what is stored.
+
+    Raises:
+      CheckpointError: the source is not there, of no known format, unsafe, or incomplete.
+    """
+    directory, vision = hub.local(source), vision or VISION.get(source)
+    for family, (test, read, _) in FAMILIES.items():
+        if test(directory):
+            return Checkpoint(*read(directory, vision and hub.local(vision), dtype), family)
+    known = "; ".join(f"{family}: {files}" for family, (_, _, files) in FAMILIES.items())
+    raise CheckpointError(f"{source}: a checkpoint of no known format ({known})")
+
+
+def load_encoder(source, dtype=None) -> tuple[EncoderConfig, dict]:
+    """(config, {"encoders/0/...": array}) of a Hugging Face CLIP directory or hub id. Raises CheckpointError."""
+    return clip.read(hub.local(source), dtype)
+
+
+def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:
+    """(config, {"decoder/...": array}, tokenizer directory or None) of a Hugging Face Mistral directory or hub id. Raises CheckpointError."""
+    directory = hub.local(source)
+    return *mistral.read(directory, dtype), fast_tokenizer(directory)

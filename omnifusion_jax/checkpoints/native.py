@@ -1,0 +1,132 @@
+"""The library's own checkpoint directory.
+
+    arrays/        Orbax, a plain nested dict by path, no framework types
+    config.json    {"version": 1, "parts": ["adapter", "special"], "model": {...}}: what is there, and the ModelConfig it belongs to
+    tokenizer.json, tokenizer_config.json, ...    the tokenizer's files, where there is one
+
+Phase-1 checkpoints hold only what was trained; `parts` says so.
+"""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from omnifusion_jax.checkpoints.engine import refuse, shapes_of
+from omnifusion_jax.checkpoints.files import read_json, require, write_json
+from omnifusion_jax.checkpoints.staging import unfinished, written_beside
+from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
+from omnifusion_jax.config import ModelConfig, from_dict
+from omnifusion_jax.errors import CheckpointError
+
+VERSION = 1
+
+
+def save_native(directory, config: ModelConfig, arrays, tokenizer_dir=None):
+    """Writes whole parts of a model: {path: numpy or jax array}. The directory has its name only when it is complete.
+
+    Every process of a job calls this, with global arrays.
+
+    Raises:
+      CheckpointError: the directory exists and is not empty, or the arrays are not whole parts of the model that `config` describes.
+    """
+    parts = sorted({path.split("/")[0] for path in arrays})
+    check(arrays, config, parts, directory)
+    directory = Path(directory).absolute()
+    first = jax.process_index() == 0  # it alone makes and names the directory
+    with written_beside(directory) if first else contextlib.nullcontext(unfinished(directory)) as partial:
+        multihost_utils.sync_global_devices(f"{directory} begun")
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / "arrays", nested(arrays))
+        if first:
+            if tokenizer_dir is not None:
+                copy_tokenizer(tokenizer_dir, partial)
+            write_json(partial / "config.json", {"version": VERSION, "parts": parts, "model": dataclasses.asdict(config)})
+    multihost_utils.sync_global_devices(f"{directory} named")
+
+
+def load_native(directory, dtype=None, shardings=None):
+    """Reads what is there: (ModelConfig, {path: jax array}).
+
+    Args:
+      directory: written by `save_native`, on any number of devices.
+      dtype: type of the result; None keeps what is stored.
+      shardings: {path: jax.sharding.Sharding} of at least the arrays that are there; None puts all on this process's first device.
+
+    Raises:
+      CheckpointError: config.json is not one of this library, or arrays are missing, too many or misshapen (all are listed).
+    """
+    directory = Path(directory).absolute()
+    config, parts = read_config(directory)
+    with ocp.StandardCheckpointer() as checkpointer:
+        with named_errors(directory):
+            stored = flat(checkpointer.metadata(directory / "arrays").item_metadata.tree)
+        check(stored, config, parts, directory)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        wanted = {
+            path: jax.ShapeDtypeStruct(a.shape, np.dtype(dtype or a.dtype), sharding=shardings[path] if shardings else here)
+            for path, a in stored.items()
+        }
+        with named_errors(directory):
+            return config, flat(checkpointer.restore(directory / "arrays", nested(wanted)))
+
+
+@contextlib.contextmanager
+def named_errors(directory):
+    try:
+        yield
+    except Exception as error:  # Orbax raises a bare Exception for damaged data
+        raise CheckpointError(f"{directory}/arrays cannot be read ({type(error).__name__}: {error!s:.300}). Copy or save it again.") from error
+
+
+def is_native(directory):
+    return (Path(directory) / "arrays").is_dir() and (Path(directory) / "config.json").is_file()
+
+
+def read_config(directory) -> tuple[ModelConfig, list[str]]:
+    """The model's config, and the parts that are there ("adapter", "decoder", "encoders", "special")."""
+    file = Path(directory) / "config.json"
+    if not is_native(directory):
+        raise CheckpointError(f"{directory}: not a native checkpoint, which has config.json and arrays/")
+    values = read_json(file)
+    if missing := {"version", "parts", "model"} - values.keys():
+        raise CheckpointError(f"{file}: not of this library, it lacks {', '.join(sorted(missing))}")
+    require(values, {"version": (VERSION,)}, file)
+    config = from_dict(ModelConfig, values["model"])
+    config.validate()
+    return config, values["parts"]
+
+
+def check(arrays, config, parts, where):
+    """Compares the arrays' paths and shapes with those of the model's `parts`; every difference is in the CheckpointError."""
+    wanted = shapes_of(config, *parts)
+    problems = [f"{path}: missing" for path in wanted.keys() - arrays.keys()]
+    problems += [f"{path}: the model has no such array" for path in arrays.keys() - wanted.keys()]
+    for path in wanted.keys() & arrays.keys():
+        if tuple(arrays[path].shape) != wanted[path]:
+            problems.append(f"{path}: has shape {list(arrays[path].shape)}, {list(wanted[path])} is needed")
+    refuse(sorted(problems), where, "do not fit the model that config.json describes")
+
+
+def nested(arrays):
+    """{"a/b": x} to {"a": {"b": x}}"""
+    tree = {}
+    for path, a in arrays.items():
+        *parents, name = path.split("/")
+        at = tree
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[name] = a
+    return tree
+
+
+def flat(tree, prefix=""):
+    """{"a": {"b": x}} to {"a/b": x}"""
+    found = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found

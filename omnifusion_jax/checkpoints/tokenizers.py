@@ -1,0 +1,77 @@
+"""A tokenizer's files: copied with a model, and made readable where only the sentencepiece model is there."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import sentencepiece
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+from omnifusion_jax.checkpoints.staging import written_beside
+from omnifusion_jax.errors import CheckpointError
+
+FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+SPACE = "\u2581"  # sentencepiece's mark for a space
+PROBES = ("This is a dialog.\n", "  two  spaces", " a\tb ", "\u041f\u0440\u0438\u0432\u0435\u0442, 2 + 2?", "\u65e5\u672c\u0001", "")
+
+
+def copy_tokenizer(source, target):
+    for name in FILES:
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, Path(target) / name)
+
+
+def fast_tokenizer(directory) -> Path | None:
+    """A directory with tokenizer.json: this one, or a cached conversion of its tokenizer.model. None where neither is there.
+
+    Conversions are kept in `$XDG_CACHE_HOME/omnifusion_jax`, by content.
+    """
+    directory = Path(directory)
+    if (directory / "tokenizer.json").is_file():
+        return directory
+    if not (directory / "tokenizer.model").is_file():
+        return None
+    content = b"".join((directory / name).read_bytes() for name in FILES if (directory / name).is_file())
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    converted = caches / "omnifusion_jax" / f"tokenizer-{hashlib.sha256(content).hexdigest()[:16]}"
+    if not converted.is_dir():
+        with written_beside(converted) as partial:
+            copy_tokenizer(directory, partial)
+            from_sentencepiece(directory / "tokenizer.model").save(str(partial / "tokenizer.json"))
+    return converted
+
+
+def from_sentencepiece(file) -> Tokenizer:
+    """The same tokenizer as a `tokenizers.Tokenizer`: byte-pair encoding with byte fallback, and a space before every text, as Llama has it.
+
+    (transformers 5 converts such files too, but treats runs of spaces and a space at the start unlike sentencepiece.)
+
+    Raises:
+      CheckpointError: the file is damaged, or not of that kind: the result is compared with sentencepiece on a few texts.
+    """
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f"{file}: not a sentencepiece model ({error!s:.200}). Copy or download it again.") from error
+    ids = {pieces.id_to_piece(i): i for i in range(len(pieces))}
+    unknown = pieces.id_to_piece(pieces.unk_id())
+    tokenizer = Tokenizer(models.BPE(ids, merges(pieces, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    tokenizer.add_special_tokens(
+        [AddedToken(piece, normalized=False, special=True) for piece, i in ids.items() if pieces.is_control(i) or pieces.is_unknown(i)]
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    for text in PROBES:
+        if (ours := tokenizer.encode(text).ids) != (theirs := pieces.encode(text)):
+            raise CheckpointError(f"{file}: not a byte-pair model like Llama's: {text!r} is {theirs}, converted {ours}. Provide a tokenizer.json.")
+    return tokenizer
+
+
+def merges(pieces, ids):
+    """Every pair of pieces that joins to a piece: the likelier result first, as sentencepiece joins, and among equals the longer left half."""
+    found = []
+    for piece, i in ids.items():
+        halves = [(piece[:n], piece[n:]) for n in range(len(piece) - 1, 0, -1)]
+        found += [(-pieces.get_score(i), -len(a), -len(b), (a, b)) for a, b in halves if a in ids and b in ids]
+    return [pair for *_, pair in sorted(found, key=lambda row: row[:3])]

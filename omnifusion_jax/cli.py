@@ -1,0 +1,41 @@
+"""What the command lines share."""
+
+import dataclasses
+import sys
+
+from absl import app
+from ml_collections import ConfigDict, config_flags
+
+from omnifusion_jax.config import GenerationConfig
+from omnifusion_jax.errors import OmniFusionError
+
+
+def run(main):
+    """`absl.app.run`, except that an error raised on purpose is one message on stderr and exit status 1, without a traceback."""
+
+    def guarded(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected {' '.join(argv[1:])}; options start with --")
+        try:
+            return main(argv)
+        except OmniFusionError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    app.run(guarded)
+
+
+def define_generation():
+    """Flags --generation.FIELD=value for every field of GenerationConfig, and --generation.official for the published recipe to start from.
+
+    Returns a function that gives the GenerationConfig once flags are parsed.
+    """
+    defaults = dataclasses.asdict(GenerationConfig())
+    holder = config_flags.DEFINE_config_dict("generation", ConfigDict({"official": False, **defaults}))
+
+    def parsed():
+        values = holder.value.to_dict()
+        base = GenerationConfig.official() if values.pop("official") else GenerationConfig()
+        return dataclasses.replace(base, **{name: value for name, value in values.items() if value != defaults[name]})
+
+    return parsed

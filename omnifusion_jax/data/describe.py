@@ -1,0 +1,34 @@
+"""One sample in words, as the model will see it."""
+
+import numpy as np
+
+from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT
+
+NAMES = ("<USER>", "<BOT>", "<SOI>", "<EOI>")
+
+
+def describe(source, prepare, tokenizer):
+    """The first sample that can be used, its targets in [[ ]], its feature slots counted."""
+    for i in range(len(source)):
+        try:
+            return render(prepare(source[i]), tokenizer)
+        except ValueError:
+            continue  # a bad sample is the pipeline's business
+    return "no sample of the data can be used"
+
+
+def render(sample, tokenizer):
+    """The positions of a Sample, run by run of one kind."""
+    marks = np.stack([sample.kind, sample.weights > 0])
+    starts = [0, *(np.flatnonzero((marks[:, 1:] != marks[:, :-1]).any(axis=0)) + 1), len(sample.tokens)]
+    words = []
+    for start, end in zip(starts, starts[1:], strict=False):
+        kind, target = sample.kind[start], sample.weights[start] > 0
+        if kind == TEXT:
+            text = tokenizer.decode(sample.tokens[start:end]) + ("</s>" if sample.tokens[end - 1] == tokenizer.eos else "")
+            words.append(f"[[{text}]]" if target else text)
+        elif kind == SPECIAL:
+            words += [NAMES[i] for i in sample.index[start:end]]
+        elif kind == FEATURE:
+            words.append(f"<{end - start} image features>")
+    return " ".join(words)

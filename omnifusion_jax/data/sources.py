@@ -1,0 +1,108 @@
+"""Where dialogues come from. A source has a length and gives the `Dialogue` at an index, the same one every time."""
+
+import json
+from pathlib import Path
+
+from omnifusion_jax.data import questions, synthetic
+from omnifusion_jax.data.dialogues import Dialogue, parse
+from omnifusion_jax.errors import DataError
+
+ENDLESS = 2**30  # synthetic samples in an epoch
+
+
+class JsonSource:
+    """A LLaVA JSON list or a JSONL file, held in memory; pictures are named relative to `images`."""
+
+    def __init__(self, path, images=""):
+        self.path, self.images = Path(path), Path(images)
+        self.records = self.read()
+        if not self.records:
+            raise DataError(f"{path} holds no dialogues")
+
+    def read(self):
+        """[(where, record or None, problem or None)]: a broken line is known at once and reported when its turn comes."""
+        if not self.path.is_file():
+            raise DataError(f"{self.path} does not exist: data.path names a LLaVA JSON or JSONL file, or synthetic:captions")
+        text = self.path.read_text(encoding="utf-8")
+        if self.path.suffix == ".jsonl":
+            return [self.line(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        try:
+            records = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{self.path}:{error.lineno}: not JSON ({error.msg}). A file with one object a line must be named .jsonl") from None
+        if not isinstance(records, list):
+            raise DataError(f"{self.path}: a list of dialogues is expected, this is a {type(records).__name__}. Put it in [ ]")
+        return [(f"{self.path}[{i}]", record, None) for i, record in enumerate(records)]
+
+    def line(self, number, line):
+        where = f"{self.path}:{number}"
+        try:
+            return where, json.loads(line), None
+        except json.JSONDecodeError as error:
+            return where, None, f"{where}: not JSON ({error.msg})"
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, i):
+        where, record, problem = self.records[i]
+        if problem:
+            raise DataError(problem)
+        dialogue = parse(record, where)
+        for image in dialogue.images:
+            if not isinstance(image, str):
+                raise DataError(f'{dialogue.where}: "image" must name a file or a list of files')
+        return Dialogue(dialogue.where, dialogue.turns, tuple(self.images / name for name in dialogue.images), dialogue.marked)
+
+
+def captions(scene, rng):
+    language = questions.LANGUAGES[rng.integers(2)]
+    return [(language.describe, questions.caption(scene, language))]
+
+
+def several_questions(scene, rng):
+    return questions.questions(scene, rng, int(rng.integers(1, 5)))
+
+
+def one_question(scene, rng):
+    return questions.questions(scene, rng, 1)
+
+
+def anything(scene, rng):
+    return captions(scene, rng) if rng.random() < 0.2 else several_questions(scene, rng)
+
+
+SYNTHETIC = {  # kind -> (split, what is said, whether the picture is replaced by its map in words)
+    "captions": ("train", captions, False),
+    "questions": ("train", several_questions, False),
+    "text": ("train", anything, True),
+    "held-out": ("held-out", one_question, False),
+    "held-out-text": ("held-out", one_question, True),
+}
+
+
+class SyntheticSource:
+    """Dialogues about pictures drawn on the fly; `side` is the number of patches a side, for maps in words."""
+
+    def __init__(self, kind, side):
+        if kind not in SYNTHETIC:
+            raise DataError(f"there is no synthetic:{kind}; choose from {', '.join(SYNTHETIC)}")
+        self.kind, self.side = kind, side
+        self.split, self.say, self.in_words = SYNTHETIC[kind]
+
+    def __len__(self):
+        return ENDLESS
+
+    def __getitem__(self, i):
+        scene, rng = synthetic.scene_and_rng(i, self.split)
+        turns = [turn for question, answer in self.say(scene, rng) for turn in (("user", question), ("assistant", answer))]
+        if self.in_words:
+            turns[0] = ("user", " ".join([*synthetic.patch_words(scene, self.side), turns[0][1]]))
+        images = () if self.in_words else (synthetic.render(scene, rng),)
+        return Dialogue(f"synthetic:{self.kind}[{i}]", tuple(turns), images)
+
+
+def open_source(path, images, side):
+    """`synthetic:<kind>` or a file. Raises DataError."""
+    kind = path.removeprefix("synthetic:")
+    return SyntheticSource(kind, side) if kind != path else JsonSource(path, images)

@@ -1,0 +1,91 @@
+"""The sampler: one program reads the prompts, one writes tokens. Both serve batches, streams, greedy decoding, sampling and beams.
+
+Prompts stand at the right end of their rows, so that all rows write their next token at the same index of the cache.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from omnifusion_jax.inference.beam import Beams
+from omnifusion_jax.inference.logits import Knobs
+from omnifusion_jax.inference.sampling import Draws
+from omnifusion_jax.nn.attention import AttentionSpec
+
+
+class State(NamedTuple):
+    """Everything between two tokens. A beam is a row of its own here: `rows` is batch * beams."""
+
+    step: jax.Array  # int32[]: tokens chosen so far
+    knobs: Knobs
+    cache: list  # one (key, value) pair a layer, [rows, kv_heads, prompt + room, head_dim]
+    segments: jax.Array  # int32[rows, prompt + room]; 0 is padding before a prompt
+    positions: jax.Array  # int32[rows, prompt + room]
+    search: Draws | Beams
+
+
+@jax.jit
+def embed(model, batch):
+    """Token embeddings [rows, seq, embed] of a `batch.Batch`: the encoder and the adapter run here, once a request."""
+    return model.embed(batch)
+
+
+@partial(jax.jit, static_argnames="rules")
+def start(decoder, x, segments, positions, index, knobs, rules):
+    """Reads the prompts and chooses each one's first token.
+
+    x [batch, prompt, embed] and int32[batch, prompt] of segments and positions, padded on the left; a row without segments is blank and stays so.
+    `decoder` has its layers in list form. `index` int32[batch] are the requests' numbers, which sampling mixes into the seed.
+    """
+    beams, room = rules.num_beams, rules.room
+    c, (batch, prompt) = decoder.config, segments.shape
+    empty = [(jnp.zeros((batch, c.kv_heads, prompt, c.head_dim), x.dtype),) * 2 for _ in range(c.layers)]
+    hidden, cache = decoder(x, AttentionSpec.of(segments, positions, c.window), empty)
+
+    def widen(a):  # a prompt is read once, then every beam gets its copy
+        return jnp.repeat(a, beams, axis=0)
+
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(knobs.seed), index)
+    search = (Beams if beams > 1 else Draws).start(~segments.any(1), keys, rules)
+    search, _ = search.choose(widen(decoder.logits(hidden[:, -1])), 0, knobs, rules)
+    return State(
+        step=jnp.int32(1),
+        knobs=knobs,
+        cache=jax.tree.map(lambda a: widen(jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0)))), cache),
+        # Slots that are not written yet lie in the future of every query: causality hides them, so these two never change.
+        segments=widen(jnp.pad(segments, ((0, 0), (0, room)), constant_values=1)),
+        positions=widen(jnp.concatenate([positions, positions[:, -1:] + 1 + jnp.arange(room)], axis=1)),
+        search=search,
+    )
+
+
+@partial(jax.jit, static_argnames="rules", donate_argnames="state")
+def advance(decoder, state, until, rules):
+    """Chooses tokens until every row is done or `until` of them are there: the limit for whole answers, one more than `state.step` in a stream.
+
+    `state` is donated: what it held is gone.
+    """
+    prompt = state.segments.shape[1] - rules.room
+
+    def going(state):
+        return (state.step < jnp.minimum(until, state.knobs.limit)) & ~state.search.done.all()
+
+    def body(state):
+        at = prompt + state.step - 1
+        x = decoder.embed[...][state.search.last(state.step)][:, None]  # [rows, 1, embed]
+        here = jax.lax.dynamic_slice_in_dim(state.positions, at, 1, axis=1)
+        spec = AttentionSpec(jnp.ones_like(here), here, state.segments, state.positions, decoder.config.window)
+        hidden, cache = decoder(x, spec, state.cache, at)
+        search, parents = state.search.choose(decoder.logits(hidden[:, 0]), state.step, state.knobs, rules)
+        return state._replace(step=state.step + 1, cache=reorder(cache, parents, prompt), search=search)
+
+    return jax.lax.while_loop(going, body, state)
+
+
+def reorder(cache, parents, prompt):
+    """Each row's cache becomes that of its parent. Beams of one request share its prompt, so only what follows it moves."""
+    if parents is None:
+        return cache
+    return jax.tree.map(lambda a: a.at[:, :, prompt:].set(a[:, :, prompt:][parents]), cache)

@@ -1,0 +1,41 @@
+"""The logical axes of every parameter, by path."""
+
+import re
+
+AXES = (
+    (r"encoders/\d+/patch", "_ _ _ vision_embed"),
+    (r"encoders/\d+/(class_token|(pre|post)_norm/(scale|bias))", "_"),
+    (r"encoders/\d+/position", "_ vision_embed"),
+    (r"encoders/\d+/layers/attention/(query|key|value)", "layers vision_embed heads head_dim"),
+    (r"encoders/\d+/layers/attention/(query|key|value)_bias", "layers heads head_dim"),
+    (r"encoders/\d+/layers/attention/out", "layers heads head_dim vision_embed"),
+    (r"encoders/\d+/layers/up", "layers vision_embed vision_mlp"),
+    (r"encoders/\d+/layers/down", "layers vision_mlp vision_embed"),
+    (r"encoders/\d+/layers/.*(up|down|out)_bias", "layers _"),
+    (r"encoders/\d+/layers/norm\d/(scale|bias)", "layers _"),
+    (r"adapter/qkv", "vision_embed _ heads head_dim"),
+    (r"adapter/qkv_bias", "_ heads head_dim"),
+    (r"adapter/out", "heads head_dim vision_embed"),
+    (r"adapter/up", "vision_embed vision_mlp"),
+    (r"adapter/down", "vision_mlp vision_embed"),
+    (r"adapter/linear", "_ embed"),
+    (r"adapter/((out|up|down|linear)_bias|norm\d/(scale|bias))", "_"),
+    (r"special/\w+", "_"),
+    (r"decoder/embed", "vocab embed"),
+    (r"decoder/head", "embed vocab"),
+    (r"decoder/layers/attention/query", "layers embed kv_heads group head_dim"),
+    (r"decoder/layers/attention/(key|value)", "layers embed kv_heads head_dim"),
+    (r"decoder/layers/attention/out", "layers kv_heads group head_dim embed"),
+    (r"decoder/layers/(gate|up)", "layers embed mlp"),
+    (r"decoder/layers/down", "layers mlp embed"),
+    (r"decoder/layers/norm\d/scale", "layers _"),
+    (r"decoder/norm/scale", "_"),
+    (r"head", "vision_embed _"),
+)
+
+
+def axes(path):
+    """Names of the dimensions of the parameter at `path`. Exactly one row must match."""
+    hits = [names.split() for pattern, names in AXES if re.fullmatch(pattern, path)]
+    assert len(hits) == 1, f"{path}: {len(hits)} rows of AXES match, exactly one must"
+    return hits[0]

@@ -1,0 +1,111 @@
+"""python -m omnifusion_jax.train --config=configs/sft.py[:variant] [--config.a.b=value] --workdir=DIR"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import config_flags
+
+from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.load import load_decoder, load_encoder
+from omnifusion_jax.checkpoints.native import load_native, save_native
+from omnifusion_jax.cli import run
+from omnifusion_jax.config import ConfigError, to_json
+from omnifusion_jax.data.describe import describe
+from omnifusion_jax.data.layout import Layout
+from omnifusion_jax.data.pipeline import Batches, LayOut, PatchSource, keep
+from omnifusion_jax.data.sources import open_source
+from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.evaluation.exact_match import exact_match
+from omnifusion_jax.evaluation.report import write_report
+from omnifusion_jax.inference.model import Model
+from omnifusion_jax.models.omnifusion import cast
+from omnifusion_jax.training.loop import train
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant]")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the finished model go; a run that was cut off goes on from there.")
+
+
+def starting_point(config):
+    """The parameters that the run starts from, by path, and the tokenizer's directory."""
+    arrays, tokenizer = {}, config.tokenizer and Path(locate(config.tokenizer))
+    if config.encoder_from:
+        arrays |= load_encoder(config.encoder_from)[1]
+    if config.decoder_from:
+        _, decoder, found = load_decoder(config.decoder_from)
+        arrays, tokenizer = arrays | decoder, tokenizer or found
+    if config.init_from:
+        arrays |= load_native(config.init_from)[1]
+        tokenizer = tokenizer or Path(config.init_from)
+    if tokenizer is None and config.objective == "answers":
+        raise ConfigError("no tokenizer: set decoder_from, init_from or tokenizer (a directory with tokenizer.json)")
+    return arrays, tokenizer
+
+
+def make_batches(config, tokenizer):
+    """What the run learns from."""
+    c, size, side = config.data, config.model.encoder.image_size, config.model.encoder.image_size // config.model.encoder.patch
+    settings = {"batch_size": config.batch_size, "size": size, "seed": config.seed, "shuffle": c.shuffle, "num_workers": c.num_workers}
+    if config.objective == "patches":
+        return Batches(PatchSource(side), keep, length=side * side, **settings)
+    layout = Layout(tokenizer, config.model.prompt, config.model.layout, config.model.encoder.rows, c.max_length)
+    source = open_source(c.path, c.images, side)
+    prepare = LayOut(layout, size, c.max_pixels)
+    print(
+        describe(source, prepare, tokenizer), f"\nThe loss of a model that knows nothing is ln {tokenizer.vocab} = {math.log(tokenizer.vocab):.1f}."
+    )
+    return Batches(source, prepare, length=c.max_length, on_bad_sample=c.on_bad_sample, **settings)
+
+
+def evaluator(config, tokenizer):
+    """A function (step, arrays) -> (figures by name, records), or None."""
+    c = config.eval
+    if not c.path:
+        return None
+    source = open_source(c.path, c.images, config.model.encoder.image_size // config.model.encoder.patch)
+
+    def evaluate(arrays):
+        model = Model(config.model, arrays, tokenizer, dtype=jnp.dtype(config.compute_dtype))
+        figures, records = exact_match(model, source, c.count, batch_size=c.batch_size, max_new_tokens=c.max_new_tokens, blind=c.blind)
+        return {f"eval/{name}": value for name, value in figures.items()}, records
+
+    return evaluate
+
+
+def save_model(config, directory, trained, frozen, tokenizer_dir):
+    """The finished model: what was trained, in float32, or the complete model in the type it computes in."""
+    complete = config.checkpoint.final == "complete"
+    arrays = cast({**trained, **frozen}, jnp.dtype(config.compute_dtype)) if complete else trained
+    arrays = {path: a for path, a in arrays.items() if path != "head"}  # a bare encoder's reading head is not part of a model
+    shutil.rmtree(directory, ignore_errors=True)
+    save_native(directory, config.model, arrays, tokenizer_dir)
+
+
+def main(_):
+    config, workdir = CONFIG.value, Path(WORKDIR.value).absolute()
+    config.validate()
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(to_json(config))
+    print(to_json(config))
+    given, tokenizer_dir = starting_point(config)
+    tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir)
+    batches, evaluate = make_batches(config, tokenizer), evaluator(config, tokenizer)
+    trained, frozen = train(config, workdir, batches, given, on_eval=evaluate and (lambda arrays: evaluate(arrays)[0]))
+    save_model(config, workdir / "model", trained, frozen, tokenizer_dir)
+    figures, records = evaluate({**trained, **frozen}) if evaluate else ({}, [])
+    figures |= {"steps": config.steps, "data/skipped": batches.skipped}
+    (workdir / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_report(workdir, records, earlier=config.init_from and Path(config.init_from).parent)
+    for name, value in figures.items():
+        print(f"{name:22} {value:.4f}" if isinstance(value, float) else f"{name:22} {value}")
+    for problem in batches.bad.values():
+        print(f"left out: {problem}")
+    print(f"{workdir}/model, {workdir}/report.html")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    run(main)

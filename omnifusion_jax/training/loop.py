@@ -1,0 +1,121 @@
+"""The training loop."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from omnifusion_jax import sharding
+from omnifusion_jax.errors import OmniFusionError
+from omnifusion_jax.models.axes import axes
+from omnifusion_jax.models.omnifusion import cast
+from omnifusion_jax.nn import nnx
+from omnifusion_jax.training import parts
+from omnifusion_jax.training.checkpoint import Checkpoints
+from omnifusion_jax.training.monitor import Monitor
+from omnifusion_jax.training.objectives import OBJECTIVES
+from omnifusion_jax.training.optimizer import make_optimizer
+from omnifusion_jax.training.step import batch_sharding, init_state, make_step, state_shardings
+
+
+class NotFinite(OmniFusionError):
+    """Too many steps had a NaN or infinite loss."""
+
+
+def fill(config, mesh, given):
+    """Every parameter of the run, sharded: `given` ones as they are, the others fresh from the seed."""
+    module = OBJECTIVES[config.objective].module
+    skeleton = nnx.eval_shape(lambda: module(config.model, rngs=nnx.Rngs(0)))
+    shapes = nnx.parameters(skeleton)
+    placed = {path: sharding.sharding(mesh, axes(path), a.shape) for path, a in shapes.items()}
+    missing = {path: placed[path] for path in shapes if path not in given}
+
+    def fresh():
+        arrays = nnx.parameters(module(config.model, rngs=nnx.Rngs(config.seed)))
+        return {path: arrays[path] for path in missing}
+
+    arrays = jax.jit(fresh, out_shardings=missing)()
+    arrays |= {path: jax.device_put(given[path], placed[path]) for path in shapes if path in given}
+    return skeleton, {path: arrays[path] for path in shapes}
+
+
+def summary(trained, frozen):
+    """Lines that say what is trained and what is not, with counts."""
+    lines = []
+    for name, arrays in (("trained", trained), ("frozen", frozen)):
+        for part in sorted({path.split("/")[0] for path in arrays}):
+            lines.append(f"{name:8} {part:10} {sum(a.size for path, a in arrays.items() if path.split('/')[0] == part):>15,}")
+    return lines
+
+
+def train(config, workdir, batches, given, on_eval=None):
+    """Runs `config.steps` steps, resuming from `workdir` when it holds a checkpoint.
+
+    Args:
+      batches: iterator with `state()` and `restore(state)`, as data.pipeline.Batches.
+      given: parameters by path to start from; the others are drawn.
+      on_eval: called as on_eval(arrays) every `eval.every_steps` steps; what it returns, figures by name, is logged.
+    Returns: (trained, frozen), arrays by path; trained ones are float32. Raises NotFinite after `max_bad_steps` skipped steps.
+    """
+    mesh = sharding.make_mesh(**vars(config.mesh))
+    objective = OBJECTIVES[config.objective]
+    skeleton, arrays = fill(config, mesh, given)
+    trained, frozen = parts.split(config.train_parts, arrays)
+    del arrays
+    dtype = jnp.dtype(config.compute_dtype)
+    trained, frozen = cast(trained, jnp.float32), cast(frozen, dtype)
+    print("\n".join(summary(trained, frozen)), flush=True)
+
+    optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
+    shapes = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
+    placed = state_shardings(mesh, shapes)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.every_steps, config.checkpoint.keep)
+    if (found := checkpoints.restore(shapes, placed)) is not None:
+        state, position = found
+        batches.restore(position)
+        print(f"resuming from step {int(state.step)}", flush=True)
+    else:
+        state = jax.jit(lambda p: init_state(optimizer, p), out_shardings=placed)(trained)
+    del trained
+
+    step = make_step(skeleton, objective, optimizer, seed=config.seed, grad_accum=config.grad_accum, dtype=dtype, remat=config.remat)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
+    monitor = Monitor(workdir, config.steps, int(state.step), config.log_every)
+    try:
+        state = run(config, step, state, frozen, batches, checkpoints, monitor, batch_sharding(mesh), on_eval)
+    finally:
+        monitor.close()
+        checkpoints.close()
+    return state.params, frozen
+
+
+def run(config, step, state, frozen, batches, checkpoints, monitor, placed, on_eval):
+    """Dispatches steps ahead of reading their metrics: those of step n are read while n + 1 runs."""
+    previous = None
+    for n in range(int(state.step) + 1, config.steps + 1):
+        before = time.perf_counter()
+        batch = next(batches)
+        monitor.wait += time.perf_counter() - before
+        batch = jax.device_put(batch, placed)
+        with jax.transfer_guard("disallow"):
+            state, metrics = step(state, frozen, batch)
+        report(config, monitor, previous)
+        previous = (n, metrics)
+        if checkpoints.due(n) or n == config.steps:
+            checkpoints.save(state, batches.state(), last=n == config.steps)
+        if on_eval and config.eval.every_steps and n % config.eval.every_steps == 0:
+            monitor.log(n, on_eval({**state.params, **frozen}))
+    report(config, monitor, previous)
+    return state
+
+
+def report(config, monitor, previous):
+    if previous is None:
+        return
+    n, metrics = previous[0], {name: value.item() for name, value in jax.device_get(previous[1]).items()}
+    monitor.step(n, metrics)
+    if metrics["bad"] >= config.max_bad_steps:
+        raise NotFinite(
+            f"step {n}: {metrics['bad']} steps had a NaN or infinite loss or gradient and were skipped; max_bad_steps is {config.max_bad_steps}. "
+            "Lower optimizer.learning_rate, check the data, or set compute_dtype=float32"
+        )

@@ -1,0 +1,34 @@
+"""Cross-entropy over target tokens, as a sum and a count: whoever accumulates divides once."""
+
+import jax
+import jax.numpy as jnp
+
+UNKNOWN = 0  # a target that is the unknown token costs nothing yet counts, as in the published loss
+
+
+def token_loss(logits, targets, weights):
+    """float32[..., vocab], int32[...], float32[...] to (weighted sum of -log p, sum of weights)."""
+    nll = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.sum(weights * jnp.where(targets == UNKNOWN, 0.0, nll)), weights.sum()
+
+
+def answer_loss(decoder, hidden, batch, chunk=512):
+    """The loss of a laid-out batch from hidden states [batch, seq, embed]: position t predicts token t + 1.
+
+    Logits exist for `chunk` positions at a time, in the backward pass too, so that [batch, seq, vocab] never does.
+    """
+    length = hidden.shape[1]
+    padded = -(-length // chunk) * chunk if length > chunk else length
+    pieces = max(1, padded // chunk)
+
+    def split(a, shift=0):  # [batch, seq, ...] to [pieces, batch, chunk, ...]; the last position predicts nothing
+        a = jnp.pad(a[:, shift:], [(0, 0), (0, padded - length + shift)] + [(0, 0)] * (a.ndim - 2))
+        return a.reshape(a.shape[0], pieces, -1, *a.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def add(total, piece):
+        x, targets, weights = piece
+        return jax.tree.map(jnp.add, total, token_loss(decoder.logits(x), targets, weights)), None
+
+    zero = (jnp.zeros(()), jnp.zeros(()))
+    return jax.lax.scan(add, zero, (split(hidden), split(batch.tokens, 1), split(batch.weights, 1)))[0]

@@ -1,0 +1,87 @@
+"""One training step: gradients of the trained part only, summed over micro-batches, divided once, applied unless the loss is broken."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from omnifusion_jax import sharding
+from omnifusion_jax.batch import FEATURE
+from omnifusion_jax.models.axes import axes
+from omnifusion_jax.models.omnifusion import cast
+from omnifusion_jax.nn import nnx
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step. `params` and the optimizer's moments are float32 and only of what is trained."""
+
+    step: jax.Array  # int32
+    bad_steps: jax.Array  # int32: skipped for a NaN or infinite loss or gradient
+    params: dict  # path -> array
+    optimizer: object
+
+
+def state_shardings(mesh, state):
+    """The sharding of every array of a TrainState: moments lie as their parameters do, scalars and factored moments are replicated."""
+    shapes = {path: (a.shape, sharding.sharding(mesh, axes(path), a.shape)) for path, a in state.params.items()}
+
+    def of(path, leaf):
+        name = next((key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), None)
+        shape, placed = shapes.get(name, (None, None))
+        return placed if leaf.shape == shape else sharding.replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(of, state)
+
+
+def batch_sharding(mesh):
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def init_state(optimizer, params):
+    return TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat):
+    """The function (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
+
+    `skeleton` is the abstract module that trained and frozen arrays fill together; compute is in `dtype`. Metrics are scalars: loss (mean over target
+    tokens), targets, tokens (padding excluded), images, grad_norm, bad.
+    """
+
+    def loss(params, frozen, batch, key):
+        model = nnx.with_parameters(skeleton, {**cast(params, dtype), **frozen})
+        return objective.loss(model, batch, key, remat)
+
+    def step(state, frozen, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradient = jax.value_and_grad(loss, has_aux=True)
+
+        def accumulate(total, item):
+            micro, key = item
+            (value, count), grads = gradient(state.params, frozen, micro, key)
+            return jax.tree.map(jnp.add, total, (value, count, grads)), None
+
+        zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        # micro-batch i takes every grad_accum-th row, so that each keeps rows of every device
+        micros = jax.tree.map(lambda a: a.reshape(-1, grad_accum, *a.shape[1:]).swapaxes(0, 1), batch)
+        (value, count, grads), _ = jax.lax.scan(accumulate, zero, (micros, jax.random.split(key, grad_accum)))
+        count = jnp.maximum(count, 1)
+        grads = jax.tree.map(lambda g: g / count, grads)
+        norm = optax.global_norm(grads)
+        good = jnp.isfinite(value) & jnp.isfinite(norm)
+        updates, moments = optimizer.update(grads, state.optimizer, state.params)
+        new = (optax.apply_updates(state.params, updates), moments)
+        params, moments = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, (state.params, state.optimizer))
+        metrics = {
+            "loss": value / count,
+            "targets": count,
+            "tokens": (batch.kind > 0).sum(),
+            "images": (batch.kind == FEATURE).any(axis=1).sum(),
+            "grad_norm": norm,
+            "bad": state.bad_steps + ~good,
+        }
+        return TrainState(state.step + 1, metrics["bad"], params, moments), metrics
+
+    return step

@@ -1,0 +1,358 @@
+"""Every kind of picture opens to the pixels Pillow means by it, every bad one is refused by name, and the crop is transformers' own."""
+
+import struct
+import time
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from omnifusion_jax.data.images import open_image, preprocess
+from omnifusion_jax.errors import DataError
+
+REAL = Path(__file__).parents[2].parent / "shared/data/real_dialogues/images"
+REAL_FILES = sorted(REAL.glob("*")) or [pytest.param(None, marks=pytest.mark.skip(reason=f"no pictures in {REAL}"))]
+GRADIENT = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)  # 257 apart: level i of 65535 is level i of 255
+
+pytestmark = [pytest.mark.filterwarnings("error::UserWarning"), pytest.mark.filterwarnings("error::RuntimeWarning")]
+
+
+def noise(width, height, channels=3, seed=0):
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def saved(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def png(width, height, depth):
+    """A valid PNG of black pixels, `depth` bits of grey each, written by hand."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((1 + (width * depth + 7) // 8) * height), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def refused(source, *words, **options):
+    with pytest.raises(DataError) as caught:
+        open_image(source, **options)
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert " at 0x" not in text  # Pillow's own messages hold addresses
+    return text
+
+
+# --- pictures that open
+
+
+def with_transparency(image, value):
+    image.info["transparency"] = value
+    return image
+
+
+PICTURES = {
+    "rgb.jpg": lambda: Image.fromarray(noise(31, 17)),
+    "cmyk.jpg": lambda: Image.fromarray(noise(31, 17, 4), "RGBA").convert("RGB").convert("CMYK"),
+    "grey.jpg": lambda: Image.fromarray(noise(31, 17, 1)),
+    "rgba.png": lambda: Image.fromarray(noise(31, 17, 4)),
+    "grey_alpha.png": lambda: Image.fromarray(noise(31, 17, 4)).convert("LA"),
+    "palette.png": lambda: Image.fromarray(noise(31, 17)).quantize(200),
+    "palette_one_clear.png": lambda: with_transparency(Image.fromarray(noise(31, 17)).quantize(16), 3),
+    "palette_many_clear.png": lambda: with_transparency(Image.fromarray(noise(31, 17)).quantize(16), bytes(range(0, 160, 10))),
+    "rgb_one_clear.png": lambda: with_transparency(Image.fromarray(noise(31, 17)), (1, 2, 3)),
+    "bits.png": lambda: Image.fromarray(noise(31, 17, 1)).convert("1"),
+    "rgb.webp": lambda: Image.fromarray(noise(31, 17)),
+    "rgba.webp": lambda: Image.fromarray(noise(31, 17, 4)),
+    "rgb.bmp": lambda: Image.fromarray(noise(31, 17)),
+    "rgb.tiff": lambda: Image.fromarray(noise(31, 17)),
+    "still.gif": lambda: Image.fromarray(noise(31, 17)).quantize(64),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_opens_as_pillow_converts(tmp_path, name):
+    path = saved(tmp_path / name, PICTURES[name]())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow, on the palette with many clear colours
+        expected = np.asarray(Image.open(path).convert("RGB"))
+    for source in (path, str(path), Image.open(path)):
+        image = open_image(source)
+        assert (image.mode, image.size) == ("RGB", (31, 17))
+        np.testing.assert_array_equal(np.asarray(image), expected)
+
+
+def test_a_wrong_suffix_does_not_matter(tmp_path):
+    path = saved(tmp_path / "photo.jpg", Image.fromarray(noise(8, 6)), format="PNG")
+    np.testing.assert_array_equal(np.asarray(open_image(path)), noise(8, 6))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_arrays(channels):
+    array = noise(8, 6, channels)
+    expected = (array[..., :3] if channels > 1 else array[..., None].repeat(3, -1)).copy()
+    images = [open_image(array), open_image(np.asfortranarray(array))]
+    array[:] = 0  # no memory is shared
+    for image in images:
+        np.testing.assert_array_equal(np.asarray(image), expected)
+
+
+def test_three_rows_are_rows():
+    assert open_image(noise(5, 3)).size == (5, 3)  # [3, 5, 3] is height, width, channels whatever the first axis looks like
+
+
+SIXTEEN_BIT = {
+    "sixteen.png": lambda: Image.fromarray(GRADIENT),
+    "little_endian.tiff": lambda: Image.fromarray(GRADIENT),
+    "big_endian.tiff": lambda: Image.frombytes("I;16B", (256, 4), GRADIENT.astype(">u2").tobytes()),
+    "thirty_two.tiff": lambda: Image.fromarray(GRADIENT.astype(np.int32)),
+}
+
+
+@pytest.mark.parametrize("name", SIXTEEN_BIT)
+def test_sixteen_bit_grey_keeps_its_gradient(tmp_path, name):
+    path = saved(tmp_path / name, SIXTEEN_BIT[name]())
+    assert Image.open(path).mode.startswith("I")
+    expected = np.arange(256, dtype=np.uint8)[None, :, None].repeat(4, 0).repeat(3, 2)
+    for source in (path, SIXTEEN_BIT[name]()):
+        np.testing.assert_array_equal(np.asarray(open_image(source)), expected)
+
+
+def test_sixteen_bit_grey_is_rounded(tmp_path):
+    path = saved(tmp_path / "g.png", Image.fromarray(np.array([[128, 129, 385, 386, 65406, 65407]], np.uint16)))
+    assert np.asarray(open_image(path))[0, :, 0].tolist() == [0, 1, 1, 2, 254, 255]
+
+
+@pytest.mark.parametrize(("orientation", "undo"), [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a))])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+def test_exif_orientation_is_applied_once(tmp_path, orientation, undo, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = open_image(saved(tmp_path / f"stored.{suffix}", Image.fromarray(noise(31, 17))))
+    image = open_image(saved(tmp_path / f"turned.{suffix}", Image.fromarray(noise(31, 17)), exif=exif))
+    np.testing.assert_array_equal(np.asarray(image), undo(np.asarray(stored)))
+    np.testing.assert_array_equal(np.asarray(open_image(image)), np.asarray(image))
+
+
+def test_orientation_of_sixteen_bit_grey(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path / "xray.png", Image.fromarray(GRADIENT), exif=exif)
+    np.testing.assert_array_equal(np.asarray(open_image(path))[:, 0, 0], np.arange(256))
+
+
+def test_a_camera_jpeg_with_previews_is_its_first_picture(tmp_path):
+    first, preview = Image.fromarray(noise(31, 17)), Image.fromarray(noise(8, 4))
+    path = saved(tmp_path / "phone.jpg", first, format="MPO", save_all=True, append_images=[preview])
+    assert Image.open(path).n_frames == 2
+    assert open_image(path).size == (31, 17)
+
+
+def test_the_source_image_is_left_alone():
+    source = with_transparency(Image.fromarray(noise(8, 6)), (1, 2, 3))
+    open_image(source).putpixel((0, 0), (9, 9, 9))
+    assert source.info["transparency"] == (1, 2, 3)
+    np.testing.assert_array_equal(np.asarray(source), noise(8, 6))
+
+
+# --- pictures that are refused
+
+
+@pytest.mark.parametrize("as_type", [str, Path])
+def test_files_that_are_no_pictures(tmp_path, as_type):
+    text, empty = tmp_path / "text.jpg", tmp_path / "empty.png"
+    text.write_text("not a picture at all")
+    empty.touch()
+    refused(as_type(text), str(text), "not an image in a known format (JPEG, PNG, ")
+    refused(as_type(empty), str(empty), "mpty")
+    refused(as_type(tmp_path / "nowhere.jpg"), "nowhere.jpg", "no such file")
+    refused(as_type(tmp_path), str(tmp_path), "folder")
+
+
+@pytest.mark.parametrize("path", ["", "a\0b.jpg", "x" * 5000, "https://example.org/cat.jpg"])
+def test_paths_that_cannot_be(path):
+    refused(path, path, "no such file")
+
+
+def test_formats_outside_the_list(tmp_path):
+    refused(saved(tmp_path / "picture.ppm", Image.fromarray(noise(8, 6))), "picture.ppm", "known format")
+    eps = tmp_path / "picture.jpg"
+    eps.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+    refused(eps, "known format")
+
+
+def test_a_huge_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("omnifusion_jax.data.images.MAX_FILE_BYTES", 100)
+    refused(saved(tmp_path / "big.png", Image.fromarray(noise(31, 17))), "big.png", "100")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tiff", "gif"])
+@pytest.mark.filterwarnings("default")  # Pillow remarks on what it can still read of a TIFF directory
+def test_truncated(tmp_path, suffix):
+    path = saved(tmp_path / f"cut.{suffix}", Image.fromarray(noise(100, 80)).quantize(64).convert("P" if suffix == "gif" else "RGB"))
+    data = path.read_bytes()
+    for kept in (3, 20, 60, 200, len(data) // 2, len(data) - 50):
+        path.write_bytes(data[:kept])
+        refused(path, str(path))
+    refused(path, "truncated")
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"]), st.integers(0, 2**32 - 1))
+def test_damaged_bytes_open_or_are_refused(tmp_path_factory, kind, seed):
+    path = saved(tmp_path_factory.mktemp("damaged") / "picture", Image.fromarray(noise(24, 16)), format=kind)
+    random, data = np.random.default_rng(seed), bytearray(path.read_bytes())
+    for _ in range(4):
+        data[random.integers(0, min(200, len(data)))] = random.integers(0, 256)
+    path.write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            assert open_image(path, max_pixels=10_000).mode == "RGB"
+        except DataError as error:
+            assert str(error).startswith(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
+def test_several_frames(tmp_path, suffix):
+    frames = [Image.fromarray(noise(16, 8, seed=i)) for i in range(3)]
+    path = saved(tmp_path / f"moving.{suffix}", frames[0], save_all=True, append_images=frames[1:])
+    for source in (path, Image.open(path)):
+        refused(source, "3 frames", "Save the frame")
+    refused(path, str(path))
+
+
+# 64 million pixels pass Pillow in silence, 90 million with a warning, 400 million raise its own error
+@pytest.mark.parametrize("size", [(8000, 8000), (10_000, 9000), (20_000, 20_000)])
+def test_a_bomb_is_refused_from_its_header(tmp_path, monkeypatch, size):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(*size, depth=1))
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("a pixel was decoded"))
+    limit, start = Image.MAX_IMAGE_PIXELS, time.monotonic()
+    refused(path, "bomb.png", "pixels", "cale it")
+    assert time.monotonic() - start < 1
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_the_pixel_limit_is_inclusive_and_holds_for_every_source(tmp_path):
+    array = noise(20, 10)
+    for source in (array, Image.fromarray(array), saved(tmp_path / "p.png", Image.fromarray(array))):
+        assert open_image(source, max_pixels=200).size == (20, 10)
+        refused(source, "20 x 10 pixels", "199", max_pixels=199)
+
+
+def test_a_raised_limit_opens_what_pillow_only_warns_of(tmp_path):
+    path = tmp_path / "large.png"
+    path.write_bytes(png(10_000, 9000, depth=1))
+    assert open_image(path, max_pixels=100_000_000).size == (10_000, 9000)
+
+
+def test_warning_filters_survive_threads(tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(10_000, 9000, depth=1))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: refused(path, "pixels"), range(64)))
+    assert warnings.filters == before
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (noise(8, 6) / 255.0, ("float64", "uint8")),
+        (noise(8, 6).astype(np.int64), ("int64", "uint8")),
+        (GRADIENT, ("uint16", "uint8")),
+        (noise(8, 6) > 3, ("bool", "uint8")),
+        (noise(8, 6).transpose(2, 0, 1), ("[3, 6, 8]", "[height, width, 3]")),
+        (noise(8, 6)[None], ("[1, 6, 8, 3]",)),
+        (noise(8, 6)[..., :1], ("[6, 8, 1]",)),
+        (noise(8, 6)[0, 0], ("[3]",)),
+        (np.zeros((), np.uint8), ("[]",)),
+        (np.zeros((0, 5, 3), np.uint8), ("[0, 5, 3]",)),
+        (np.zeros((5, 0), np.uint8), ("[5, 0]",)),
+    ],
+)
+def test_arrays_of_the_wrong_kind(array, words):
+    refused(array, "the given image", *words)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"\x89PNG", [[1, 2]], object()])
+def test_anything_else(source):
+    refused(source, type(source).__name__, "Give a path")
+
+
+def test_pil_images_without_pixels():
+    refused(Image.new("RGB", (0, 5)), "0 x 5")
+
+
+def test_grey_without_a_white_level(tmp_path):
+    refused(saved(tmp_path / "f.tiff", Image.fromarray(GRADIENT.astype(np.float32))), "f.tiff", "floats", "8 or 16 bits")
+    refused(saved(tmp_path / "i.tiff", Image.fromarray(GRADIENT.astype(np.int32) * 2)), "i.tiff", "131070", "8 or 16 bits")
+    refused(Image.fromarray(GRADIENT.astype(np.int32) - 1), "-1", "8 or 16 bits")
+
+
+# --- the square
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """The pixels transformers makes of an RGB image before it rescales and normalises them."""
+    processor = pytest.importorskip("transformers").CLIPImageProcessorPil(do_rescale=False, do_normalize=False)
+
+    def pixels(image, size):
+        made = processor(image, size={"shortest_edge": size}, crop_size={"height": size, "width": size}, return_tensors="np")
+        return made["pixel_values"][0].transpose(1, 2, 0)
+
+    return pixels
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([48, 336]), st.integers(0, 1000))
+@example(1, 400, 48, 0)
+@example(400, 3, 336, 0)
+@example(1, 1, 336, 0)
+@example(336, 336, 336, 0)
+@example(337, 400, 336, 0)
+def test_equals_transformers(clip, width, height, size, seed):
+    image = Image.fromarray(noise(width, height, seed=seed))
+    square = preprocess(image, size)
+    assert (square.dtype, square.shape) == (np.uint8, (size, size, 3))
+    np.testing.assert_array_equal(square, clip(image, size))
+
+
+@pytest.mark.parametrize("path", REAL_FILES, ids=lambda path: path.name if path else "none")
+@pytest.mark.parametrize("size", [48, 336])
+def test_real_pictures_equal_transformers(clip, path, size):
+    image = open_image(path)
+    np.testing.assert_array_equal(preprocess(image, size), clip(image, size))
+
+
+def test_a_line_of_pixels():
+    line = Image.fromarray(noise(3000, 1))
+    resized = np.asarray(line.resize((336 * 3000, 1), Image.Resampling.BICUBIC))  # one row of what would be 336
+    middle = resized[:, 336 * 1499 + 168 : 336 * 1500 + 168].repeat(336, 0)
+    np.testing.assert_array_equal(preprocess(line, 336), middle)
+    upright = preprocess(line.transpose(Image.Transpose.TRANSPOSE), 336)
+    np.testing.assert_array_equal(upright, middle.transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize("size", [(7, 2000), (2001, 7), (5000, 13)])
+def test_a_long_strip_is_close(clip, size):
+    image = Image.fromarray(noise(*size))  # whose edges the rounded long side moves by a fraction of a pixel
+    assert np.abs(preprocess(image, 48).astype(int) - clip(image, 48)).max() <= 2
+
+
+def test_an_endless_strip_stays_small():
+    assert preprocess(Image.new("RGB", (1, 5_000_000)), 336).shape == (336, 336, 3)
