@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 
-from absl import app
+from absl import app, logging
 from ml_collections import ConfigDict, config_flags
 
 from omnifusion_jax.config import GenerationConfig
@@ -22,6 +22,7 @@ def run(main):
             print(f"error: {error}", file=sys.stderr)
             return 1
 
+    logging.set_verbosity(logging.WARNING)  # checkpointing would print a page a save
     app.run(guarded)
 
 

@@ -1,7 +1,7 @@
 """Devices as a mesh, and which axis of it each dimension of an array is spread over.
 
-Everything is `jax.jit` with `in_shardings` and `out_shardings` (what `pjit` became). Arrays name their dimensions by logical axes; one table maps those to
-mesh axes.
+Everything is `jax.jit` with `in_shardings` and `out_shardings` (what `pjit` became). Arrays name their dimensions by logical axes; one table maps
+those to mesh axes.
 """
 
 import math

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.errors import CheckpointError
 
 WANTED = ["*.json", "*.safetensors", "*.pt", "*.model", "arrays/*"]
@@ -16,6 +17,7 @@ def local(source) -> Path:
     Raises:
       CheckpointError: there is no such directory, and no such repository can be reached.
     """
+    source = locate(source)
     source = locate(source)
     if Path(source).is_dir():
         return Path(source)

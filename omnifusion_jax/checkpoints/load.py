@@ -58,11 +58,30 @@ def load_checkpoint(source, vision=None, dtype=None) -> Checkpoint:
 
 
 def load_encoder(source, dtype=None) -> tuple[EncoderConfig, dict]:
-    """(config, {"encoders/0/...": array}) of a Hugging Face CLIP directory or hub id. Raises CheckpointError."""
-    return clip.read(hub.local(source), dtype)
+    """(config, {"encoders/0/...": array}) of a Hugging Face CLIP directory or hub id, or of a native directory. Raises CheckpointError."""
+    directory = hub.local(source)
+    if not native.is_native(directory):
+        return clip.read(directory, dtype)
+    config, arrays = native_part(directory, "encoders", dtype)
+    return config.encoder, arrays
 
 
 def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:
-    """(config, {"decoder/...": array}, tokenizer directory or None) of a Hugging Face Mistral directory or hub id. Raises CheckpointError."""
+    """(config, {"decoder/...": array}, tokenizer directory or None) of a Hugging Face Mistral directory or hub id, or of a native directory.
+
+    Raises CheckpointError.
+    """
     directory = hub.local(source)
-    return *mistral.read(directory, dtype), fast_tokenizer(directory)
+    tokenizer = fast_tokenizer(directory)
+    if not native.is_native(directory):
+        return *mistral.read(directory, dtype), tokenizer
+    config, arrays = native_part(directory, "decoder", dtype)
+    return config.decoder, arrays, tokenizer
+
+
+def native_part(directory, part, dtype):
+    config, arrays = native.load_native(directory, dtype)
+    found = {path: a for path, a in arrays.items() if path.startswith(f"{part}/")}
+    if not found:
+        raise CheckpointError(f"{directory}: holds no {part}, only {', '.join(native.read_config(directory)[1])}")
+    return config, found

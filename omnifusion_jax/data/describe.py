@@ -1,5 +1,7 @@
 """One sample in words, as the model will see it."""
 
+import itertools
+
 import numpy as np
 
 from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT
@@ -22,7 +24,7 @@ def render(sample, tokenizer):
     marks = np.stack([sample.kind, sample.weights > 0])
     starts = [0, *(np.flatnonzero((marks[:, 1:] != marks[:, :-1]).any(axis=0)) + 1), len(sample.tokens)]
     words = []
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in itertools.pairwise(starts):
         kind, target = sample.kind[start], sample.weights[start] > 0
         if kind == TEXT:
             text = tokenizer.decode(sample.tokens[start:end]) + ("</s>" if sample.tokens[end - 1] == tokenizer.eos else "")

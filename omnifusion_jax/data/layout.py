@@ -21,8 +21,8 @@ class Layout:
     style "original": the published loader to the letter. Text is taken as it is (a literal "<image>" is text), whoever is not "human" is the
     assistant, no end of sequence follows an answer, and what exceeds `max_length` is cut off.
 
-    style "omnifusion": the marks of LLaVA data are counted and removed, the end-of-sequence token follows every answer and is a target, and a dialogue
-    that is too long, starts with the assistant or leaves nothing to learn is a DataError.
+    style "omnifusion": the marks of LLaVA data are counted and removed, the end-of-sequence token follows every answer and is a target, and a
+    dialogue that is too long, starts with the assistant or leaves nothing to learn is a DataError.
     """
 
     def __init__(self, tokenizer, prompt, style, rows, max_length):
@@ -38,7 +38,7 @@ class Layout:
         for is_answer, text in turns:
             ids = self.tokenizer.encode(text)
             if is_answer and self.style == "omnifusion":
-                ids = ids + [self.tokenizer.eos]
+                ids = [*ids, self.tokenizer.eos]
             parts += [self.special(BOT if is_answer else USER), self.text(ids, weight=float(is_answer))]
         if ask:
             parts.append(self.special(BOT))

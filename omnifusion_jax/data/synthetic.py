@@ -1,8 +1,8 @@
 """Pictures drawn on the fly, and what there is to say about them.
 
-A picture is a grid of three by three places. Shapes differ in kind, colour and size; a number or a short word may stand in one row, a character a place.
-Everything about sample `i` of a split follows from `i` alone. Of every colour and shape one place is held out: training never shows it, and every
-picture of the held-out split shows at least one such combination.
+A picture is a grid of three by three places. Shapes differ in kind, colour and size; a number or a short word may stand in one row, one character
+a place. Everything about sample `i` of a split follows from `i` alone. Of every colour and shape one place is held out: training never shows it, and
+every picture of the held-out split shows at least one such combination.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES = {"small": 8, "large": 14}  # radius in pixels
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
-WORDS = [
+WORDS = (
     "ant",
     "box",
     "bus",
@@ -45,7 +45,7 @@ WORDS = [
     "van",
     "yak",
     "zip",
-]
+)
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 SPLITS = ("train", "held-out")
 

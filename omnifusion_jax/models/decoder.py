@@ -15,7 +15,8 @@ from omnifusion_jax.nn.stack import run_stack
 class Attention(nnx.Module):
     """Grouped-query self-attention.
 
-    Kernels keep their dimensions apart (`[embed, kv_heads, group, head_dim]`), so that a sharding rule can name each of them and no reshape hides one.
+    Kernels keep their dimensions apart (`[embed, kv_heads, group, head_dim]`), so that a sharding rule can name each
+    of them and no reshape hides one.
     """
 
     def __init__(self, c: DecoderConfig, *, rngs):

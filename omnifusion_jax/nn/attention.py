@@ -43,7 +43,8 @@ def attend(q, k, v, mask=None):
     """Softmax attention, scores and softmax in float32.
 
     q [batch, kv_heads, group, query, head_dim], k and v [batch, kv_heads, key, head_dim], mask bool[batch, query, key] or None.
-    A padding row masks everything: it is filled with the smallest finite number, since the NaN of minus infinity would reach real rows through 0 * NaN.
+    A padding row masks everything: it is filled with the smallest finite number, since the NaN of minus infinity would reach real rows
+    through 0 * NaN.
     """
     scores = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if mask is not None:

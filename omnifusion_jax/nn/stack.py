@@ -35,4 +35,4 @@ def first_layers(stack, n):
 def unstack(stack):
     """The list form of a stacked module."""
     depth = jax.tree.leaves(stack)[0].shape[0]
-    return nnx.List([jax.tree.map(lambda a: a[i], stack) for i in range(depth)])
+    return nnx.List([jax.tree.map(lambda a, i=i: a[i], stack) for i in range(depth)])

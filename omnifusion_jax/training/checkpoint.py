@@ -10,16 +10,17 @@ class Checkpoints:
     """`WORKDIR/checkpoints/<step>`, written in the background. `every` and `keep` as in CheckpointConfig."""
 
     def __init__(self, directory, every, keep):
-        options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep, enable_async_checkpointing=True)
+        self.every = every
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self.manager = ocp.CheckpointManager(directory, options=options)
 
-    def save(self, state, data, last=False):
-        step = int(state.step)
-        if step != self.manager.latest_step():
-            self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), data=ocp.args.JsonSave(data)), force=last)
-
     def due(self, step):
-        return self.manager.should_save(step)
+        return step % self.every == 0 and step != self.manager.latest_step()
+
+    def save(self, step, state, data):
+        """`data` is the JSON-serialisable position in the data."""
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), data=ocp.args.JsonSave(data))
+        self.manager.save(step, args=items, force=True)
 
     def restore(self, state, shardings):
         """The newest (state, data position), placed as `shardings` says on whatever devices there are now, or None. `state` gives the shapes."""

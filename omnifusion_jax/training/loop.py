@@ -102,7 +102,7 @@ def run(config, step, state, frozen, batches, checkpoints, monitor, placed, on_e
         report(config, monitor, previous)
         previous = (n, metrics)
         if checkpoints.due(n) or n == config.steps:
-            checkpoints.save(state, batches.state(), last=n == config.steps)
+            checkpoints.save(n, state, batches.state())
         if on_eval and config.eval.every_steps and n % config.eval.every_steps == 0:
             monitor.log(n, on_eval({**state.params, **frozen}))
     report(config, monitor, previous)

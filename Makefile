@@ -1,0 +1,36 @@
+# `make demo` and `make test` work as the first command after a clone, with python3, make and a PyPI client.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = JAX_PLATFORMS=cpu $(VENV)/bin/python
+
+.PHONY: demo test lint tiny clean
+
+demo: $(VENV)/installed
+	$(RUN) -m omnifusion_jax.train --config=configs/tiny.py:pretrain --workdir=runs/tiny/pretrain
+	$(RUN) -m omnifusion_jax.train --config=configs/tiny.py:sft --config.init_from=runs/tiny/pretrain/model --workdir=runs/tiny
+
+test: $(VENV)/installed-test lint
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(RUN) -m pytest
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# The bundled models again, from nothing: tokenizer, encoder, decoder, both phases (docs/tiny.md says how long, and what came out)
+tiny: $(VENV)/installed
+	$(RUN) examples/make_tiny.py runs/bundle
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+	$(VENV)/bin/pip install -q -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
+	$(VENV)/bin/pip install -q torch==2.13.0
+	$(VENV)/bin/pip install -q -e ".[test]"
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,133 @@
+"""Our models against Hugging Face's and PyTorch's, in float32, with the weights carried across by our converter."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch_models
+
+from omnifusion_jax.batch import collate
+from omnifusion_jax.checkpoints import clip, mistral, original
+from omnifusion_jax.checkpoints.engine import from_foreign, shapes_of
+from omnifusion_jax.data.dialogues import Dialogue
+from omnifusion_jax.data.layout import Layout
+from omnifusion_jax.models.omnifusion import OmniFusion, abstract
+from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.attention import AttentionSpec
+from omnifusion_jax.training.loss import answer_loss
+
+C = tiny.config(layout="original")
+TABLES = {
+    "encoders": clip.table(C.encoder),
+    "adapter": original.adapter_table(C),
+    "special": original.SPECIAL_TABLE,
+    "decoder": mistral.table(C.decoder),
+}
+SAMPLES = [
+    (True, [(False, "What is in the picture?"), (True, "A red circle."), (False, "How many?"), (True, "Two <unk> circles.")]),
+    (False, [(False, "What is it?"), (True, "A blue square to the left of it.")]),
+]
+
+
+def ours(tensors):
+    """Arrays by path from tensors by part and name."""
+    found = {}
+    for part, named in tensors.items():
+        named = {name: t.detach().numpy() for name, t in named.items()}
+        found |= from_foreign(named, TABLES[part], shapes_of(C, part), part, ignore=clip.IGNORED, prefix=clip.PREFIX if part == "encoders" else "")
+    return found
+
+
+def close(a, b):
+    a, b = np.asarray(a), b.detach().numpy() if isinstance(b, torch.Tensor) else np.asarray(b)
+    assert a.shape == b.shape
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def theirs(tokenizer):
+    return torch_models.Original(C, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def arrays(theirs):
+    return ours(theirs.tensors())
+
+
+@pytest.fixture(scope="module")
+def model(arrays):
+    return nnx.with_parameters(abstract(C), {path: jax.numpy.asarray(a) for path, a in arrays.items()})
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer):
+    layout = Layout(tokenizer, C.prompt, "original", C.encoder.rows, 256)
+    roles = {False: "human", True: "gpt"}
+    samples = [
+        layout(Dialogue("here", tuple((roles[a], text) for a, text in turns)), tiny.image(C) if seen else tiny.image(C)[:0])
+        for seen, turns in SAMPLES
+    ]
+    return collate(samples, max(len(s.tokens) for s in samples), 1, C.encoder.image_size)
+
+
+def pictured(samples):
+    return [(tiny.image(C) if seen else None, turns) for seen, turns in samples]
+
+
+def test_every_hidden_state_of_the_vision_tower(model, theirs):
+    images = tiny.image(C, seed=5)
+    states = model.encoders[0].hidden_states(images)
+    with torch.no_grad():
+        expected = theirs.clip(torch_models.pixels(C.encoder, images), output_hidden_states=True).hidden_states
+    assert len(states) == len(expected) == C.encoder.layers + 1
+    for state, other in zip(states, expected, strict=True):
+        close(state, other)
+    close(model.encoders[0](images), expected[-2][:, 1:])
+
+
+def test_adapter(model, theirs):
+    x = np.random.default_rng(0).normal(size=(2, C.encoder.patches, C.encoder.embed)).astype(np.float32)
+    with torch.no_grad():
+        close(model.adapter(x), theirs.adapter(torch.tensor(x)))
+
+
+def test_decoder_logits_with_a_window_shorter_than_the_sequence(model, theirs):
+    tokens = np.random.default_rng(0).integers(0, C.decoder.vocab, (2, 3 * C.decoder.window))
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    spec = AttentionSpec.of(np.ones_like(tokens), positions, C.decoder.window)
+    hidden, _ = model.decoder(model.decoder.embed[...][tokens], spec)
+    with torch.no_grad():
+        close(model.decoder.logits(hidden), theirs.llm(torch.tensor(tokens)).logits)
+
+
+def test_logits_of_the_whole_model_with_and_without_a_picture(model, theirs, batch):
+    logits = np.asarray(jax.jit(OmniFusion.__call__)(model, batch))
+    for row, (image, turns) in zip(logits, pictured(SAMPLES), strict=True):
+        with torch.no_grad():
+            expected = theirs.logits(image, turns)
+        close(row[: len(expected)], expected)
+
+
+def test_loss_and_its_gradients(arrays, theirs, batch):
+    frozen = {path: a for path, a in arrays.items() if path.startswith("encoders/")}
+
+    def loss(trained):
+        model = nnx.with_parameters(abstract(C), {**trained, **frozen})
+        total, count = answer_loss(model.decoder, model.hidden(batch), batch)
+        return total / count
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))({path: a for path, a in arrays.items() if path not in frozen})
+    expected = theirs.loss(pictured(SAMPLES))
+    expected.backward()
+    assert 0 in batch.tokens[batch.weights > 0]  # an unknown token is a target
+    close(value, expected)
+    wanted = ours(theirs.gradients())
+    assert wanted.keys() == gradients.keys()
+    for path in wanted:
+        close(gradients[path], wanted[path])

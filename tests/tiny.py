@@ -1,0 +1,65 @@
+"""A model and a tokenizer small enough for any test."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from omnifusion_jax.checkpoints.engine import shapes_of
+from omnifusion_jax.config import AdapterConfig, DecoderConfig, EncoderConfig, ModelConfig
+from omnifusion_jax.data.tokenizer import Tokenizer
+
+PROMPT = "This is a dialog with AI assistant.\n"
+CORPUS = (PROMPT, "What is in the picture? A red circle and a blue square.", "How many circles are there? There are two circles to the left of it.")
+VOCAB = 320
+RESERVED = ["<unk>", "<s>", "</s>"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+SPACE = "\u2581"
+
+
+def make_tokenizer(directory) -> Tokenizer:
+    """Writes a Llama-like tokenizer of `VOCAB` tokens: byte-pair encoding with byte fallback, unk, bos, eos = 0, 1, 2."""
+    metaspace = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always", split=False)
+    trained = Backend(models.BPE())
+    trained.pre_tokenizer = metaspace
+    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=RESERVED + BYTES, show_progress=False))
+    model = json.loads(trained.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    backend = Backend(models.BPE(model["vocab"], merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.add_special_tokens(RESERVED)
+    backend.pre_tokenizer = metaspace
+    backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    backend.save(str(directory / "tokenizer.json"))
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(names))
+    assert backend.get_vocab_size() == VOCAB
+    return Tokenizer(directory)
+
+
+def config(**settings) -> ModelConfig:
+    """Grouped heads, a head size that is not embed / heads, a window shorter than a dialogue, 9 patches."""
+    return ModelConfig(
+        preset="test",
+        encoder=EncoderConfig(image_size=24, patch=8, embed=32, layers=3, heads=4, mlp=64),
+        adapter=AdapterConfig(heads=2, mlp=48),
+        decoder=DecoderConfig(
+            vocab=VOCAB, embed=48, layers=3, heads=4, kv_heads=2, head_dim=16, mlp=80, window=9, rope_theta=1000.0, eps=1e-5, max_length=256
+        ),
+        prompt=PROMPT,
+        **settings,
+    )
+
+
+def arrays(c: ModelConfig, *parts, seed=0, dtype=np.float32):
+    """Random parameters by path; biases and norms too, so that none can be left out unnoticed."""
+    rng = np.random.default_rng(seed)
+    return {path: (rng.normal(size=shape) * 0.15 + path.endswith("scale")).astype(dtype) for path, shape in shapes_of(c, *parts).items()}
+
+
+def image(c: ModelConfig, seed=0):
+    """uint8[1, size, size, 3]"""
+    return np.random.default_rng(seed).integers(0, 256, (1, c.encoder.image_size, c.encoder.image_size, 3), np.uint8)
