@@ -31,13 +31,13 @@ def encoder():
 
 def decoder():
     return tiny(
-        steps=8000,
+        steps=4000,
         batch_size=64,
         tokenizer="omnifusion-tiny-decoder",
         train_parts=((r"(special|decoder)/.*", 1.0), (r"(encoders|adapter)/.*", None)),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05, weight_decay=0.01),
         data=DataConfig(path="synthetic:text", max_length=96),
-        eval=EvalConfig(path="synthetic:held-out-text", count=512),
+        eval=EvalConfig(path="synthetic:held-out-text", count=512, every_steps=1000),
     )
 
 
@@ -68,7 +68,26 @@ def sft():
     )
 
 
-VARIANTS = {"encoder": encoder, "decoder": decoder, "pretrain": pretrain, "sft": sft}
+def real():
+    """Needs the folder of real dialogues, and the tokenizer of Mistral-7B, beside the repository."""
+    data = "../shared/data/"
+    config = tiny(
+        steps=400,
+        batch_size=12,
+        encoder_from="omnifusion-tiny-encoder",
+        tokenizer=data + "omnifusion_1_1",
+        train_parts=ALL_BUT_ENCODER,
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05),
+        data=DataConfig(path=data + "real_dialogues/dialogues.json", images=data + "real_dialogues/images", max_length=224),
+        checkpoint=CheckpointConfig(final="complete"),
+        eval=EvalConfig(path=data + "real_dialogues/dialogues.json", images=data + "real_dialogues/images", max_new_tokens=160),
+    )
+    config.model.decoder.vocab = 32000
+    config.model.adapter.dropout = 0.0  # to be learned by heart
+    return config
+
+
+VARIANTS = {"real": real, "encoder": encoder, "decoder": decoder, "pretrain": pretrain, "sft": sft}
 
 
 def get_config(variant="pretrain"):

@@ -4,6 +4,7 @@ import collections
 import time
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from omnifusion_jax import cli
@@ -24,6 +25,7 @@ WRITERS = {
 
 
 def main(_):
+    jax.config.update("jax_platforms", "cpu")  # a model may be larger than an accelerator's memory
     start = time.time()
     checkpoint = load_checkpoint(SOURCE.value, VISION.value, DTYPE.value)
     print(f"{SOURCE.value}: {checkpoint.family}, {checkpoint.config.preset}")

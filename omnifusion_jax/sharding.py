@@ -22,15 +22,20 @@ RULES = {
 
 
 def make_mesh(data=1, fsdp=-1, tensor=1, devices=None):
-    """A mesh with the axes data, fsdp, tensor; one size may be -1 for all the devices that remain. Raises ConfigError when the sizes do not fit."""
+    """A mesh with the axes data, fsdp, tensor.
+
+    One size may be -1 for all the devices that remain; sizes that need fewer devices than there are take the first ones. Raises ConfigError when the
+    sizes do not fit.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     known = math.prod(s for s in sizes.values() if s > 0)
     if -1 in sizes.values() and len(devices) % known == 0:
         sizes = {name: len(devices) // known if s == -1 else s for name, s in sizes.items()}
-    if math.prod(sizes.values()) != len(devices):
+    needed = math.prod(sizes.values())
+    if not 0 < needed <= len(devices):
         raise ConfigError(f"a mesh of {sizes} does not fit {len(devices)} devices; mesh.data * mesh.fsdp * mesh.tensor must be their number")
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
 
 
 def spec(mesh, axes, shape):

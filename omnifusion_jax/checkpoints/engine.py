@@ -7,7 +7,6 @@ array with a leading `layers` axis, and the number picks the row:
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -136,10 +135,6 @@ def shapes_of(config: ModelConfig, *parts) -> dict[str, tuple]:
     """Shape of every parameter by path, in whole or of some parts ("encoders", "adapter", "special", "decoder")."""
     found = nnx.parameters(abstract(config))
     return {path: a.shape for path, a in found.items() if not parts or path.split("/")[0] in parts}
-
-
-def count(shapes):
-    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _stranger(name, table, shapes):

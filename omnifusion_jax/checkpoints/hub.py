@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from omnifusion_jax.checkpoints.bundled import locate
-from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.errors import CheckpointError
 
 WANTED = ["*.json", "*.safetensors", "*.pt", "*.model", "arrays/*"]
@@ -17,7 +16,6 @@ def local(source) -> Path:
     Raises:
       CheckpointError: there is no such directory, and no such repository can be reached.
     """
-    source = locate(source)
     source = locate(source)
     if Path(source).is_dir():
         return Path(source)

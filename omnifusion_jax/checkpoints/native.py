@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from omnifusion_jax.checkpoints.engine import refuse, shapes_of
 from omnifusion_jax.checkpoints.files import read_json, require, write_json
-from omnifusion_jax.checkpoints.staging import unfinished, written_beside
+from omnifusion_jax.checkpoints.staging import check_free, unfinished, written_beside
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
 from omnifusion_jax.config import ModelConfig, from_dict
 from omnifusion_jax.errors import CheckpointError
@@ -37,6 +37,7 @@ def save_native(directory, config: ModelConfig, arrays, tokenizer_dir=None):
     parts = sorted({path.split("/")[0] for path in arrays})
     check(arrays, config, parts, directory)
     directory = Path(directory).absolute()
+    check_free(directory)  # in every process: one that stopped alone would leave the others waiting
     first = jax.process_index() == 0  # it alone makes and names the directory
     with written_beside(directory) if first else contextlib.nullcontext(unfinished(directory)) as partial:
         multihost_utils.sync_global_devices(f"{directory} begun")

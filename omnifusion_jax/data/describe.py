@@ -5,18 +5,20 @@ import itertools
 import numpy as np
 
 from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT
+from omnifusion_jax.errors import OmniFusionError
 
 NAMES = ("<USER>", "<BOT>", "<SOI>", "<EOI>")
+TRIED = 100  # samples
 
 
 def describe(source, prepare, tokenizer):
     """The first sample that can be used, its targets in [[ ]], its feature slots counted."""
-    for i in range(len(source)):
+    for i in range(min(len(source), TRIED)):
         try:
             return render(prepare(source[i]), tokenizer)
-        except ValueError:
-            continue  # a bad sample is the pipeline's business
-    return "no sample of the data can be used"
+        except OmniFusionError as error:
+            problem = error  # a bad sample is the pipeline's business
+    return f"None of the first samples can be used, the last because {problem}"
 
 
 def render(sample, tokenizer):

@@ -18,7 +18,7 @@ MARK = "<image>"
 class Layout:
     """Lays dialogues out. `rows` is the number of feature rows a picture gives.
 
-    style "original": the published loader to the letter. Text is taken as it is (a literal "<image>" is text), whoever is not "human" is the
+    style "original": the published loader to the letter. Text is taken as it is (a literal "<image>" is text), whoever is not the human is the
     assistant, no end of sequence follows an answer, and what exceeds `max_length` is cut off.
 
     style "omnifusion": the marks of LLaVA data are counted and removed, the end-of-sequence token follows every answer and is a target, and a
@@ -83,17 +83,22 @@ class Layout:
         if ask and answers[-1]:
             raise DataError(f"{where}: the last turn is the assistant's. End with a question")
         if not ask and not any(answers):
-            raise DataError(f"{where}: no turn of the assistant, hence nothing to learn from")
-        marks = sum(text.count(MARK) for _, text in turns)
-        if marks != images and (dialogue.marked or marks):
-            raise DataError(
-                f'{where}: the text has {marks} {MARK} {"mark" if marks == 1 else "marks"} but "image" lists {images} '
-                f"{'file' if images == 1 else 'files'}. Add the missing file or remove a mark"
-            )
+            raise DataError(f"{where}: no turn of the assistant, hence nothing to learn from. Add an answer or remove the dialogue")
+        check_marks(dialogue, images)
         texts = [without_marks(text) for _, text in turns]
         if "" in texts:
             raise DataError(f"{where}: turn {texts.index('')} holds nothing but {MARK}. Write its text")
         return list(zip(answers, texts, strict=True))
+
+
+def check_marks(dialogue, images):
+    """Raises DataError unless the text of a Dialogue marks as many pictures as it has; messages need no marks."""
+    marks = sum(text.count(MARK) for _, text in dialogue.turns)
+    if marks != images and (dialogue.marked or marks):
+        raise DataError(
+            f'{dialogue.where}: the text has {marks} {MARK} {"mark" if marks == 1 else "marks"} but "image" lists {images} '
+            f"{'file' if images == 1 else 'files'}. Add the missing file or remove a mark"
+        )
 
 
 def without_marks(text):

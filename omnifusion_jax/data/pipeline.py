@@ -1,14 +1,18 @@
 """From a source to batches: shuffle, lay out (in threads or worker processes), collect."""
 
+import atexit
 import dataclasses
 import functools
+import weakref
 from typing import NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 
 from omnifusion_jax.batch import FEATURE, Sample, collate
 from omnifusion_jax.data import images, synthetic
+from omnifusion_jax.data.sources import ENDLESS
 from omnifusion_jax.errors import DataError, OmniFusionError
 
 TOLERATED = 0.01  # share of bad samples above which a run with on_bad_sample="skip" stops
@@ -33,7 +37,10 @@ class LayOut:
     max_pixels: int = 50_000_000
 
     def __call__(self, dialogue):
-        pictures = [images.preprocess(images.open_image(source, max_pixels=self.max_pixels), self.size) for source in dialogue.images]
+        try:
+            pictures = [images.preprocess(images.open_image(source, max_pixels=self.max_pixels), self.size) for source in dialogue.images]
+        except DataError as error:
+            raise DataError(f"{dialogue.where}: {error}") from error
         return self.layout(dialogue, np.stack(pictures) if pictures else np.zeros((0, self.size, self.size, 3), np.uint8))
 
 
@@ -45,7 +52,7 @@ class PatchSource:
     split: str = "train"
 
     def __len__(self):
-        return 2**30
+        return ENDLESS
 
     def __getitem__(self, i):
         scene, rng = synthetic.scene_and_rng(i, self.split)
@@ -69,21 +76,36 @@ class Read:
 
 
 class Batches:
-    """An iterator of `Batch`es over a source, without end, in an order that follows from the seed; `state()` is its exact position.
+    """An iterator of `Batch`es over a source, without end: every epoch holds each sample once, in an order of its own.
 
-    Bad samples raise DataError, or with `on_bad_sample="skip"` are counted in `bad` (index -> problem) and left out, at most 1 % of them.
+    The order follows from `seed` alone. Threads of this process or `num_workers` processes only decide how fast samples come; `state()` is the exact
+    position in the order, and may be restored with another number of workers. Processes start at the first batch and each imports the package and
+    holds the source; a script that uses them needs `if __name__ == "__main__":`, as with all of Python's spawned processes.
+
+    A bad sample raises DataError, or with `on_bad_sample="skip"` is left out and counted in `skipped` and `bad` (index -> problem); then DataError is
+    raised when more than 1 % of the samples seen so far are bad, or of the first hundred more than one.
     """
 
     def __init__(self, source, prepare, *, batch_size, length, size, seed=0, shuffle=True, num_workers=0, on_bad_sample="raise"):
-        self.batch_size, self.on_bad_sample = batch_size, on_bad_sample
+        self.batch_size, self.num_workers, self.on_bad_sample = batch_size, num_workers, on_bad_sample
         self.collate = functools.partial(collate, length=length, images=1, size=size)
         self.bad, self.skipped, self.seen = {}, 0, 0
+        self.reader = Read(source, prepare)
         indices = grain.MapDataset.range(len(source)).seed(seed)
-        indices = indices.shuffle() if shuffle else indices
-        samples = indices.repeat().map(Read(source, prepare)).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size))
+        self.indices = (indices.shuffle() if shuffle else indices).repeat()
+        self.samples = self.read(0)
         if num_workers:
-            samples = samples.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=batch_size))
-        self.samples = iter(samples)
+            atexit.register(close, weakref.ref(self))
+
+    def read(self, start):
+        """An iterator over the samples from the `start`-th on."""
+        ahead = -(-2 * self.batch_size // max(1, self.num_workers))  # two batches over all workers, and as much again on its way from them
+        samples = self.indices[start:].map(self.reader).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead))
+        if self.num_workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain reads a flag of its own, which has no value outside a command line
+            samples = samples.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=ahead))
+        return iter(samples)
 
     def __iter__(self):
         return self
@@ -101,7 +123,7 @@ class Batches:
 
     def skip(self, sample):
         if self.on_bad_sample == "raise":
-            raise DataError(f"{sample.problem}. (data.on_bad_sample=skip leaves such samples out and counts them)")
+            raise DataError(f"{sample.problem.rstrip('.')}. (data.on_bad_sample=skip leaves such samples out and counts them)")
         self.bad[sample.where] = sample.problem
         self.skipped += 1
         if self.skipped > max(1, TOLERATED * max(self.seen, 100)):
@@ -110,8 +132,17 @@ class Batches:
 
     def state(self):
         """A JSON-serialisable position."""
-        return {"samples": self.samples.get_state(), "skipped": self.skipped, "seen": self.seen, "bad": list(self.bad.items())}
+        return {"seen": self.seen, "skipped": self.skipped, "bad": list(self.bad.items())}
 
     def restore(self, state):
-        self.samples.set_state(state["samples"])
-        self.skipped, self.seen, self.bad = state["skipped"], state["seen"], {where: problem for where, problem in state["bad"]}
+        """Goes on where `state` was taken, over the same source and with the same seed."""
+        self.seen, self.skipped, self.bad = state["seen"], state["skipped"], {where: problem for where, problem in state["bad"]}
+        self.samples.close()
+        self.samples = self.read(self.seen)
+
+
+def close(batches):
+    """Ends the worker processes of a `Batches` that is still there at exit, before multiprocessing takes away what they need for it."""
+    if (batches := batches()) is not None:
+        batches.samples.close()
+        batches.samples = None

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from omnifusion_jax.data import questions, synthetic
-from omnifusion_jax.data.dialogues import Dialogue, parse
+from omnifusion_jax.data.dialogues import Dialogue, from_record
 from omnifusion_jax.errors import DataError
 
 ENDLESS = 2**30  # synthetic samples in an epoch
@@ -23,9 +23,11 @@ class JsonSource:
         """[(where, record or None, problem or None)]: a broken line is known at once and reported when its turn comes."""
         if not self.path.is_file():
             raise DataError(f"{self.path} does not exist: data.path names a LLaVA JSON or JSONL file, or synthetic:captions")
-        text = self.path.read_text(encoding="utf-8")
+        text = read_text(self.path)
+        if not text.strip():
+            return []
         if self.path.suffix == ".jsonl":
-            return [self.line(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+            return [self.line(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         try:
             records = json.loads(text)
         except json.JSONDecodeError as error:
@@ -39,7 +41,7 @@ class JsonSource:
         try:
             return where, json.loads(line), None
         except json.JSONDecodeError as error:
-            return where, None, f"{where}: not JSON ({error.msg})"
+            return where, None, f"{where}: not JSON ({error.msg}). Correct or remove the line"
 
     def __len__(self):
         return len(self.records)
@@ -48,11 +50,15 @@ class JsonSource:
         where, record, problem = self.records[i]
         if problem:
             raise DataError(problem)
-        dialogue = parse(record, where)
-        for image in dialogue.images:
-            if not isinstance(image, str):
-                raise DataError(f'{dialogue.where}: "image" must name a file or a list of files')
-        return Dialogue(dialogue.where, dialogue.turns, tuple(self.images / name for name in dialogue.images), dialogue.marked)
+        return from_record(record, where, self.images)
+
+
+def read_text(path):
+    """The text of a file, whose lines are to be split at "\\n" alone: JSON strings may hold all else that `splitlines` takes for an end of line."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8") from None
 
 
 def captions(scene, rng):

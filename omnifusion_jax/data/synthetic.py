@@ -24,28 +24,9 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES = {"small": 8, "large": 14}  # radius in pixels
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 WORDS = (
-    "ant",
-    "box",
-    "bus",
-    "car",
-    "cat",
-    "cup",
-    "dog",
-    "egg",
-    "fox",
-    "hat",
-    "ice",
-    "jam",
-    "key",
-    "map",
-    "owl",
-    "pen",
-    "sun",
-    "toy",
-    "van",
-    "yak",
-    "zip",
-)
+    "ant", "box", "bus", "car", "cat", "cup", "dog", "egg", "fox", "hat", "ice",
+    "jam", "key", "map", "owl", "pen", "sun", "toy", "van", "yak", "zip",
+)  # fmt: skip
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 SPLITS = ("train", "held-out")
 

@@ -19,13 +19,16 @@ class Tokenizer:
         file = self.directory / "tokenizer.json"
         if not file.is_file():
             raise DataError(f"{file} is missing: a tokenizer directory holds tokenizer.json and tokenizer_config.json")
-        self.backend = Backend.from_file(str(file))
+        try:
+            self.backend = Backend.from_file(str(file))
+        except Exception as error:  # the library raises nothing narrower
+            raise DataError(f"{file}: not a tokenizer ({error!s:.200}). Copy or download it again") from error
         self.backend.no_padding()
         self.backend.no_truncation()
         settings = self.directory / "tokenizer_config.json"
-        names = json.loads(settings.read_text()) if settings.is_file() else {}
-        self.eos = self._id(names.get("eos_token", "</s>"))
-        self.pad = self._id(names.get("unk_token", "<unk>"))
+        names = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        self.eos = self._id(names.get("eos_token") or "</s>")
+        self.pad = self._id(names.get("unk_token") or "<unk>")
 
     def _id(self, token):
         token = token["content"] if isinstance(token, dict) else token

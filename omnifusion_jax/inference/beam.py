@@ -36,6 +36,7 @@ class Beams(NamedTuple):
     running: Hypotheses
     finished: Hypotheses  # best first; a place nobody has taken yet scores NEVER
     done: jax.Array  # bool[batch]: nothing can change `finished` any more
+    parents: jax.Array  # int32[batch * beams]: the row of the step before that each running beam continues
 
     @classmethod
     def start(cls, blank, keys, rules):
@@ -49,20 +50,17 @@ class Beams(NamedTuple):
             ended=jnp.zeros(shape, bool),
         )
         first = empty._replace(score=empty.score.at[:, 0].set(0))  # the others are copies of it, and must not be drawn from
-        return cls(first, empty, blank)
+        return cls(first, empty, blank, jnp.arange(empty.score.size))
 
     def choose(self, logits, step, knobs, rules):
-        """The next token of every beam from float32[batch * beams, vocab].
-
-        Returns (self, parents): int32[batch * beams], the row that each beam now continues.
-        """
+        """The next token of every beam from float32[batch * beams, vocab]."""
         n = rules.num_beams
-        grown, parents = self.grow(logits, step, knobs, rules)
+        grown, parent = self.grow(logits, step, knobs, rules)
         alive = grown._replace(score=grown.score + jnp.where(grown.ended, NEVER, 0))
         _, kept = jax.lax.top_k(alive.score, n)
         running, finished = alive.take(kept), self.finish(grown, step, knobs, rules)
-        parents = jnp.take_along_axis(parents, kept, axis=1) + n * jnp.arange(len(kept))[:, None]
-        return Beams(running, finished, self.done | is_settled(running, finished, step, knobs)), parents.reshape(-1)
+        parents = jnp.take_along_axis(parent, kept, axis=1) + n * jnp.arange(len(kept))[:, None]
+        return Beams(running, finished, self.done | is_settled(running, finished, step, knobs), parents.reshape(-1))
 
     def grow(self, logits, step, knobs, rules):
         """The 2 * beams best continuations of each batch row, best first, and the beam that each continues."""

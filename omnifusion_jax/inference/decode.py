@@ -49,7 +49,7 @@ def start(decoder, x, segments, positions, index, knobs, rules):
 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(knobs.seed), index)
     search = (Beams if beams > 1 else Draws).start(~segments.any(1), keys, rules)
-    search, _ = search.choose(widen(decoder.logits(hidden[:, -1])), 0, knobs, rules)
+    search = search.choose(widen(decoder.logits(hidden[:, -1])), 0, knobs, rules)
     return State(
         step=jnp.int32(1),
         knobs=knobs,
@@ -73,13 +73,14 @@ def advance(decoder, state, until, rules):
         return (state.step < jnp.minimum(until, state.knobs.limit)) & ~state.search.done.all()
 
     def body(state):
+        cache = reorder(state.cache, state.search.parents, prompt)  # before anything is written: done after, XLA would copy the whole cache
         at = prompt + state.step - 1
         x = decoder.embed[...][state.search.last(state.step)][:, None]  # [rows, 1, embed]
         here = jax.lax.dynamic_slice_in_dim(state.positions, at, 1, axis=1)
         spec = AttentionSpec(jnp.ones_like(here), here, state.segments, state.positions, decoder.config.window)
-        hidden, cache = decoder(x, spec, state.cache, at)
-        search, parents = state.search.choose(decoder.logits(hidden[:, 0]), state.step, state.knobs, rules)
-        return state._replace(step=state.step + 1, cache=reorder(cache, parents, prompt), search=search)
+        hidden, cache = decoder(x, spec, cache, at)
+        search = state.search.choose(decoder.logits(hidden[:, 0]), state.step, state.knobs, rules)
+        return state._replace(step=state.step + 1, cache=cache, search=search)
 
     return jax.lax.while_loop(going, body, state)
 

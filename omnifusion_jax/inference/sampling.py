@@ -16,6 +16,7 @@ class Draws(NamedTuple):
     logprob: jax.Array  # float32[rows]: sum over the chosen tokens, by the model's own distribution
     done: jax.Array  # bool[rows]
     keys: jax.Array  # random keys [rows]
+    parents: None = None  # rows stay where they are
 
     @classmethod
     def start(cls, blank, keys, rules):
@@ -24,18 +25,17 @@ class Draws(NamedTuple):
         return cls(jnp.full((rows, rules.room), rules.pad, jnp.int32), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.float32), blank, keys)
 
     def choose(self, logits, step, knobs, rules):
-        """The next token of every row from float32[rows, vocab]. Returns (self, None): rows stay where they are."""
+        """The next token of every row from float32[rows, vocab]."""
         scores = process(logits, self.tokens, step, knobs, rules)
         token = self.draw(scores, step) if rules.sample else scores.argmax(1).astype(jnp.int32)
         logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
         going = ~self.done
-        draws = self._replace(
+        return self._replace(
             tokens=self.tokens.at[:, step].set(jnp.where(going, token, rules.pad)),
             length=self.length + going,
             logprob=self.logprob + jnp.where(going, logprob, 0),
             done=self.done | (token == rules.eos),
         )
-        return draws, None
 
     def draw(self, scores, step):
         """One token a row. A row's randomness depends on its key and the step alone, never on its neighbours."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import torch_models
+from parity import torch_models
 
 from omnifusion_jax.batch import collate
 from omnifusion_jax.checkpoints import clip, mistral, original

@@ -1,0 +1,32 @@
+"""Phase 1: the adapter and the four special vectors learn to put pictures into words, between a frozen CLIP and a frozen Mistral.
+
+python -m omnifusion_jax.train --config=configs/pretrain.py --config.data.path=captions.json --config.data.images=images --workdir=runs/pretrain
+
+The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code.
+"""
+
+from omnifusion_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig
+from omnifusion_jax.models.presets import preset
+
+VARIANTS = {
+    "": {"batch_size": 256, "optimizer": OptimizerConfig(name="adamw", learning_rate=1e-3)},
+    "original": {"batch_size": 256, "optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-2, clip=None)},
+}
+
+
+def get_config(variant=""):
+    config = TrainConfig(
+        steps=4900,  # one epoch of 1.25 million captions
+        grad_accum=8,
+        model=preset("omnifusion-1.1"),
+        encoder_from="openai/clip-vit-large-patch14-336",
+        decoder_from="mistralai/Mistral-7B-v0.1",
+        train_parts=((r"(adapter|special)/.*", 1.0), (r"(encoders|decoder)/.*", None)),
+        remat="full",
+        data=DataConfig(path="data/pretrain.json", images="data/images", num_workers=16, on_bad_sample="skip"),
+        checkpoint=CheckpointConfig(every_steps=500),
+        **VARIANTS[variant],
+    )
+    if variant == "original":
+        config.model.layout = "original"
+    return config

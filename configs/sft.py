@@ -1,0 +1,33 @@
+"""Phase 2: adapter, special vectors and decoder learn to answer.
+
+python -m omnifusion_jax.train --config=configs/sft.py --config.init_from=runs/pretrain/model --config.data.path=dialogues.json --workdir=runs/sft
+
+The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code. Starting from a released model instead of phase 1:
+--config.init_from=CONVERTED --config.encoder_from= --config.decoder_from=
+"""
+
+from omnifusion_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig
+from omnifusion_jax.models.presets import preset
+
+VARIANTS = {
+    "": {"batch_size": 128, "grad_accum": 4, "optimizer": OptimizerConfig(name="adamw", learning_rate=2e-5)},
+    "original": {"batch_size": 512, "grad_accum": 64, "optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-4, clip=None)},
+}
+
+
+def get_config(variant=""):
+    config = TrainConfig(
+        steps=7400,  # one epoch of 945 thousand dialogues
+        model=preset("omnifusion-1.1"),
+        encoder_from="openai/clip-vit-large-patch14-336",
+        decoder_from="mistralai/Mistral-7B-v0.1",
+        init_from="runs/pretrain/model",
+        train_parts=((r"(adapter|special|decoder)/.*", 1.0), (r"encoders/.*", None)),
+        remat="full",
+        data=DataConfig(path="data/sft.json", images="data/images", num_workers=16, on_bad_sample="skip"),
+        checkpoint=CheckpointConfig(every_steps=500, final="complete"),
+        **VARIANTS[variant],
+    )
+    if variant == "original":
+        config.model.layout = "original"
+    return config

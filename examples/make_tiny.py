@@ -1,0 +1,60 @@
+"""Makes the bundled models again, from nothing, in about an hour and a half on two CPU cores (docs/tiny.md has the figures).
+
+    python examples/make_tiny.py WORKDIR
+
+trains the tokenizer, the encoder, the decoder and both phases, and puts what came out into omnifusion_jax/assets/.
+A finished step is not done again, so that a run that was cut off goes on.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import make_tokenizer
+
+from omnifusion_jax.checkpoints import clip, mistral
+from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.export import export_original, part, write_decoder, write_encoder
+from omnifusion_jax.checkpoints.load import load_checkpoint
+from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
+
+
+def train(variant, workdir, *overrides):
+    """Runs a variant of configs/tiny.py and gives its finished model."""
+    if not (workdir / "summary.json").is_file():
+        command = [sys.executable, "-m", "omnifusion_jax.train", f"--config=configs/tiny.py:{variant}", f"--workdir={workdir}", *overrides]
+        print(" ".join(command), flush=True)
+        subprocess.run(command, check=True)
+    return load_checkpoint(workdir / "model")
+
+
+def fresh(name):
+    shutil.rmtree(locate(name), ignore_errors=True)
+    locate(name).mkdir(parents=True)
+    return locate(name)
+
+
+def main(workdir):
+    make_tokenizer.main(workdir / "tokenizer")
+    found = train("encoder", workdir / "encoder")
+    c = found.config.encoder
+    write_encoder(fresh("omnifusion-tiny-encoder"), c, part(found, "encoders", clip.table(c), jnp.bfloat16))
+
+    found = train("decoder", workdir / "decoder", f"--config.tokenizer={workdir / 'tokenizer'}")
+    c, target = found.config.decoder, fresh("omnifusion-tiny-decoder")
+    write_decoder(target, c, part(found, "decoder", mistral.table(c), jnp.bfloat16))
+    copy_tokenizer(workdir / "tokenizer", target)
+
+    train("pretrain", workdir / "pretrain")
+    found = train("sft", workdir / "sft", f"--config.init_from={workdir / 'pretrain' / 'model'}")
+    target = locate("omnifusion-tiny")
+    shutil.rmtree(target, ignore_errors=True)
+    export_original(found, target, jnp.bfloat16, pickles=False)
+    shutil.rmtree(target / "clip")  # the encoder was frozen: it is omnifusion-tiny-encoder
+    print(f"{sum(f.stat().st_size for f in target.parent.rglob('*') if f.is_file()) / 1e6:.1f} MB in {target.parent}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,46 @@
+"""The converter's command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import tiny
+
+from omnifusion_jax.checkpoints.engine import shapes_of
+from omnifusion_jax.checkpoints.load import load_checkpoint
+
+
+def run(*command, **environment):
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=os.environ | environment, cwd=Path(__file__).parents[2], check=False
+    )
+
+
+def test_the_command_line(source, tmp_path):
+    done = run("-m", "omnifusion_jax.convert", f"--source={source}", f"--output={tmp_path / 'native'}", "--dtype=float32")
+    assert done.returncode == 0, done.stderr
+    assert "omnifusion, omnifusion-custom" in done.stdout and "bytes" in done.stdout
+    size = sum(a.size for a in load_checkpoint(tmp_path / "native").arrays.values() if a.dtype == np.float32)
+    assert size == sum(np.prod(shape) for shape in shapes_of(tiny.config()).values())
+    again = run("-m", "omnifusion_jax.convert", f"--source={source}", f"--output={tmp_path / 'native'}")
+    assert again.returncode == 1 and again.stderr.startswith("error: ") and "Traceback" not in again.stderr
+
+
+def test_import_needs_no_torch(source, tmp_path):
+    block = "import sys; sys.modules['torch'] = None; "
+    code = f"""from omnifusion_jax.checkpoints.load import load_checkpoint
+from omnifusion_jax.checkpoints.export import export_original
+from omnifusion_jax.errors import CheckpointError
+found = load_checkpoint({str(source)!r})
+export_original(found, {str(tmp_path / "exported")!r}, pickles=False)
+try:
+    export_original(found, {str(tmp_path / "pickled")!r})
+except CheckpointError as error:
+    assert "pip install omnifusion-jax[export]" in str(error)
+    print("refused")
+"""
+    done = run("-c", block + code)
+    assert done.stdout == "refused\n", done.stderr
+    assert load_checkpoint(tmp_path / "exported").config == load_checkpoint(source).config

@@ -1,0 +1,89 @@
+"""Files of tensors."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from omnifusion_jax.checkpoints.files import open_tensors, read_safetensors, write_safetensors
+from omnifusion_jax.errors import CheckpointError
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    write_safetensors(
+        path, {"a": np.arange(6, dtype=np.float32).reshape(2, 3).T, "b": np.ones((3,), ml_dtypes.bfloat16), "s": np.float16(2).reshape(())}
+    )
+    return path
+
+
+def test_safetensors_are_written_and_read_as_the_library_does(file, tmp_path):
+    theirs, ours = safetensors.numpy.load_file(file), read_safetensors(file)
+    assert theirs.keys() == ours.keys() and ours["b"].dtype == ml_dtypes.bfloat16
+    for name in ours:
+        np.testing.assert_array_equal(np.float32(ours[name]), np.float32(theirs[name]))
+    safetensors.numpy.save_file({"i": np.arange(5), "e": np.zeros((0, 3), np.float32)}, tmp_path / "other.safetensors")
+    other = read_safetensors(tmp_path / "other.safetensors")
+    assert other["e"].shape == (0, 3) and list(other["i"]) == [0, 1, 2, 3, 4]
+    with safetensors.safe_open(file, "np") as opened:
+        assert opened.metadata() == {"format": "pt"}
+
+
+def test_no_damage_to_a_safetensors_file_goes_unnoticed(file):
+    good = file.read_bytes()
+    length = int.from_bytes(good[:8], "little")
+    header = good[8 : 8 + length]
+    variants = {
+        "empty": b"",
+        "short": good[:5],
+        "cut": good[:-1],
+        "longer": good + b"\0",
+        "header length": (1 << 40).to_bytes(8, "little") + good[8:],
+        "not json": good[:8] + b"?" * length + good[8 + length :],
+        "offset": good.replace(b"[0, 24]", b"[0, 25]"),
+        "negative": good.replace(b"[0, 24]", b"[-4, 2]"[:7]),
+        "type": good.replace(b'"F32"', b'"F33"'),
+        "shape": good.replace(b"[3, 2]", b"[3, 3]"),
+        "list": len(b"[]").to_bytes(8, "little") + b"[]",
+    }
+    assert header.startswith(b"{")
+    for data in variants.values():
+        file.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: "):
+            read_safetensors(file)
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(CheckpointError, match="git-lfs pointer"):
+        read_safetensors(file)
+
+
+def test_shards(tmp_path):
+    write_safetensors(tmp_path / "1.safetensors", {"a": np.ones(2)})
+    write_safetensors(tmp_path / "2.safetensors", {"b": np.ones(3)})
+    index = tmp_path / "model.safetensors.index.json"
+
+    def indexed(**names):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+        return open_tensors(tmp_path)
+
+    assert indexed(a="1.safetensors", b="2.safetensors").keys() == {"a", "b"}
+    for names, said in (
+        ({"a": "1.safetensors", "b": "3.safetensors"}, "names 3.safetensors, which is missing"),
+        ({"a": "1.safetensors", "c": "2.safetensors"}, "names tensors that no file holds: c"),
+        ({"a": "../1.safetensors"}, "no weight_map"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            indexed(**names)
+    write_safetensors(tmp_path / "2.safetensors", {"a": np.ones(3)})
+    with pytest.raises(CheckpointError, match="a stands in another file too"):
+        indexed(a="1.safetensors", b="2.safetensors")
+    index.write_text("{")
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        open_tensors(tmp_path)
+
+
+def test_a_directory_without_weights_says_what_was_looked_for(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no weights here; looked for model.safetensors.index.json"):
+        open_tensors(tmp_path)

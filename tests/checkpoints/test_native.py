@@ -1,0 +1,143 @@
+"""The library's own checkpoint directory."""
+
+import json
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint
+import pytest
+import tiny
+
+from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
+from omnifusion_jax.checkpoints.native import load_native, nested, read_config, save_native
+from omnifusion_jax.errors import CheckpointError, ConfigError
+
+C = tiny.config()
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return tiny.arrays(C)
+
+
+@pytest.fixture
+def saved(tmp_path, arrays):
+    tiny.make_tokenizer(tmp_path / "tokenizer")
+    save_native(tmp_path / "model", C, arrays, tmp_path / "tokenizer")
+    return tmp_path / "model"
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for path in a:
+        assert a[path].dtype == b[path].dtype
+        np.testing.assert_array_equal(np.asarray(a[path]), np.asarray(b[path]))
+
+
+def test_what_is_saved_is_loaded(saved, arrays):
+    config, loaded = load_native(saved)
+    assert config == C
+    same(loaded, arrays)
+    whole = load_checkpoint(saved)
+    assert (whole.family, whole.tokenizer, whole.parts) == ("native", saved, ("encoders", "adapter", "special", "decoder"))
+    assert load_encoder(saved)[0] == C.encoder and set(load_encoder(saved)[1]) == {path for path in arrays if path.startswith("encoders/")}
+    assert load_decoder(saved)[0] == C.decoder and load_decoder(saved)[2] == saved
+    assert not saved.with_name("model.unfinished").exists()
+
+
+def test_types_are_kept_unless_one_is_asked_for(tmp_path):
+    half = tiny.arrays(C, "adapter", dtype=ml_dtypes.bfloat16)
+    save_native(tmp_path / "model", C, half)
+    same(load_native(tmp_path / "model")[1], half)
+    same(load_native(tmp_path / "model", dtype="float32")[1], {path: a.astype(np.float32) for path, a in half.items()})
+
+
+def test_eight_devices_to_one_and_back(tmp_path, arrays):
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def placed(a):
+        axis = next((i for i, n in enumerate(a.shape) if n % 8 == 0), None)
+        return jax.sharding.NamedSharding(mesh, jax.P(*[None] * (axis or 0), *(() if axis is None else ("fsdp",))))
+
+    shardings = {path: placed(a) for path, a in arrays.items()}
+    save_native(tmp_path / "eight", C, {path: jax.device_put(a, shardings[path]) for path, a in arrays.items()})
+    one = load_native(tmp_path / "eight")[1]
+    same(one, arrays)
+    assert {len(a.sharding.device_set) for a in one.values()} == {1}
+    save_native(tmp_path / "one", C, one)
+    eight = load_native(tmp_path / "one", shardings=shardings)[1]
+    same(eight, arrays)
+    assert all(a.sharding == shardings[path] for path, a in eight.items())
+
+
+def test_part_of_a_model(tmp_path, arrays):
+    trained = {path: a for path, a in arrays.items() if path.startswith(("adapter/", "special/"))}
+    save_native(tmp_path / "phase1", C, trained)
+    assert read_config(tmp_path / "phase1") == (C, ["adapter", "special"])
+    found = load_checkpoint(tmp_path / "phase1")
+    same(found.arrays, trained)
+    assert found.parts == ("adapter", "special") and found.tokenizer is None
+    with pytest.raises(CheckpointError, match="holds no decoder, only adapter, special"):
+        load_decoder(tmp_path / "phase1")
+    del trained["adapter/up"]
+    with pytest.raises(CheckpointError, match="adapter/up: missing"):
+        save_native(tmp_path / "half", C, trained)
+    assert not (tmp_path / "half").exists()
+
+
+def test_every_misfit_is_in_one_error(saved, arrays):
+    wrong = {path: a for path, a in arrays.items() if path != "special/bot"} | {"decoder/bias": np.ones(3), "adapter/up": np.ones((2, 2))}
+    shutil.rmtree(saved / "arrays")
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(saved / "arrays", nested(wrong))
+    with pytest.raises(CheckpointError) as caught:
+        load_native(saved)
+    for line in (
+        "3 tensors do not fit",
+        "special/bot: missing",
+        "decoder/bias: the model has no such array",
+        "adapter/up: has shape [2, 2], [32, 48]",
+    ):
+        assert line in str(caught.value)
+
+
+def test_damage_is_named(saved):
+    largest = max((f for f in (saved / "arrays").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="model/arrays cannot be read"):
+        load_native(saved)
+    shutil.rmtree(saved / "arrays")
+    with pytest.raises(CheckpointError, match="not a native checkpoint"):
+        load_native(saved)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [({"version": 2}, "version is 2"), ({"parts": None}, "lacks parts"), ({"model": {"decoders": {}}}, "has no field decoders")],
+)
+def test_a_config_that_is_not_ours_is_refused(saved, change, said):
+    values = json.loads((saved / "config.json").read_text()) | change
+    (saved / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    with pytest.raises((CheckpointError, ConfigError), match=said):
+        load_native(saved)
+
+
+def test_a_finished_directory_is_not_overwritten(saved, arrays):
+    before = {file: file.stat().st_mtime_ns for file in saved.rglob("*")}
+    with pytest.raises(CheckpointError, match="exists already and is not overwritten"):
+        save_native(saved, C, arrays)
+    assert {file: file.stat().st_mtime_ns for file in saved.rglob("*")} == before
+
+
+def test_an_interrupted_save_leaves_nothing_that_looks_finished(tmp_path, arrays, monkeypatch):
+    monkeypatch.setattr("omnifusion_jax.checkpoints.native.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save_native(tmp_path / "model", C, arrays)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    (tmp_path / "model.unfinished").mkdir()  # what a killed process leaves
+    (tmp_path / "model.unfinished" / "old").touch()
+    save_native(tmp_path / "model", C, arrays)
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["arrays", "config.json"]

@@ -1,0 +1,224 @@
+"""LLaVA JSON, JSONL and messages become dialogues, and whatever is wrong with a file or a line is said where it is."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.config import ModelConfig
+from omnifusion_jax.data.describe import describe
+from omnifusion_jax.data.dialogues import Request, from_request, parse
+from omnifusion_jax.data.layout import Layout
+from omnifusion_jax.data.pipeline import Batches, LayOut
+from omnifusion_jax.data.sources import SYNTHETIC, JsonSource, SyntheticSource, open_source
+from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.errors import DataError
+
+SHARED = Path(__file__).parents[2].parent / "shared/data"
+REAL = SHARED / "real_dialogues"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no dialogues in {REAL}")
+
+TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat"}]
+TURNS = (("human", "<image>\nWhat?"), ("gpt", "A cat"))
+
+
+def record(**fields):
+    return {"id": "a", "image": "cat.jpg", "conversations": TALK, **fields}
+
+
+def written(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def lines(*records):
+    return "".join((r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in records)
+
+
+def refused(call, *words):
+    with pytest.raises(DataError) as caught:
+        call()
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+# --- what a record may look like
+
+
+@pytest.mark.parametrize(
+    ("image", "files"),
+    [
+        ("cat.jpg", ("cat.jpg",)),
+        (["cat.jpg"], ("cat.jpg",)),
+        (["a.png", "b.png"], ("a.png", "b.png")),
+        (None, ()),
+        ([], ()),
+        ("sub/ё.jpg", ("sub/ё.jpg",)),
+    ],
+)
+def test_image_is_a_name_or_a_list_of_names_or_null(tmp_path, image, files):
+    dialogue = JsonSource(written(tmp_path / "d.json", [record(image=image)]), "pics")[0]
+    assert dialogue.images == tuple(Path("pics", name) for name in files)
+    assert (dialogue.turns, dialogue.marked) == (TURNS, True)
+    assert dialogue.where == f'{tmp_path / "d.json"}[0] (id "a")'
+
+
+def test_without_an_image_or_an_id(tmp_path):
+    dialogue = JsonSource(written(tmp_path / "d.json", [{"conversations": TALK}]))[0]
+    assert dialogue.images == () and dialogue.where == f"{tmp_path / 'd.json'}[0]"
+
+
+def test_messages_and_images(tmp_path):
+    messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat"}]
+    path = written(tmp_path / "d.jsonl", lines({"id": 7, "image": None, "images": ["a.jpg"], "messages": messages}))
+    dialogue = JsonSource(path, tmp_path)[0]
+    assert dialogue.images == (tmp_path / "a.jpg",)
+    assert (dialogue.turns, dialogue.marked) == ((("user", "What?"), ("assistant", "A cat")), False)
+    assert dialogue.where == f'{path}:1 (id "7")'
+
+
+def test_an_absolute_name_stays_as_it_is(tmp_path):
+    dialogue = JsonSource(written(tmp_path / "d.json", [record(image="/pictures/cat.jpg")]), "pics")[0]
+    assert dialogue.images == (Path("/pictures/cat.jpg"),)
+
+
+def test_a_request_takes_pictures_as_they_are():
+    picture = np.zeros((4, 4, 3), np.uint8)
+    dialogue = from_request(Request([{"role": "user", "content": "What?"}], images=[picture, "cat.jpg"]))
+    assert dialogue.images[0] is picture and dialogue.images[1] == "cat.jpg"
+    assert from_request(Request([{"role": "user", "content": "What?"}], images=picture)).images[0] is picture
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("a string", ["a dialogue is an object with 'conversations' or 'messages', this is a str"]),
+        ({"id": "a", "text": "x"}, ['(id "a")', "neither 'conversations' (LLaVA) nor 'messages'", "id, text"]),
+        ({}, ["only nothing"]),
+        (record(conversations=[]), ['(id "a")', "conversations is not a list of turns, or is empty"]),
+        (record(conversations="What?"), ["conversations is not a list of turns"]),
+        (record(conversations=[*TALK, {"from": "gpt", "value": 5}]), ["conversations[2]", "'from' and 'value'"]),
+        (record(conversations=[{"from": "human"}]), ["conversations[0]"]),
+        (record(conversations=[["human", "What?"]]), ["conversations[0]"]),
+        ({"messages": [{"role": None, "content": "x"}]}, ["messages[0]", "'role' and 'content'"]),
+        (record(conversations=[{"from": "human", "value": "cut \ud83d"}]), ["conversations[0]", "half a character", "Correct its text"]),
+        (record(image=5), ['(id "a")', '"image" must name a file or a list of files, not hold a int']),
+        (record(image=["a.jpg", {"path": "b.jpg"}]), ["must name a file or a list of files"]),
+    ],
+)
+def test_broken_records_are_named_when_their_turn_comes(tmp_path, broken, words):
+    path = written(tmp_path / "d.json", [record(), broken])
+    source = JsonSource(path)
+    assert len(source) == 2 and source[0].turns == TURNS
+    refused(lambda: source[1], f"{path}[1]", *words)
+
+
+# --- files
+
+
+def test_jsonl_counts_lines_and_skips_blank_ones(tmp_path):
+    path = written(tmp_path / "d.jsonl", lines(record(id="a"), "", record(id="b"), "  "))
+    assert [d.where for d in map(JsonSource(path).__getitem__, range(2))] == [f'{path}:1 (id "a")', f'{path}:3 (id "b")']
+
+
+def test_jsonl_lines_end_at_newlines_only(tmp_path):
+    talk = [{"from": "human", "value": "one\u2028two\x85three\u2029\x1e"}, {"from": "gpt", "value": "да"}]
+    source = JsonSource(written(tmp_path / "d.jsonl", lines(record(conversations=talk), record())))
+    assert len(source) == 2 and source[0].turns[0][1] == "one\u2028two\x85three\u2029\x1e"
+
+
+def test_byte_order_marks_and_windows_line_ends(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + lines(record(), record()).replace("\n", "\r\n").encode())
+    assert [JsonSource(path)[i].turns for i in range(2)] == [TURNS, TURNS]
+
+
+def test_a_broken_line_is_reported_when_its_turn_comes(tmp_path):
+    path = written(tmp_path / "d.jsonl", lines(record(), '{"id": "b", "conv', record()))
+    source = JsonSource(path)
+    assert len(source) == 3 and source[0].turns == source[2].turns == TURNS
+    refused(lambda: source[1], f"{path}:2: not JSON (", "Correct or remove the line")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("d.json", {"id": "a"}, ["a list of dialogues is expected, this is a dict", "Put it in [ ]"]),
+        ("d.json", "null", ["a list of dialogues is expected"]),
+        ("d.json", '[\n{"a": 1},\n{]', ["d.json:3: not JSON", "one object a line must be named .jsonl"]),
+        ("d.json", lines(record(), record()), ["d.json:2: not JSON", "must be named .jsonl"]),
+        ("d.json", "", ["holds no dialogues"]),
+        ("d.json", "[]", ["holds no dialogues"]),
+        ("d.jsonl", "\n \n", ["holds no dialogues"]),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, words):
+    path = written(tmp_path / name, content)
+    refused(lambda: JsonSource(path), str(path), *words)
+
+
+def test_a_missing_file_and_another_encoding(tmp_path):
+    refused(lambda: open_source(str(tmp_path / "no.json"), "", 6), f"{tmp_path / 'no.json'} does not exist", "data.path names")
+    refused(lambda: JsonSource(tmp_path), "does not exist")  # a folder
+    (tmp_path / "d.json").write_bytes('[{"id": "ж"}]'.encode("cp1251"))
+    refused(lambda: JsonSource(tmp_path / "d.json"), "d.json: not UTF-8 (byte 9)", "Save it as UTF-8")
+
+
+def test_a_record_may_be_parsed_alone():
+    assert parse(record(image=["x"]), "here").images == ("x",)
+
+
+# --- synthetic sources
+
+
+@pytest.mark.parametrize("kind", SYNTHETIC)
+def test_synthetic_dialogues(kind):
+    source = open_source(f"synthetic:{kind}", "", 6)
+    lay = Layout(Tokenizer(locate("omnifusion-tiny-decoder")), ModelConfig().prompt, "omnifusion", 36, 96)
+    in_words = kind in ("text", "held-out-text")
+    assert isinstance(source, SyntheticSource) and len(source) == 2**30
+    for i in range(50):
+        dialogue = source[i]
+        assert (dialogue.where, dialogue.turns) == (f"synthetic:{kind}[{i}]", source[i].turns)
+        assert [role for role, _ in dialogue.turns] == ["user", "assistant"] * (len(dialogue.turns) // 2)
+        assert len(dialogue.images) == (not in_words) and all((a == b).all() for a, b in zip(dialogue.images, source[i].images, strict=True))
+        assert lay(dialogue, np.zeros((len(dialogue.images), 8, 8, 3), np.uint8)).weights.sum() > 0  # fits the tiny configurations' 96 tokens
+    assert len({tuple(source[i].turns) for i in range(50)}) > 30
+
+
+def test_an_unknown_kind_of_synthetic_data():
+    refused(lambda: open_source("synthetic:cats", "", 6), "no synthetic:cats", "choose from captions, questions, text, held-out, held-out-text")
+
+
+# --- real dialogues
+
+
+@needs_real
+def test_real_dialogues_lay_out_with_the_released_tokenizer():
+    tokenizer = Tokenizer(SHARED / "omnifusion_1_1")
+    lay = Layout(tokenizer, ModelConfig().prompt, "omnifusion", 36, 512)
+    source = JsonSource(REAL / "dialogues.json", REAL / "images")
+    assert len(source) == 24
+    for i in range(24):
+        dialogue = source[i]
+        assert all(image.is_file() for image in dialogue.images)
+        sample = lay(dialogue, np.zeros((len(dialogue.images), 8, 8, 3), np.uint8))
+        answers = [text for role, text in dialogue.turns if role == "gpt"]
+        ends = np.flatnonzero((sample.tokens == tokenizer.eos) & (sample.weights > 0))
+        assert len(ends) == len(answers)
+        assert tokenizer.decode(sample.tokens[sample.weights > 0]) == " ".join(answers)
+
+
+@needs_real
+def test_the_pipeline_reads_every_real_picture():
+    tokenizer = Tokenizer(SHARED / "omnifusion_1_1")
+    prepare = LayOut(Layout(tokenizer, ModelConfig().prompt, "omnifusion", 36, 512), 48)
+    source = JsonSource(REAL / "dialogues.json", REAL / "images")
+    batches = Batches(source, prepare, batch_size=24, length=512, size=48)
+    batch = next(batches)
+    assert batch.images.shape == (24, 1, 48, 48, 3) and batch.tokens.shape == (24, 512)
+    seen = batch.images.reshape(24, -1).any(axis=1)
+    assert seen.sum() == 22 and (batch.index.max(axis=1) == np.where(seen, 35, 1)).all()  # two dialogues without a picture
+    assert len({image.tobytes() for image in batch.images[seen]}) == 17 - 1 + 1
+    assert "<SOI> <36 image features> <EOI>" in describe(source, prepare, tokenizer)

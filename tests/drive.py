@@ -1,0 +1,76 @@
+"""Runs the sampler on a bare decoder, and counts what gets compiled."""
+
+import contextlib
+import dataclasses
+import types
+
+import jax
+import numpy as np
+
+from omnifusion_jax.config import DecoderConfig
+from omnifusion_jax.inference import decode
+from omnifusion_jax.inference.logits import knobs, rules
+from omnifusion_jax.models.decoder import Decoder
+from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.stack import unstack
+
+EOS, PAD = 2, 0
+CONFIG = DecoderConfig(vocab=24, embed=32, layers=1, heads=4, kv_heads=2, head_dim=8, mlp=48, window=9, max_length=256)
+PROMPT, ROOM = 16, 24
+
+
+def arrays(seed, sharpness=3.0, eos=1.0, c=CONFIG):
+    """Random parameters by path. A sharp head makes choices clear; `eos` scales the scores of the end of sequence."""
+    found = {path: np.array(a) for path, a in nnx.parameters(Decoder(c, rngs=nnx.Rngs(seed))).items()}
+    found["head"] *= sharpness
+    found["head"][:, EOS] *= eos
+    return found
+
+
+def decoder(arrays, c=CONFIG):
+    """A Decoder in list form."""
+    made = nnx.with_parameters(nnx.eval_shape(lambda: Decoder(c, rngs=nnx.Rngs(0))), {path: jax.numpy.asarray(a) for path, a in arrays.items()})
+    made.layers = unstack(made.layers)
+    return made
+
+
+def prompts(seed, count, c=CONFIG):
+    """Embeddings float32[T, embed] of unequal lengths."""
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(n, c.embed)).astype(np.float32) * 0.3 for n in rng.integers(1, PROMPT + 1, count)]
+
+
+def pad(prompts):
+    """(x, segments, positions), padded on the left."""
+    x = np.zeros((len(prompts), PROMPT, prompts[0].shape[1]), np.float32)
+    segments, positions = np.zeros((2, len(prompts), PROMPT), np.int32)
+    for row, prompt in enumerate(prompts):
+        here = np.s_[row, PROMPT - len(prompt) :]
+        x[here], segments[here], positions[here] = prompt, 1, np.arange(len(prompt))
+    return x, segments, positions
+
+
+def generate(decoder, prompts, generation, limit=ROOM):
+    """(tokens, logprob) of each prompt's answer."""
+    names = types.SimpleNamespace(eos=EOS, pad=PAD)
+    follow = rules(generation, names, decoder.config.vocab, ROOM)
+    turn = knobs(dataclasses.replace(generation, max_new_tokens=limit), ROOM)
+    state = decode.start(decoder, *pad(prompts), np.arange(len(prompts), dtype=np.int32), turn, follow)
+    state = decode.advance(decoder, state, np.int32(limit), follow)
+    return [(tokens[:n].tolist(), float(p)) for tokens, n, p in zip(*jax.device_get(state.search.best()), strict=True)]
+
+
+@contextlib.contextmanager
+def compiled():
+    """A list that grows by one entry a program compiled."""
+    seen = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

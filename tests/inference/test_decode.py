@@ -1,0 +1,136 @@
+"""The sampler on a bare decoder."""
+
+import dataclasses
+import re
+import types
+
+import drive
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnifusion_jax.config import GenerationConfig
+from omnifusion_jax.inference import decode
+from omnifusion_jax.inference.beam import Beams
+from omnifusion_jax.inference.logits import Rules, knobs, process, rules
+from omnifusion_jax.inference.sampling import Draws
+from omnifusion_jax.nn.attention import AttentionSpec
+
+DEEP = dataclasses.replace(drive.CONFIG, layers=2)
+VOCAB = drive.CONFIG.vocab
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return drive.decoder(drive.arrays(0, eos=0.6))
+
+
+def empty_cache(c, rows, length):
+    return [(jnp.zeros((rows, c.kv_heads, length, c.head_dim)),) * 2 for _ in range(c.layers)]
+
+
+def test_a_cache_changes_nothing():
+    decoder = drive.decoder(drive.arrays(3, c=DEEP), DEEP)
+    x, segments, positions = drive.pad(drive.prompts(3, 5))
+    length, rest = x.shape[1], 5
+    more = np.random.default_rng(0).normal(size=(5, rest, DEEP.embed)).astype(np.float32)
+    whole = np.concatenate([x, more], axis=1)
+    segments = np.pad(segments, ((0, 0), (0, rest)), constant_values=1)
+    positions = np.concatenate([positions, positions[:, -1:] + 1 + np.arange(rest)], axis=1)
+    full, _ = decoder(whole, AttentionSpec.of(segments, positions, DEEP.window))
+
+    cache = empty_cache(DEEP, 5, length + rest)
+    for begin, end in ((0, length), *((i, i + 1) for i in range(length, length + rest))):
+        spec = AttentionSpec(segments[:, begin:end], positions[:, begin:end], segments, positions, DEEP.window)
+        hidden, cache = decoder(whole[:, begin:end], spec, cache, begin)
+        real = segments[:, begin:end, None] > 0
+        np.testing.assert_allclose(decoder.logits(hidden) * real, decoder.logits(full[:, begin:end]) * real, atol=2e-5)
+
+
+def test_padding_left_equals_padding_right():
+    decoder = drive.decoder(drive.arrays(4, c=DEEP), DEEP)
+    prompts = drive.prompts(4, 5)
+    left, _ = decoder((padded := drive.pad(prompts))[0], AttentionSpec.of(*padded[1:], DEEP.window))
+    turned = [np.stack([np.roll(row, len(p), axis=0) for row, p in zip(a, prompts, strict=True)]) for a in padded]
+    right, _ = decoder(turned[0], AttentionSpec.of(*turned[1:], DEEP.window))
+    for row, p in enumerate(prompts):
+        np.testing.assert_allclose(left[row, -len(p) :], right[row, : len(p)], atol=2e-5)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_logprob_is_the_sum_over_the_tokens(decoder, beams):
+    prompts = drive.prompts(5, 8)
+    g = GenerationConfig(num_beams=beams, no_repeat_ngram_size=2, forced_eos=True)
+    for prompt, (tokens, logprob) in zip(prompts, drive.generate(decoder, prompts, g, limit=9), strict=True):
+        x = np.concatenate([prompt, decoder.embed[...][np.array(tokens)]])[None, :-1]
+        here = np.arange(x.shape[1])[None]
+        hidden, _ = decoder(x, AttentionSpec.of(np.ones_like(here), here, drive.CONFIG.window))
+        scores = jax.nn.log_softmax(decoder.logits(hidden[0, -len(tokens) :]))
+        np.testing.assert_allclose(logprob, scores[np.arange(len(tokens)), tokens].sum(), atol=2e-4)
+
+
+def test_the_limit_is_no_matter_of_compilation(decoder):
+    prompts = drive.prompts(6, 8)
+    drive.generate(decoder, prompts, GenerationConfig(), limit=20)
+    with drive.compiled() as programs:
+        long, short = (drive.generate(decoder, prompts, GenerationConfig(seed=n), limit=n) for n in (20, 5))
+    assert not programs
+    assert [tokens[:5] for tokens, _ in long] == [tokens for tokens, _ in short]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_no_step_copies_the_cache(decoder, beams):
+    """A copy of the whole cache for every token would cost more than the token."""
+    g = GenerationConfig(max_new_tokens=drive.ROOM, num_beams=beams)
+    follow = rules(g, types.SimpleNamespace(eos=drive.EOS, pad=drive.PAD), VOCAB, drive.ROOM)
+    state = jax.eval_shape(decode.start, decoder, *drive.pad(drive.prompts(8, 4)), np.arange(4, dtype=np.int32), knobs(g, drive.ROOM), rules=follow)
+    program = decode.advance.lower(decoder, state, np.int32(9), follow).compile().as_text()
+    shape = ",".join(map(str, state.cache[0][0].shape))
+    assert re.search(rf"f32\[{shape}\]", program) and not re.search(rf"f32\[{shape}\]\S* copy\(", program)
+
+
+def walk(search, rules, turn, table, steps):
+    """Runs a search over a Markov chain: float32[vocab, vocab] scores of the next token by the last one. All begin after token 0."""
+    choose = jax.jit(search.__class__.choose, static_argnums=4)
+    last = jnp.zeros(search.done.size * (rules.num_beams if isinstance(search, Beams) else 1), jnp.int32)
+    for step in range(steps):
+        search = choose(search, table[last], step, turn, rules)
+        last = search.last(step + 1)
+    return [np.asarray(a) for a in search.best()]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_one_beam_and_greedy(early):
+    """With early stopping one beam is greedy decoding. Without, it goes on after an end and may find a text that scores better for its length;
+
+    where no end comes up, the two agree as well.
+    """
+    rules = Rules(eos=drive.EOS, pad=0, room=10, num_beams=1)
+    turn = knobs(GenerationConfig(max_new_tokens=10, early_stopping=early), 10)
+    blank, ended = jnp.zeros(1, bool), 0
+    keys = jax.random.split(jax.random.key(0), 1)
+    for seed in range(12):
+        table = jnp.asarray(np.random.default_rng(seed).normal(size=(VOCAB, VOCAB)) * 3, jnp.float32)
+        table = table.at[:, drive.EOS].add(2.0)
+        one, greedy = (walk(kind.start(blank, keys, rules), rules, turn, table, 10) for kind in (Beams, Draws))
+        if early or greedy[0][0, greedy[1][0] - 1] != drive.EOS:
+            for a, b in zip(one, greedy, strict=True):
+                np.testing.assert_allclose(a[0], b[0], atol=1e-5)
+        ended += int(greedy[1][0] < 10)
+    assert 0 < ended < 12
+
+
+def test_sampling_follows_the_distribution():
+    rules = Rules(eos=drive.EOS, pad=0, room=2, sample=True, top_k=10, nucleus=True)
+    turn = knobs(GenerationConfig(max_new_tokens=2, temperature=0.8, top_k=10, top_p=0.9), 2)
+    rows = 20000
+    scores = jnp.broadcast_to(jnp.asarray(np.random.default_rng(0).normal(size=VOCAB) * 2, jnp.float32), (rows, VOCAB))
+    start = Draws.start(jnp.zeros(rows, bool), jax.random.split(jax.random.key(1), rows), rules)
+    drawn = start.choose(scores, 0, turn, rules)
+    expected = np.asarray(jax.nn.softmax(process(scores[:1], start.tokens[:1], 0, turn, rules)))[0]
+    found = np.bincount(drawn.tokens[:, 0], minlength=VOCAB) / rows
+    assert (found[expected == 0] == 0).all() and (expected > 0).sum() < 10
+    np.testing.assert_allclose(found, expected, atol=4 * 0.5 / rows**0.5)
+    again = start.choose(scores, 1, turn, rules)
+    assert (again.tokens[:, 1] != drawn.tokens[:, 0]).any()  # another step, other numbers

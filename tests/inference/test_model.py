@@ -1,0 +1,201 @@
+"""What users call: generate, stream, logits."""
+
+import dataclasses
+
+import drive
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from omnifusion_jax.config import GenerationConfig
+from omnifusion_jax.data.dialogues import Request
+from omnifusion_jax.errors import ConfigError, DataError
+from omnifusion_jax.inference import prompts
+from omnifusion_jax.inference.model import Model
+
+GREEDY = GenerationConfig(max_new_tokens=12)
+SAMPLED = GenerationConfig(max_new_tokens=12, temperature=1.0, top_k=30, top_p=0.95, seed=7)
+BEAMS = GenerationConfig(max_new_tokens=12, num_beams=2, no_repeat_ngram_size=3)
+TEXTS = ("What is it?", "How many circles are there? There are two.", "Сколько здесь красных кругов?", "Left")
+
+
+def small():
+    """Few layers: it is the host code that is tested here."""
+    config = tiny.config()
+    config.encoder.layers, config.decoder.layers = 2, 1
+    return config
+
+
+def parameters(config):
+    arrays = tiny.arrays(config)
+    arrays["decoder/head"] *= 3
+    arrays["decoder/head"][:, 2] *= 2  # so that some answers end by themselves
+    return arrays
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    config = small()
+    return Model(config, parameters(config), tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+def ask(text, *images, **more):
+    return Request([{"role": "user", "content": text}], images=list(images), **more)
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Questions with and without a picture."""
+    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    return [ask(text, *([picture] if i % 2 else [])) for i, text in enumerate(TEXTS * 2)]
+
+
+@pytest.mark.parametrize("generation", [GREEDY, SAMPLED, BEAMS])
+def test_an_answer_does_not_depend_on_its_batch(model, mixed, generation):
+    together, alone = (model.generate(mixed, generation, batch_size=n) for n in (8, 1))
+    for a, b in zip(together, alone, strict=True):
+        assert (a.tokens, a.text, a.finish_reason) == (b.tokens, b.text, b.finish_reason)
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
+    assert len({tuple(a.tokens) for a in together}) > 2
+
+
+def test_why_answers_end(model, mixed):
+    ended, eos = set(), model.tokenizer.eos
+    for answer in model.generate(mixed, GREEDY):
+        assert answer.finish_reason == ("stop" if answer.tokens[-1] == eos else "length") and answer.error is None
+        assert 0 < len(answer.tokens) <= 12 and eos not in answer.tokens[:-1]
+        assert answer.text == model.tokenizer.decode(answer.tokens) and "</s>" not in answer.text
+        ended.add(answer.finish_reason)
+    assert ended == {"stop", "length"}
+    forced = model.generate(mixed, dataclasses.replace(GREEDY, max_new_tokens=3, forced_eos=True))
+    assert all(a.tokens[-1] == eos and a.finish_reason == ("length" if len(a.tokens) == 3 else "stop") for a in forced)
+
+
+@pytest.mark.parametrize("generation", [GREEDY, SAMPLED])
+def test_a_stream_is_the_answer(model, mixed, generation):
+    for request in mixed[:4]:
+        found = list(model.stream(request, generation))
+        assert "".join(found) == model.generate([request], generation)[0].text
+
+
+def test_seeds(model, mixed):
+    def tokens(seed):
+        return [a.tokens for a in model.generate(mixed, dataclasses.replace(SAMPLED, seed=seed))]
+
+    assert tokens(1) == tokens(1) != tokens(2)
+    twice = model.generate([mixed[0]] * 2, SAMPLED)
+    assert twice[0].tokens != twice[1].tokens  # a question asked twice is drawn twice
+
+
+def test_the_second_request_compiles_nothing(model, mixed):
+    for generation in (GREEDY, SAMPLED, BEAMS):
+        model.generate(mixed[1:4], generation)
+        list(model.stream(mixed[1], dataclasses.replace(generation, num_beams=1)))
+    with drive.compiled() as programs:
+        for generation in (GREEDY, dataclasses.replace(SAMPLED, temperature=0.5, top_p=0.8, seed=3), dataclasses.replace(BEAMS, early_stopping=True)):
+            other = dataclasses.replace(generation, max_new_tokens=9, length_penalty=0.7)
+            model.generate([ask("Is it red?", np.zeros((9, 9), np.uint8)), mixed[0], mixed[2], mixed[3]], other)
+            list(model.stream(ask("Where?", np.zeros((9, 9), np.uint8)), dataclasses.replace(other, num_beams=1)))
+    assert not programs
+
+
+def test_logits(model, mixed):
+    answered = Request([*mixed[1].messages, {"role": "assistant", "content": "Two circles."}], images=mixed[1].images)
+    found = model.logits([*mixed, answered])
+    answers = model.generate(mixed, dataclasses.replace(GREEDY, max_new_tokens=1))
+    for scores, answer in zip(found, answers, strict=False):
+        assert scores.dtype == np.float32 and scores.shape[1] == tiny.VOCAB
+        assert [scores[-1].argmax()] == answer.tokens
+        assert jax.nn.log_softmax(scores[-1]).max() == pytest.approx(answer.logprob, abs=1e-3)
+    ids = model.tokenizer.encode("Two circles.")
+    assert len(found[-1]) == len(found[1]) + len(ids) + 1  # the answer and its end
+    np.testing.assert_allclose(found[-1][: len(found[1])], found[1], atol=1e-3)
+
+
+def test_logprob_by_logits(model):
+    """The answer, laid out as a turn, has the log probability that generation counted."""
+    g = dataclasses.replace(GREEDY, banned_tokens=tuple((i,) for i in range(259)))  # so that the text leads back to the tokens
+    answer = model.generate([ask("What is it?")], g)[0]
+    sample = prompts.lay_out(ask("What is it?"), "here", model.layout, model.config.encoder.image_size)
+    n = len(sample.tokens)
+    batch = prompts.assemble([sample], model.config.encoder.image_size, left=False)
+    tokens, kind, segments, positions = (a.copy() for a in (batch.tokens, batch.kind, batch.segments, batch.positions))
+    here = np.s_[0, n : n + len(answer.tokens)]
+    tokens[here], kind[here], segments[here], positions[here] = answer.tokens, 1, 1, np.arange(n, n + len(answer.tokens))
+    scores = jax.nn.log_softmax(model.module(batch._replace(tokens=tokens, kind=kind, segments=segments, positions=positions)))
+    chosen = scores[0, np.arange(n - 1, n - 1 + len(answer.tokens)), np.array(answer.tokens)]
+    assert chosen.sum() == pytest.approx(answer.logprob, abs=1e-3)
+
+
+BAD = {
+    "no file": (ask("What?", "nowhere.jpg"), "nowhere.jpg"),
+    "two pictures": (ask("What?", *[np.zeros((9, 9, 3), np.uint8)] * 2), "2 pictures"),
+    "not a picture": (ask("What?", 17), "type int"),
+    "empty": (ask(""), "empty"),
+    "no turn": (Request([]), "messages"),
+    "not text": (Request([{"role": "user", "content": None}]), "content"),
+    "answered": (Request([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]), "last turn"),
+    "too long": (ask("circle " * 200), "max"),
+    "no room": (ask("circles are there " * 25), "max_new_tokens"),
+    "a string": ("What?", "str"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request(model, mixed, name):
+    bad, says = BAD[name]
+    requests = [mixed[0], mixed[1], mixed[2], bad]
+    g = dataclasses.replace(GREEDY, max_new_tokens=120 if name == "no room" else 12)
+    with pytest.raises(DataError, match="request 3") as raised:
+        model.generate(requests, g)
+    assert says in str(raised.value)
+    if name != "no room":
+        answers = model.generate(requests, g, on_error="record")
+        assert answers[3].finish_reason == "error" and answers[3].error == str(raised.value) and answers[3].tokens == []
+        assert [a.tokens for a in answers[:3]] == [a.tokens for a in model.generate(mixed[:3], g)]
+
+
+def test_a_request_is_named_by_its_id(model):
+    with pytest.raises(DataError, match=r'request 0 \(id "cat"\)'):
+        model.generate([ask("What?", "nowhere.jpg", id="cat")])
+    with pytest.raises(DataError, match="nowhere"):
+        model.logits([ask("What?", "nowhere.jpg")])
+    with pytest.raises(DataError, match="nowhere"):
+        model.stream(ask("What?", "nowhere.jpg"))
+
+
+def test_settings_that_cannot_be(model, mixed):
+    with pytest.raises(ConfigError, match="num_beams=1"):
+        model.stream(mixed[0], BEAMS)
+    with pytest.raises(ConfigError, match="0 to 319"):
+        model.generate(mixed, GenerationConfig(banned_tokens=((320,),)))
+    with pytest.raises(ConfigError, match="on_error"):
+        model.generate(mixed, on_error="ignore")
+    with pytest.raises(ConfigError, match="dtype"):
+        Model(model.config, {}, model.tokenizer, dtype="float16")
+
+
+def test_nothing_asked(model):
+    assert model.generate([]) == [] and model.logits([]) == []
+
+
+def test_pictures_as_people_have_them(model, tmp_path):
+    array = np.random.default_rng(1).integers(0, 256, (33, 21, 3), np.uint8)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    forms = [array, Image.fromarray(array), str(tmp_path / "a.png"), tmp_path / "a.png"]
+    answers = model.generate([ask("What is it?", form) for form in forms], GREEDY)
+    assert len({tuple(a.tokens) for a in answers}) == 1
+
+
+def test_bfloat16(model):
+    config = small()
+    arrays = {path: jnp.asarray(a) for path, a in parameters(config).items()}
+    half = Model(config, arrays, model.tokenizer, dtype="bfloat16")
+    assert {a.dtype for a in jax.tree.leaves(half.module)} == {jnp.dtype("bfloat16")}
+    question = ask("What is it?", np.zeros((9, 9, 3), np.uint8))
+    a, b = half.logits([question])[0], model.logits([question])[0]
+    assert a.dtype == np.float32 and np.abs(a - b).max() < 0.1 * np.abs(b).max()
+    assert half.generate([question], GREEDY)[0].tokens

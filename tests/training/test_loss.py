@@ -1,0 +1,95 @@
+"""The loss: one sum over target tokens, one count."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from numpy.testing import assert_allclose
+
+from omnifusion_jax.batch import TEXT, Batch
+from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.nn import nnx
+from omnifusion_jax.training.loss import answer_loss
+
+
+def model(seed=0):
+    c = tiny.config()
+    return nnx.with_parameters(abstract(c), tiny.arrays(c, "encoders", "adapter", "special", "decoder", seed=seed))
+
+
+def batch_of(rows, length, rng, positions=None):
+    """Text-only rows, each a list of segment lengths packed one after the other."""
+    shape = (len(rows), length)
+    segments, places = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for i, lengths in enumerate(rows):
+        at = 0
+        for number, n in enumerate(lengths, 1):
+            segments[i, at : at + n], places[i, at : at + n] = number, np.arange(n)
+            at += n
+    used = segments > 0
+    tokens = np.where(used, rng.integers(3, tiny.VOCAB, shape), 0).astype(np.int32)
+    weights = (used & (places > 0) & (rng.random(shape) < 0.6)).astype(np.float32)
+    images = np.zeros((len(rows), 1, 24, 24, 3), np.uint8)
+    return Batch(tokens, np.where(used, TEXT, 0).astype(np.int32), np.zeros(shape, np.int32), weights, segments, places, images)
+
+
+def plain(m, batch):
+    """The same in the open: all logits at once, NumPy."""
+    logits = np.asarray(m(batch), np.float64)[:, :-1]
+    logits -= logits.max(-1, keepdims=True)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    targets, weights = batch.tokens[:, 1:], batch.weights[:, 1:]
+    nll = -np.take_along_axis(logp, targets[..., None], -1)[..., 0]
+    return (nll * weights * (targets != 0)).sum(), weights.sum()
+
+
+@pytest.mark.parametrize("chunk", [4, 7, 31, 32, 512])
+def test_chunks_change_nothing(chunk):
+    m, batch = model(), batch_of([[20], [31], [32]], 32, np.random.default_rng(1))
+    total, count = answer_loss(m.decoder, m.hidden(batch), batch, chunk)
+    expected, targets = plain(m, batch)
+    assert_allclose(total, expected, rtol=2e-5)
+    assert count == targets > 0
+
+
+def test_an_unknown_target_costs_nothing_but_counts():
+    m, batch = model(), batch_of([[12]], 12, np.random.default_rng(2))
+    batch.weights[:, 5] = 1
+    before, count = answer_loss(m.decoder, m.hidden(batch), batch)
+    other = batch._replace(tokens=np.where(np.arange(12) == 11, 0, batch.tokens), weights=batch.weights.copy())
+    other.weights[:, 11] = 1
+    same = batch._replace(weights=other.weights * (np.arange(12) != 11))
+    without, fewer = answer_loss(m.decoder, m.hidden(same), same)
+    total, more = answer_loss(m.decoder, m.hidden(other), other)
+    assert_allclose(total, without, rtol=1e-5)
+    assert more == fewer + 1
+    assert np.isfinite(before) and count > 0
+
+
+def test_packed_equals_unpacked_in_value_and_gradient():
+    rng = np.random.default_rng(3)
+    packed = batch_of([[9, 14, 5]], 32, rng)
+    rows = [np.flatnonzero(packed.segments[0] == i) for i in (1, 2, 3)]
+
+    def apart(a):
+        out = np.zeros((3, 32), a.dtype)
+        for i, row in enumerate(rows):
+            out[i, : len(row)] = a[0, row]
+        return out
+
+    single = Batch(*(apart(a) for a in packed[:6]), np.zeros((3, 1, 24, 24, 3), np.uint8))
+    single = single._replace(segments=(single.segments > 0).astype(np.int32))
+    m = model()
+    loss = lambda m, b: answer_loss(m.decoder, m.hidden(b), b)[0]
+    a, ga = jax.value_and_grad(loss)(m, packed)
+    b, gb = jax.value_and_grad(loss)(m, single)
+    assert_allclose(a, b, rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(ga.decoder), jax.tree.leaves(gb.decoder), strict=True):
+        assert_allclose(x, y, atol=2e-5 * max(1e-3, float(np.abs(y).max())))
+
+
+def test_a_sample_without_targets_gives_zero_not_nan():
+    m, batch = model(), batch_of([[8]], 8, np.random.default_rng(4))
+    batch.weights[:] = 0
+    total, count = answer_loss(m.decoder, m.hidden(batch), batch)
+    assert total == 0 and count == 0

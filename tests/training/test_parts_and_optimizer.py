@@ -1,0 +1,56 @@
+"""The freeze table, schedules and per-part rates."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnifusion_jax.config import OptimizerConfig
+from omnifusion_jax.errors import ConfigError
+from omnifusion_jax.training import parts
+from omnifusion_jax.training.optimizer import make_optimizer, schedule
+
+ARRAYS = {"adapter/up": jnp.ones((4, 3)), "special/user": jnp.ones(3), "decoder/layers/up": jnp.ones((2, 3, 4))}
+TABLE = ((r"(adapter|special)/.*", 1.0), (r"decoder/.*", None))
+
+
+def test_every_parameter_is_trained_or_frozen():
+    trained, frozen = parts.split(TABLE, ARRAYS)
+    assert set(trained) == {"adapter/up", "special/user"} and set(frozen) == {"decoder/layers/up"}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (TABLE[:1], "decoder/layers/up: 0 rows"),
+        ((*TABLE, (r".*/up", 1.0)), "adapter/up: 2 rows"),
+        ((*TABLE, (r"encoders/.*", None)), "no parameter matches 'encoders/.\\*'"),
+        (((r".*", None),), "freezes everything"),
+    ],
+)
+def test_a_table_that_does_not_cover_is_refused(table, message):
+    with pytest.raises(ConfigError, match=message):
+        parts.split(table, ARRAYS)
+
+
+def test_cosine_with_warmup():
+    rate = schedule(OptimizerConfig(learning_rate=1e-3, warmup=0.1), 100)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(55), rate(100)], [0, 5e-4, 1e-3, 5e-4, 0], atol=1e-9)
+
+
+def test_a_part_learns_at_its_own_factor():
+    table = ((r"adapter/.*", 1.0), (r"special/.*", 0.5))
+    trained = {path: ARRAYS[path] for path in ("adapter/up", "special/user")}
+    optimizer = make_optimizer(OptimizerConfig(warmup=0.0, schedule="constant", learning_rate=0.1), 10, table)
+    updates, _ = optimizer.update({path: jnp.ones_like(a) for path, a in trained.items()}, optimizer.init(trained), trained)
+    np.testing.assert_allclose(updates["adapter/up"], -0.1, rtol=1e-4)
+    np.testing.assert_allclose(updates["special/user"], -0.05, rtol=1e-4)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    trained = {"adapter/up": jnp.zeros((2, 2))}
+    config = OptimizerConfig(warmup=0.0, schedule="constant", clip=1.0, learning_rate=1.0, name="adafactor")
+    optimizer = make_optimizer(config, 10, ((".*", 1.0),))
+    # Adafactor without momentum still sees the clipped gradient in its second moment: equal directions give equal updates
+    small, _ = optimizer.update({"adapter/up": jnp.full((2, 2), 0.5)}, optimizer.init(trained), trained)
+    large, _ = optimizer.update({"adapter/up": jnp.full((2, 2), 5e8)}, optimizer.init(trained), trained)
+    np.testing.assert_allclose(small["adapter/up"], large["adapter/up"], rtol=1e-5)
