@@ -54,3 +54,12 @@ def sharding(mesh, axes, shape):
 
 def replicated(mesh):
     return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x, *axes):
+    """Keeps an intermediate array spread by its logical axes, under `jax.set_mesh`; without a mesh it is `x`.
+
+    Activations are spread over the batch alone: the compiler then gathers a layer's weights where they are used, rather than move activations.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec(mesh, axes, x.shape))

@@ -47,7 +47,7 @@ def config(**settings) -> ModelConfig:
         encoder=EncoderConfig(image_size=24, patch=8, embed=32, layers=3, heads=4, mlp=64),
         adapter=AdapterConfig(heads=2, mlp=48),
         decoder=DecoderConfig(
-            vocab=VOCAB, embed=48, layers=3, heads=4, kv_heads=2, head_dim=16, mlp=80, window=9, rope_theta=1000.0, eps=1e-5, max_length=256
+            vocab=VOCAB, embed=48, layers=3, heads=6, kv_heads=2, head_dim=16, mlp=80, window=9, rope_theta=1000.0, eps=1e-5, max_length=256
         ),
         prompt=PROMPT,
         **settings,

@@ -81,7 +81,8 @@ def named_errors(directory):
     try:
         yield
     except Exception as error:  # Orbax raises a bare Exception for damaged data
-        raise CheckpointError(f"{directory}/arrays cannot be read ({type(error).__name__}: {error!s:.300}). Copy or save it again.") from error
+        first_line = str(error).partition("\n")[0]
+        raise CheckpointError(f"{directory}/arrays cannot be read ({type(error).__name__}: {first_line:.200}). Copy or save it again.") from error
 
 
 def is_native(directory):

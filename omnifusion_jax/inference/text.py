@@ -13,9 +13,14 @@ def settled(tokenizer, tokens):
     else follows; so is a character that is not complete.
     """
     end = len(tokens)
-    while end and BYTE.fullmatch(tokenizer.backend.id_to_token(tokens[end - 1]) or ""):
+    while end and runs_on(tokenizer, tokens[end - 1]):
         end -= 1
     return tokenizer.decode(tokens[:end]).rstrip(INCOMPLETE)
+
+
+def runs_on(tokenizer, token):
+    """Whether bytes before and after `token` would be decoded together: it is a byte itself, or decoding leaves it out."""
+    return bool(BYTE.fullmatch(tokenizer.backend.id_to_token(token) or "")) or not tokenizer.decode([token])
 
 
 def pieces(tokenizer, tokens):

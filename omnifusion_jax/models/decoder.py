@@ -10,6 +10,7 @@ from omnifusion_jax.nn.init import dense
 from omnifusion_jax.nn.norms import RMSNorm
 from omnifusion_jax.nn.rotary import rotary
 from omnifusion_jax.nn.stack import run_stack
+from omnifusion_jax.sharding import constrain
 
 
 class Attention(nnx.Module):
@@ -45,6 +46,7 @@ class Block(nnx.Module):
         self.down = dense(rngs, c.mlp, c.embed, fan_in=c.mlp)
 
     def __call__(self, x, spec, mask, cache=None, at=0):
+        x = constrain(x, "batch", None, None)
         y, cache = self.attention(self.norm1(x), spec, mask, cache, at)
         x = x + y
         y = self.norm2(x)

@@ -9,6 +9,7 @@ from omnifusion_jax.nn.attention import attend
 from omnifusion_jax.nn.init import dense, zeros
 from omnifusion_jax.nn.norms import LayerNorm
 from omnifusion_jax.nn.stack import first_layers, run_stack
+from omnifusion_jax.sharding import constrain
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -43,6 +44,7 @@ class Block(nnx.Module):
         self.activation = c.activation
 
     def __call__(self, x):
+        x = constrain(x, "batch", None, None)
         x = x + self.attention(self.norm1(x))
         hidden = ACTIVATIONS[self.activation](self.norm2(x) @ self.up[...] + self.up_bias[...])
         return x + hidden @ self.down[...] + self.down_bias[...]

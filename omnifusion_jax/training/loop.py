@@ -97,7 +97,7 @@ def run(config, step, state, frozen, batches, checkpoints, monitor, placed, on_e
         batch = next(batches)
         monitor.wait += time.perf_counter() - before
         batch = jax.device_put(batch, placed)
-        with jax.transfer_guard("disallow"):
+        with jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"):
             state, metrics = step(state, frozen, batch)
         report(config, monitor, previous)
         previous = (n, metrics)

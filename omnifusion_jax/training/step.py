@@ -59,13 +59,15 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat)
         gradient = jax.value_and_grad(loss, has_aux=True)
 
         def accumulate(total, item):
-            micro, key = item
-            (value, count), grads = gradient(state.params, frozen, micro, key)
+            # the barrier makes weights vary with the micro-batch: else their all-gathers move out of the loop, and every chip holds the whole model
+            params, weights, (micro, key) = jax.lax.optimization_barrier((state.params, frozen, item))
+            (value, count), grads = gradient(params, weights, micro, key)
             return jax.tree.map(jnp.add, total, (value, count, grads)), None
 
         zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         # micro-batch i takes every grad_accum-th row, so that each keeps rows of every device
         micros = jax.tree.map(lambda a: a.reshape(-1, grad_accum, *a.shape[1:]).swapaxes(0, 1), batch)
+        micros = jax.tree.map(lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2)), micros)
         (value, count, grads), _ = jax.lax.scan(accumulate, zero, (micros, jax.random.split(key, grad_accum)))
         count = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / count, grads)

@@ -21,6 +21,9 @@ DEEP = dataclasses.replace(drive.CONFIG, layers=2)
 VOCAB = drive.CONFIG.vocab
 
 
+run = jax.jit(lambda decoder, *args: decoder(*args))
+
+
 @pytest.fixture(scope="module")
 def decoder():
     return drive.decoder(drive.arrays(0, eos=0.6))
@@ -38,12 +41,12 @@ def test_a_cache_changes_nothing():
     whole = np.concatenate([x, more], axis=1)
     segments = np.pad(segments, ((0, 0), (0, rest)), constant_values=1)
     positions = np.concatenate([positions, positions[:, -1:] + 1 + np.arange(rest)], axis=1)
-    full, _ = decoder(whole, AttentionSpec.of(segments, positions, DEEP.window))
+    full, _ = run(decoder, whole, AttentionSpec.of(segments, positions, DEEP.window))
 
     cache = empty_cache(DEEP, 5, length + rest)
     for begin, end in ((0, length), *((i, i + 1) for i in range(length, length + rest))):
         spec = AttentionSpec(segments[:, begin:end], positions[:, begin:end], segments, positions, DEEP.window)
-        hidden, cache = decoder(whole[:, begin:end], spec, cache, begin)
+        hidden, cache = run(decoder, whole[:, begin:end], spec, cache, begin)
         real = segments[:, begin:end, None] > 0
         np.testing.assert_allclose(decoder.logits(hidden) * real, decoder.logits(full[:, begin:end]) * real, atol=2e-5)
 
@@ -51,9 +54,9 @@ def test_a_cache_changes_nothing():
 def test_padding_left_equals_padding_right():
     decoder = drive.decoder(drive.arrays(4, c=DEEP), DEEP)
     prompts = drive.prompts(4, 5)
-    left, _ = decoder((padded := drive.pad(prompts))[0], AttentionSpec.of(*padded[1:], DEEP.window))
+    left, _ = run(decoder, (padded := drive.pad(prompts))[0], AttentionSpec.of(*padded[1:], DEEP.window))
     turned = [np.stack([np.roll(row, len(p), axis=0) for row, p in zip(a, prompts, strict=True)]) for a in padded]
-    right, _ = decoder(turned[0], AttentionSpec.of(*turned[1:], DEEP.window))
+    right, _ = run(decoder, turned[0], AttentionSpec.of(*turned[1:], DEEP.window))
     for row, p in enumerate(prompts):
         np.testing.assert_allclose(left[row, -len(p) :], right[row, : len(p)], atol=2e-5)
 
@@ -61,13 +64,15 @@ def test_padding_left_equals_padding_right():
 @pytest.mark.parametrize("beams", [1, 3])
 def test_logprob_is_the_sum_over_the_tokens(decoder, beams):
     prompts = drive.prompts(5, 8)
-    g = GenerationConfig(num_beams=beams, no_repeat_ngram_size=2, forced_eos=True)
-    for prompt, (tokens, logprob) in zip(prompts, drive.generate(decoder, prompts, g, limit=9), strict=True):
-        x = np.concatenate([prompt, decoder.embed[...][np.array(tokens)]])[None, :-1]
-        here = np.arange(x.shape[1])[None]
-        hidden, _ = decoder(x, AttentionSpec.of(np.ones_like(here), here, drive.CONFIG.window))
-        scores = jax.nn.log_softmax(decoder.logits(hidden[0, -len(tokens) :]))
-        np.testing.assert_allclose(logprob, scores[np.arange(len(tokens)), tokens].sum(), atol=2e-4)
+    answers = drive.generate(decoder, prompts, GenerationConfig(num_beams=beams, no_repeat_ngram_size=2, forced_eos=True), limit=9)
+    x = np.zeros((8, drive.PROMPT + 9, drive.CONFIG.embed), np.float32)
+    for row, prompt, (tokens, _) in zip(x, prompts, answers, strict=True):
+        row[: len(prompt)], row[len(prompt) :][: len(tokens)] = prompt, decoder.embed[...][np.array(tokens)]
+    everywhere = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])
+    hidden, _ = run(decoder, x, AttentionSpec.of(np.ones_like(everywhere), everywhere, drive.CONFIG.window))
+    scores = np.asarray(jax.nn.log_softmax(decoder.logits(hidden)))
+    for row, prompt, (tokens, logprob) in zip(scores, prompts, answers, strict=True):
+        np.testing.assert_allclose(logprob, row[len(prompt) - 1 + np.arange(len(tokens)), tokens].sum(), atol=2e-4)
 
 
 def test_the_limit_is_no_matter_of_compilation(decoder):
@@ -102,10 +107,7 @@ def walk(search, rules, turn, table, steps):
 
 @pytest.mark.parametrize("early", [True, False])
 def test_one_beam_and_greedy(early):
-    """With early stopping one beam is greedy decoding. Without, it goes on after an end and may find a text that scores better for its length;
-
-    where no end comes up, the two agree as well.
-    """
+    """With early stopping one beam is greedy decoding. Without, they agree where no end comes up; after one the beam goes on, and may find better."""
     rules = Rules(eos=drive.EOS, pad=0, room=10, num_beams=1)
     turn = knobs(GenerationConfig(max_new_tokens=10, early_stopping=early), 10)
     blank, ended = jnp.zeros(1, bool), 0

@@ -2,6 +2,7 @@
 
 import types
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from transformers.generation import logits_process as hf
 
 from omnifusion_jax.config import GenerationConfig
+from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.inference import logits
 
@@ -125,3 +127,12 @@ def test_a_ban_that_cannot_be(g, says):
 def test_bans_are_hashable_and_counted_once():
     found = logits.rules(GenerationConfig(banned_tokens=([5], (5,), [3, 4])), TOKENIZER, VOCAB, 64)
     assert found.banned == ((5,), (3, 4)) and hash(found) is not None
+
+
+REAL = Path(__file__).parents[3] / "shared/data/omnifusion_1_1"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the published tokenizer lies beside the repository only")
+def test_the_official_recipe_with_the_published_tokenizer():
+    found = logits.rules(GenerationConfig.official(), Tokenizer(REAL), 32000, 64)
+    assert set(found.banned) == {(28705, 13), (714,), (13,)} and (found.eos, found.pad) == (2, 0)

@@ -107,7 +107,7 @@ class Published:
 QUESTIONS = ("What is in the picture?", "How many circles are there?", "Where is the blue square: left or right?", "A")
 
 
-@pytest.mark.parametrize(("sharpness", "eos"), [(3.0, 1.0), (6.0, 2.0), (4.0, 3.0)])
+@pytest.mark.parametrize(("sharpness", "eos"), [(3.0, 2.0), (5.0, 2.0), (8.0, 3.0)])
 def test_the_published_recipe(tmp_path, sharpness, eos):
     config, tokenizer = tiny.config(), tiny.make_tokenizer(tmp_path)
     theirs = Published(config, tokenizer, sharpness, eos)
@@ -134,13 +134,13 @@ def test_the_published_recipe(tmp_path, sharpness, eos):
     ]
     answers = ours.generate(requests, GenerationConfig.official(), batch_size=8)
     assert [a.tokens for a in answers] == [theirs.answer(image, question, **recipe) for image, question in asked]
-    assert all(a.tokens[-1] == eos for a in answers) and len({len(a.tokens) for a in answers}) > 3
+    assert all(a.tokens[-1] == eos for a in answers) and len({len(a.tokens) for a in answers}) > 5
     assert [a.finish_reason for a in answers] == ["length" if len(a.tokens) == 50 else "stop" for a in answers]
 
 
 def test_greedy_of_the_whole_model(tmp_path):
     config, tokenizer = tiny.config(), tiny.make_tokenizer(tmp_path)
-    theirs = Published(config, tokenizer, 4.0, 3.0)
+    theirs = Published(config, tokenizer, 4.0, 2.0)
     ours = Model(config, theirs.arrays(config), tokenizer)
     image = tiny.image(config)
     requests = [Request([{"role": "user", "content": question}], images=[np.array(image[0])]) for question in QUESTIONS]

@@ -1,0 +1,59 @@
+"""The one example that a run prints before it starts."""
+
+import numpy as np
+import pytest
+
+from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.data.describe import describe, render
+from omnifusion_jax.data.dialogues import Dialogue
+from omnifusion_jax.data.layout import Layout
+from omnifusion_jax.data.pipeline import LayOut
+from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(locate("omnifusion-tiny-decoder"))
+
+
+def layout(tokenizer, style="omnifusion"):
+    return Layout(tokenizer, "This is a dialog with AI assistant.\n", style, 36, 96)
+
+
+TALK = Dialogue("x", (("user", "<image>\nWhere is the star?"), ("assistant", "top left"), ("user", "Где кольцо?"), ("assistant", "слева вверху")))
+PICTURE = np.zeros((8, 8, 3), np.uint8)
+
+
+def test_targets_are_marked_and_features_counted(tokenizer):
+    assert render(layout(tokenizer)(TALK, PICTURE[None]), tokenizer) == (
+        "This is a dialog with AI assistant.\n <SOI> <36 image features> <EOI> <USER> Where is the star? <BOT> [[top left</s>]]"
+        " <USER> Где кольцо? <BOT> [[слева вверху</s>]]"
+    )
+
+
+def test_the_original_layout_has_no_end_of_sequence(tokenizer):
+    text = render(layout(tokenizer, "original")(TALK, PICTURE[None][:0]), tokenizer)
+    assert text.endswith("<USER> Где кольцо? <BOT> [[слева вверху]]") and "</s>" not in text and "<SOI>" not in text
+
+
+def test_the_first_sample_that_can_be_used_is_shown(tokenizer):
+    good = Dialogue("good", TALK.turns, (PICTURE,))
+    source = [Dialogue("bad", (("user", "Why?"),)), good]
+    assert describe(source, LayOut(layout(tokenizer), 8), tokenizer).startswith("This is a dialog with AI assistant.\n <SOI>")
+
+
+def test_when_none_can_be_used_it_says_why_soon(tokenizer):
+    class Bad:
+        read = 0
+
+        def __len__(self):
+            return 2**30
+
+        def __getitem__(self, i):
+            self.read += 1
+            raise DataError(f"d.json[{i}]: broken")
+
+    source = Bad()
+    text = describe(source, LayOut(layout(tokenizer), 8), tokenizer)
+    assert text.startswith("None of the first samples can be used") and "d.json[" in text and source.read == 100

@@ -1,0 +1,258 @@
+"""Batches follow from the seed, lose and repeat nothing, go on exactly where they were, and count what they leave out."""
+
+import itertools
+import json
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from omnifusion_jax.batch import FEATURE, PADDING, SPECIAL, TEXT, Sample
+from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.data import synthetic
+from omnifusion_jax.data.layout import Layout
+from omnifusion_jax.data.pipeline import TOLERATED, Batches, LayOut, PatchSource, keep
+from omnifusion_jax.data.sources import ENDLESS, JsonSource, SyntheticSource
+from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.errors import DataError
+
+
+class Numbers:
+    """Sample i holds the token i; samples in `bad` cannot be used."""
+
+    def __init__(self, count, bad=()):
+        self.count, self.bad = count, bad
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        if i in self.bad:
+            raise DataError(f"number {i}: bad. Do without it")
+        empty = np.zeros(1, np.int32)
+        return Sample(np.array([i], np.int32), empty, empty, np.zeros(1, np.float32), np.zeros((0, 2, 2, 3), np.uint8))
+
+
+def numbers(source, batch_size=4, **settings):
+    return Batches(source, keep, batch_size=batch_size, length=1, size=2, **settings)
+
+
+def take(batches, count):
+    """Token 0 of every row of the next `count` batches."""
+    return [batch.tokens[:, 0].tolist() for batch in itertools.islice(batches, count)]
+
+
+def flat(rows):
+    return list(itertools.chain.from_iterable(rows))
+
+
+def through_json(state):
+    return json.loads(json.dumps(state))
+
+
+# --- order
+
+
+def test_the_order_is_a_function_of_the_seed():
+    first, second, other = (take(numbers(Numbers(100), seed=seed), 50) for seed in (3, 3, 4))
+    assert first == second != other
+    assert take(numbers(Numbers(9), shuffle=False), 3) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 0, 1, 2]]
+
+
+few = settings(max_examples=25, deadline=None)
+
+
+@few
+@given(count=st.integers(1, 40), batch_size=st.integers(1, 12), seed=st.integers(0, 2**32 - 1))
+def test_every_epoch_holds_each_sample_once(count, batch_size, seed):
+    seen = flat(take(numbers(Numbers(count), batch_size, seed=seed), -(-3 * count // batch_size)))
+    for epoch in range(3):
+        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_epochs_differ():
+    seen = flat(take(numbers(Numbers(20)), 15))
+    assert len({tuple(seen[i : i + 20]) for i in (0, 20, 40)}) == 3
+
+
+def test_a_source_smaller_than_the_batch_fills_it_several_times():
+    (row,) = take(numbers(Numbers(3), 8), 1)
+    assert sorted(row[:3]) == sorted(row[3:6]) == [0, 1, 2] and len(row) == 8
+
+
+def test_an_endless_source_costs_nothing_to_shuffle():
+    start = time.perf_counter()
+    batches = numbers(Numbers(ENDLESS), 64)
+    seen = flat(take(batches, 10))
+    batches.restore({"seen": 2**29, "skipped": 0, "bad": []})
+    seen += flat(take(batches, 1))
+    assert time.perf_counter() - start < 20
+    assert len(set(seen)) == len(seen) and max(seen) > 2**29 and min(seen) < 2**28
+
+
+# --- position
+
+
+@few
+@given(count=st.integers(1, 30), batch_size=st.integers(1, 9), before=st.integers(0, 6), read_on=st.integers(0, 3), seed=st.integers(0, 9))
+def test_a_restored_position_goes_on_exactly(count, batch_size, before, read_on, seed):
+    whole = take(numbers(Numbers(count), batch_size, seed=seed), before + 4)
+    batches = numbers(Numbers(count), batch_size, seed=seed)
+    assert take(batches, before) == whole[:before]
+    state = through_json(batches.state())
+    take(batches, read_on)
+    batches.restore(state)
+    assert take(batches, 4) == whole[before:]
+    fresh = numbers(Numbers(count), batch_size, seed=seed)
+    fresh.restore(state)
+    assert take(fresh, 4) == whole[before:]
+
+
+# --- bad samples
+
+
+def test_a_bad_sample_stops_the_run_by_default():
+    batches = numbers(Numbers(10, bad={5}), shuffle=False)
+    take(batches, 1)
+    with pytest.raises(DataError) as caught:
+        next(batches)
+    assert str(caught.value) == "number 5: bad. Do without it. (data.on_bad_sample=skip leaves such samples out and counts them)"
+
+
+def test_bad_samples_are_left_out_and_counted():
+    def make():
+        return numbers(Numbers(500, bad={7, 300}), on_bad_sample="skip", seed=2)
+
+    batches, again = make(), make()
+    seen = flat(take(batches, 120))
+    assert sorted(seen)[:8] == [0, 1, 2, 3, 4, 5, 6, 8] and len(set(seen)) == 480 and not {7, 300} & set(seen)
+    take(batches, 5)
+    assert batches.bad == {7: "number 7: bad. Do without it", 300: "number 300: bad. Do without it"}
+    assert (batches.skipped, batches.seen) == (2, 502)
+    assert seen == flat(take(again, 120))
+    take(batches, 124)
+    assert batches.skipped == 4 and len(batches.bad) == 2  # the next epoch meets them again
+
+
+def until_stopped(batches):
+    rows = []
+    with pytest.raises(DataError) as caught:
+        while True:
+            rows += take(batches, 1)
+    return rows, str(caught.value)
+
+
+def test_too_many_bad_samples_stop_the_run_at_the_same_place_after_a_restart():
+    def make():
+        return numbers(Numbers(1000, bad=set(range(0, 1000, 60))), on_bad_sample="skip")  # 1.7 %
+
+    whole, message = until_stopped(whole_run := make())
+    assert f"of {whole_run.seen} samples are bad, more than 1%" in message and whole_run.skipped > TOLERATED * whole_run.seen
+    assert message.count("bad. Do without it") == min(whole_run.skipped, 10)
+    batches = make()
+    take(batches, len(whole) // 2)
+    state = through_json(batches.state())
+    resumed = make()
+    resumed.restore(state)
+    rest, again = until_stopped(resumed)
+    assert (rest, again) == (whole[len(whole) // 2 :], message)
+    assert resumed.state() == whole_run.state()
+
+
+def test_one_bad_sample_of_few_is_tolerated_two_are_not():
+    assert len(take(numbers(Numbers(20, bad={3}), on_bad_sample="skip"), 4)) == 4
+    with pytest.raises(DataError, match=r"2 of \d+ samples are bad"):
+        take(numbers(Numbers(20, bad={3, 4}), on_bad_sample="skip"), 6)
+
+
+def test_a_defect_is_not_taken_for_a_bad_sample():
+    class Defect(Numbers):
+        def __getitem__(self, i):
+            raise KeyError("a programmer's mistake")
+
+    with pytest.raises(KeyError):
+        next(numbers(Defect(5), on_bad_sample="skip"))
+
+
+# --- what a batch holds
+
+
+@pytest.fixture(scope="module")
+def layout():
+    return Layout(Tokenizer(locate("omnifusion-tiny-decoder")), "This is a dialog with AI assistant.\n", "omnifusion", 36, 96)
+
+
+def test_shapes_and_kinds(layout):
+    batch = next(Batches(SyntheticSource("questions", 6), LayOut(layout, 48), batch_size=3, length=96, size=48))
+    assert [(a.shape, a.dtype) for a in batch] == [
+        *[((3, 96), t) for t in (np.int32, np.int32, np.int32, np.float32, np.int32, np.int32)],
+        ((3, 1, 48, 48, 3), np.uint8),
+    ]
+    assert (np.bincount(batch.kind.ravel(), minlength=4)[[FEATURE, TEXT]] > [3 * 36 - 1, 3 * 10]).all()
+    assert ((batch.kind == PADDING) == (batch.segments == 0)).all() and set(np.unique(batch.segments)) <= {0, 1}
+    for row in range(3):
+        n = batch.segments[row].sum()
+        assert batch.positions[row].tolist() == [*range(n), *[0] * (96 - n)]
+        assert batch.index[row][batch.kind[row] == FEATURE].tolist() == list(range(36))
+        assert batch.weights[row, :n][batch.kind[row, :n] == SPECIAL].sum() == 0 < batch.weights[row].sum()
+    assert all(a.flags.writeable and a.flags.c_contiguous for a in batch)
+
+
+def test_a_dialogue_without_a_picture_has_a_blank_one(layout):
+    batch = next(Batches(SyntheticSource("text", 6), LayOut(layout, 48), batch_size=2, length=96, size=48))
+    assert batch.images.shape == (2, 1, 48, 48, 3) and not batch.images.any()
+    assert not (batch.kind == FEATURE).any()
+
+
+def test_patches_name_what_covers_them():
+    source = PatchSource(6)
+    batch = next(Batches(source, keep, batch_size=2, length=36, size=96, shuffle=False))
+    for i in range(2):
+        scene, rng = synthetic.scene_and_rng(i, "train")
+        assert [synthetic.CELL_WORDS[t] for t in batch.tokens[i]] == synthetic.patch_words(scene, 6)
+        assert (batch.images[i, 0] == synthetic.render(scene, rng)).all()
+    assert (batch.kind == FEATURE).all() and (batch.weights == 1).all() and batch.index[0].tolist() == list(range(36))
+    assert len(source) == ENDLESS
+
+
+# --- worker processes
+
+
+def test_worker_processes_change_nothing(layout, tmp_path):
+    """The same batches, the same bad samples, and positions that fit any number of workers."""
+    records = []
+    for i in range(11):
+        if i != 4:
+            Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": f"cat {i}"}]
+        records.append({"id": f"r{i}", "image": f"{i}.png", "conversations": talk})
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+
+    def make(num_workers, on_bad_sample="skip", **settings):
+        prepare, source = LayOut(layout, 8), JsonSource(path, tmp_path)
+        return Batches(source, prepare, batch_size=3, length=96, size=8, num_workers=num_workers, on_bad_sample=on_bad_sample, **settings)
+
+    def same(some, others):
+        return all((a == b).all() for x, y in zip(some, others, strict=True) for a, b in zip(x, y, strict=True))
+
+    alone = make(0)
+    whole = [next(alone) for _ in range(5)]  # an epoch and a half
+    begun, spread, back = make(0), make(2), make(0)
+    assert same([next(begun)], whole[:1])
+    spread.restore(through_json(begun.state()))
+    assert same([next(spread), next(spread)], whole[1:3])
+    back.restore(through_json(spread.state()))
+    assert same([next(back), next(back)], whole[3:])
+    assert back.state() == alone.state() and [*alone.bad] == [4]
+    assert f'{path}:5 (id "r4"): {tmp_path / "4.png"}: there is no such file' in alone.bad[4]
+    spread.samples.close()
+
+    strict = make(1, "raise", shuffle=False)
+    next(strict)
+    with pytest.raises(DataError, match=r'd\.jsonl:5 \(id "r4"\): .*4\.png: there is no such file\. Check the name\. \(data\.on_bad_sample=skip'):
+        next(strict)
+    strict.samples.close()

@@ -1,0 +1,69 @@
+"""The published sizes: shapes, and the real training step compiled for a TPU slice, without either in memory."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from configs import pretrain, sft
+from omnifusion_jax import sharding
+from omnifusion_jax.batch import Batch
+from omnifusion_jax.models.axes import axes
+from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.models.presets import preset
+from omnifusion_jax.nn import nnx
+from omnifusion_jax.training import parts
+from omnifusion_jax.training.objectives import OBJECTIVES
+from omnifusion_jax.training.optimizer import make_optimizer
+from omnifusion_jax.training.step import init_state, make_step, state_shardings
+
+
+def count(arrays, part):
+    return sum(math.prod(a.shape) for path, a in arrays.items() if path.startswith(part))
+
+
+def test_published_parameter_counts():
+    arrays = nnx.parameters(abstract(preset("omnifusion-1.1")))
+    assert count(arrays, "adapter/") == 12_598_272
+    assert count(arrays, "decoder/") == 7_241_732_096
+    assert count(arrays, "special/") == 4 * 4096
+    assert count(arrays, "encoders/") == 303_507_456  # CLIP-ViT-L/14-336's vision tower
+    assert all(axes(path) for path in arrays)
+
+
+def topology(name):
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:  # whatever the plugin raises where it is not installed
+        pytest.skip(f"the TPU compiler is not there: {error!s:.100}")
+
+
+@pytest.mark.parametrize("config", [pretrain.get_config(), sft.get_config()], ids=["pretrain", "sft"])
+def test_the_step_compiles_for_a_tpu_slice(config):
+    """v5e, 64 chips of 16 GB: the whole step with optimizer, at full batch and length, fits."""
+    mesh = sharding.make_mesh(devices=topology("v5e:8x8"))
+    skeleton = abstract(config.model)
+    trained, frozen = parts.split(config.train_parts, nnx.parameters(skeleton))
+    optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
+    state = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
+    place = lambda tree, placed: jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, placed)
+    state = place(state, state_shardings(mesh, state))
+    frozen = {
+        path: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16, sharding=sharding.sharding(mesh, axes(path), a.shape)) for path, a in frozen.items()
+    }
+    rows, length, size = config.batch_size, config.data.max_length, config.model.encoder.image_size
+    spread = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    plane = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=spread)
+    integers = plane(jnp.int32, length)
+    batch = Batch(integers, integers, integers, plane(jnp.float32, length), integers, integers, plane(jnp.uint8, 1, size, size, 3))
+    accumulate = max(1, rows // mesh.size) and min(config.grad_accum, rows // mesh.size)
+    step = make_step(
+        skeleton, OBJECTIVES["answers"], optimizer, seed=0, grad_accum=accumulate, dtype=jnp.dtype(config.compute_dtype), remat=config.remat
+    )
+    memory = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile().memory_analysis()
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    print(f"{used / 2**30:.2f} GiB a chip")
+    assert used < 15.75 * 2**30
