@@ -5,7 +5,7 @@ python -m omnifusion_jax.train --config=configs/pretrain.py --config.data.path=c
 The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code.
 """
 
-from omnifusion_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig
+from omnifusion_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig, variant
 from omnifusion_jax.models.presets import preset
 
 VARIANTS = {
@@ -14,7 +14,7 @@ VARIANTS = {
 }
 
 
-def get_config(variant=""):
+def get_config(name=""):
     config = TrainConfig(
         steps=4900,  # one epoch of 1.25 million captions
         grad_accum=8,
@@ -25,8 +25,8 @@ def get_config(variant=""):
         remat="full",
         data=DataConfig(path="data/pretrain.json", images="data/images", num_workers=16, on_bad_sample="skip"),
         checkpoint=CheckpointConfig(every_steps=500),
-        **VARIANTS[variant],
+        **variant(VARIANTS, name),
     )
-    if variant == "original":
+    if name == "original":
         config.model.layout = "original"
     return config

@@ -2,11 +2,12 @@
 
 python -m omnifusion_jax.train --config=configs/sft.py --config.init_from=runs/pretrain/model --config.data.path=dialogues.json --workdir=runs/sft
 
-The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code. Starting from a released model instead of phase 1:
+The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code.
+Starting from a released model instead of phase 1:
 --config.init_from=CONVERTED --config.encoder_from= --config.decoder_from=
 """
 
-from omnifusion_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig
+from omnifusion_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig, variant
 from omnifusion_jax.models.presets import preset
 
 VARIANTS = {
@@ -15,7 +16,7 @@ VARIANTS = {
 }
 
 
-def get_config(variant=""):
+def get_config(name=""):
     config = TrainConfig(
         steps=7400,  # one epoch of 945 thousand dialogues
         model=preset("omnifusion-1.1"),
@@ -26,8 +27,8 @@ def get_config(variant=""):
         remat="full",
         data=DataConfig(path="data/sft.json", images="data/images", num_workers=16, on_bad_sample="skip"),
         checkpoint=CheckpointConfig(every_steps=500, final="complete"),
-        **VARIANTS[variant],
+        **variant(VARIANTS, name),
     )
-    if variant == "original":
+    if name == "original":
         config.model.layout = "original"
     return config

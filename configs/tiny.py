@@ -7,7 +7,7 @@ sft       phase 2: the decoder joins in and questions are answered
 real      phase 2 alone, from fresh parts, on a folder of real dialogues
 """
 
-from omnifusion_jax.config import CheckpointConfig, DataConfig, EvalConfig, MeshConfig, OptimizerConfig, TrainConfig
+from omnifusion_jax.config import CheckpointConfig, DataConfig, EvalConfig, MeshConfig, OptimizerConfig, TrainConfig, variant
 from omnifusion_jax.models.presets import preset
 
 ALL_BUT_ENCODER = ((r"(adapter|special|decoder)/.*", 1.0), (r"encoders/.*", None))
@@ -26,6 +26,7 @@ def encoder():
         train_parts=((r"encoders/.*|head", 1.0),),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.05, weight_decay=0.01),
         data=DataConfig(path="synthetic:patches"),
+        eval=EvalConfig(count=1024),
     )
 
 
@@ -90,5 +91,5 @@ def real():
 VARIANTS = {"real": real, "encoder": encoder, "decoder": decoder, "pretrain": pretrain, "sft": sft}
 
 
-def get_config(variant="pretrain"):
-    return VARIANTS[variant]()
+def get_config(name="pretrain"):
+    return variant(VARIANTS, name)()

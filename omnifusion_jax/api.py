@@ -1,22 +1,37 @@
 """`load`: from a name or a directory to a model that answers."""
 
+import jax
 import jax.numpy as jnp
 
-from omnifusion_jax.checkpoints.load import load_checkpoint
+from omnifusion_jax import sharding
+from omnifusion_jax.checkpoints.load import PARTS, load_checkpoint
 from omnifusion_jax.config import one_of
 from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.inference.model import Model
+from omnifusion_jax.models.axes import axes
 
 
-def load(source, *, vision=None, dtype="float32"):
+def load(source, *, vision=None, dtype="float32", mesh=None):
     """A model ready to answer.
 
     Args:
       source: "omnifusion-tiny" (bundled), a native directory, a directory laid out like the OmniFusion release, or a hub id.
       vision: the Hugging Face CLIP directory or hub id, where the source does not hold one.
       dtype: of parameters and computation, "float32" or "bfloat16".
+      mesh: a `jax.sharding.Mesh` as `sharding.make_mesh` gives, over which the parameters are spread; None: one device.
     Raises CheckpointError when the source is unknown, unsafe or incomplete.
     """
     one_of("dtype", dtype, ("float32", "bfloat16"))
     found = load_checkpoint(source, vision=vision)
-    return Model(found.config, found.arrays, Tokenizer(found.tokenizer), dtype=jnp.dtype(dtype))
+    if missing := set(PARTS) - set(found.parts):
+        raise CheckpointError(
+            f"{source} holds only {', '.join(found.parts)}; {', '.join(sorted(missing))} of the model are missing. Phase 1 saves what it trained: "
+            "go on from it with --config.init_from, or set checkpoint.final=complete to save a whole model"
+        )
+    if found.tokenizer is None:
+        raise CheckpointError(f"{source} has no tokenizer: put tokenizer.json and tokenizer_config.json there")
+    arrays = found.arrays
+    if mesh is not None:
+        arrays = {path: jax.device_put(a.astype(jnp.dtype(dtype)), sharding.sharding(mesh, axes(path), a.shape)) for path, a in arrays.items()}
+    return Model(found.config, arrays, Tokenizer(found.tokenizer).fits(found.config.decoder.vocab), dtype=dtype)

@@ -22,8 +22,14 @@ def run(main):
             print(f"error: {error}", file=sys.stderr)
             return 1
 
+    def parse(argv):
+        try:
+            return app.parse_flags_with_usage(argv)
+        except (KeyError, OmniFusionError) as error:  # config_flags' word for a field that is not there; what a config file refuses
+            sys.exit(f"error: {error.args[0] if error.args else error}")
+
     logging.set_verbosity(logging.WARNING)  # checkpointing would print a page a save
-    app.run(guarded)
+    app.run(guarded, flags_parser=parse)
 
 
 def define_generation():

@@ -39,6 +39,7 @@ class EncoderConfig:
         return self.patches + self.keep_class_token
 
     def validate(self):
+        one_of("encoder.activation", self.activation, ("quick_gelu", "gelu"))
         check(self.image_size % self.patch == 0, f"encoder.image_size {self.image_size} is not a multiple of encoder.patch {self.patch}")
         check(self.embed % self.heads == 0, f"encoder.embed {self.embed} is not a multiple of encoder.heads {self.heads}")
         low, high = -self.layers - 1, self.layers
@@ -250,6 +251,12 @@ def check(condition, message):
 
 def one_of(name, value, choices):
     check(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}")
+
+
+def variant(table, name):
+    """The row of a config file's variants. Raises ConfigError naming those there are."""
+    check(name in table, f"there is no variant {name!r}; choose from {', '.join(filter(None, table)) or 'none'}, or give none for the default")
+    return table[name]
 
 
 def to_json(config):

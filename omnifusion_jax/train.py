@@ -20,6 +20,7 @@ from omnifusion_jax.data.pipeline import Batches, LayOut, PatchSource, keep
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.evaluation.exact_match import exact_match
+from omnifusion_jax.evaluation.patches import patch_accuracy
 from omnifusion_jax.evaluation.report import write_report
 from omnifusion_jax.inference.model import Model
 from omnifusion_jax.models.omnifusion import cast
@@ -61,18 +62,24 @@ def make_batches(config, tokenizer):
 
 
 def evaluator(config, tokenizer):
-    """A function (step, arrays) -> (figures by name, records), or None."""
+    """A function from arrays to (figures by name, records to show), or None."""
     c = config.eval
+    if config.objective == "patches":
+        return c.count and (lambda arrays: (named(patch_accuracy(config.model, arrays, c.count)), []))
     if not c.path:
         return None
     source = open_source(c.path, c.images, config.model.encoder.image_size // config.model.encoder.patch)
 
     def evaluate(arrays):
-        model = Model(config.model, arrays, tokenizer, dtype=jnp.dtype(config.compute_dtype))
+        model = Model(config.model, arrays, tokenizer, dtype=config.compute_dtype)
         figures, records = exact_match(model, source, c.count, batch_size=c.batch_size, max_new_tokens=c.max_new_tokens, blind=c.blind)
-        return {f"eval/{name}": value for name, value in figures.items()}, records
+        return named(figures), records
 
     return evaluate
+
+
+def named(figures):
+    return {f"eval/{name}": value for name, value in figures.items()}
 
 
 def save_model(config, directory, trained, frozen, tokenizer_dir):
@@ -80,8 +87,11 @@ def save_model(config, directory, trained, frozen, tokenizer_dir):
     complete = config.checkpoint.final == "complete"
     arrays = cast({**trained, **frozen}, jnp.dtype(config.compute_dtype)) if complete else trained
     arrays = {path: a for path, a in arrays.items() if path != "head"}  # a bare encoder's reading head is not part of a model
-    shutil.rmtree(directory, ignore_errors=True)
-    save_native(directory, config.model, arrays, tokenizer_dir)
+    beside = directory.with_name("model.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    save_native(beside, config.model, arrays, tokenizer_dir)
+    shutil.rmtree(directory, ignore_errors=True)  # of an earlier, shorter run in the same place
+    beside.rename(directory)
 
 
 def main(_):
@@ -91,7 +101,7 @@ def main(_):
     (workdir / "config.json").write_text(to_json(config))
     print(to_json(config))
     given, tokenizer_dir = starting_point(config)
-    tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir)
+    tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).fits(config.model.decoder.vocab)
     batches, evaluate = make_batches(config, tokenizer), evaluator(config, tokenizer)
     trained, frozen = train(config, workdir, batches, given, on_eval=evaluate and (lambda arrays: evaluate(arrays)[0]))
     save_model(config, workdir / "model", trained, frozen, tokenizer_dir)

@@ -62,7 +62,9 @@ class Layout:
             return sample
         if self.style == "original":
             return Sample(*(column[: self.max_length] for column in sample[:4]), sample.images)
-        raise DataError(f"{where}: {n} tokens, but max_length is {self.max_length}. Shorten or split the dialogue, or raise data.max_length")
+        raise DataError(
+            f"{where}: {n} tokens, but max_length is {self.max_length}. Shorten or split the dialogue, or raise max_length (data.max_length in training)"
+        )
 
     def check(self, dialogue, images, ask):
         """The turns as (is_answer, text). Raises DataError."""

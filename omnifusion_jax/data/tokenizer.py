@@ -41,6 +41,12 @@ class Tokenizer:
     def vocab(self):
         return self.backend.get_vocab_size()
 
+    def fits(self, vocab):
+        """Itself, if every one of its ids is below `vocab`, the rows of a model's embedding; else DataError."""
+        if self.vocab > vocab:
+            raise DataError(f"{self.directory} has {self.vocab} tokens, model.decoder.vocab is {vocab}: they belong to two models")
+        return self
+
     def encode(self, text):
         return self.backend.encode(text, add_special_tokens=False).ids
 

@@ -1,5 +1,6 @@
 """Asks a model the questions of a data set and counts the answers that it gives back exactly."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import ROLES, Request
 from omnifusion_jax.data.images import open_image
 from omnifusion_jax.data.layout import without_marks
+from omnifusion_jax.errors import DataError
 
 
 class Record(NamedTuple):
@@ -27,6 +29,8 @@ class Record(NamedTuple):
 
 def questions(dialogue):
     """Every assistant turn of a dialogue as a question: the true turns before it, and the answer to give."""
+    if unknown := {role for role, _ in dialogue.turns} - set(ROLES):
+        raise DataError(f"{dialogue.where}: a turn is from {', '.join(sorted(unknown))}; known are {', '.join(ROLES)}")
     messages = [{"role": ROLES[role], "content": without_marks(text)} for role, text in dialogue.turns]
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
@@ -42,14 +46,12 @@ def exact_match(model, source, count=0, *, batch_size=64, max_new_tokens=32, bli
     """Greedy answers to the first `count` questions of a source (0: all of a finite one).
 
     Returns figures {"accuracy", "questions", and with `blind` "blind_accuracy"} and the list of Records. An answer counts when it equals the truth
-    exactly, outer spaces aside.
+    exactly, outer spaces aside. Raises DataError for a dialogue that cannot be used, or when there is no question.
     """
-    asked = []
-    for i in range(len(source)):
-        asked += questions(source[i])
-        if count and len(asked) >= count:
-            break
-    asked = asked[:count] if count else asked
+    dialogues = (source[i] for i in range(len(source)))
+    asked = list(itertools.islice(itertools.chain.from_iterable(map(questions, dialogues)), count or None))
+    if not asked:
+        raise DataError("the evaluation data hold no question: an assistant's turn after a user's")
     requests, truths = [request for request, _ in asked], [truth for _, truth in asked]
     generation = GenerationConfig(max_new_tokens=max_new_tokens)
     answers = [a.text for a in model.generate(requests, generation, batch_size=batch_size)]

@@ -7,6 +7,8 @@ outside of them parameters are a flat dict `{"decoder/layers/mlp/gate": array}`,
 import jax
 from flax import nnx
 
+from omnifusion_jax.errors import CheckpointError
+
 Module, Param, Rngs, List, eval_shape = nnx.Module, nnx.Param, nnx.Rngs, nnx.List, nnx.eval_shape
 
 
@@ -20,7 +22,7 @@ def with_parameters(module, arrays):
     graph, state = nnx.split(module)
     paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
     if missing := set(paths) ^ set(arrays):
-        raise KeyError(f"parameters given and parameters of {type(module).__name__} differ in {sorted(missing)}")
+        raise CheckpointError(f"parameters given and parameters of {type(module).__name__} differ in {', '.join(sorted(missing))}")
     return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), [arrays[path] for path in paths]))
 
 

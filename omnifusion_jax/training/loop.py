@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from omnifusion_jax import sharding
-from omnifusion_jax.errors import OmniFusionError
+from omnifusion_jax.errors import CheckpointError, OmniFusionError
 from omnifusion_jax.models.axes import axes
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
@@ -28,6 +28,9 @@ def fill(config, mesh, given):
     skeleton = nnx.eval_shape(lambda: module(config.model, rngs=nnx.Rngs(0)))
     shapes = nnx.parameters(skeleton)
     placed = {path: sharding.sharding(mesh, axes(path), a.shape) for path, a in shapes.items()}
+    wrong = [f"{path}: {given[path].shape}, needed {a.shape}" for path, a in shapes.items() if path in given and given[path].shape != a.shape]
+    if wrong:
+        raise CheckpointError("the parameters to start from do not fit config.model:\n  " + "\n  ".join(wrong))
     missing = {path: placed[path] for path in shapes if path not in given}
 
     def fresh():

@@ -22,17 +22,22 @@ class PatchReader(nnx.Module):
         self.encoders = nnx.List([VisionTransformer(c.encoder, rngs=rngs)])
         self.head = dense(rngs, c.encoder.embed, len(CELL_WORDS), fan_in=c.encoder.embed)
 
+    def __call__(self, images):
+        """uint8[batch, size, size, 3] to logits [batch, patches, words].
+
+        One head reads the layer that adapters read and the last one, so that no block of the encoder stays untaught.
+        """
+        encoder = self.encoders[0]
+        states = encoder.hidden_states(images)
+        return (states[encoder.config.feature_layer] + states[-1])[:, 1:] @ self.head[...]
+
 
 def answers(model, batch, key, remat):
     return answer_loss(model.decoder, model.hidden(batch, key, remat), batch)
 
 
 def patches(model, batch, key, remat):
-    """One head reads the layer that adapters read and the last one, so that no block of the encoder stays untaught."""
-    encoder = model.encoders[0]
-    states = encoder.hidden_states(batch.images[:, 0])
-    logits = (states[encoder.config.feature_layer] + states[-1])[:, 1:] @ model.head[...]
-    return token_loss(logits, batch.tokens, batch.weights)
+    return token_loss(model(batch.images[:, 0]), batch.tokens, batch.weights)
 
 
 OBJECTIVES = {"answers": Objective(OmniFusion, answers), "patches": Objective(PatchReader, patches)}
