@@ -13,14 +13,14 @@ IMAGE = flags.DEFINE_string("image", None, "Picture to talk about.")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of parameters and computation.")
 GENERATION = define_generation()
 
-HELP = "/image FILE shows another picture, /new starts again, /quit or Ctrl-D leaves; Ctrl-C stops an answer."
+HELP = "/image FILE shows another picture, /image alone none, /new starts again, /quit or Ctrl-D leaves; Ctrl-C stops an answer."
 
 
-def answer(model, messages, images, generation):
+def answer(model, request, generation):
     """Prints an answer as it comes; Ctrl-C stops it. Returns what was said so far."""
     said = ""
     try:
-        for piece in model.stream(Request(messages, images), generation):
+        for piece in model.stream(request, generation):
             print(piece, end="", flush=True)
             said += piece
     except KeyboardInterrupt:
@@ -29,10 +29,9 @@ def answer(model, messages, images, generation):
     return said
 
 
-def main(_):
-    model, generation = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value), GENERATION()
-    images, messages = [IMAGE.value] if IMAGE.value else [], []
-    print(HELP)
+def converse(model, images, generation):
+    """Reads lines until the end of input. A turn that cannot be answered is taken back."""
+    messages = []
     while True:
         try:
             line = input("> ").strip()
@@ -45,14 +44,21 @@ def main(_):
         if command == "/quit":
             return
         if command in ("/image", "/new"):
-            images, messages = [rest] if command == "/image" else images, []
+            images, messages = [rest][: bool(rest)] if command == "/image" else images, []
         elif line:
-            messages.append({"role": "user", "content": line})
+            asked = [*messages, {"role": "user", "content": line}]
             try:
-                messages.append({"role": "assistant", "content": answer(model, messages, images, generation) or "..."})
+                said = answer(model, Request(asked, images), generation)
             except DataError as error:
-                messages.pop()
                 print(f"error: {error}")
+                continue
+            messages = [*asked, {"role": "assistant", "content": said}] if said.strip() else messages
+
+
+def main(_):
+    model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value)
+    print(HELP)
+    converse(model, [IMAGE.value] if IMAGE.value else [], GENERATION())
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Layout:
         if ask:
             parts.append(self.special(BOT))
         tokens, kind, index, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return self.fit(Sample(tokens, kind, index, weights, images), dialogue.where)
+        return self.fit(Sample(tokens, kind, index, weights, images), dialogue.where, ask)
 
     def text(self, ids, weight=0.0):
         n = len(ids)
@@ -56,15 +56,14 @@ class Layout:
         n = self.rows
         return np.full(n, self.tokenizer.pad, np.int32), np.full(n, FEATURE, np.int32), np.arange(n, dtype=np.int32), np.zeros(n, np.float32)
 
-    def fit(self, sample, where):
+    def fit(self, sample, where, ask):
         n = len(sample.tokens)
         if n <= self.max_length:
             return sample
-        if self.style == "original":
+        if self.style == "original" and not ask:
             return Sample(*(column[: self.max_length] for column in sample[:4]), sample.images)
-        raise DataError(
-            f"{where}: {n} tokens, but max_length is {self.max_length}. Shorten or split the dialogue, or raise max_length (data.max_length in training)"
-        )
+        advice = "Shorten or split the dialogue, or raise max_length (data.max_length in training)"
+        raise DataError(f"{where}: {n} tokens, but max_length is {self.max_length}. {advice}")
 
     def check(self, dialogue, images, ask):
         """The turns as (is_answer, text). Raises DataError."""

@@ -1,0 +1,55 @@
+"""How arrays are spread: a golden file of every parameter, and meshes."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from omnifusion_jax import sharding
+from omnifusion_jax.errors import ConfigError
+from omnifusion_jax.models.axes import axes
+from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.models.presets import preset
+from omnifusion_jax.nn import nnx
+
+GOLDEN = Path(__file__).parent / "golden" / "partition_specs.json"
+
+
+def specs():
+    mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+    arrays = nnx.parameters(abstract(preset("omnifusion-1.1")))
+    return {path: [*map(str, a.shape), str(sharding.spec(mesh, axes(path), a.shape))] for path, a in arrays.items()}
+
+
+def test_partition_specs_are_those_of_the_golden_file():
+    """To accept a change: python tests/test_sharding.py"""
+    assert specs() == json.loads(GOLDEN.read_text())
+
+
+def test_large_arrays_are_all_spread():
+    for path, (*shape, spec) in specs().items():
+        size = 1
+        for n in shape:
+            size *= int(n)
+        assert size < 2**20 or "fsdp" in spec, path
+
+
+def test_a_mesh_takes_the_devices_it_needs():
+    assert dict(sharding.make_mesh().shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert dict(sharding.make_mesh(data=-1, fsdp=2).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert sharding.make_mesh(data=1, fsdp=1).devices.tolist() == [[[jax.devices()[0]]]]
+    for sizes in ({"data": 3}, {"fsdp": 16}, {"data": 16}):
+        with pytest.raises(ConfigError, match="does not fit 8 devices"):
+            sharding.make_mesh(**sizes)
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+    mesh = sharding.make_mesh(fsdp=8)
+    assert sharding.spec(mesh, ["embed", "mlp"], (16, 6)) == jax.sharding.PartitionSpec("fsdp", None)
+    assert sharding.spec(mesh, ["embed", "mlp"], (12, 6)) == jax.sharding.PartitionSpec(None, None)
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text("{\n" + ",\n".join(f" {json.dumps(path)}: {json.dumps(row)}" for path, row in specs().items()) + "\n}\n")
