@@ -3,13 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from omnifusion_jax import sharding
 from omnifusion_jax.checkpoints.load import PARTS, load_checkpoint
 from omnifusion_jax.config import one_of
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.inference.model import Model
-from omnifusion_jax.models.axes import axes
+from omnifusion_jax.models.axes import placements
 
 
 def load(source, *, vision=None, dtype="float32", mesh=None):
@@ -33,5 +32,5 @@ def load(source, *, vision=None, dtype="float32", mesh=None):
         raise CheckpointError(f"{source} has no tokenizer: put tokenizer.json and tokenizer_config.json there")
     arrays = found.arrays
     if mesh is not None:
-        arrays = {path: jax.device_put(a.astype(jnp.dtype(dtype)), sharding.sharding(mesh, axes(path), a.shape)) for path, a in arrays.items()}
+        arrays = jax.device_put({path: a.astype(jnp.dtype(dtype)) for path, a in arrays.items()}, placements(mesh, arrays))
     return Model(found.config, arrays, Tokenizer(found.tokenizer).fits(found.config.decoder.vocab), dtype=dtype)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
+from omnifusion_jax import sharding
 from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.checkpoints.load import load_decoder, load_encoder
-from omnifusion_jax.checkpoints.native import load_native, save_native
+from omnifusion_jax.checkpoints.native import load_native, read_config, save_native
 from omnifusion_jax.cli import run
 from omnifusion_jax.config import ConfigError, to_json
 from omnifusion_jax.data.describe import describe
@@ -23,7 +24,9 @@ from omnifusion_jax.evaluation.exact_match import exact_match
 from omnifusion_jax.evaluation.patches import patch_accuracy
 from omnifusion_jax.evaluation.report import write_report
 from omnifusion_jax.inference.model import Model
-from omnifusion_jax.models.omnifusion import cast
+from omnifusion_jax.models.axes import placements
+from omnifusion_jax.models.omnifusion import abstract, cast
+from omnifusion_jax.nn import nnx
 from omnifusion_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant]")
@@ -39,7 +42,8 @@ def starting_point(config):
         _, decoder, found = load_decoder(config.decoder_from)
         arrays, tokenizer = arrays | decoder, tokenizer or found
     if config.init_from:
-        arrays |= load_native(config.init_from)[1]
+        stored = nnx.parameters(abstract(read_config(config.init_from)[0]))
+        arrays |= load_native(config.init_from, shardings=placements(sharding.make_mesh(**vars(config.mesh)), stored))[1]
         tokenizer = tokenizer or Path(config.init_from)
     if tokenizer is None and config.objective == "answers":
         raise ConfigError("no tokenizer: set decoder_from, init_from or tokenizer (a directory with tokenizer.json)")

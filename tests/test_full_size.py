@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from configs import pretrain, sft
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Batch
-from omnifusion_jax.models.axes import axes
+from omnifusion_jax.models.axes import axes, placements
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import preset
 from omnifusion_jax.nn import nnx
@@ -57,11 +57,12 @@ def test_the_step_compiles_for_a_tpu_slice(config):
     plane = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=spread)
     integers = plane(jnp.int32, length)
     batch = Batch(integers, integers, integers, plane(jnp.float32, length), integers, integers, plane(jnp.uint8, 1, size, size, 3))
-    accumulate = max(1, rows // mesh.size) and min(config.grad_accum, rows // mesh.size)
+    accumulate = min(config.grad_accum, rows // mesh.size)  # each micro-batch has a row for every chip
     step = make_step(
         skeleton, OBJECTIVES["answers"], optimizer, seed=0, grad_accum=accumulate, dtype=jnp.dtype(config.compute_dtype), remat=config.remat
     )
-    memory = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile().memory_analysis()
+    with jax.set_mesh(mesh):
+        memory = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile().memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     print(f"{used / 2**30:.2f} GiB a chip")
     assert used < 15.75 * 2**30

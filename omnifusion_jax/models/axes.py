@@ -2,6 +2,8 @@
 
 import re
 
+from omnifusion_jax import sharding
+
 AXES = (
     (r"encoders/\d+/patch", "_ _ _ vision_embed"),
     (r"encoders/\d+/(class_token|(pre|post)_norm/(scale|bias))", "_"),
@@ -39,3 +41,8 @@ def axes(path):
     hits = [names.split() for pattern, names in AXES if re.fullmatch(pattern, path)]
     assert len(hits) == 1, f"{path}: {len(hits)} rows of AXES match, exactly one must"
     return hits[0]
+
+
+def placements(mesh, arrays):
+    """{path: NamedSharding} of parameters by path (arrays, or anything with a shape)."""
+    return {path: sharding.sharding(mesh, axes(path), a.shape) for path, a in arrays.items()}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from omnifusion_jax import sharding
 from omnifusion_jax.errors import CheckpointError, OmniFusionError
-from omnifusion_jax.models.axes import axes
+from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.training import parts
@@ -27,7 +27,7 @@ def fill(config, mesh, given):
     module = OBJECTIVES[config.objective].module
     skeleton = nnx.eval_shape(lambda: module(config.model, rngs=nnx.Rngs(0)))
     shapes = nnx.parameters(skeleton)
-    placed = {path: sharding.sharding(mesh, axes(path), a.shape) for path, a in shapes.items()}
+    placed = placements(mesh, shapes)
     wrong = [f"{path}: {given[path].shape}, needed {a.shape}" for path, a in shapes.items() if path in given and given[path].shape != a.shape]
     if wrong:
         raise CheckpointError("the parameters to start from do not fit config.model:\n  " + "\n  ".join(wrong))

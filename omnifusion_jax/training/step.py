@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import FEATURE
-from omnifusion_jax.models.axes import axes
+from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
 
@@ -25,12 +25,11 @@ class TrainState(NamedTuple):
 
 def state_shardings(mesh, state):
     """The sharding of every array of a TrainState: moments lie as their parameters do, scalars and factored moments are replicated."""
-    shapes = {path: (a.shape, sharding.sharding(mesh, axes(path), a.shape)) for path, a in state.params.items()}
+    placed = placements(mesh, state.params)
 
     def of(path, leaf):
         name = next((key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), None)
-        shape, placed = shapes.get(name, (None, None))
-        return placed if leaf.shape == shape else sharding.replicated(mesh)
+        return placed[name] if name in placed and leaf.shape == state.params[name].shape else sharding.replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(of, state)
 

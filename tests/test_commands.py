@@ -1,0 +1,118 @@
+"""The command lines as a user types them, on the bundled models."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import run_command
+from PIL import Image
+
+import omnifusion_jax as of
+from omnifusion_jax import sharding
+from omnifusion_jax.data.questions import English, caption
+from omnifusion_jax.data.synthetic import render, scene_and_rng
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Six held-out pictures and how many shapes each shows."""
+    folder = tmp_path_factory.mktemp("pictures")
+    counts = []
+    for i in range(6):
+        scene, rng = scene_and_rng(1_000_000 + i, "held-out")
+        Image.fromarray(render(scene, rng)).save(folder / f"{i}.png")
+        counts.append(str(len(scene.things)))
+        assert caption(scene, English)
+    return folder, counts
+
+
+def test_the_bundled_model_answers_from_python(pictures):
+    folder, counts = pictures
+    model = of.load("omnifusion-tiny")
+    ask = lambda text: [of.Request(images=[folder / f"{i}.png"], messages=[{"role": "user", "content": text}]) for i in range(6)]
+    english = [a.text for a in model.generate(ask(English.count))]
+    assert sum(a == b for a, b in zip(english, counts, strict=True)) >= 5
+    russian = model.generate(ask("Сколько здесь фигур?"))
+    assert sum(a.text == b for a, b in zip(russian, counts, strict=True)) >= 5
+    assert all(a.finish_reason == "stop" and a.tokens[-1] == model.tokenizer.eos and a.logprob < 0 for a in russian)
+    official = model.generate(ask("Describe the picture."), of.GenerationConfig.official())
+    assert all(a.text for a in official)
+    logits = model.logits(ask(English.count)[:1])
+    assert logits[0].shape[1] == model.config.decoder.vocab and np.isfinite(logits[0]).all()
+
+
+def test_a_mesh_gives_the_same_answers(pictures):
+    folder, _ = pictures
+    asked = [of.Request(images=[folder / f"{i}.png"], messages=[{"role": "user", "content": English.describe}]) for i in range(4)]
+    alone = of.load("omnifusion-tiny").generate(asked)
+    spread = of.load("omnifusion-tiny", mesh=sharding.make_mesh(data=1, fsdp=4, tensor=2)).generate(asked)
+    assert [a.tokens for a in alone] == [a.tokens for a in spread]
+
+
+def test_convert_there_and_back_keeps_every_answer(pictures, tmp_path):
+    folder, _ = pictures
+    asked = [of.Request(images=[folder / "0.png"], messages=[{"role": "user", "content": English.describe}])]
+    before = of.load("omnifusion-tiny").logits(asked)[0]
+    assert "adapter" in run_command("convert", "--source=omnifusion-tiny", f"--output={tmp_path / 'native'}")
+    pytest.importorskip("torch")
+    run_command("convert", f"--source={tmp_path / 'native'}", f"--output={tmp_path / 'original'}", "--to=omnifusion")
+    for name in ("native", "original"):
+        np.testing.assert_array_equal(of.load(str(tmp_path / name)).logits(asked)[0], before)
+
+
+def test_generate_answers_a_file_and_goes_on_with_a_half_written_one(pictures, tmp_path):
+    folder, counts = pictures
+    lines = [{"id": f"q{i}", "images": [f"{i}.png"], "messages": [{"role": "user", "content": English.count}]} for i in range(3)]
+    lines.append({"id": "bad", "images": ["nowhere.png"], "messages": [{"role": "user", "content": "What?"}]})
+    lines.append({"id": "llava", "image": "4.png", "conversations": [{"from": "human", "value": "<image>\n" + English.count}]})
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    arguments = (f"--input={source}", f"--output={target}", f"--images={folder}", "--dtype=float32", "--generation.max_new_tokens=8")
+    assert "5 answers, 1 of them errors" in run_command("generate", *arguments)
+    whole = target.read_text()
+    rows = [json.loads(line) for line in whole.splitlines()]
+    assert [row["id"] for row in rows] == ["q0", "q1", "q2", "bad", "llava"]
+    assert rows[3]["finish_reason"] == "error" and "nowhere.png" in rows[3]["error"]
+    assert sum(rows[i]["text"] == counts[i] for i in (0, 1, 2, 4)) >= 3
+    target.write_text(whole[: len(whole) // 2])
+    run_command("generate", *arguments)
+    assert target.read_text() == whole
+
+
+def test_chat_talks(pictures):
+    folder, counts = pictures
+    said = run_command("chat", f"--image={folder / '0.png'}", "--dtype=float32", given=f"{English.count}\n/quit\n")
+    assert counts[0] in said
+
+
+def test_training_runs_resumes_and_is_loaded(tmp_path):
+    """Both phases for a few steps; the second is cut off and goes on."""
+    short = ("--config.batch_size=8", "--config.log_every=1", "--config.checkpoint.every_steps=2")
+    said = run_command("train", "--config=configs/tiny.py:pretrain", "--config.steps=3", *short, f"--workdir={tmp_path / 'one'}")
+    assert "trained  adapter" in said and "frozen   decoder" in said and "[[" in said
+    sft = ("--config=configs/tiny.py:sft", f"--config.init_from={tmp_path / 'one' / 'model'}", *short, "--config.eval.count=8")
+    run_command("train", *sft, "--config.steps=2", f"--workdir={tmp_path / 'two'}")
+    assert "resuming from step 2" in run_command("train", *sft, "--config.steps=4", f"--workdir={tmp_path / 'two'}")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert 0 <= summary["eval/accuracy"] <= 1 and "eval/blind_accuracy" in summary
+    assert (tmp_path / "two" / "report.html").read_text().count("class='card") == 8
+    assert of.load(str(tmp_path / "two" / "model")).generate([of.Request([{"role": "user", "content": "Hello"}])])
+    with pytest.raises(of.CheckpointError, match="holds only adapter, special"):
+        of.load(str(tmp_path / "one" / "model"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/tiny.py:pretrain", "--config.nonsense=1"], "nonsense"),
+        (["--config=configs/tiny.py:nope"], "no variant 'nope'; choose from"),
+        (["--config=configs/tiny.py:sft", "--config.init_from=/nowhere"], "/nowhere"),
+        (["--config=configs/tiny.py:sft", "--config.init_from=", "--config.data.path=nowhere.json"], "nowhere.json does not exist"),
+        (["--config=configs/tiny.py:pretrain", "--config.tokenizer=/nowhere"], "/nowhere/tokenizer.json is missing"),
+    ],
+)
+def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path, arguments, message):
+    said = run_command("train", *arguments, f"--workdir={tmp_path}", fails=True)
+    assert message in said and "Traceback" not in said
