@@ -1,7 +1,6 @@
 """`load`: from a name or a directory to a model that answers."""
 
 import jax
-import jax.numpy as jnp
 
 from omnifusion_jax.checkpoints.load import PARTS, load_checkpoint
 from omnifusion_jax.config import one_of
@@ -11,18 +10,19 @@ from omnifusion_jax.inference.model import Model
 from omnifusion_jax.models.axes import placements
 
 
-def load(source, *, vision=None, dtype="float32", mesh=None):
+def load(source, *, vision=None, dtype=None, mesh=None):
     """A model ready to answer.
 
     Args:
       source: "omnifusion-tiny" (bundled), a native directory, a directory laid out like the OmniFusion release, or a hub id.
       vision: the Hugging Face CLIP directory or hub id, where the source does not hold one.
-      dtype: of parameters and computation, "float32" or "bfloat16".
+      dtype: of parameters and computation, "float32" or "bfloat16"; None: float32 on CPUs, which are slow at anything else, bfloat16 elsewhere.
       mesh: a `jax.sharding.Mesh` as `sharding.make_mesh` gives, over which the parameters are spread; None: one device.
     Raises CheckpointError when the source is unknown, unsafe or incomplete.
     """
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     one_of("dtype", dtype, ("float32", "bfloat16"))
-    found = load_checkpoint(source, vision=vision)
+    found = load_checkpoint(source, vision=vision, dtype=dtype, mesh=mesh)
     if missing := set(PARTS) - set(found.parts):
         raise CheckpointError(
             f"{source} holds only {', '.join(found.parts)}; {', '.join(sorted(missing))} of the model are missing. Phase 1 saves what it trained: "
@@ -32,5 +32,5 @@ def load(source, *, vision=None, dtype="float32", mesh=None):
         raise CheckpointError(f"{source} has no tokenizer: put tokenizer.json and tokenizer_config.json there")
     arrays = found.arrays
     if mesh is not None:
-        arrays = jax.device_put({path: a.astype(jnp.dtype(dtype)) for path, a in arrays.items()}, placements(mesh, arrays))
+        arrays = jax.device_put(arrays, placements(mesh, arrays))
     return Model(found.config, arrays, Tokenizer(found.tokenizer).fits(found.config.decoder.vocab), dtype=dtype)

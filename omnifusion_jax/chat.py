@@ -10,7 +10,7 @@ from omnifusion_jax.errors import DataError
 MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
 VISION = flags.DEFINE_string("vision", None, "CLIP directory, where the model does not hold one.")
 IMAGE = flags.DEFINE_string("image", None, "Picture to talk about.")
-DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of parameters and computation.")
+DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Of parameters and computation; float32 on CPUs, else bfloat16, when not given.")
 GENERATION = define_generation()
 
 HELP = "/image FILE shows another picture, /image alone none, /new starts again, /quit or Ctrl-D leaves; Ctrl-C stops an answer."
@@ -19,8 +19,10 @@ HELP = "/image FILE shows another picture, /image alone none, /new starts again,
 def answer(model, request, generation):
     """Prints an answer as it comes; Ctrl-C stops it. Returns what was said so far."""
     said = ""
+    # beams are known only when all is said
+    pieces = model.stream(request, generation) if generation.num_beams == 1 else (a.text for a in model.generate([request], generation))
     try:
-        for piece in model.stream(request, generation):
+        for piece in pieces:
             print(piece, end="", flush=True)
             said += piece
     except KeyboardInterrupt:

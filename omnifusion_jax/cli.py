@@ -1,6 +1,7 @@
 """What the command lines share."""
 
 import dataclasses
+import re
 import sys
 
 from absl import app, logging
@@ -37,12 +38,12 @@ def define_generation():
 
     Returns a function that gives the GenerationConfig once flags are parsed.
     """
-    defaults = dataclasses.asdict(GenerationConfig())
-    holder = config_flags.DEFINE_config_dict("generation", ConfigDict({"official": False, **defaults}))
+    defaults = {"official": False, **dataclasses.asdict(GenerationConfig())}
+    holder = config_flags.DEFINE_config_dict("generation", ConfigDict(defaults))
 
     def parsed():
-        values = holder.value.to_dict()
-        base = GenerationConfig.official() if values.pop("official") else GenerationConfig()
-        return dataclasses.replace(base, **{name: value for name, value in values.items() if value != defaults[name]})
+        typed = {name: getattr(holder.value, name) for name in defaults if any(re.match(rf"--?(no)?generation\.{name}\b", word) for word in sys.argv)}
+        base = GenerationConfig.official() if typed.pop("official", False) else GenerationConfig()
+        return dataclasses.replace(base, **typed)
 
     return parsed

@@ -115,6 +115,7 @@ class OptimizerConfig:
     def validate(self):
         one_of("optimizer.name", self.name, ("adamw", "adafactor"))
         one_of("optimizer.schedule", self.schedule, ("cosine", "constant"))
+        check(self.name == "adamw" or not self.weight_decay, "optimizer.weight_decay works with adamw only")
         check(self.learning_rate > 0, f"optimizer.learning_rate {self.learning_rate} is not positive")
         check(0 <= self.warmup < 1, f"optimizer.warmup is a share of all steps in [0, 1), not {self.warmup}")
 
@@ -151,6 +152,10 @@ class CheckpointConfig:
     keep: int = 2
     final: str = "trained"  # what the finished run writes to WORKDIR/model: "trained" parts only, or the "complete" model
 
+    def validate(self):
+        check(self.every_steps > 0 and self.keep > 0, "checkpoint.every_steps and checkpoint.keep must be positive")
+        one_of("checkpoint.final", self.final, ("trained", "complete"))
+
 
 @dataclasses.dataclass
 class EvalConfig:
@@ -161,6 +166,10 @@ class EvalConfig:
     batch_size: int = 64
     max_new_tokens: int = 32
     blind: bool = False  # ask the same questions about blank pictures too
+
+    def validate(self):
+        check(self.batch_size > 0 and self.max_new_tokens > 0, "eval.batch_size and eval.max_new_tokens must be positive")
+        check(self.count > 0 or not self.path.startswith("synthetic:"), "eval.count must be positive: synthetic pictures have no end")
 
 
 @dataclasses.dataclass
@@ -187,14 +196,16 @@ class TrainConfig:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
     def validate(self):
-        for section in (self.model, self.optimizer, self.data, self.mesh):
+        for section in (self.model, self.optimizer, self.data, self.mesh, self.checkpoint, self.eval):
             section.validate()
-        check(self.steps > 0, f"steps is {self.steps}")
-        check(self.grad_accum > 0 and self.batch_size % self.grad_accum == 0, f"batch_size {self.batch_size} is not a multiple of grad_accum")
+        for name in ("steps", "batch_size", "grad_accum", "log_every", "max_bad_steps"):
+            check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be positive")
+        longest = self.model.decoder.max_length
+        check(0 < self.data.max_length <= longest, f"data.max_length {self.data.max_length} is not in 1..{longest} (model.decoder.max_length)")
+        check(self.batch_size % self.grad_accum == 0, f"batch_size {self.batch_size} is not a multiple of grad_accum")
         one_of("objective", self.objective, ("answers", "patches"))
         one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
         one_of("remat", self.remat, ("none", "dots", "full"))
-        one_of("checkpoint.final", self.checkpoint.final, ("trained", "complete"))
         check(bool(self.train_parts), "train_parts is empty: rows (regex, learning-rate factor or None) say what is trained")
         return self
 
@@ -251,6 +262,13 @@ def check(condition, message):
 
 def one_of(name, value, choices):
     check(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}")
+
+
+def same_settings(name, ours, theirs, source, but=()):
+    """Compares a part's config with that of the checkpoint it comes from, except for the fields `but`. Raises ConfigError with all differences."""
+    fields = [f.name for f in dataclasses.fields(ours) if f.name not in but]
+    wrong = [f"--config.{name}.{f}={getattr(theirs, f)}" for f in fields if getattr(ours, f) != getattr(theirs, f)]
+    check(not wrong, f"{source} was made with other settings than the config's {name}. To take them over: {' '.join(wrong)}")
 
 
 def variant(table, name):

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from omnifusion_jax import sharding
 from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.checkpoints.load import load_decoder, load_encoder
-from omnifusion_jax.checkpoints.native import load_native, read_config, save_native
+from omnifusion_jax.checkpoints.native import load_native, read_config, save_native, shardings
 from omnifusion_jax.cli import run
-from omnifusion_jax.config import ConfigError, to_json
+from omnifusion_jax.config import ConfigError, same_settings, to_json
 from omnifusion_jax.data.describe import describe
 from omnifusion_jax.data.layout import Layout
 from omnifusion_jax.data.pipeline import Batches, LayOut, PatchSource, keep
@@ -24,9 +23,8 @@ from omnifusion_jax.evaluation.exact_match import exact_match
 from omnifusion_jax.evaluation.patches import patch_accuracy
 from omnifusion_jax.evaluation.report import write_report
 from omnifusion_jax.inference.model import Model
-from omnifusion_jax.models.axes import placements
-from omnifusion_jax.models.omnifusion import abstract, cast
-from omnifusion_jax.nn import nnx
+from omnifusion_jax.models.omnifusion import cast
+from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant]")
@@ -37,13 +35,18 @@ def starting_point(config):
     """The parameters that the run starts from, by path, and the tokenizer's directory."""
     arrays, tokenizer = {}, config.tokenizer and Path(locate(config.tokenizer))
     if config.encoder_from:
-        arrays |= load_encoder(config.encoder_from)[1]
+        stored, encoder = load_encoder(config.encoder_from)
+        same_settings("model.encoder", config.model.encoder, stored, config.encoder_from, but=("feature_layer", "keep_class_token"))
+        arrays |= encoder
     if config.decoder_from:
-        _, decoder, found = load_decoder(config.decoder_from)
+        stored, decoder, found = load_decoder(config.decoder_from)
+        same_settings("model.decoder", config.model.decoder, stored, config.decoder_from, but=("max_length",))
         arrays, tokenizer = arrays | decoder, tokenizer or found
     if config.init_from:
-        stored = nnx.parameters(abstract(read_config(config.init_from)[0]))
-        arrays |= load_native(config.init_from, shardings=placements(sharding.make_mesh(**vars(config.mesh)), stored))[1]
+        stored, _ = read_config(config.init_from)
+        for part, free in (("encoder", ()), ("adapter", ("dropout",)), ("decoder", ("max_length",))):
+            same_settings(f"model.{part}", getattr(config.model, part), getattr(stored, part), config.init_from, but=free)
+        arrays |= load_native(config.init_from, shardings=shardings(config.init_from, make_mesh(**vars(config.mesh))))[1]
         tokenizer = tokenizer or Path(config.init_from)
     if tokenizer is None and config.objective == "answers":
         raise ConfigError("no tokenizer: set decoder_from, init_from or tokenizer (a directory with tokenizer.json)")

@@ -51,7 +51,7 @@ def test_the_step_compiles_for_a_tpu_slice(config):
     state = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
     place = lambda tree, placed: jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, placed)
     state = place(state, state_shardings(mesh, state))
-    frozen = {path: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16, sharding=sharding.sharding(mesh, axes(path), a.shape)) for path, a in frozen.items()}
+    frozen = place({path: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for path, a in frozen.items()}, placements(mesh, frozen))
     rows, length, size = config.batch_size, config.data.max_length, config.model.encoder.image_size
     spread = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     plane = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=spread)

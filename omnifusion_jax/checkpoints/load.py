@@ -25,26 +25,31 @@ class Checkpoint:
         return tuple(part for part in PARTS if any(path.startswith(f"{part}/") for path in self.arrays))
 
 
-def read_native(directory, vision, dtype):
+def read_native(directory, vision, dtype, mesh):
     if vision is not None:
         raise CheckpointError(f"{directory}: a native checkpoint has its own encoder; leave out vision (--vision)")
-    return *native.load_native(directory, dtype), fast_tokenizer(directory)
+    return *native.load_native(directory, dtype, native.shardings(directory, mesh)), fast_tokenizer(directory)
+
+
+def read_original(directory, vision, dtype, mesh):
+    return original.read(directory, vision, dtype)  # memory-mapped on the host: who uses it places it
 
 
 # name: (whether a directory is of that family, reader to (config, arrays, tokenizer), what makes it one)
 FAMILIES = {
     "native": (native.is_native, read_native, "arrays/ and config.json"),
-    "omnifusion": (original.locate, original.read, "tuned-model/, tokenizer/, projection.pt, special_embeddings.pt"),
+    "omnifusion": (original.locate, read_original, "tuned-model/, tokenizer/, projection.pt, special_embeddings.pt"),
 }
 
 
-def load_checkpoint(source, vision=None, dtype=None) -> Checkpoint:
+def load_checkpoint(source, vision=None, dtype=None, mesh=None) -> Checkpoint:
     """Reads a checkpoint, recognising its format.
 
     Args:
       source: directory or hub id: a native checkpoint (which may hold some parts only), or an original OmniFusion directory.
       vision: CLIP directory or hub id, for original directories that hold none.
       dtype: "bfloat16", "float32" or a numpy type of the arrays; None keeps what is stored.
+      mesh: over which a native checkpoint's arrays are spread as they are read; None: this process's first device.
 
     Raises:
       CheckpointError: the source is not there, of no known format, unsafe, or incomplete.
@@ -52,7 +57,7 @@ def load_checkpoint(source, vision=None, dtype=None) -> Checkpoint:
     directory, vision = hub.local(source), vision or VISION.get(source)
     for family, (test, read, _) in FAMILIES.items():
         if test(directory):
-            return Checkpoint(*read(directory, vision and hub.local(vision), dtype), family)
+            return Checkpoint(*read(directory, vision and hub.local(vision), dtype, mesh), family)
     known = "; ".join(f"{family}: {files}" for family, (_, _, files) in FAMILIES.items())
     raise CheckpointError(f"{source}: a checkpoint of no known format ({known})")
 

@@ -22,6 +22,9 @@ from omnifusion_jax.checkpoints.staging import check_free, unfinished, written_b
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
 from omnifusion_jax.config import ModelConfig, from_dict
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.models.axes import placements
+from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.nn import nnx
 
 VERSION = 1
 
@@ -74,6 +77,11 @@ def load_native(directory, dtype=None, shardings=None):
         }
         with named_errors(directory):
             return config, flat(checkpointer.restore(directory / "arrays", nested(wanted)))
+
+
+def shardings(directory, mesh):
+    """Where each array of a native checkpoint goes on `mesh`, for `load_native`; None without a mesh."""
+    return mesh and placements(mesh, nnx.parameters(abstract(read_config(directory)[0])))
 
 
 @contextlib.contextmanager

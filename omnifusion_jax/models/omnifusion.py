@@ -57,7 +57,7 @@ class OmniFusion(nnx.Module):
 
     def embed(self, batch, key=None):
         """Token embeddings [batch, seq, embed] of a laid-out `batch.Batch`, images included."""
-        x = self.decoder.embed[...][batch.tokens]
+        x = self.decoder.embed[...][batch.tokens].astype(self.decoder.head[...].dtype)
         x = insert(x, self.encode(batch.images, key), batch.index, batch.kind == FEATURE)
         special = jnp.broadcast_to(self.special(), (len(x), 4, x.shape[-1]))
         return insert(x, special, batch.index, batch.kind == SPECIAL)

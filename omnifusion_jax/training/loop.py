@@ -1,11 +1,13 @@
 """The training loop."""
 
+import contextlib
 import time
 
 import jax
 import jax.numpy as jnp
 
 from omnifusion_jax import sharding
+from omnifusion_jax.config import check
 from omnifusion_jax.errors import CheckpointError, OmniFusionError
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
@@ -38,7 +40,7 @@ def fill(config, mesh, given):
         return {path: arrays[path] for path in missing}
 
     arrays = jax.jit(fresh, out_shardings=missing)()
-    arrays |= {path: jax.device_put(given[path], placed[path]) for path in shapes if path in given}
+    arrays |= {path: jax.device_put(given.pop(path), placed[path]) for path in shapes if path in given}  # a large model is not held twice
     return skeleton, {path: arrays[path] for path in shapes}
 
 
@@ -56,11 +58,14 @@ def train(config, workdir, batches, given, on_eval=None):
 
     Args:
       batches: iterator with `state()` and `restore(state)`, as data.pipeline.Batches.
-      given: parameters by path to start from; the others are drawn.
+      given: parameters by path to start from, taken out of the dict; the others are drawn.
       on_eval: called as on_eval(arrays) every `eval.every_steps` steps; what it returns, figures by name, is logged.
     Returns: (trained, frozen), arrays by path; trained ones are float32. Raises NotFinite after `max_bad_steps` skipped steps.
     """
     mesh = sharding.make_mesh(**vars(config.mesh))
+    rows, shards = config.batch_size // config.grad_accum, mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = f"{shards} devices (mesh.data * mesh.fsdp)"
+    check(rows % shards == 0, f"batch_size / grad_accum is {rows} rows at a time, which {devices} cannot share evenly. Change one of them")
     objective = OBJECTIVES[config.objective]
     skeleton, arrays = fill(config, mesh, given)
     trained, frozen = parts.split(config.train_parts, arrays)
@@ -94,31 +99,34 @@ def train(config, workdir, batches, given, on_eval=None):
 
 def run(config, step, state, frozen, batches, checkpoints, monitor, placed, on_eval):
     """Dispatches steps ahead of reading their metrics: those of step n are read while n + 1 runs."""
-    previous = None
+    previous, before_run = None, int(state.bad_steps)
     for n in range(int(state.step) + 1, config.steps + 1):
         before = time.perf_counter()
         batch = next(batches)
         monitor.wait += time.perf_counter() - before
         batch = jax.device_put(batch, placed)
-        with jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"):
+        first = monitor.pause() if previous is None else contextlib.nullcontext()  # it compiles
+        with first, jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"):
             state, metrics = step(state, frozen, batch)
-        report(config, monitor, previous)
+        report(config, monitor, previous, before_run)
         previous = (n, metrics)
-        if checkpoints.due(n) or n == config.steps:
-            checkpoints.save(n, state, batches.state())
-        if on_eval and config.eval.every_steps and n % config.eval.every_steps == 0:
-            monitor.log(n, on_eval({**state.params, **frozen}))
-    report(config, monitor, previous)
+        with monitor.pause():
+            if checkpoints.due(n) or n == config.steps:
+                checkpoints.save(n, state, batches.state())
+            if on_eval and config.eval.every_steps and n % config.eval.every_steps == 0:
+                monitor.log(n, on_eval({**state.params, **frozen}))
+    report(config, monitor, previous, before_run)
     return state
 
 
-def report(config, monitor, previous):
+def report(config, monitor, previous, before_run):
+    """Reads the metrics of the step before; raises NotFinite when too many steps of this run were bad."""
     if previous is None:
         return
     n, metrics = previous[0], {name: value.item() for name, value in jax.device_get(previous[1]).items()}
     monitor.step(n, metrics)
-    if metrics["bad"] >= config.max_bad_steps:
+    if (bad := metrics["bad"] - before_run) >= config.max_bad_steps:
         raise NotFinite(
-            f"step {n}: {metrics['bad']} steps had a NaN or infinite loss or gradient and were skipped; max_bad_steps is {config.max_bad_steps}. "
+            f"step {n}: {bad} steps had a NaN or infinite loss or gradient and were skipped; max_bad_steps is {config.max_bad_steps}. "
             "Lower optimizer.learning_rate, check the data, or set compute_dtype=float32"
         )

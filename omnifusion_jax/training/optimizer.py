@@ -1,8 +1,10 @@
 """Optimizers and schedules, all of them Optax's."""
 
+import jax
 import optax
 
 from omnifusion_jax.config import OptimizerConfig
+from omnifusion_jax.models.axes import axes
 from omnifusion_jax.training.parts import factor
 
 
@@ -16,10 +18,38 @@ def schedule(c: OptimizerConfig, steps):
     return optax.join_schedules([optax.linear_schedule(0.0, c.learning_rate, warmup), main], [warmup]) if warmup else main
 
 
-# Adafactor as transformers' `Adafactor(relative_step=False)`: scaled by parameter size, update clipped at 1, no momentum
+def matrices(path, a):
+    """A parameter as [layers, in, out] (vectors: [layers, size]): one matrix a layer, as PyTorch keeps it. `layers` is 1 outside a stack."""
+    names = axes(path)
+    layers = a.shape[0] if names[0] == "layers" else 1
+    inner = a.shape[1:] if names[0] == "layers" else a.shape
+    if len(inner) == 1 or path.endswith("_bias"):
+        return a.reshape(layers, -1)
+    into = a.shape[-1] if path.endswith("/out") else None  # heads are on the input side of an output projection, else on the output side
+    return a.reshape(layers, -1, into) if into else a.reshape(layers, inner[0], -1)
+
+
+def per_matrix(rule):
+    """Applies an Optax rule to each layer's matrix alone: for rules whose result depends on the whole array, as Adafactor's factors and sizes."""
+
+    def init(params):
+        return {path: jax.vmap(rule.init)(matrices(path, a)) for path, a in params.items()}
+
+    def update(updates, state, params):
+        done = {path: jax.vmap(rule.update)(matrices(path, u), state[path], matrices(path, params[path])) for path, u in updates.items()}
+        return {path: u.reshape(updates[path].shape) for path, (u, _) in done.items()}, {path: s for path, (_, s) in done.items()}
+
+    return optax.GradientTransformation(init, update)
+
+
+def adafactor(rate, c):
+    """As transformers' `Adafactor(relative_step=False)`: scaled by parameter size, update clipped at 1, every matrix factored, no momentum."""
+    return per_matrix(optax.adafactor(rate, min_dim_size_to_factor=1))
+
+
 RULES = {
     "adamw": lambda rate, c: optax.adamw(rate, b2=c.beta2, weight_decay=c.weight_decay),
-    "adafactor": lambda rate, c: optax.adafactor(rate, weight_decay_rate=c.weight_decay or None),
+    "adafactor": adafactor,
 }
 
 

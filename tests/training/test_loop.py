@@ -5,18 +5,24 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tiny
 from numpy.testing import assert_allclose, assert_array_equal
 
+from omnifusion_jax.batch import Batch
 from omnifusion_jax.config import CheckpointConfig, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
 from omnifusion_jax.data.dialogues import Dialogue
 from omnifusion_jax.data.layout import Layout
 from omnifusion_jax.data.pipeline import Batches, LayOut
-from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.errors import CheckpointError, ConfigError
+from omnifusion_jax.nn import nnx
 from omnifusion_jax.training.loop import NotFinite, train
+from omnifusion_jax.training.monitor import resumed
+from omnifusion_jax.training.objectives import OBJECTIVES
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.parts import split
+from omnifusion_jax.training.step import init_state, make_step
 
 LENGTH = 80
 PHASE1 = ((r"(adapter|special)/.*", 1.0), (r"(encoders|decoder)/.*", None))
@@ -107,11 +113,49 @@ def test_accumulation_over_a_mesh(reference, tokenizer, tmp_path):
 
 
 def test_frozen_parts_have_no_optimizer_state(tokenizer, tmp_path):
-    c = config(train_parts=PHASE1)
-    trained, frozen = split(PHASE1, start(c))
-    state = make_optimizer(c.optimizer, c.steps, PHASE1).init(trained)
-    moments = sum(a.size for a in jax.tree.leaves(state) if a.ndim)
-    assert moments == 2 * sum(a.size for a in trained.values()) and len(frozen) > len(trained)
+    """In the checkpoint that a run leaves: two moments for what is trained, nothing else."""
+    _, trained, frozen = fit(config(steps=1, train_parts=PHASE1), tokenizer, tmp_path)
+    with ocp.CheckpointManager(tmp_path / "checkpoints", item_names=("state", "data")) as manager:
+        saved = manager.restore(1, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+    sizes = lambda tree: sum(a.size for a in jax.tree.leaves(tree) if a.ndim)
+    assert set(saved["params"]) == set(trained) and not set(trained) & set(frozen)
+    assert sizes(saved["optimizer"]) == 2 * sizes(trained)
+
+
+def flops(c):
+    """Of the compiled step, as the compiler counts them: a scan's body once, which is the same for all."""
+    objective = OBJECTIVES["answers"]
+    skeleton = nnx.eval_shape(lambda: objective.module(c.model, rngs=nnx.Rngs(0)))
+    trained, frozen = split(c.train_parts, nnx.parameters(skeleton))
+    optimizer = make_optimizer(c.optimizer, c.steps, c.train_parts)
+    state = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
+    plane = lambda dtype, *shape: jax.ShapeDtypeStruct((c.batch_size, *shape), dtype)
+    integers = plane(np.int32, LENGTH)
+    batch = Batch(integers, integers, integers, plane(np.float32, LENGTH), integers, integers, plane(np.uint8, 1, 24, 24, 3))
+    step = make_step(skeleton, objective, optimizer, seed=0, grad_accum=1, dtype=np.dtype("float32"), remat="none")
+    return jax.jit(step).lower(state, frozen, batch).compile().cost_analysis()["flops"]
+
+
+def test_frozen_parts_cost_no_backward_pass():
+    everything = ((r".*", 1.0),)
+    encoder = flops(config(train_parts=everything)) - flops(config(train_parts=PHASE2))
+    decoder = flops(config(train_parts=PHASE2)) - flops(config(train_parts=PHASE1))
+    c = config().model
+    rows, depth = config().batch_size * (1 + c.encoder.patches), 1  # of one scanned block, forward 2, backward 4 a weight and row
+    block = 4 * c.encoder.embed**2 + 2 * c.encoder.embed * c.encoder.mlp
+    assert encoder > 0.8 * 4 * rows * depth * block  # its backward pass is in the one and not in the other
+    assert decoder > 0
+
+
+def test_figures_of_evaluation_are_logged_during_the_run(tokenizer, tmp_path):
+    c = config(steps=4)
+    c.eval.every_steps = 2
+    given = start(c)
+    seen = []
+    train(c, tmp_path, batches(tokenizer, c), given, on_eval=lambda arrays: seen.append(set(arrays)) or {"eval/accuracy": 0.5})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "eval/accuracy" in row] == [2, 4]
+    assert seen[0] == set(start(c)) and not given
 
 
 def test_resume_continues_the_same_curve(tokenizer, tmp_path):
@@ -178,6 +222,7 @@ def test_a_broken_loss_skips_the_update_and_is_counted(tokenizer, tmp_path):
     _, after, _ = fit(config(steps=3), tokenizer, tmp_path / "three", wrap=poisoned(lambda n: n == 3))
     rows = [json.loads(line) for line in (tmp_path / "three" / "metrics.jsonl").read_text().splitlines()]
     assert [row["train/bad_steps"] for row in rows] == [0, 0, 1]
+    assert "train/loss" in rows[1] and "train/loss" not in rows[2]
     assert all(np.isfinite(a).all() for a in after.values())
     # a cosine of two steps is not that of three: compare with a constant rate
     c = {"steps": 2}, {"steps": 3}
@@ -195,6 +240,18 @@ def test_too_many_broken_losses_stop_the_run(tokenizer, tmp_path):
         fit(config(max_bad_steps=3), tokenizer, tmp_path, wrap=poisoned(lambda n: True))
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == 3
+
+
+def test_an_uneven_batch_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="4 rows at a time, which 8 devices"):
+        fit(config(MeshConfig(8, 1), grad_accum=4), tokenizer, tmp_path)
+
+
+def test_a_resumed_file_of_metrics_loses_what_is_done_again_and_what_was_cut(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "train/loss": 3}\n{"step": 2, "train/loss": 2}\n{"step": 3, "tra')
+    resumed(file, 1).close()
+    assert file.read_text() == '{"step": 1, "train/loss": 3}\n'
 
 
 def test_adafactor_and_bfloat16_run(tokenizer, tmp_path):

@@ -1,0 +1,213 @@
+"""What the pages show is done: README's Python is executed, commands are run where that is cheap, else their flags and configs are checked."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+from PIL import Image, ImageDraw
+
+from omnifusion_jax.checkpoints.bundled import BUNDLED, locate
+from omnifusion_jax.config import ModelConfig
+from omnifusion_jax.data.layout import Layout
+from omnifusion_jax.data.pipeline import LayOut
+from omnifusion_jax.data.sources import open_source
+from omnifusion_jax.data.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(page.relative_to(ROOT) for pattern in ("*.md", "docs/*.md", "launch/*.md") for page in ROOT.glob(pattern))
+FENCE = re.compile(r"^```(\w+) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+SAID = "What colour is the circle?\n/quit\n"  # in the chat
+
+
+class Block(NamedTuple):
+    page: Path
+    line: int
+    language: str
+    name: str  # of the file that the block shows, where it does
+    text: str
+
+
+def blocks(page, language):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = [Block(page, text[: m.start()].count("\n") + 1, *m.groups()) for m in FENCE.finditer(text)]
+    return [block for block in found if block.language == language]
+
+
+def commands():
+    """(page:line, words) of every command on every page, once each."""
+    seen = {}
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            for line in block.text.replace("\\\n", " ").splitlines():
+                for command in line.split("&&"):
+                    words = tuple(shlex.split(command, comments=True))
+                    if words and words not in seen:
+                        seen[words] = f"{page}:{block.line}"
+    return [pytest.param(list(words), id=f"{where}:{' '.join(words)[:70]}") for words, where in seen.items()]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with the files that README shows and the pictures they name."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "images").mkdir()
+    picture = Image.new("RGB", (96, 96), (30, 35, 45))
+    ImageDraw.Draw(picture).ellipse((34, 34, 62, 62), fill=(225, 45, 45))
+    picture.save(folder / "picture.png")
+    picture.save(folder / "images" / "receipt.jpg")
+    for block in blocks("README.md", "json"):
+        (folder / block.name).write_text(block.text, encoding="utf-8")
+    return folder
+
+
+def test_python(desk, monkeypatch):
+    """The blocks of README one after the other, in one namespace."""
+    monkeypatch.chdir(desk)
+    namespace = {}
+    for block in blocks("README.md", "python"):
+        exec(compile("\n" * block.line + block.text, ROOT / block.page, "exec"), namespace)
+    assert namespace["answer"].text and namespace["scores"][0].shape[1] == namespace["model"].config.decoder.vocab
+
+
+def test_training_data(desk):
+    c = ModelConfig()
+    layout = Layout(Tokenizer(locate("omnifusion-tiny-decoder")), c.prompt, c.layout, rows=36, max_length=512)
+    source, prepare = open_source(str(desk / "dialogues.json"), desk / "images", side=6), LayOut(layout, size=96)
+    samples = [prepare(source[i]) for i in range(len(source))]
+    assert len(samples) == 2 and [len(sample.images) for sample in samples] == [1, 0]
+
+
+# --- commands: first words -> check(arguments, desk)
+
+
+def run(module, arguments, desk):
+    command = [sys.executable, "-m", f"omnifusion_jax.{module}", *arguments]
+    done = subprocess.run(command, cwd=desk, env=ENVIRONMENT, input=SAID, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def parse(module, arguments):
+    """Only parses the flags, of a command that needs the network or a large model."""
+    code = "import importlib, sys; from absl import flags; importlib.import_module(sys.argv[1]); flags.FLAGS(sys.argv[1:])"
+    command = [sys.executable, "-c", code, f"omnifusion_jax.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def value(arguments, flag, default=None):
+    return next((a.partition("=")[2] for a in arguments if a.startswith(f"--{flag}=")), default)
+
+
+def run_or_parse(module, flag, arguments, desk):
+    model = value(arguments, flag, "omnifusion-tiny")
+    if model in BUNDLED or (desk / model).is_dir():
+        return run(module, arguments, desk)
+    return parse(module, arguments)
+
+
+def check_generate(arguments, desk):
+    run_or_parse("generate", "model", arguments, desk)
+    rows = [json.loads(line) for line in (desk / value(arguments, "output")).read_text(encoding="utf-8").splitlines()]
+    assert [row["error"] for row in rows] == [None, None]
+
+
+def check_convert(arguments, desk):
+    said = run_or_parse("convert", "source", arguments, desk)
+    if said is not None:
+        assert "adapter" in said and any((desk / value(arguments, "output")).iterdir())
+
+
+def check_chat(arguments, desk):
+    said = run_or_parse("chat", "model", arguments, desk)
+    if said is not None:
+        assert said.rsplit("> ", 2)[1].strip()  # what stands between the two prompts
+
+
+def check_train(arguments, desk):
+    """Builds the config and applies the overrides; nothing is trained."""
+    argv, here = ["train", *arguments], flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", None, flag_values=here, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "", flag_values=here)
+    here(argv)
+    assert here.workdir
+    holder.value.validate()
+
+
+def check_pytest(arguments, desk):
+    assert all((ROOT / a).exists() for a in arguments if a.startswith("tests"))
+
+
+def check_make(arguments, desk):
+    targets = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert {a for a in arguments if "=" not in a} <= set(targets)
+    assert {a.partition("=")[0] for a in arguments if "=" in a} <= {"PYTHON", "VENV"}
+
+
+def check_pip(arguments, desk):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert arguments[:2] == ["install", "-e"] and re.fullmatch(r"\.(\[(\w+)\])?", arguments[2])
+    assert arguments[2] == "." or arguments[2][2:-1] in extras
+
+
+def check_script(name):
+    def check(arguments, desk):
+        assert os.access(ROOT / name, os.X_OK)
+        subprocess.run(["bash", "-n", ROOT / name], check=True)
+        check_train(arguments, desk)
+
+    return check
+
+
+def nothing(arguments, desk):
+    """Clones, changes of folder, an environment that is made active, hours of training."""
+
+
+CHECKS = {
+    "python -m omnifusion_jax.generate": check_generate,
+    "python -m omnifusion_jax.convert": check_convert,
+    "python -m omnifusion_jax.chat": check_chat,
+    "python -m omnifusion_jax.train": check_train,
+    "sbatch launch/slurm.sh": check_script("launch/slurm.sh"),
+    "launch/tpu_vm.sh": check_script("launch/tpu_vm.sh"),
+    "python examples/make_tiny.py": nothing,
+    "pytest": check_pytest,
+    "make": check_make,
+    "pip": check_pip,
+    "git clone": nothing,
+    "cd": nothing,
+    ".": nothing,
+}
+
+
+@pytest.mark.parametrize("words", commands())
+def test_command(words, desk, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    known = [first for first in CHECKS if words[: len(first.split())] == first.split()]
+    assert len(known) == 1, f"no check for {' '.join(words)}: add one to CHECKS"
+    CHECKS[known[0]](words[len(known[0].split()) :], desk)
+
+
+# --- what pages point to
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
+    missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    assert not missing
+
+
+def test_figures_have_their_place():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"<!-- figures -->\n.*\|.*\n<!-- /figures -->", text, re.DOTALL)
