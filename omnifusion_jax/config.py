@@ -89,6 +89,7 @@ class ModelConfig:
     """An encoder turns an image into features, an adapter turns features into token embeddings, a decoder reads them among text."""
 
     preset: str = "omnifusion-1.1"
+    filled_from: str = "omnifusion-1.1"  # the preset that filled the fields below; when `preset` is changed, models.presets.resolve fills them anew
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)

@@ -24,6 +24,7 @@ from omnifusion_jax.evaluation.patches import patch_accuracy
 from omnifusion_jax.evaluation.report import write_report
 from omnifusion_jax.inference.model import Model
 from omnifusion_jax.models.omnifusion import cast
+from omnifusion_jax.models.presets import resolve
 from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.training.loop import train
 
@@ -103,6 +104,7 @@ def save_model(config, directory, trained, frozen, tokenizer_dir):
 
 def main(_):
     config, workdir = CONFIG.value, Path(WORKDIR.value).absolute()
+    config.model = resolve(config.model)
     config.validate()
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(to_json(config))

@@ -9,7 +9,7 @@ import pytest
 from omnifusion_jax.config import ModelConfig, TrainConfig, from_dict, to_json
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.models.omnifusion import abstract
-from omnifusion_jax.models.presets import PRESETS, preset
+from omnifusion_jax.models.presets import PRESETS, preset, resolve
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.training import parts
 
@@ -55,6 +55,18 @@ def test_a_config_survives_json(name):
     c = preset(name)
     assert from_dict(ModelConfig, dataclasses.asdict(c)) == c
     assert '"layout"' in to_json(c)
+
+
+def test_another_preset_by_name_keeps_what_else_was_changed():
+    config = module(CONFIGS / "sft.py").get_config()
+    config.model.preset, config.model.adapter.dropout, config.model.layout = "omnifusion-tiny", 0.3, "original"
+    expected = preset("omnifusion-tiny")
+    expected.adapter.dropout, expected.layout = 0.3, "original"
+    assert resolve(config.model) == expected
+    assert resolve(expected) is expected
+    config.model.preset = "nope"
+    with pytest.raises(ConfigError, match="choose from omnifusion"):
+        resolve(config.model)
 
 
 def test_unknown_fields_are_refused():

@@ -110,11 +110,15 @@ def run(config, step, state, frozen, batches, checkpoints, monitor, placed, on_e
             state, metrics = step(state, frozen, batch)
         report(config, monitor, previous, before_run)
         previous = (n, metrics)
-        with monitor.pause():
-            if checkpoints.due(n) or n == config.steps:
-                checkpoints.save(n, state, batches.state())
-            if on_eval and config.eval.every_steps and n % config.eval.every_steps == 0:
-                monitor.log(n, on_eval({**state.params, **frozen}))
+        saves = checkpoints.due(n) or n == config.steps
+        evaluates = on_eval and config.eval.every_steps and n % config.eval.every_steps == 0
+        if saves or evaluates:
+            jax.block_until_ready(state)  # both need the result; the time it takes is the step's
+            with monitor.pause():
+                if saves:
+                    checkpoints.save(n, state, batches.state())
+                if evaluates:
+                    monitor.log(n, on_eval({**state.params, **frozen}))
     report(config, monitor, previous, before_run)
     return state
 

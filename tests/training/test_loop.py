@@ -53,7 +53,7 @@ def config(mesh=None, dropout=0.0, **settings):
         model=tiny.config(),
         mesh=mesh or MeshConfig(data=1, fsdp=1),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.0),
-        data=DataConfig(path="pictures"),
+        data=DataConfig(path="pictures", max_length=LENGTH),
         **settings,
     )
     c.model.adapter.dropout = dropout
@@ -71,7 +71,7 @@ def start(c):
 
 
 def losses(workdir):
-    return [json.loads(line)["train/loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line).get("train/loss") for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def fit(c, tokenizer, workdir, given=None, wrap=lambda b: b):
