@@ -44,7 +44,7 @@ def decoder():
 
 def pretrain():
     return tiny(
-        steps=400,
+        steps=250,
         batch_size=64,
         encoder_from="omnifusion-tiny-encoder",
         decoder_from="omnifusion-tiny-decoder",
@@ -56,7 +56,7 @@ def pretrain():
 
 def sft():
     return tiny(
-        steps=1000,
+        steps=700,
         batch_size=64,
         encoder_from="omnifusion-tiny-encoder",
         decoder_from="omnifusion-tiny-decoder",
