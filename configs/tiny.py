@@ -56,7 +56,7 @@ def pretrain():
 
 def sft():
     return tiny(
-        steps=700,
+        steps=1000,
         batch_size=64,
         encoder_from="omnifusion-tiny-encoder",
         decoder_from="omnifusion-tiny-decoder",
