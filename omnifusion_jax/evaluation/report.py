@@ -64,7 +64,8 @@ def curve(points, width=900, height=220, left=48, bottom=24):
     ticks = [top * i / 4 for i in range(5)]
     grid = "".join(f'<line x1="{left}" x2="{width}" y1="{y(t):.1f}" y2="{y(t):.1f}" stroke="#e4e4e4"/>' for t in ticks)
     scale = "".join(f'<text x="{left - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.2f}</text>' for t in ticks)
-    steps = "".join(f'<text x="{x(s):.1f}" y="{height - 6}" text-anchor="middle">{s:.0f}</text>' for s in (0, last / 2, last * 0.98))
+    marks = ((0, "start"), (last / 2, "middle"), (last, "end"))
+    steps = "".join(f'<text x="{x(step):.1f}" y="{height - 6}" text-anchor="{anchor}">{step:.0f}</text>' for step, anchor in marks)
     path = f'<polyline points="{line}" fill="none" stroke="#2b62c4" stroke-width="2"/>'
     return f'<svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px;background:#fff">{grid}{scale}{steps}{path}</svg>'
 
