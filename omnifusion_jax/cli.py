@@ -4,7 +4,7 @@ import dataclasses
 import re
 import sys
 
-from absl import app, logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from omnifusion_jax.config import GenerationConfig
@@ -25,9 +25,12 @@ def run(main):
 
     def parse(argv):
         try:
-            return app.parse_flags_with_usage(argv)
-        except (KeyError, OmniFusionError) as error:  # config_flags' word for a field that is not there; what a config file refuses
-            sys.exit(f"error: {error.args[0] if error.args else error}")
+            return flags.FLAGS(argv)
+        except (KeyError, OmniFusionError) as error:  # KeyError: config_flags' word for a field that is not there
+            sys.exit(f"error: {error.args[0]}")
+        except flags.Error as error:  # what a config file raises comes wrapped, with its traceback
+            raised = re.findall(r"\w+Error: (.+)", str(error))
+            sys.exit(f"error: {raised[-1] if raised else error}\nPass --helpshort for the flags.")
 
     logging.set_verbosity(logging.WARNING)  # checkpointing would print a page a save
     app.run(guarded, flags_parser=parse)

@@ -1,5 +1,6 @@
 """Directories laid out like the published OmniFusion release: import, native form, export, and what is refused."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -21,7 +22,6 @@ from omnifusion_jax.checkpoints.export import export_original
 from omnifusion_jax.checkpoints.files import open_tensors
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
 from omnifusion_jax.checkpoints.native import save_native
-from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.errors import CheckpointError
 
 C = tiny.config(layout="original")
@@ -52,7 +52,7 @@ def same(named, expected):
 def test_import_keeps_every_bit(source, built):
     found = load_checkpoint(source)
     assert found.family == "omnifusion"
-    assert found.config == ModelConfig("omnifusion-custom", C.encoder, C.adapter, C.decoder, C.prompt, "original")
+    assert found.config == dataclasses.replace(C, preset="omnifusion-custom", layout="original")
     assert {path: a.shape for path, a in found.arrays.items()} == shapes_of(C)
     assert {a.dtype for a in found.arrays.values()} == {np.dtype(ml_dtypes.bfloat16)}
     tensors = built[1].tensors()
