@@ -4,9 +4,7 @@ import shutil
 
 import pytest
 import tiny
-import torch
 import transformers
-from parity import torch_models
 
 C = tiny.config(layout="original")
 transformers.utils.logging.disable_progress_bar()
@@ -15,6 +13,9 @@ transformers.utils.logging.disable_progress_bar()
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """An original directory in bfloat16, and the PyTorch model in it."""
+    torch = pytest.importorskip("torch")
+    from parity import torch_models
+
     directory = tmp_path_factory.mktemp("original")
     theirs = torch_models.Original(C, tiny.make_tokenizer(directory / "tokenizer"))
     for module in (theirs.clip, theirs.adapter, theirs.llm):
