@@ -1,4 +1,4 @@
-"""Makes the bundled models again, from nothing, in about an hour and a half on two CPU cores (docs/tiny.md has the figures).
+"""Makes the bundled models again, from nothing, within an hour on two CPU cores (docs/tiny.md has the figures).
 
     python examples/make_tiny.py WORKDIR
 
