@@ -28,14 +28,13 @@ def load(path, variant):
 def random_batch(config):
     """A picture, then text to the end of the row, its second half targets."""
     rng = np.random.default_rng(0)
-    rows, length, features = config.batch_size, config.data.max_length, config.model.encoder.rows
+    rows, length, features = config.batch_size, config.data.max_length, config.model.rows
     kind = np.full((rows, length), TEXT, np.int32)
     kind[:, 10 : 10 + features] = FEATURE
     index = np.zeros((rows, length), np.int32)
     index[:, 10 : 10 + features] = np.arange(features)
     weights = np.tile(np.arange(length) > (10 + features + length) // 2, (rows, 1)).astype(np.float32)
-    size = config.model.encoder.image_size
-    images = rng.integers(0, 256, (rows, 1, size, size, 3), np.uint8)
+    images = tuple(rng.integers(0, 256, (rows, 1, size, size, 3), np.uint8) for size, _ in config.model.views)
     tokens = rng.integers(3, config.model.decoder.vocab, (rows, length), np.int32)
     return Batch(tokens, kind, index, weights, np.ones_like(kind), np.tile(np.arange(length, dtype=np.int32), (rows, 1)), images)
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 
 PADDING, TEXT, FEATURE, SPECIAL = range(4)  # kinds of position
-USER, BOT, SOI, EOI = range(4)  # special vectors
 
 
 class Sample(NamedTuple):
@@ -13,13 +12,13 @@ class Sample(NamedTuple):
 
     tokens: np.ndarray  # int32: token ids, the padding id where no text stands
     kind: np.ndarray  # int32: TEXT, FEATURE or SPECIAL
-    index: np.ndarray  # int32: which feature row or special vector stands here, 0 for text
+    index: np.ndarray  # int32: which feature row, or which of ModelConfig.special stands here; 0 for text
     weights: np.ndarray  # float32: the loss weight of this token as a target of the position before it
-    images: np.ndarray  # uint8[images, size, size, 3]
+    images: tuple[np.ndarray, ...]  # for each of ModelConfig.views uint8[tiles, size, size, 3]; feature rows are counted through them
 
 
 class Batch(NamedTuple):
-    """Laid-out dialogues of one static shape. A sample without a picture carries a blank one that no position points to."""
+    """Laid-out dialogues of one static shape. Where a sample has fewer tiles than there is room for, blank ones follow that no position points to."""
 
     tokens: np.ndarray  # int32[batch, seq]
     kind: np.ndarray  # int32[batch, seq]; PADDING at the end (in generation: at the start) of a row
@@ -27,14 +26,14 @@ class Batch(NamedTuple):
     weights: np.ndarray  # float32[batch, seq]
     segments: np.ndarray  # int32[batch, seq]; 0 is padding, attention stays within a segment
     positions: np.ndarray  # int32[batch, seq], counted from 0 in each segment
-    images: np.ndarray  # uint8[batch, images, size, size, 3]
+    images: tuple[np.ndarray, ...]  # for each view uint8[batch, tiles, size, size, 3]
 
 
-def collate(samples, length, images, size, left=False):
-    """Pads samples to `length` tokens and `images` pictures of `size` pixels; on the left for generation, where all rows end together."""
+def collate(samples, length, tiles, sizes, left=False):
+    """Pads samples to `length` tokens, and `tiles` tiles of `sizes` pixels, a size a view; on the left for generation: all rows end together."""
     batch = Batch(
         *(np.zeros((len(samples), length), t) for t in (np.int32, np.int32, np.int32, np.float32, np.int32, np.int32)),
-        np.zeros((len(samples), images, size, size, 3), np.uint8),
+        tuple(np.zeros((len(samples), tiles, size, size, 3), np.uint8) for size in sizes),
     )
     for row, sample in enumerate(samples):
         n = len(sample.tokens)
@@ -43,5 +42,6 @@ def collate(samples, length, images, size, left=False):
             getattr(batch, name)[here] = getattr(sample, name)
         batch.segments[here] = 1
         batch.positions[here] = np.arange(n)
-        batch.images[row, : len(sample.images)] = sample.images
+        for room, images in zip(batch.images, sample.images, strict=False):
+            room[row, : len(images)] = images
     return batch

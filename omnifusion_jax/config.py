@@ -5,64 +5,117 @@ A config file builds a `TrainConfig`, the command line changes fields (types are
 
 import dataclasses
 import json
+import typing
 
 from omnifusion_jax.errors import ConfigError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and standard deviation
 
 
 @dataclasses.dataclass(unsafe_hash=True)  # modules carry it as static data
 class EncoderConfig:
-    """A vision transformer as published in CLIP."""
+    """A vision transformer. The defaults are CLIP's; what SigLIP, DINOv2 and InternViT do otherwise are fields."""
 
     image_size: int = 336  # pixels a side
+    shortest_edge: int | None = None  # image.fit=crop: pixels of the shortest edge before the centre is cut out; None: image_size
     patch: int = 14
     embed: int = 1024
     layers: int = 24
     heads: int = 16
-    mlp: int = 4096
-    activation: str = "quick_gelu"
+    mlp: int = 4096  # hidden width of the feed-forward part
+    activation: str = "quick_gelu"  # | gelu | gelu_tanh | swiglu
+    norm: str = "layer"  # | rms
     eps: float = 1e-5
+    class_token: bool = True
+    registers: int = 0  # tokens after the class token, without a position (arXiv 2309.16588)
+    patch_bias: bool = False
+    qkv_bias: bool = True
+    qk_norm: bool = False  # an RMS norm of queries and keys over all heads at once
+    layer_scale: bool = False  # a trained factor for every channel of what a block adds
+    pre_norm: bool = True  # a norm before the first block
+    post_norm: bool = True  # a norm after the last block
+    position_grid: int | None = None  # patches a side that the positions were trained for; None: those of image_size
+    position_resize: str = "bicubic"  # how they come to those of image_size: a row of nn/resize.py
     mean: tuple = CLIP_MEAN
     std: tuple = CLIP_STD
     feature_layer: int = -2  # hidden state that is handed on: 0 is the input of the first block, -1 the output of the last
-    keep_class_token: bool = False
+    feature_norm: bool = False  # the post norm is applied to features too
+    keep_class_token: bool = False  # the class token is a feature row too
+
+    @property
+    def side(self):
+        """Patches a side."""
+        return self.image_size // self.patch
 
     @property
     def patches(self):
-        return (self.image_size // self.patch) ** 2
+        return self.side**2
+
+    @property
+    def positions(self):
+        """Rows of the position table."""
+        return self.class_token + (self.position_grid or self.side) ** 2
 
     @property
     def rows(self):
         """Feature rows an image gives."""
         return self.patches + self.keep_class_token
 
+    @property
+    def view(self):
+        """How it looks at a picture: (pixels a side, pixels of the shortest edge before the crop)."""
+        return self.image_size, self.shortest_edge or self.image_size
+
     def validate(self):
-        one_of("encoder.activation", self.activation, ("quick_gelu", "gelu"))
+        one_of("encoder.activation", self.activation, ("quick_gelu", "gelu", "gelu_tanh", "swiglu"))
+        one_of("encoder.norm", self.norm, ("layer", "rms"))
+        one_of("encoder.position_resize", self.position_resize, ("bicubic", "bicubic_antialias", "bicubic_offset"))
         check(self.image_size % self.patch == 0, f"encoder.image_size {self.image_size} is not a multiple of encoder.patch {self.patch}")
         check(self.embed % self.heads == 0, f"encoder.embed {self.embed} is not a multiple of encoder.heads {self.heads}")
         low, high = -self.layers - 1, self.layers
         check(low <= self.feature_layer <= high, f"encoder.feature_layer {self.feature_layer} is outside {low}..{high}")
+        check(self.class_token or not self.keep_class_token, "encoder.keep_class_token needs encoder.class_token")
+        check(self.post_norm or not self.feature_norm, "encoder.feature_norm needs encoder.post_norm")
+        check(self.view[1] >= self.image_size, f"encoder.shortest_edge {self.shortest_edge} is less than encoder.image_size {self.image_size}")
 
 
 @dataclasses.dataclass(unsafe_hash=True)  # modules carry it as static data
 class AdapterConfig:
-    """One post-norm transformer encoder layer, then a linear map."""
+    """What turns features into token embeddings.
 
+    One encoder: "linear"; "mlp", two layers and a GELU; "transformer", one post-norm layer, then a linear map.
+    Two encoders (arXiv 2404.06212, section 3.1): "concat", both sequences one after the other through a transformer layer; "sum", a trained
+    combination of all layers of both, added up; "attention", the same combinations read by trained queries.
+    """
+
+    kind: str = "transformer"
     heads: int = 4
-    mlp: int = 2048
-    dropout: float = 0.1  # in training only
+    mlp: int = 2048  # hidden width of "mlp" and of the transformer layer
+    dropout: float = 0.1  # of the transformer layer, in training only
     eps: float = 1e-5
+    width: int | None = None  # that two encoders are brought to; None: the first one's
+    bias: bool = True  # sum, attention: of each layer's linear map
+    shared_norm: bool = True  # sum, attention: one layer norm an encoder, not one a layer
+    first_state: int = 0  # sum, attention: the first hidden state of the combination; 0 is the input of the first block
+    align: str = "pad"  # sum: the shorter sequence gets zeros at its end; "interpolate": its grid is brought to the longer one's
+    queries: int = 576  # attention: rows that come out
 
     def validate(self):
+        one_of("adapter.kind", self.kind, (*ONE_ENCODER, *TWO_ENCODERS))
+        one_of("adapter.align", self.align, ("pad", "interpolate"))
         check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")
+
+
+ONE_ENCODER, TWO_ENCODERS = ("linear", "mlp", "transformer"), ("concat", "sum", "attention")
 
 
 @dataclasses.dataclass(unsafe_hash=True)  # modules carry it as static data
 class DecoderConfig:
-    """A Mistral-like decoder: grouped-query attention, rotary positions, RMSNorm, SwiGLU, sliding window, untied head."""
+    """A decoder of the Llama family: grouped-query attention, rotary positions, RMSNorm, SwiGLU, untied head. Mistral has a window besides."""
 
+    model_type: str = "mistral"  # or "llama": what Hugging Face calls it
     vocab: int = 32000
     embed: int = 4096
     layers: int = 32
@@ -80,27 +133,91 @@ class DecoderConfig:
         return self.heads // self.kv_heads
 
     def validate(self):
+        one_of("decoder.model_type", self.model_type, ("mistral", "llama"))
+        check(self.model_type == "mistral" or self.window is None, "decoder.window: llama has none")
         check(self.heads % self.kv_heads == 0, f"decoder.heads {self.heads} is not a multiple of decoder.kv_heads {self.kv_heads}")
         check(self.head_dim % 2 == 0, f"decoder.head_dim {self.head_dim} is odd; rotary positions need pairs")
 
 
 @dataclasses.dataclass
+class ImageConfig:
+    """How a picture comes to the square that an encoder takes."""
+
+    fit: str = (
+        "crop"  # the centre | pad: to a square, with the mean colour | squash | tiles: the whole, squashed, and then its tiles (arXiv 2404.06212)
+    )
+    grids: tuple = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # tiles: the (rows, columns) to choose from
+    unpad: bool = False  # tiles: features of nothing but padding are left out, and the others stand in the order of the whole picture
+    newline: bool = False  # tiles: a trained vector ends each row of that order
+
+    def validate(self):
+        one_of("image.fit", self.fit, ("crop", "pad", "squash", "tiles"))
+        pairs = all(isinstance(g, tuple | list) and len(g) == 2 and min(g) > 0 for g in self.grids)
+        check(pairs and bool(self.grids), f"image.grids {self.grids} are not pairs of (rows, columns)")
+
+
+@dataclasses.dataclass
 class ModelConfig:
-    """An encoder turns an image into features, an adapter turns features into token embeddings, a decoder reads them among text."""
+    """Encoders turn an image into features, an adapter turns features into token embeddings, a decoder reads them among text."""
 
     preset: str = "omnifusion-1.1"
     filled_from: str = "omnifusion-1.1"  # the preset that filled the fields below; when `preset` is changed, models.presets.resolve fills them anew
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    encoder2: EncoderConfig | None = None
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
+    layout: str = "omnifusion"  # a row of LAYOUTS; see data/layout.py
     prompt: str = "This is a dialog with AI assistant.\n"
-    layout: str = "omnifusion"  # or "original": the published loader to the letter, see data/layout.py
+    user: str = "User:"  # layout "text": what marks the turns
+    bot: str = "AI:"
+    template: str = ""  # layout "template": a chat template in Jinja, as Hugging Face has them
+    image_token: str = "<image>"  # layout "template": what the template puts where a picture belongs
+
+    @property
+    def encoders(self):
+        return (self.encoder,) if self.encoder2 is None else (self.encoder, self.encoder2)
+
+    @property
+    def views(self):
+        """The different ways in which encoders look at a picture, in order: a picture is prepared once for each."""
+        return tuple(dict.fromkeys(encoder.view for encoder in self.encoders))
+
+    @property
+    def rows(self):
+        """Token embeddings that the adapter makes of a picture, or of one tile."""
+        rows = [encoder.rows for encoder in self.encoders]
+        return {"concat": sum(rows), "sum": max(rows), "attention": self.adapter.queries}.get(self.adapter.kind, rows[0])
+
+    @property
+    def special(self):
+        """Names of the trained vectors that stand in sequences, in the order in which `Batch.index` counts them."""
+        return LAYOUTS[self.layout] + ("newline",) * self.image.newline
 
     def validate(self):
-        for part in (self.encoder, self.adapter, self.decoder):
+        for part in (*self.encoders, self.adapter, self.decoder, self.image):
             part.validate()
-        check(self.encoder.embed % self.adapter.heads == 0, f"encoder.embed {self.encoder.embed} is not a multiple of adapter.heads")
-        one_of("model.layout", self.layout, ("omnifusion", "original"))
+        one_of("model.layout", self.layout, LAYOUTS)
+        kind, width = self.adapter.kind, self.adapter.width or self.encoder.embed
+        check((kind in TWO_ENCODERS) == (self.encoder2 is not None), f"adapter.kind {kind!r} takes {1 + (kind in TWO_ENCODERS)} of the two encoders")
+        check(kind in TWO_ENCODERS or self.adapter.width is None, f"adapter.width: adapter.kind {kind!r} has the encoder's width")
+        heads = kind in ("transformer", "concat", "attention")
+        check(not heads or width % self.adapter.heads == 0, f"the adapter's width {width} is not a multiple of adapter.heads {self.adapter.heads}")
+        for encoder in self.encoders:
+            check(0 <= self.adapter.first_state <= encoder.layers, f"adapter.first_state {self.adapter.first_state} is not in 0..{encoder.layers}")
+        tiles = self.image.fit == "tiles"
+        check(tiles or not (self.image.unpad or self.image.newline), "image.unpad and image.newline need image.fit=tiles")
+        check(not tiles or kind in ONE_ENCODER, "image.fit=tiles works with one encoder")
+        check(not tiles or not self.encoder.keep_class_token, "image.fit=tiles: encoder.keep_class_token has no place in the grid")
+        check(bool(self.template) == (self.layout == "template"), "model.template belongs to model.layout=template, which needs one")
+
+
+LAYOUTS = {  # the trained vectors of each
+    "omnifusion": ("user", "bot", "soi", "eoi"),
+    "original": ("user", "bot", "soi", "eoi"),  # the published loader to the letter
+    "text": ("soi", "eoi"),
+    "template": (),
+}
 
 
 @dataclasses.dataclass
@@ -181,8 +298,9 @@ class TrainConfig:
     grad_accum: int = 1
     objective: str = "answers"  # or "patches": a bare encoder learns what covers each patch of synthetic pictures
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    encoder_from: str | None = None  # Hugging Face CLIP directory or hub id; None: fresh, unless init_from has it
-    decoder_from: str | None = None  # Hugging Face Mistral directory or hub id, likewise
+    encoder_from: str | None = None  # directory or hub id of a vision tower; None: fresh, unless init_from has it
+    encoder2_from: str | None = None  # likewise
+    decoder_from: str | None = None  # directory or hub id of a Mistral or Llama, likewise
     init_from: str | None = None  # native directory: a whole model, or what phase 1 trained
     tokenizer: str | None = None  # directory with tokenizer.json; None: that of init_from or decoder_from
     train_parts: tuple = ()  # rows (regex, learning-rate factor or None); every parameter matches exactly one, None freezes
@@ -267,7 +385,11 @@ def one_of(name, value, choices):
 
 def same_settings(name, ours, theirs, source, but=()):
     """Compares a part's config with that of the checkpoint it comes from, except for the fields `but`. Raises ConfigError with all differences."""
-    fields = [f.name for f in dataclasses.fields(ours) if f.name not in but]
+    check(
+        (ours is None) == (theirs is None),
+        f"{source} has {'no' if theirs is None else 'a'} {name}, the config has {'none' if ours is None else 'one'}",
+    )
+    fields = [f.name for f in dataclasses.fields(ours) if f.name not in but] if ours else ()
     wrong = [f"--config.{name}.{f}={getattr(theirs, f)}" for f in fields if getattr(ours, f) != getattr(theirs, f)]
     check(not wrong, f"{source} was made with other settings than the config's {name}. To take them over: {' '.join(wrong)}")
 
@@ -289,6 +411,11 @@ def from_dict(cls, values):
         raise ConfigError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}; it has {', '.join(fields)}")
     made = {}
     for name, value in values.items():
-        kind = fields[name].type
-        made[name] = from_dict(kind, value) if dataclasses.is_dataclass(kind) else tuple(value) if isinstance(value, list) else value
+        kinds = [kind for kind in (fields[name].type, *typing.get_args(fields[name].type)) if dataclasses.is_dataclass(kind)]
+        made[name] = from_dict(kinds[0], value) if kinds and value is not None else tuples(value)
     return cls(**made)
+
+
+def tuples(value):
+    """JSON has lists where configs have tuples."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value

@@ -15,8 +15,9 @@ from omnifusion_jax.checkpoints.native import load_native, read_config, save_nat
 from omnifusion_jax.cli import run
 from omnifusion_jax.config import ConfigError, same_settings, to_json
 from omnifusion_jax.data.describe import describe
-from omnifusion_jax.data.layout import Layout
-from omnifusion_jax.data.pipeline import Batches, LayOut, PatchSource, keep
+from omnifusion_jax.data.layout import Layout, Prepare
+from omnifusion_jax.data.pictures import Lens
+from omnifusion_jax.data.pipeline import Batches, PatchSource, keep
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.evaluation.exact_match import exact_match
@@ -28,6 +29,8 @@ from omnifusion_jax.models.presets import resolve
 from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.training.loop import train
 
+HANDED_ON = ("feature_layer", "feature_norm", "keep_class_token")  # which of its features a model takes is not the encoder's affair
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant]")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the finished model go; a run that was cut off goes on from there.")
 
@@ -35,17 +38,18 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and t
 def starting_point(config):
     """The parameters that the run starts from, by path, and the tokenizer's directory."""
     arrays, tokenizer = {}, config.tokenizer and Path(locate(config.tokenizer))
-    if config.encoder_from:
-        stored, encoder = load_encoder(config.encoder_from)
-        same_settings("model.encoder", config.model.encoder, stored, config.encoder_from, but=("feature_layer", "keep_class_token"))
-        arrays |= encoder
+    for i, (name, source) in enumerate({"encoder": config.encoder_from, "encoder2": config.encoder2_from}.items()):
+        if source:
+            stored, encoder = load_encoder(source, i)
+            same_settings(f"model.{name}", getattr(config.model, name), stored, source, but=HANDED_ON)
+            arrays |= encoder
     if config.decoder_from:
         stored, decoder, found = load_decoder(config.decoder_from)
         same_settings("model.decoder", config.model.decoder, stored, config.decoder_from, but=("max_length",))
         arrays, tokenizer = arrays | decoder, tokenizer or found
     if config.init_from:
         stored, _ = read_config(config.init_from)
-        for part, free in (("encoder", ()), ("adapter", ("dropout",)), ("decoder", ("max_length",))):
+        for part, free in (("encoder", ()), ("encoder2", ()), ("adapter", ("dropout",)), ("decoder", ("max_length",))):
             same_settings(f"model.{part}", getattr(config.model, part), getattr(stored, part), config.init_from, but=free)
         arrays |= load_native(config.init_from, shardings=shardings(config.init_from, make_mesh(**vars(config.mesh))))[1]
         tokenizer = tokenizer or Path(config.init_from)
@@ -56,17 +60,16 @@ def starting_point(config):
 
 def make_batches(config, tokenizer):
     """What the run learns from."""
-    c, size, side = config.data, config.model.encoder.image_size, config.model.encoder.image_size // config.model.encoder.patch
-    settings = {"batch_size": config.batch_size, "size": size, "seed": config.seed, "shuffle": c.shuffle, "num_workers": c.num_workers}
+    c, side, lens = config.data, config.model.encoder.side, Lens(config.model, config.data.max_pixels)
+    settings = {"batch_size": config.batch_size, "sizes": lens.sizes, "seed": config.seed, "shuffle": c.shuffle, "num_workers": c.num_workers}
     if config.objective == "patches":
         return Batches(PatchSource(side), keep, length=side * side, **settings)
-    layout = Layout(tokenizer, config.model.prompt, config.model.layout, config.model.encoder.rows, c.max_length)
     source = open_source(c.path, c.images, side)
-    prepare = LayOut(layout, size, c.max_pixels)
+    prepare = Prepare(Layout(tokenizer, config.model, c.max_length), lens)
     print(
         describe(source, prepare, tokenizer), f"\nThe loss of a model that knows nothing is ln {tokenizer.vocab} = {math.log(tokenizer.vocab):.1f}."
     )
-    return Batches(source, prepare, length=c.max_length, on_bad_sample=c.on_bad_sample, **settings)
+    return Batches(source, prepare, length=c.max_length, tiles=lens.room, on_bad_sample=c.on_bad_sample, **settings)
 
 
 def evaluator(config, tokenizer):
@@ -76,7 +79,7 @@ def evaluator(config, tokenizer):
         return c.count and (lambda arrays: (named(patch_accuracy(config.model, arrays, c.count)), []))
     if not c.path:
         return None
-    source = open_source(c.path, c.images, config.model.encoder.image_size // config.model.encoder.patch)
+    source = open_source(c.path, c.images, config.model.encoder.side)
 
     def evaluate(arrays):
         model = Model(config.model, arrays, tokenizer, dtype=config.compute_dtype)

@@ -36,7 +36,7 @@ def test_logits_are_without_dropout_and_training_is_not():
     c, m = model()
     n = c.encoder.rows
     plane = np.zeros((1, n), np.int32)
-    images = np.concatenate([tiny.image(c)])[None]
+    images = (tiny.image(c)[None],)
     batch = Batch(plane, plane + FEATURE, np.arange(n, dtype=np.int32)[None], plane.astype(np.float32), plane + 1, np.arange(n)[None], images)
     np.testing.assert_array_equal(m(batch), m.decoder.logits(m.hidden(batch)))
     assert np.abs(m.hidden(batch, jax.random.key(0)) - m.hidden(batch)).max() > 1e-3

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.config import TrainConfig, from_dict
-from omnifusion_jax.data.layout import Layout
-from omnifusion_jax.data.pipeline import Batches, LayOut
+from omnifusion_jax.data.pipeline import Batches
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError, DataError
@@ -118,13 +118,13 @@ BAD = {  # what is wrong -> (record, how its picture is written, what the messag
 
 
 @pytest.fixture(scope="module")
-def layout():
-    return Layout(Tokenizer(locate("omnifusion-tiny-decoder")), "This is a dialog with AI assistant.\n", "omnifusion", 36, LENGTH)
+def prepare():
+    return tiny.prepare(Tokenizer(locate("omnifusion-tiny-decoder")), LENGTH)
 
 
-def batches(layout, path, on_bad_sample="raise"):
+def batches(prepare, path, on_bad_sample="raise"):
     source = open_source(str(path), str(path.parent), 6)
-    return Batches(source, LayOut(layout, SIZE), batch_size=3, length=LENGTH, size=SIZE, shuffle=False, on_bad_sample=on_bad_sample)
+    return Batches(source, prepare, batch_size=3, length=LENGTH, sizes=(96,), shuffle=False, on_bad_sample=on_bad_sample)
 
 
 def second_line_is(folder, line):
@@ -135,36 +135,36 @@ def second_line_is(folder, line):
     return path
 
 
-def check(layout, path, words):
+def check(prepare, path, words):
     with pytest.raises(DataError) as caught:
-        next(batches(layout, path))
+        next(batches(prepare, path))
     message = str(caught.value)
     assert all(word in message for word in [*words, "(data.on_bad_sample=skip leaves such samples out and counts them)"]), message
     assert ".." not in message.replace(str(path.parent), "")
-    skipping = batches(layout, path, "skip")
+    skipping = batches(prepare, path, "skip")
     batch = next(skipping)
-    assert (batch.weights.sum(axis=1) > 0).all() and batch.images.reshape(3, -1).any(axis=1).all()  # three good ones
+    assert (batch.weights.sum(axis=1) > 0).all() and batch.images[0].reshape(3, -1).any(axis=1).all()  # three good ones
     assert skipping.skipped == 1 and list(skipping.bad) == [1] and all(word in skipping.bad[1] for word in words)
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_dialogues(layout, tmp_path, case):
+def test_bad_dialogues(prepare, tmp_path, case):
     record, write, words = BAD[case]
     if write is not nothing:
         write(tmp_path / record["image"])
     path = second_line_is(tmp_path, json.dumps(record))
-    check(layout, path, [f'{path}:2 (id "bad"): ', *words])
+    check(prepare, path, [f'{path}:2 (id "bad"): ', *words])
 
 
-def test_a_line_that_is_not_json(layout, tmp_path):
+def test_a_line_that_is_not_json(prepare, tmp_path):
     path = second_line_is(tmp_path, '{"id": "bad", "image": "go')
-    check(layout, path, [f"{path}:2: not JSON (", "Correct or remove the line"])
+    check(prepare, path, [f"{path}:2: not JSON (", "Correct or remove the line"])
 
 
-def test_too_many_bad_dialogues_stop_even_a_run_that_skips(layout, tmp_path):
+def test_too_many_bad_dialogues_stop_even_a_run_that_skips(prepare, tmp_path):
     path = second_line_is(tmp_path, json.dumps(with_picture("gone.jpg")))
     path.write_text("\n".join([path.read_text()] * 2))
-    run = batches(layout, path, "skip")
+    run = batches(prepare, path, "skip")
     next(run)
     with pytest.raises(DataError, match="2 of 6 samples are bad, more than 1%") as caught:
         next(run)
@@ -180,12 +180,12 @@ def test_too_many_bad_dialogues_stop_even_a_run_that_skips(layout, tmp_path):
         (None, ["does not exist: data.path names a LLaVA JSON or JSONL file"]),
     ],
 )
-def test_bad_files(layout, tmp_path, content, words):
+def test_bad_files(prepare, tmp_path, content, words):
     path = tmp_path / "dialogues.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(DataError) as caught:
-        batches(layout, path)
+        batches(prepare, path)
     assert str(caught.value).startswith(str(path)) and all(word in str(caught.value) for word in words)
 
 

@@ -56,7 +56,7 @@ def test_the_step_compiles_for_a_tpu_slice(config):
     spread = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     plane = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=spread)
     integers = plane(jnp.int32, length)
-    batch = Batch(integers, integers, integers, plane(jnp.float32, length), integers, integers, plane(jnp.uint8, 1, size, size, 3))
+    batch = Batch(integers, integers, integers, plane(jnp.float32, length), integers, integers, (plane(jnp.uint8, 1, size, size, 3),))
     accumulate = min(config.grad_accum, rows // mesh.size)  # each micro-batch has a row for every chip
     step = make_step(
         skeleton, OBJECTIVES["answers"], optimizer, seed=0, grad_accum=accumulate, dtype=jnp.dtype(config.compute_dtype), remat=config.remat

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import tiny
 from absl import flags
 from ml_collections import config_flags
 from PIL import Image, ImageDraw
 
 from omnifusion_jax.checkpoints.bundled import BUNDLED, locate
-from omnifusion_jax.config import ModelConfig
-from omnifusion_jax.data.layout import Layout
-from omnifusion_jax.data.pipeline import LayOut
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
 
@@ -80,11 +78,10 @@ def test_python(desk, monkeypatch):
 
 
 def test_training_data(desk):
-    c = ModelConfig()
-    layout = Layout(Tokenizer(locate("omnifusion-tiny-decoder")), c.prompt, c.layout, rows=36, max_length=512)
-    source, prepare = open_source(str(desk / "dialogues.json"), desk / "images", side=6), LayOut(layout, size=96)
+    prepare = tiny.prepare(Tokenizer(locate("omnifusion-tiny-decoder")), 512)
+    source = open_source(str(desk / "dialogues.json"), desk / "images", side=6)
     samples = [prepare(source[i]) for i in range(len(source))]
-    assert len(samples) == 2 and [len(sample.images) for sample in samples] == [1, 0]
+    assert len(samples) == 2 and [len(sample.images[0]) for sample in samples] == [1, 0]
 
 
 # --- commands: first words -> check(arguments, desk)

@@ -9,6 +9,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from omnifusion_jax.checkpoints.engine import shapes_of
 from omnifusion_jax.config import AdapterConfig, DecoderConfig, EncoderConfig, ModelConfig
+from omnifusion_jax.data.layout import Layout, Prepare
+from omnifusion_jax.data.pictures import Lens, Picture
 from omnifusion_jax.data.tokenizer import Tokenizer
 
 PROMPT = "This is a dialog with AI assistant.\n"
@@ -38,6 +40,21 @@ def make_tokenizer(directory) -> Tokenizer:
     (directory / "tokenizer_config.json").write_text(json.dumps(names))
     assert backend.get_vocab_size() == VOCAB
     return Tokenizer(directory)
+
+
+def layout(tokenizer, max_length, size=96, patch=16, **settings) -> Layout:
+    """A layout of pictures of `size` pixels, by default those of the bundled model."""
+    return Layout(tokenizer, ModelConfig(encoder=EncoderConfig(image_size=size, patch=patch), **settings), max_length)
+
+
+def prepare(tokenizer, max_length, size=96, patch=16, **settings) -> Prepare:
+    lay = layout(tokenizer, max_length, size, patch, **settings)
+    return Prepare(lay, Lens(lay.config))
+
+
+def picture(pixels, patch=16) -> Picture:
+    """uint8[size, size, 3] as one view."""
+    return Picture((pixels[None],), np.arange((len(pixels) // patch) ** 2, dtype=np.int32))
 
 
 def config(**settings) -> ModelConfig:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from omnifusion_jax.checkpoints.engine import MATRIX, SAME, Transform, from_foreign, shapes_of, split, split_in, split_out
+from omnifusion_jax.checkpoints.engine import MATRIX, SAME, Transform, encoder_shapes, from_foreign, split, split_in, split_out
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
-from omnifusion_jax.config import EncoderConfig, ModelConfig
+from omnifusion_jax.config import EncoderConfig
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.vit import ACTIVATIONS
 
@@ -109,8 +109,8 @@ def is_clip(directory):
     return file.is_file() and read_json(file).get("model_type") in MODEL_TYPES
 
 
-def read(directory, dtype=None):
-    """(EncoderConfig, {"encoders/0/...": array}) of a CLIP directory.
+def read(directory, dtype=None, path="encoders/0"):
+    """(EncoderConfig, {path: array}) of a CLIP directory.
 
     Raises:
       CheckpointError: it is no CLIP directory, a setting is not supported, or tensors do not fit (all are listed).
@@ -124,6 +124,6 @@ def read(directory, dtype=None):
         read_json(preprocessor) if preprocessor.is_file() else None,
         directory / "config.json",
     )
-    shapes = shapes_of(ModelConfig(encoder=config), "encoders")
+    shapes = {f"{path}/{name}": shape for name, shape in encoder_shapes(config).items()}
     tensors = open_tensors(directory)
-    return config, from_foreign(tensors, table(config), shapes, directory, ignore=IGNORED, prefix=PREFIX, dtype=dtype)
+    return config, from_foreign(tensors, table(config, path), shapes, directory, ignore=IGNORED, prefix=PREFIX, dtype=dtype)

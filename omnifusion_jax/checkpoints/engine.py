@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from omnifusion_jax.config import ModelConfig
+from omnifusion_jax.config import EncoderConfig, ModelConfig
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
 
 
@@ -135,6 +136,12 @@ def shapes_of(config: ModelConfig, *parts) -> dict[str, tuple]:
     """Shape of every parameter by path, in whole or of some parts ("encoders", "adapter", "special", "decoder")."""
     found = nnx.parameters(abstract(config))
     return {path: a.shape for path, a in found.items() if not parts or path.split("/")[0] in parts}
+
+
+def encoder_shapes(config: EncoderConfig) -> dict[str, tuple]:
+    """Shape of every parameter of a vision tower, by path within it."""
+    found = nnx.parameters(nnx.eval_shape(lambda: VisionTransformer(config, rngs=nnx.Rngs(0))))
+    return {path: a.shape for path, a in found.items()}
 
 
 def _stranger(name, table, shapes):

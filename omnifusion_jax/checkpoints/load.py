@@ -62,13 +62,16 @@ def load_checkpoint(source, vision=None, dtype=None, mesh=None) -> Checkpoint:
     raise CheckpointError(f"{source}: a checkpoint of no known format ({known})")
 
 
-def load_encoder(source, dtype=None) -> tuple[EncoderConfig, dict]:
-    """(config, {"encoders/0/...": array}) of a Hugging Face CLIP directory or hub id, or of a native directory. Raises CheckpointError."""
-    directory = hub.local(source)
+def load_encoder(source, number=0, dtype=None) -> tuple[EncoderConfig, dict]:
+    """(config, {"encoders/NUMBER/...": array}) of a Hugging Face CLIP directory or hub id, or of a native directory's first encoder.
+
+    Raises CheckpointError.
+    """
+    directory, path = hub.local(source), f"encoders/{number}"
     if not native.is_native(directory):
-        return clip.read(directory, dtype)
+        return clip.read(directory, dtype, path)
     config, arrays = native_part(directory, "encoders", dtype)
-    return config.encoder, arrays
+    return config.encoder, {name.replace("encoders/0", path, 1): a for name, a in arrays.items() if name.startswith("encoders/0/")}
 
 
 def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:

@@ -64,7 +64,9 @@ def decoder_config(hf, where="config.json") -> DecoderConfig:
     require(hf, ONLY, where)
     rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}  # transformers 4, 5
     require({"rope scaling": rope.get("rope_type", rope.get("type", "default"))}, {"rope scaling": ("default",)}, where)
-    config = DecoderConfig(**{ours: hf.get(theirs, default) for theirs, (ours, default) in FIELDS.items()})
+    config = DecoderConfig(
+        model_type=hf.get("model_type", "mistral"), **{ours: hf.get(theirs, default) for theirs, (ours, default) in FIELDS.items()}
+    )
     config.rope_theta = float(rope.get("rope_theta", hf.get("rope_theta", 10000.0)))
     config.head_dim = hf.get("head_dim") or config.embed // config.heads
     config.validate()

@@ -1,66 +1,115 @@
 """Where everything stands in a sequence.
 
-    prompt | SOI | image features | EOI | USER | text | BOT | answer </s> | USER | text | BOT | ...
+    omnifusion  prompt | SOI | image features | EOI | USER | text | BOT | answer </s> | USER | text | BOT | ...
+    original    the same, as the published loader has it
+    text        prompt | SOI | image features | EOI | "User:" text "AI:" | answer </s> | ...
+    template    what the model's chat template writes, image features where it marks a picture
 
 SOI to EOI is there when the dialogue has a picture. USER, BOT, SOI and EOI are trained vectors, not tokens. Every piece of text is encoded alone and
-without a beginning-of-sequence token.
+without a beginning-of-sequence token, but for "template", where all text is one piece.
 """
+
+import dataclasses
 
 import numpy as np
 
-from omnifusion_jax.batch import BOT, EOI, FEATURE, SOI, SPECIAL, TEXT, USER, Sample
+from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, Sample
 from omnifusion_jax.data.dialogues import ROLES
+from omnifusion_jax.data.template import Template
+from omnifusion_jax.data.tiles import NEWLINE
 from omnifusion_jax.errors import DataError
 
 MARK = "<image>"
 
 
 class Layout:
-    """Lays dialogues out. `rows` is the number of feature rows a picture gives.
+    """Lays dialogues out, as `config.layout` says.
 
-    style "original": the published loader to the letter. Text is taken as it is (a literal "<image>" is text), whoever is not the human is the
-    assistant, no end of sequence follows an answer, and what exceeds `max_length` is cut off.
+    "original" takes text as it is (a literal "<image>" is text); whoever is not the human is the assistant, no end of sequence follows an answer, and
+    what exceeds `max_length` is cut off.
 
-    style "omnifusion": the marks of LLaVA data are counted and removed, the end-of-sequence token follows every answer and is a target, and a
-    dialogue that is too long, starts with the assistant or leaves nothing to learn is a DataError.
+    The others count and remove the marks of LLaVA data, the end-of-sequence token follows every answer and is a target, and a dialogue that is too
+    long, starts with the assistant or leaves nothing to learn is a DataError.
     """
 
-    def __init__(self, tokenizer, prompt, style, rows, max_length):
-        self.tokenizer, self.style, self.rows, self.max_length = tokenizer, style, rows, max_length
-        self.prompt = tokenizer.encode(prompt)
+    def __init__(self, tokenizer, config, max_length):
+        self.tokenizer, self.config, self.max_length = tokenizer, config, max_length
+        self.original = config.layout == "original"
+        self.prompt = tokenizer.encode(config.prompt)
+        self.arrange = {"text": self.in_words, "template": self.in_template}.get(config.layout, self.in_vectors)
+        self.template = Template(config.template, config.image_token, tokenizer) if config.layout == "template" else None
 
-    def __call__(self, dialogue, images, ask=False):
-        """A Dialogue and its pictures, uint8[images, size, size, 3], to a Sample. `ask`: the answer that comes next is the model's to give."""
-        turns = self.check(dialogue, len(images), ask)
-        parts = [self.text(self.prompt)]
-        if len(images):
-            parts += [self.special(SOI), self.features(), self.special(EOI)]
-        for is_answer, text in turns:
-            ids = self.tokenizer.encode(text)
-            if is_answer and self.style == "omnifusion":
-                ids = [*ids, self.tokenizer.eos]
-            parts += [self.special(BOT if is_answer else USER), self.text(ids, weight=float(is_answer))]
-        if ask:
-            parts.append(self.special(BOT))
+    def __call__(self, dialogue, pictures, ask=False):
+        """A Dialogue and its Pictures to a Sample. `ask`: the answer that comes next is the model's to give."""
+        turns = self.check(dialogue, len(pictures), ask)
+        parts = self.arrange(dialogue, turns, list(self.features(pictures)), ask)
         tokens, kind, index, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return self.fit(Sample(tokens, kind, index, weights, images), dialogue.where, ask)
+        views = [np.concatenate(views) for views in zip(*(p.views for p in pictures), strict=True)]
+        views = views or [np.zeros((0, size, size, 3), np.uint8) for size, _ in self.config.views]
+        return self.fit(Sample(tokens, kind, index, weights, tuple(views)), dialogue.where, ask)
+
+    def in_vectors(self, dialogue, turns, pictures, ask):
+        yield from self.opening(pictures)
+        for is_answer, text in turns:
+            yield self.special("bot" if is_answer else "user")
+            yield self.answer(text) if is_answer else self.text(self.tokenizer.encode(text))
+        if ask:
+            yield self.special("bot")
+
+    def in_words(self, dialogue, turns, pictures, ask):
+        yield from self.opening(pictures)
+        for i, (is_answer, text) in enumerate(turns):
+            answered = ask if i + 1 == len(turns) else turns[i + 1][0]
+            question = self.config.user + text + self.config.bot * answered
+            yield self.answer(text) if is_answer else self.text(self.tokenizer.encode(question))
+
+    def in_template(self, dialogue, turns, pictures, ask):
+        marks = [text.count(MARK) for _, text in dialogue.turns]
+        places = marks if any(marks) else [len(pictures), *[0] * (len(turns) - 1)]
+        ids, targets = self.template(turns, places, ask, dialogue.where)
+        here = np.flatnonzero(ids == self.template.image_id)
+        if len(here) != len(pictures):
+            raise DataError(f"{dialogue.where}: the chat template marks {len(here)} pictures, the dialogue has {len(pictures)}")
+        ends = [*here, len(ids)]
+        yield self.text(ids[: ends[0]], targets[: ends[0]])
+        for features, start, end in zip(pictures, ends, ends[1:], strict=False):
+            yield features
+            yield self.text(ids[start + 1 : end], targets[start + 1 : end])
+
+    def opening(self, pictures):
+        yield self.text(self.prompt)
+        for features in pictures:
+            yield from (self.special("soi"), features, self.special("eoi"))
+
+    def answer(self, text):
+        ids = self.tokenizer.encode(text)
+        return self.text(ids if self.original else [*ids, self.tokenizer.eos], weight=1.0)
 
     def text(self, ids, weight=0.0):
         n = len(ids)
-        return np.array(ids, np.int32), np.full(n, TEXT, np.int32), np.zeros(n, np.int32), np.full(n, weight, np.float32)
+        return np.array(ids, np.int32), np.full(n, TEXT, np.int32), np.zeros(n, np.int32), np.broadcast_to(np.float32(weight), n)
 
-    def special(self, which):
-        return np.array([self.tokenizer.pad], np.int32), np.array([SPECIAL], np.int32), np.array([which], np.int32), np.zeros(1, np.float32)
+    def special(self, name):
+        index = self.config.special.index(name)
+        return np.array([self.tokenizer.pad], np.int32), np.array([SPECIAL], np.int32), np.array([index], np.int32), np.zeros(1, np.float32)
 
-    def features(self):
-        n = self.rows
-        return np.full(n, self.tokenizer.pad, np.int32), np.full(n, FEATURE, np.int32), np.arange(n, dtype=np.int32), np.zeros(n, np.float32)
+    def features(self, pictures):
+        """The slots of each picture; feature rows are counted through all of them."""
+        first = 0
+        for picture in pictures:
+            n, newline = len(picture.walk), picture.walk == NEWLINE
+            index = picture.walk + np.int32(first)
+            if newline.any():
+                index[newline] = self.config.special.index("newline")
+            kind = np.where(newline, SPECIAL, FEATURE).astype(np.int32)
+            yield np.full(n, self.tokenizer.pad, np.int32), kind, index, np.zeros(n, np.float32)
+            first += len(picture.views[0]) * self.config.rows
 
     def fit(self, sample, where, ask):
         n = len(sample.tokens)
         if n <= self.max_length:
             return sample
-        if self.style == "original" and not ask:
+        if self.original and not ask:
             return Sample(*(column[: self.max_length] for column in sample[:4]), sample.images)
         advice = "Shorten or split the dialogue, or raise max_length (data.max_length in training)"
         raise DataError(f"{where}: {n} tokens, but max_length is {self.max_length}. {advice}")
@@ -73,7 +122,7 @@ class Layout:
         for i, (_, text) in enumerate(turns):
             if not text.strip():
                 raise DataError(f"{where}: turn {i} is empty. Remove the turn or write its text")
-        if self.style == "original":
+        if self.original:
             return [(role not in ("human", "user"), text) for role, text in turns]
         for i, (role, _) in enumerate(turns):
             if role not in ROLES:
@@ -90,6 +139,22 @@ class Layout:
         if "" in texts:
             raise DataError(f"{where}: turn {texts.index('')} holds nothing but {MARK}. Write its text")
         return list(zip(answers, texts, strict=True))
+
+
+@dataclasses.dataclass
+class Prepare:
+    """Dialogue to Sample: `lens` makes Pictures of what it shows, `layout` the sequence."""
+
+    layout: object
+    lens: object
+
+    def __call__(self, dialogue, ask=False):
+        """Raises DataError, which begins with where the dialogue comes from."""
+        try:
+            pictures = [self.lens(source) for source in dialogue.images]
+        except DataError as error:
+            raise DataError(f"{dialogue.where}: {error}") from error
+        return self.layout(dialogue, pictures, ask)
 
 
 def check_marks(dialogue, images):

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from omnifusion_jax.batch import FEATURE, Sample, collate
-from omnifusion_jax.data import images, synthetic
+from omnifusion_jax.data import synthetic
 from omnifusion_jax.data.sources import ENDLESS
 from omnifusion_jax.errors import DataError, OmniFusionError
 
@@ -29,22 +29,6 @@ class BadSample(NamedTuple):
 
 
 @dataclasses.dataclass
-class LayOut:
-    """Dialogue to Sample: opens its pictures, makes them `size` pixels a side, lays the text out."""
-
-    layout: object
-    size: int
-    max_pixels: int = 50_000_000
-
-    def __call__(self, dialogue):
-        try:
-            pictures = [images.preprocess(images.open_image(source, max_pixels=self.max_pixels), self.size) for source in dialogue.images]
-        except DataError as error:
-            raise DataError(f"{dialogue.where}: {error}") from error
-        return self.layout(dialogue, np.stack(pictures) if pictures else np.zeros((0, self.size, self.size, 3), np.uint8))
-
-
-@dataclasses.dataclass
 class PatchSource:
     """Samples for a bare encoder: token i says what stands in the place that patch i lies in, as an index into `synthetic.CELL_WORDS`."""
 
@@ -58,7 +42,9 @@ class PatchSource:
         scene, rng = synthetic.scene_and_rng(i, self.split)
         labels = np.array([synthetic.CELL_WORDS.index(word) for word in synthetic.patch_words(scene, self.side)], np.int32)
         n = len(labels)
-        return Sample(labels, np.full(n, FEATURE, np.int32), np.arange(n, dtype=np.int32), np.ones(n, np.float32), synthetic.render(scene, rng)[None])
+        return Sample(
+            labels, np.full(n, FEATURE, np.int32), np.arange(n, dtype=np.int32), np.ones(n, np.float32), (synthetic.render(scene, rng)[None],)
+        )
 
 
 @dataclasses.dataclass
@@ -86,9 +72,9 @@ class Batches:
     raised when more than 1 % of the samples seen so far are bad, or of the first hundred more than one.
     """
 
-    def __init__(self, source, prepare, *, batch_size, length, size, seed=0, shuffle=True, num_workers=0, on_bad_sample="raise"):
+    def __init__(self, source, prepare, *, batch_size, length, tiles=1, sizes, seed=0, shuffle=True, num_workers=0, on_bad_sample="raise"):
         self.batch_size, self.num_workers, self.on_bad_sample = batch_size, num_workers, on_bad_sample
-        self.collate = functools.partial(collate, length=length, images=1, size=size)
+        self.collate = functools.partial(collate, length=length, tiles=tiles, sizes=sizes)
         self.bad, self.skipped, self.seen = {}, 0, 0
         self.reader = Read(source, prepare)
         indices = grain.MapDataset.range(len(source)).seed(seed)

@@ -3,9 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from omnifusion_jax.errors import DataError
+
+NAMES = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}  # unless tokenizer_config.json has others
+
+
+def text(token):
+    return token["content"] if isinstance(token, dict) else token
 
 
 class Tokenizer:
@@ -27,11 +34,12 @@ class Tokenizer:
         self.backend.no_truncation()
         settings = self.directory / "tokenizer_config.json"
         names = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        self.eos = self._id(names.get("eos_token") or "</s>")
-        self.pad = self._id(names.get("unk_token") or "<unk>")
+        self.names = {f"{role}_token": text(names.get(f"{role}_token") or default) for role, default in NAMES.items()}
+        self.eos, self.pad = self._id("eos_token"), self._id("unk_token")
+        self.adds_bos = names.get("add_bos_token", self.backend.encode("").ids[:1] == [self.backend.token_to_id(self.names["bos_token"])])
 
-    def _id(self, token):
-        token = token["content"] if isinstance(token, dict) else token
+    def _id(self, name):
+        token = self.names[name]
         found = self.backend.token_to_id(token)
         if found is None:
             raise DataError(f"{self.directory}: tokenizer_config.json names {token!r}, which tokenizer.json does not know")
@@ -49,6 +57,19 @@ class Tokenizer:
 
     def encode(self, text):
         return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_all(self, text):
+        """A whole prompt, beginning-of-sequence token included where the tokenizer adds one: (int32[n] ids, int[n, 2] places in `text`)."""
+        found, bos = self.backend.encode(text, add_special_tokens=False), self.names["bos_token"]
+        ids, places = found.ids, found.offsets
+        if self.adds_bos and not text.startswith(bos):
+            ids, places = [self._id("bos_token"), *ids], [(0, 0), *places]
+        return np.array(ids, np.int32), np.array(places)
+
+    def mark(self, token):
+        """The id of `token`, which from now on is cut out of texts as a whole, whether the vocabulary has it or not."""
+        self.backend.add_special_tokens([token])
+        return self.backend.token_to_id(token)
 
     def decode(self, ids):
         return self.backend.decode(list(ids), skip_special_tokens=True)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnifusion_jax.config import GenerationConfig, ModelConfig, check, one_of
-from omnifusion_jax.data.layout import Layout
+from omnifusion_jax.data.layout import Layout, Prepare
+from omnifusion_jax.data.pictures import Lens
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference import decode, prompts, text
 from omnifusion_jax.inference.logits import knobs, rules
@@ -41,7 +42,8 @@ class Model:
         """`arrays`: every parameter by path, layers stacked, NumPy or JAX; kept as `dtype`, "float32" or "bfloat16" (else ConfigError)."""
         one_of("dtype", dtype, ("float32", "bfloat16"))
         self.config, self.tokenizer = config, tokenizer
-        self.layout = Layout(tokenizer, config.prompt, config.layout, config.encoder.rows, config.decoder.max_length)
+        self.lens = Lens(config)
+        self.prepare = Prepare(Layout(tokenizer, config, config.decoder.max_length), self.lens)
         module = nnx.with_parameters(abstract(config), arrays)
         module.decoder.layers = unstack(module.decoder.layers)
         self.module = jax.tree.map(jnp.asarray, cast(module, dtype))
@@ -87,11 +89,10 @@ class Model:
         T is the length of the whole laid-out sequence, feature slots and special vectors included. The last turn may be the assistant's; else the
         sequence ends where an answer would begin. Raises DataError for a request that cannot be used.
         """
-        size = self.config.encoder.image_size
-        samples = {i: prompts.lay_out(request, f"request {i}", self.layout, size) for i, request in enumerate(requests)}
+        samples = {i: prompts.lay_out(request, f"request {i}", self.prepare) for i, request in enumerate(requests)}
         found = {}
         for chunk in prompts.chunks(samples, batch_size):
-            scores = np.asarray(forward(self.module, prompts.assemble([samples[i] for i in chunk], size, left=False)))
+            scores = np.asarray(forward(self.module, prompts.assemble([samples[i] for i in chunk], self.lens, left=False)))
             found.update((i, scores[row, : len(samples[i].tokens)].copy()) for row, i in enumerate(chunk))
         return [found[i] for i in sorted(found)]
 
@@ -100,14 +101,14 @@ class Model:
 
     def _question(self, request, where, generation):
         """A Sample that ends where the answer begins, with room for it."""
-        sample = prompts.lay_out(request, where, self.layout, self.config.encoder.image_size, ask=True)
+        sample = prompts.lay_out(request, where, self.prepare, ask=True)
         length, new, most = len(sample.tokens), generation.max_new_tokens, self.config.decoder.max_length
         if length + new > most:
             raise DataError(f"{where}: {length} tokens and max_new_tokens {new} exceed the model's {most}. Shorten the dialogue or the answer")
         return sample
 
     def _start(self, samples, index, generation, follow):
-        batch = prompts.assemble(samples, self.config.encoder.image_size, left=True)
+        batch = prompts.assemble(samples, self.lens, left=True)
         index = np.pad(np.array(index, np.int32), (0, len(batch.tokens) - len(index)))
         x = decode.embed(self.module, batch)
         return decode.start(self.module.decoder, x, batch.segments, batch.positions, index, knobs(generation, follow.room), follow)

@@ -1,12 +1,45 @@
-"""What turns encoder features into token embeddings."""
+"""What turns encoder features into token embeddings.
+
+An adapter has two steps: `read(encoders, images)` takes from the encoders what it needs, and calling it on that gives embeddings [batch, rows, out].
+`images` holds one array for each encoder. A `key` turns dropout on.
+"""
 
 import jax
 import jax.numpy as jnp
 
-from omnifusion_jax.config import AdapterConfig
+from omnifusion_jax.config import ModelConfig
+from omnifusion_jax.models.mix import Mix, gelu
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.attention import attend
 from omnifusion_jax.nn.init import dense, zeros
 from omnifusion_jax.nn.norms import LayerNorm
+from omnifusion_jax.nn.resize import resize_matrix
+
+
+class LinearAdapter(nnx.Module):
+    """One linear map."""
+
+    def __init__(self, c: ModelConfig, *, rngs):
+        width, out = c.encoder.embed, c.decoder.embed
+        self.linear, self.linear_bias = dense(rngs, width, out, fan_in=width), zeros(out)
+
+    def read(self, encoders, images):
+        return encoders[0](images[0])
+
+    def __call__(self, x, key=None):
+        return x @ self.linear[...] + self.linear_bias[...]
+
+
+class MlpAdapter(LinearAdapter):
+    """Two layers with a GELU between, as in LLaVA-1.5 (arXiv 2310.03744)."""
+
+    def __init__(self, c: ModelConfig, *, rngs):
+        width, hidden, out = c.encoder.embed, c.adapter.mlp, c.decoder.embed
+        self.up, self.up_bias = dense(rngs, width, hidden, fan_in=width), zeros(hidden)
+        self.linear, self.linear_bias = dense(rngs, hidden, out, fan_in=hidden), zeros(out)
+
+    def __call__(self, x, key=None):
+        return super().__call__(gelu(x @ self.up[...] + self.up_bias[...]))
 
 
 def drop(x, rate, key):
@@ -16,34 +49,120 @@ def drop(x, rate, key):
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
 
 
-class TransformerAdapter(nnx.Module):
+class TransformerAdapter(LinearAdapter):
     """One encoder layer of `torch.nn.TransformerEncoderLayer` (post-norm, ReLU, no position of its own), then a linear map.
 
     Dropout falls where PyTorch has it: on attention probabilities, after attention, inside and after the feed-forward part.
     """
 
-    def __init__(self, c: AdapterConfig, width, out, *, rngs):
-        self.config = c
-        size = width // c.heads
-        self.qkv, self.qkv_bias = dense(rngs, width, 3, c.heads, size, fan_in=width), zeros(3, c.heads, size)
-        self.out, self.out_bias = dense(rngs, c.heads, size, width, fan_in=width), zeros(width)
-        self.norm1, self.norm2 = LayerNorm(width, c.eps), LayerNorm(width, c.eps)
-        self.up, self.up_bias = dense(rngs, width, c.mlp, fan_in=width), zeros(c.mlp)
-        self.down, self.down_bias = dense(rngs, c.mlp, width, fan_in=c.mlp), zeros(width)
+    def __init__(self, c: ModelConfig, *, rngs):
+        a, width, out = c.adapter, c.adapter.width or c.encoder.embed, c.decoder.embed
+        self.dropout, size = a.dropout, width // a.heads
+        self.qkv, self.qkv_bias = dense(rngs, width, 3, a.heads, size, fan_in=width), zeros(3, a.heads, size)
+        self.out, self.out_bias = dense(rngs, a.heads, size, width, fan_in=width), zeros(width)
+        self.norm1, self.norm2 = LayerNorm(width, a.eps), LayerNorm(width, a.eps)
+        self.up, self.up_bias = dense(rngs, width, a.mlp, fan_in=width), zeros(a.mlp)
+        self.down, self.down_bias = dense(rngs, a.mlp, width, fan_in=a.mlp), zeros(width)
         self.linear, self.linear_bias = dense(rngs, width, out, fan_in=width), zeros(out)
 
     def attention(self, x, key):  # [batch, rows, width]
         q, k, v = jnp.einsum("btd,dnkh->nbkth", x, self.qkv[...]) + self.qkv_bias[...][:, None, :, None]
         scores = jnp.einsum("bkth,bksh->bkts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        probabilities = drop(jax.nn.softmax(scores, axis=-1).astype(v.dtype), self.config.dropout, key)
+        probabilities = drop(jax.nn.softmax(scores, axis=-1).astype(v.dtype), self.dropout, key)
         y = jnp.einsum("bkts,bksh->bkth", probabilities, v)
         return jnp.einsum("bkth,khd->btd", y, self.out[...]) + self.out_bias[...]
 
     def __call__(self, x, key=None):
-        """Features [batch, rows, width] to embeddings [batch, rows, out]. `key` turns dropout on."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
-        rate = self.config.dropout
-        x = self.norm1(x + drop(self.attention(x, keys[0]), rate, keys[1]))
-        hidden = drop(jax.nn.relu(x @ self.up[...] + self.up_bias[...]), rate, keys[2])
-        x = self.norm2(x + drop(hidden @ self.down[...] + self.down_bias[...], rate, keys[3]))
-        return x @ self.linear[...] + self.linear_bias[...]
+        x = self.norm1(x + drop(self.attention(x, keys[0]), self.dropout, keys[1]))
+        hidden = drop(jax.nn.relu(x @ self.up[...] + self.up_bias[...]), self.dropout, keys[2])
+        x = self.norm2(x + drop(hidden @ self.down[...] + self.down_bias[...], self.dropout, keys[3]))
+        return super().__call__(x)
+
+
+class Projection(nnx.Module):
+    def __init__(self, width, out, *, rngs):
+        self.kernel, self.bias = dense(rngs, width, out, fan_in=width), zeros(out)
+
+    def __call__(self, x):
+        return x @ self.kernel[...] + self.bias[...]
+
+
+class ConcatAdapter(TransformerAdapter):
+    """Features of both encoders through a linear map each, then as one sequence through a transformer layer and a linear map."""
+
+    def __init__(self, c: ModelConfig, *, rngs):
+        super().__init__(c, rngs=rngs)
+        self.projections = nnx.List([Projection(e.embed, c.adapter.width or c.encoder.embed, rngs=rngs) for e in c.encoders])
+
+    def read(self, encoders, images):
+        return tuple(encoder(x) for encoder, x in zip(encoders, images, strict=True))
+
+    def __call__(self, features, key=None):
+        parts = [project(x) for project, x in zip(self.projections, features, strict=True)]
+        return super().__call__(jnp.concatenate(parts, axis=1), key)
+
+
+class SumAdapter(LinearAdapter):
+    """Projection and summation, the adapter of the published two-encoder model: a `Mix` of each encoder's layers, added up, GELU, a linear map."""
+
+    def __init__(self, c: ModelConfig, *, rngs):
+        width, out = c.adapter.width or c.encoder.embed, c.decoder.embed
+        self.rows, self.align = max(e.rows for e in c.encoders), c.adapter.align
+        self.mixes = nnx.List([Mix(e, c.adapter, width, rngs=rngs) for e in c.encoders])
+        self.linear, self.linear_bias = dense(rngs, width, out, fan_in=width), zeros(out)
+
+    def read(self, encoders, images):
+        return tuple(mix(encoder, x) for mix, encoder, x in zip(self.mixes, encoders, images, strict=True))
+
+    def __call__(self, mixed, key=None):
+        return super().__call__(gelu(sum(ALIGN[self.align](x, self.rows) for x in mixed)))
+
+
+def pad(x, rows):
+    """[batch, fewer, width] to [batch, rows, width], with zeros at the end."""
+    return jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), (0, 0)))
+
+
+def interpolate(x, rows):
+    """The same by resampling the square grid bilinearly."""
+    old, new = (round(n**0.5) for n in (x.shape[1], rows))
+    if old == new:
+        return x
+    matrix, grid = jnp.array(resize_matrix(old, new, "bilinear"), x.dtype), x.reshape(len(x), old, old, -1)
+    return jnp.einsum("ip,jq,bpqd->bijd", matrix, matrix, grid).reshape(len(x), rows, -1)
+
+
+ALIGN = {"pad": pad, "interpolate": interpolate}
+
+
+class AttentionAdapter(SumAdapter):
+    """Projection and multi-head attention: a `Mix` of each encoder's layers, GELU on each, one sequence of both; trained queries read it."""
+
+    def __init__(self, c: ModelConfig, *, rngs):
+        super().__init__(c, rngs=rngs)
+        a, width = c.adapter, c.adapter.width or c.encoder.embed
+        size = width // a.heads
+        self.queries = dense(rngs, a.queries, width, fan_in=width)
+        self.query, self.key, self.value = (dense(rngs, width, a.heads, size, fan_in=width) for _ in range(3))
+        self.query_bias, self.key_bias, self.value_bias = (zeros(a.heads, size) for _ in range(3))
+        self.out, self.out_bias = dense(rngs, a.heads, size, width, fan_in=width), zeros(width)
+
+    def __call__(self, mixed, key=None):
+        x = jnp.concatenate([gelu(part) for part in mixed], axis=1)
+        q = jnp.einsum("td,dkh->kth", self.queries[...], self.query[...]) + self.query_bias[...][:, None]
+        k = jnp.einsum("bsd,dkh->bksh", x, self.key[...]) + self.key_bias[...][:, None]
+        v = jnp.einsum("bsd,dkh->bksh", x, self.value[...]) + self.value_bias[...][:, None]
+        y = attend(jnp.broadcast_to(q, (len(x), *q.shape))[:, :, None], k, v)[:, :, 0]
+        y = jnp.einsum("bkth,khd->btd", y, self.out[...]) + self.out_bias[...]
+        return LinearAdapter.__call__(self, gelu(y))
+
+
+ADAPTERS = {
+    "linear": LinearAdapter,
+    "mlp": MlpAdapter,
+    "transformer": TransformerAdapter,
+    "concat": ConcatAdapter,
+    "sum": SumAdapter,
+    "attention": AttentionAdapter,
+}

@@ -1,11 +1,11 @@
-"""The assembly: encoder, adapter, special vectors, decoder; features go among the text by gather."""
+"""The assembly: encoders, adapter, special vectors, decoder; features go among the text by gather."""
 
 import jax
 import jax.numpy as jnp
 
 from omnifusion_jax.batch import FEATURE, SPECIAL
 from omnifusion_jax.config import ModelConfig
-from omnifusion_jax.models.adapters import TransformerAdapter
+from omnifusion_jax.models.adapters import ADAPTERS
 from omnifusion_jax.models.decoder import Decoder
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
@@ -14,16 +14,15 @@ from omnifusion_jax.nn.init import dense
 
 
 class SpecialVectors(nnx.Module):
-    """Four free token embeddings: before a user turn, before an answer, before and after an image."""
+    """Free token embeddings by name: before a user turn, before an answer, before and after an image, at the end of a row of tiles' features."""
 
-    def __init__(self, width, *, rngs):
-        self.user = dense(rngs, width, fan_in=width)
-        self.bot = dense(rngs, width, fan_in=width)
-        self.soi = dense(rngs, width, fan_in=width)
-        self.eoi = dense(rngs, width, fan_in=width)
+    def __init__(self, names, width, *, rngs):
+        self.names = names
+        for name in names:
+            setattr(self, name, dense(rngs, width, fan_in=width))
 
-    def __call__(self):  # [4, width], in the order of batch.py
-        return jnp.stack([self.user[...], self.bot[...], self.soi[...], self.eoi[...]])
+    def __call__(self):  # [len(names), width]
+        return jnp.stack([getattr(self, name)[...] for name in self.names])
 
 
 def insert(text, rows, index, here):
@@ -38,29 +37,32 @@ def insert(text, rows, index, here):
 class OmniFusion(nnx.Module):
     """Adapter-based multimodal language model.
 
-    Parameters live under `encoders/0/`, `adapter/`, `special/` and `decoder/`; the freeze table, checkpoints and sharding rules speak of those paths.
+    Parameters live under `encoders/0/`, `encoders/1/`, `adapter/`, `special/` and `decoder/`; the freeze table, checkpoints and sharding rules speak
+    of those paths.
     """
 
     def __init__(self, c: ModelConfig, *, rngs):
-        self.encoders = nnx.List([VisionTransformer(c.encoder, rngs=rngs)])
-        self.adapter = TransformerAdapter(c.adapter, c.encoder.embed, c.decoder.embed, rngs=rngs)
-        self.special = SpecialVectors(c.decoder.embed, rngs=rngs)
+        self.views = tuple(c.views.index(encoder.view) for encoder in c.encoders)
+        self.encoders = nnx.List([VisionTransformer(encoder, rngs=rngs) for encoder in c.encoders])
+        self.adapter = ADAPTERS[c.adapter.kind](c, rngs=rngs)
+        self.special = SpecialVectors(c.special, c.decoder.embed, rngs=rngs) if c.special else None
         self.decoder = Decoder(c.decoder, rngs=rngs)
 
     def encode(self, images, key=None):
-        """uint8[batch, images, size, size, 3] to token embeddings [batch, images * rows, embed]."""
-        batch, count = images.shape[:2]
-        if count == 0:
-            return jnp.zeros((batch, 1, self.special.user.shape[-1]), self.special.user.dtype)
-        features = self.adapter(self.encoders[0](images.reshape(-1, *images.shape[2:])), key)
-        return features.reshape(batch, -1, features.shape[-1])
+        """Token embeddings [batch, tiles * rows, embed] of pictures: for each view uint8[batch, tiles, size, size, 3]."""
+        flat = [images[view].reshape(-1, *images[view].shape[2:]) for view in self.views]
+        rows = self.adapter(self.adapter.read(self.encoders, flat), key)
+        return rows.reshape(len(images[0]), -1, rows.shape[-1])
 
     def embed(self, batch, key=None):
         """Token embeddings [batch, seq, embed] of a laid-out `batch.Batch`, images included."""
         x = self.decoder.embed[...][batch.tokens].astype(self.decoder.head[...].dtype)
-        x = insert(x, self.encode(batch.images, key), batch.index, batch.kind == FEATURE)
-        special = jnp.broadcast_to(self.special(), (len(x), 4, x.shape[-1]))
-        return insert(x, special, batch.index, batch.kind == SPECIAL)
+        if batch.images[0].shape[1]:
+            x = insert(x, self.encode(batch.images, key), batch.index, batch.kind == FEATURE)
+        if self.special is not None:
+            special = self.special()
+            x = insert(x, jnp.broadcast_to(special, (len(x), *special.shape)), batch.index, batch.kind == SPECIAL)
+        return x
 
     def hidden(self, batch, key=None, remat="none"):
         """Hidden states [batch, seq, embed] after the last norm, without a cache. `key` turns the adapter's dropout on."""

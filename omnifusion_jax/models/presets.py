@@ -17,6 +17,9 @@ PRESETS = {
 }
 
 
+PARTS = ("encoder", "encoder2", "adapter", "decoder", "image")
+
+
 def preset(name) -> ModelConfig:
     """A fresh, changeable ModelConfig. Raises ConfigError for an unknown name."""
     if name not in PRESETS:
@@ -29,12 +32,9 @@ def resolve(c: ModelConfig) -> ModelConfig:
     if c.preset == c.filled_from:
         return c
     old, new = preset(c.filled_from), preset(c.preset)
-    for ours, theirs, now in (
-        (c, old, new),
-        *((getattr(c, part), getattr(old, part), getattr(new, part)) for part in ("encoder", "adapter", "decoder")),
-    ):
-        for field in dataclasses.fields(ours):
+    for ours, theirs, now in ((c, old, new), *((getattr(c, part), getattr(old, part), getattr(new, part)) for part in PARTS)):
+        for field in dataclasses.fields(ours) if ours and theirs and now else ():
             name, value = field.name, getattr(ours, field.name)
-            if not dataclasses.is_dataclass(value) and name not in ("preset", "filled_from") and value != getattr(theirs, name):
+            if name not in (*PARTS, "preset", "filled_from") and value != getattr(theirs, name):
                 setattr(now, name, value)
     return new

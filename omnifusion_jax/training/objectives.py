@@ -29,7 +29,7 @@ class PatchReader(nnx.Module):
         """
         encoder = self.encoders[0]
         states = encoder.hidden_states(images)
-        return (states[encoder.config.feature_layer] + states[-1])[:, 1:] @ self.head[...]
+        return encoder.features(states[encoder.config.feature_layer] + states[-1]) @ self.head[...]
 
 
 def answers(model, batch, key, remat):
@@ -37,7 +37,7 @@ def answers(model, batch, key, remat):
 
 
 def patches(model, batch, key, remat):
-    return token_loss(model(batch.images[:, 0]), batch.tokens, batch.weights)
+    return token_loss(model(batch.images[0][:, 0]), batch.tokens, batch.weights)
 
 
 OBJECTIVES = {"answers": Objective(OmniFusion, answers), "patches": Objective(PatchReader, patches)}

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
+import tiny
 
 from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.data.describe import describe, render
 from omnifusion_jax.data.dialogues import Dialogue
-from omnifusion_jax.data.layout import Layout
-from omnifusion_jax.data.pipeline import LayOut
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
 
@@ -18,29 +17,30 @@ def tokenizer():
 
 
 def layout(tokenizer, style="omnifusion"):
-    return Layout(tokenizer, "This is a dialog with AI assistant.\n", style, 36, 96)
+    return tiny.layout(tokenizer, 96, layout=style)
 
 
 TALK = Dialogue("x", (("user", "<image>\nWhere is the star?"), ("assistant", "top left"), ("user", "Где кольцо?"), ("assistant", "слева вверху")))
-PICTURE = np.zeros((8, 8, 3), np.uint8)
+PICTURE = np.zeros((96, 96, 3), np.uint8)
+NAMES = ("user", "bot", "soi", "eoi")
 
 
 def test_targets_are_marked_and_features_counted(tokenizer):
-    assert render(layout(tokenizer)(TALK, PICTURE[None]), tokenizer) == (
+    assert render(layout(tokenizer)(TALK, [tiny.picture(PICTURE)]), tokenizer, NAMES) == (
         "This is a dialog with AI assistant.\n <SOI> <36 image features> <EOI> <USER> Where is the star? <BOT> [[top left</s>]]"
         " <USER> Где кольцо? <BOT> [[слева вверху</s>]]"
     )
 
 
 def test_the_original_layout_has_no_end_of_sequence(tokenizer):
-    text = render(layout(tokenizer, "original")(TALK, PICTURE[None][:0]), tokenizer)
+    text = render(layout(tokenizer, "original")(TALK, []), tokenizer, NAMES)
     assert text.endswith("<USER> Где кольцо? <BOT> [[слева вверху]]") and "</s>" not in text and "<SOI>" not in text
 
 
 def test_the_first_sample_that_can_be_used_is_shown(tokenizer):
     good = Dialogue("good", TALK.turns, (PICTURE,))
     source = [Dialogue("bad", (("user", "Why?"),)), good]
-    assert describe(source, LayOut(layout(tokenizer), 8), tokenizer).startswith("This is a dialog with AI assistant.\n <SOI>")
+    assert describe(source, tiny.prepare(tokenizer, 96), tokenizer).startswith("This is a dialog with AI assistant.\n <SOI>")
 
 
 def test_when_none_can_be_used_it_says_why_soon(tokenizer):
@@ -55,5 +55,5 @@ def test_when_none_can_be_used_it_says_why_soon(tokenizer):
             raise DataError(f"d.json[{i}]: broken")
 
     source = Bad()
-    text = describe(source, LayOut(layout(tokenizer), 8), tokenizer)
+    text = describe(source, tiny.prepare(tokenizer, 96), tokenizer)
     assert text.startswith("None of the first samples can be used") and "d.json[" in text and source.read == 100

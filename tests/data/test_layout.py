@@ -6,19 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+import tiny as helpers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnifusion_jax.batch import BOT, EOI, FEATURE, SOI, SPECIAL, TEXT, USER
+from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT
 from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.data.dialogues import Dialogue
-from omnifusion_jax.data.layout import Layout
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
 
 REAL = Path(__file__).parents[2].parent / "shared/data/omnifusion_1_1"
 PROMPT = "This is a dialog with AI assistant.\n"
 PROMPT_IDS = [851, 349, 264, 10436, 395, 16107, 13892, 28723, 13]
+USER, BOT, SOI, EOI = range(4)
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the released tokenizer is not in {REAL}")
 few = settings(max_examples=150, deadline=None)
 
@@ -39,11 +40,11 @@ def tiny():
 
 
 def layout(tokenizer, style="omnifusion", rows=4, max_length=2048):
-    return Layout(tokenizer, PROMPT, style, rows, max_length)
+    return helpers.layout(tokenizer, max_length, 4 * round(rows**0.5), 4, layout=style)
 
 
-def pictures(n):
-    return np.zeros((n, 8, 8, 3), np.uint8)
+def pictures(n, rows=4):
+    return [helpers.picture(np.zeros((4 * round(rows**0.5),) * 2 + (3,), np.uint8), 4)] * n
 
 
 def dialogue(*texts, roles=("human", "gpt"), marked=True, where="chat.json[7]"):
@@ -62,7 +63,7 @@ def weighted(sample):
 def test_published_positions(real, style):
     lay = layout(real, style, rows=576)
     question = real.encode("What is it?")
-    sample = lay(dialogue("What is it?", roles=("user",), marked=False), pictures(1), ask=True)
+    sample = lay(dialogue("What is it?", roles=("user",), marked=False), pictures(1, 576), ask=True)
     assert real.encode(PROMPT) == PROMPT_IDS
     assert len(sample.tokens) == 9 + 578 + 1 + len(question) + 1
     assert sample.tokens[:9].tolist() == PROMPT_IDS
@@ -75,7 +76,7 @@ def test_published_positions(real, style):
     assert (sample.kind[-1], sample.index[-1]) == (SPECIAL, BOT)
     assert (sample.tokens[sample.kind != TEXT] == real.pad).all() and real.pad == 0 and real.eos == 2
     assert not sample.weights.any()
-    assert [a.dtype for a in sample] == [np.int32, np.int32, np.int32, np.float32, np.uint8]
+    assert [a.dtype for a in [*sample[:-1], *sample.images]] == [np.int32, np.int32, np.int32, np.float32, np.uint8]
 
 
 @needs_real
@@ -141,7 +142,7 @@ texts = st.one_of(st.sampled_from(PHRASES), st.text("abcXYZ 019.,?!\nабвжЁ�
 )
 def test_original_is_the_published_loader(real, turns, has_image, rows, max_length):
     ids, mask, overwritten = published(turns, has_image, pieces().encode, rows, max_length)
-    sample = layout(real, "original", rows, max_length)(Dialogue("x", tuple(turns)), pictures(int(has_image)))
+    sample = layout(real, "original", rows, max_length)(Dialogue("x", tuple(turns)), pictures(int(has_image), rows))
     assert sample.tokens.tolist() == ids
     assert (sample.weights > 0).tolist() == mask and set(sample.weights.tolist()) <= {0.0, 1.0}
     names = {SPECIAL: {USER: "USER", BOT: "BOT", SOI: "SOI", EOI: "EOI"}, FEATURE: range(rows)}
@@ -164,9 +165,9 @@ def test_targets_are_the_answers_and_their_end(tiny, style):
 
 def test_original_is_cut_on_the_right_after_insertion(tiny):
     talk = dialogue("Describe the picture.", "red circle top")
-    whole = layout(tiny, "original", rows=36)(talk, pictures(1))
+    whole = layout(tiny, "original", rows=36)(talk, pictures(1, 36))
     for length in (3, len(tiny.encode(PROMPT)) + 5, len(whole.tokens) - 1, len(whole.tokens)):
-        cut = layout(tiny, "original", rows=36, max_length=length)(talk, pictures(1))
+        cut = layout(tiny, "original", rows=36, max_length=length)(talk, pictures(1, 36))
         assert [a.tolist() for a in cut[:4]] == [a[:length].tolist() for a in whole[:4]]
 
 

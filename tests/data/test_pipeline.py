@@ -4,8 +4,10 @@ import itertools
 import json
 import time
 
+import jax
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,8 +15,7 @@ from PIL import Image
 from omnifusion_jax.batch import FEATURE, PADDING, SPECIAL, TEXT, Sample
 from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.data import synthetic
-from omnifusion_jax.data.layout import Layout
-from omnifusion_jax.data.pipeline import TOLERATED, Batches, LayOut, PatchSource, keep
+from omnifusion_jax.data.pipeline import TOLERATED, Batches, PatchSource, keep
 from omnifusion_jax.data.sources import ENDLESS, JsonSource, SyntheticSource
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
@@ -37,7 +38,7 @@ class Numbers:
 
 
 def numbers(source, batch_size=4, **settings):
-    return Batches(source, keep, batch_size=batch_size, length=1, size=2, **settings)
+    return Batches(source, keep, batch_size=batch_size, length=1, sizes=(2,), **settings)
 
 
 def take(batches, count):
@@ -181,13 +182,13 @@ def test_a_defect_is_not_taken_for_a_bad_sample():
 
 
 @pytest.fixture(scope="module")
-def layout():
-    return Layout(Tokenizer(locate("omnifusion-tiny-decoder")), "This is a dialog with AI assistant.\n", "omnifusion", 36, 96)
+def tokenizer():
+    return Tokenizer(locate("omnifusion-tiny-decoder"))
 
 
-def test_shapes_and_kinds(layout):
-    batch = next(Batches(SyntheticSource("questions", 6), LayOut(layout, 48), batch_size=3, length=96, size=48))
-    assert [(a.shape, a.dtype) for a in batch] == [
+def test_shapes_and_kinds(tokenizer):
+    batch = next(Batches(SyntheticSource("questions", 6), tiny.prepare(tokenizer, 96, 48, 8), batch_size=3, length=96, sizes=(48,)))
+    assert [(a.shape, a.dtype) for a in [*batch[:-1], *batch.images]] == [
         *[((3, 96), t) for t in (np.int32, np.int32, np.int32, np.float32, np.int32, np.int32)],
         ((3, 1, 48, 48, 3), np.uint8),
     ]
@@ -198,22 +199,22 @@ def test_shapes_and_kinds(layout):
         assert batch.positions[row].tolist() == [*range(n), *[0] * (96 - n)]
         assert batch.index[row][batch.kind[row] == FEATURE].tolist() == list(range(36))
         assert batch.weights[row, :n][batch.kind[row, :n] == SPECIAL].sum() == 0 < batch.weights[row].sum()
-    assert all(a.flags.writeable and a.flags.c_contiguous for a in batch)
+    assert all(a.flags.writeable and a.flags.c_contiguous for a in [*batch[:-1], *batch.images])
 
 
-def test_a_dialogue_without_a_picture_has_a_blank_one(layout):
-    batch = next(Batches(SyntheticSource("text", 6), LayOut(layout, 48), batch_size=2, length=96, size=48))
-    assert batch.images.shape == (2, 1, 48, 48, 3) and not batch.images.any()
+def test_a_dialogue_without_a_picture_has_a_blank_one(tokenizer):
+    batch = next(Batches(SyntheticSource("text", 6), tiny.prepare(tokenizer, 96, 48, 8), batch_size=2, length=96, sizes=(48,)))
+    assert batch.images[0].shape == (2, 1, 48, 48, 3) and not batch.images[0].any()
     assert not (batch.kind == FEATURE).any()
 
 
 def test_patches_name_what_covers_them():
     source = PatchSource(6)
-    batch = next(Batches(source, keep, batch_size=2, length=36, size=96, shuffle=False))
+    batch = next(Batches(source, keep, batch_size=2, length=36, sizes=(96,), shuffle=False))
     for i in range(2):
         scene, rng = synthetic.scene_and_rng(i, "train")
         assert [synthetic.CELL_WORDS[t] for t in batch.tokens[i]] == synthetic.patch_words(scene, 6)
-        assert (batch.images[i, 0] == synthetic.render(scene, rng)).all()
+        assert (batch.images[0][i, 0] == synthetic.render(scene, rng)).all()
     assert (batch.kind == FEATURE).all() and (batch.weights == 1).all() and batch.index[0].tolist() == list(range(36))
     assert len(source) == ENDLESS
 
@@ -221,7 +222,7 @@ def test_patches_name_what_covers_them():
 # --- worker processes
 
 
-def test_worker_processes_change_nothing(layout, tmp_path):
+def test_worker_processes_change_nothing(tokenizer, tmp_path):
     """The same batches, the same bad samples, and positions that fit any number of workers."""
     records = []
     for i in range(11):
@@ -233,11 +234,11 @@ def test_worker_processes_change_nothing(layout, tmp_path):
     path.write_text("\n".join(map(json.dumps, records)))
 
     def make(num_workers, on_bad_sample="skip", **settings):
-        prepare, source = LayOut(layout, 8), JsonSource(path, tmp_path)
-        return Batches(source, prepare, batch_size=3, length=96, size=8, num_workers=num_workers, on_bad_sample=on_bad_sample, **settings)
+        prepare, source = tiny.prepare(tokenizer, 96, 8, 8), JsonSource(path, tmp_path)
+        return Batches(source, prepare, batch_size=3, length=96, sizes=(8,), num_workers=num_workers, on_bad_sample=on_bad_sample, **settings)
 
     def same(some, others):
-        return all((a == b).all() for x, y in zip(some, others, strict=True) for a, b in zip(x, y, strict=True))
+        return all((a == b).all() for a, b in zip(jax.tree.leaves(some), jax.tree.leaves(others), strict=True))
 
     alone = make(0)
     whole = [next(alone) for _ in range(5)]  # an epoch and a half

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
 from omnifusion_jax.checkpoints.bundled import locate
-from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.data.describe import describe
 from omnifusion_jax.data.dialogues import Request, from_request, parse
-from omnifusion_jax.data.layout import Layout
-from omnifusion_jax.data.pipeline import Batches, LayOut
+from omnifusion_jax.data.pipeline import Batches
 from omnifusion_jax.data.sources import SYNTHETIC, JsonSource, SyntheticSource, open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
@@ -175,7 +174,7 @@ def test_a_record_may_be_parsed_alone():
 @pytest.mark.parametrize("kind", SYNTHETIC)
 def test_synthetic_dialogues(kind):
     source = open_source(f"synthetic:{kind}", "", 6)
-    lay = Layout(Tokenizer(locate("omnifusion-tiny-decoder")), ModelConfig().prompt, "omnifusion", 36, 96)
+    lay = tiny.layout(Tokenizer(locate("omnifusion-tiny-decoder")), 96)
     in_words = kind in ("text", "held-out-text")
     assert isinstance(source, SyntheticSource) and len(source) == 2**30
     for i in range(50):
@@ -183,7 +182,8 @@ def test_synthetic_dialogues(kind):
         assert (dialogue.where, dialogue.turns) == (f"synthetic:{kind}[{i}]", source[i].turns)
         assert [role for role, _ in dialogue.turns] == ["user", "assistant"] * (len(dialogue.turns) // 2)
         assert len(dialogue.images) == (not in_words) and all((a == b).all() for a, b in zip(dialogue.images, source[i].images, strict=True))
-        assert lay(dialogue, np.zeros((len(dialogue.images), 8, 8, 3), np.uint8)).weights.sum() > 0  # fits the tiny configurations' 96 tokens
+        pictures = [tiny.picture(np.zeros((96, 96, 3), np.uint8)) for _ in dialogue.images]
+        assert lay(dialogue, pictures).weights.sum() > 0  # fits the tiny configurations' 96 tokens
     assert len({tuple(source[i].turns) for i in range(50)}) > 30
 
 
@@ -197,13 +197,13 @@ def test_an_unknown_kind_of_synthetic_data():
 @needs_real
 def test_real_dialogues_lay_out_with_the_released_tokenizer():
     tokenizer = Tokenizer(SHARED / "omnifusion_1_1")
-    lay = Layout(tokenizer, ModelConfig().prompt, "omnifusion", 36, 512)
+    lay = tiny.layout(tokenizer, 512)
     source = JsonSource(REAL / "dialogues.json", REAL / "images")
     assert len(source) == 24
     for i in range(24):
         dialogue = source[i]
         assert all(image.is_file() for image in dialogue.images)
-        sample = lay(dialogue, np.zeros((len(dialogue.images), 8, 8, 3), np.uint8))
+        sample = lay(dialogue, [tiny.picture(np.zeros((96, 96, 3), np.uint8)) for _ in dialogue.images])
         answers = [text for role, text in dialogue.turns if role == "gpt"]
         ends = np.flatnonzero((sample.tokens == tokenizer.eos) & (sample.weights > 0))
         assert len(ends) == len(answers)
@@ -213,12 +213,12 @@ def test_real_dialogues_lay_out_with_the_released_tokenizer():
 @needs_real
 def test_the_pipeline_reads_every_real_picture():
     tokenizer = Tokenizer(SHARED / "omnifusion_1_1")
-    prepare = LayOut(Layout(tokenizer, ModelConfig().prompt, "omnifusion", 36, 512), 48)
+    prepare = tiny.prepare(tokenizer, 512, 48, 8)
     source = JsonSource(REAL / "dialogues.json", REAL / "images")
-    batches = Batches(source, prepare, batch_size=24, length=512, size=48)
+    batches = Batches(source, prepare, batch_size=24, length=512, sizes=(48,))
     batch = next(batches)
-    assert batch.images.shape == (24, 1, 48, 48, 3) and batch.tokens.shape == (24, 512)
-    seen = batch.images.reshape(24, -1).any(axis=1)
+    assert batch.images[0].shape == (24, 1, 48, 48, 3) and batch.tokens.shape == (24, 512)
+    seen = batch.images[0].reshape(24, -1).any(axis=1)
     assert seen.sum() == 22 and (batch.index.max(axis=1) == np.where(seen, 35, 1)).all()  # two dialogues without a picture
-    assert len({image.tobytes() for image in batch.images[seen]}) == 17
+    assert len({image.tobytes() for image in batch.images[0][seen]}) == 17
     assert "<SOI> <36 image features> <EOI>" in describe(source, prepare, tokenizer)

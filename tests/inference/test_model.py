@@ -121,9 +121,9 @@ def test_logprob_by_logits(model):
     """The answer, laid out as a turn, has the log probability that generation counted."""
     g = dataclasses.replace(GREEDY, banned_tokens=tuple((i,) for i in range(259)))  # so that the text leads back to the tokens
     answer = model.generate([ask("What is it?")], g)[0]
-    sample = prompts.lay_out(ask("What is it?"), "here", model.layout, model.config.encoder.image_size)
+    sample = prompts.lay_out(ask("What is it?"), "here", model.prepare)
     n = len(sample.tokens)
-    batch = prompts.assemble([sample], model.config.encoder.image_size, left=False)
+    batch = prompts.assemble([sample], model.lens, left=False)
     tokens, kind, segments, positions = (a.copy() for a in (batch.tokens, batch.kind, batch.segments, batch.positions))
     here = np.s_[0, n : n + len(answer.tokens)]
     tokens[here], kind[here], segments[here], positions[here] = answer.tokens, 1, 1, np.arange(n, n + len(answer.tokens))

@@ -67,13 +67,10 @@ def model(arrays):
 
 @pytest.fixture(scope="module")
 def batch(tokenizer):
-    layout = Layout(tokenizer, C.prompt, "original", C.encoder.rows, 256)
+    layout, picture = Layout(tokenizer, C, 256), tiny.picture(tiny.image(C)[0], C.encoder.patch)
     roles = {False: "human", True: "gpt"}
-    samples = [
-        layout(Dialogue("here", tuple((roles[a], text) for a, text in turns)), tiny.image(C) if seen else tiny.image(C)[:0])
-        for seen, turns in SAMPLES
-    ]
-    return collate(samples, max(len(s.tokens) for s in samples), 1, C.encoder.image_size)
+    samples = [layout(Dialogue("here", tuple((roles[a], text) for a, text in turns)), [picture] if seen else []) for seen, turns in SAMPLES]
+    return collate(samples, max(len(s.tokens) for s in samples), 1, (C.encoder.image_size,))
 
 
 def pictured(samples):

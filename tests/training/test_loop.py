@@ -13,8 +13,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from omnifusion_jax.batch import Batch
 from omnifusion_jax.config import CheckpointConfig, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
 from omnifusion_jax.data.dialogues import Dialogue
-from omnifusion_jax.data.layout import Layout
-from omnifusion_jax.data.pipeline import Batches, LayOut
+from omnifusion_jax.data.layout import Layout, Prepare
+from omnifusion_jax.data.pictures import Lens
+from omnifusion_jax.data.pipeline import Batches
 from omnifusion_jax.errors import CheckpointError, ConfigError
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.training.loop import NotFinite, train
@@ -62,8 +63,8 @@ def config(mesh=None, dropout=0.0, **settings):
 
 
 def batches(tokenizer, c):
-    layout = Layout(tokenizer, c.model.prompt, "omnifusion", c.model.encoder.rows, LENGTH)
-    return Batches(Pictures(), LayOut(layout, 24), batch_size=c.batch_size, length=LENGTH, size=24, seed=c.seed)
+    prepare = Prepare(Layout(tokenizer, c.model, LENGTH), Lens(c.model))
+    return Batches(Pictures(), prepare, batch_size=c.batch_size, length=LENGTH, sizes=(24,), seed=c.seed)
 
 
 def start(c):
@@ -131,7 +132,7 @@ def flops(c):
     state = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
     plane = lambda dtype, *shape: jax.ShapeDtypeStruct((c.batch_size, *shape), dtype)
     integers = plane(np.int32, LENGTH)
-    batch = Batch(integers, integers, integers, plane(np.float32, LENGTH), integers, integers, plane(np.uint8, 1, 24, 24, 3))
+    batch = Batch(integers, integers, integers, plane(np.float32, LENGTH), integers, integers, (plane(np.uint8, 1, 24, 24, 3),))
     step = make_step(skeleton, objective, optimizer, seed=0, grad_accum=1, dtype=np.dtype("float32"), remat="none")
     return jax.jit(step).lower(state, frozen, batch).compile().cost_analysis()["flops"]
 

@@ -1,0 +1,53 @@
+"""Resampling of a grid, as separable matrices: what PyTorch's `interpolate` computes, to rounding.
+
+Libraries differ in how they bring position embeddings to another image size, and the choice belongs to the weights:
+
+    bicubic            transformers (DINOv2, SigLIP, InternViT): Keys' cubic with a = -0.75, no antialiasing
+    bicubic_antialias  timm, and DINOv2 with registers: a = -0.5, the kernel widened when there is less room
+    bicubic_offset     the original DINOv2: "bicubic" of a grid 0.1 larger than the one that is read off
+    bilinear           not of positions, but of features
+"""
+
+import numpy as np
+
+
+def cubic(x, a):
+    """Keys' convolution kernel (IEEE TASSP 29, 1981)."""
+    x = np.abs(x)
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def plain(old, new, scale):
+    """`scale` is new over old, as far as the coordinates are concerned."""
+    centre = (np.arange(new) + 0.5) / scale - 0.5
+    taps = np.floor(centre).astype(int)[:, None] + np.arange(-1, 3)  # [new, 4]
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new)[:, None], taps.clip(0, old - 1)), cubic(centre[:, None] - taps, -0.75))
+    return matrix
+
+
+def antialiased(old, new):
+    """What lies outside counts for nothing, and the rest is normalised."""
+    wide = max(old / new, 1.0)
+    distance = (np.arange(old) + 0.5) - (np.arange(new) + 0.5)[:, None] * old / new
+    matrix = cubic(distance / wide, -0.5)
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def bilinear(old, new):
+    centre = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)
+    return np.maximum(0.0, 1 - np.abs(centre[:, None] - np.arange(old)))
+
+
+RESIZE = {
+    "bicubic": lambda old, new: plain(old, new, new / old),
+    "bicubic_antialias": antialiased,
+    "bicubic_offset": lambda old, new: plain(old, new, (new + 0.1) / old),
+    "bilinear": bilinear,
+}
+
+
+def resize_matrix(old, new, how):
+    """float32[new, old] that brings `old` samples to `new` along one axis."""
+    return RESIZE[how](old, new).astype(np.float32)
