@@ -110,7 +110,7 @@ def is_clip(directory):
 
 
 def read(directory, dtype=None):
-    """(EncoderConfig, {"encoders/0/...": array}) of a CLIP directory.
+    """(EncoderConfig, {"encoders/0/...": Lazy}) of a CLIP directory.
 
     Raises:
       CheckpointError: it is no CLIP directory, a setting is not supported, or tensors do not fit (all are listed).
