@@ -1,13 +1,13 @@
 """`load`: from a name or a directory to a model that answers."""
 
 import jax
+import jax.numpy as jnp
 
 from omnifusion_jax.checkpoints.load import PARTS, load_checkpoint
 from omnifusion_jax.config import one_of
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.inference.model import Model
-from omnifusion_jax.models.axes import placements
 
 
 def load(source, *, vision=None, dtype=None, mesh=None):
@@ -17,7 +17,7 @@ def load(source, *, vision=None, dtype=None, mesh=None):
       source: "omnifusion-tiny" (bundled), a native directory, a directory laid out like the OmniFusion release, or a hub id.
       vision: the Hugging Face CLIP directory or hub id, where the source does not hold one.
       dtype: of parameters and computation, "float32" or "bfloat16"; None: float32 on CPUs, which are slow at anything else, bfloat16 elsewhere.
-      mesh: a `jax.sharding.Mesh` as `sharding.make_mesh` gives, over which the parameters are spread; None: one device.
+      mesh: a `jax.sharding.Mesh` as `sharding.make_mesh` gives, over which the parameters are spread as they are read; None: one device.
     Raises CheckpointError when the source is unknown, unsafe or incomplete.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -30,7 +30,5 @@ def load(source, *, vision=None, dtype=None, mesh=None):
         )
     if found.tokenizer is None:
         raise CheckpointError(f"{source} has no tokenizer: put tokenizer.json and tokenizer_config.json there")
-    arrays = found.arrays
-    if mesh is not None:
-        arrays = jax.device_put(arrays, placements(mesh, arrays))
+    arrays = found.arrays if mesh else {path: jnp.asarray(a) for path, a in found.arrays.items()}
     return Model(found.config, arrays, Tokenizer(found.tokenizer).fits(found.config.decoder.vocab), dtype=dtype)

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.lazy import placed
 from omnifusion_jax.checkpoints.load import load_decoder, load_encoder
 from omnifusion_jax.checkpoints.native import load_native, read_config, save_native, shardings
 from omnifusion_jax.cli import run
@@ -37,21 +38,21 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and t
 
 def starting_point(config):
     """The parameters that the run starts from, by path, and the tokenizer's directory."""
-    arrays, tokenizer = {}, config.tokenizer and Path(locate(config.tokenizer))
+    arrays, tokenizer, mesh = {}, config.tokenizer and Path(locate(config.tokenizer)), make_mesh(**vars(config.mesh))
     for i, (name, source) in enumerate({"encoder": config.encoder_from, "encoder2": config.encoder2_from}.items()):
         if source:
             stored, encoder = load_encoder(source, i)
             same_settings(f"model.{name}", getattr(config.model, name), stored, source, but=HANDED_ON)
-            arrays |= encoder
+            arrays |= placed(mesh, encoder)
     if config.decoder_from:
         stored, decoder, found = load_decoder(config.decoder_from)
         same_settings("model.decoder", config.model.decoder, stored, config.decoder_from, but=("max_length",))
-        arrays, tokenizer = arrays | decoder, tokenizer or found
+        arrays, tokenizer = arrays | placed(mesh, decoder), tokenizer or found
     if config.init_from:
         stored, _ = read_config(config.init_from)
         for part, free in (("encoder", ()), ("encoder2", ()), ("adapter", ("dropout",)), ("decoder", ("max_length",))):
             same_settings(f"model.{part}", getattr(config.model, part), getattr(stored, part), config.init_from, but=free)
-        arrays |= load_native(config.init_from, shardings=shardings(config.init_from, make_mesh(**vars(config.mesh))))[1]
+        arrays |= load_native(config.init_from, shardings=shardings(config.init_from, mesh))[1]
         tokenizer = tokenizer or Path(config.init_from)
     if tokenizer is None and config.objective == "answers":
         raise ConfigError("no tokenizer: set decoder_from, init_from or tokenizer (a directory with tokenizer.json)")

@@ -110,7 +110,7 @@ def is_clip(directory):
 
 
 def read(directory, dtype=None, path="encoders/0"):
-    """(EncoderConfig, {path: array}) of a CLIP directory.
+    """(EncoderConfig, {path: Lazy}) of a CLIP directory.
 
     Raises:
       CheckpointError: it is no CLIP directory, a setting is not supported, or tensors do not fit (all are listed).

@@ -9,7 +9,8 @@ import numpy as np
 
 from omnifusion_jax.checkpoints import clip, mistral, original
 from omnifusion_jax.checkpoints.engine import to_foreign
-from omnifusion_jax.checkpoints.files import write_json, write_safetensors
+from omnifusion_jax.checkpoints.files import write_json, write_safetensors, write_weights
+from omnifusion_jax.checkpoints.lazy import lazy
 from omnifusion_jax.checkpoints.load import PARTS, Checkpoint
 from omnifusion_jax.checkpoints.staging import written_beside
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
@@ -29,7 +30,7 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
         .safetensors of the same names, which only this library reads.
 
     Raises:
-      CheckpointError: parts are missing, `output` exists, or PyTorch is needed and not installed.
+      CheckpointError: parts are missing, `output` exists, the disk is full, or PyTorch is needed and not installed.
     """
     if missing := set(PARTS) - set(checkpoint.parts):
         raise CheckpointError(f"the checkpoint holds only {', '.join(checkpoint.parts)}; {', '.join(sorted(missing))} of the model are missing")
@@ -37,7 +38,8 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
         raise CheckpointError("the checkpoint has no tokenizer")
     torch = import_torch() if pickles else None
     config = checkpoint.config
-    with written_beside(output) as partial:
+    size = sum(a.size * np.dtype(dtype or a.dtype).itemsize for a in checkpoint.arrays.values())
+    with written_beside(output, size) as partial:
         copy_tokenizer(checkpoint.tokenizer, made(partial / original.TOKENIZER))
         write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", mistral.table(config.decoder), dtype))
         write_encoder(made(partial / clip_name(config.encoder)), config.encoder, part(checkpoint, "encoders", clip.table(config.encoder), dtype))
@@ -54,8 +56,9 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
 
 
 def part(checkpoint, name, table, dtype):
-    arrays = {path: np.asarray(a) for path, a in checkpoint.arrays.items() if path.startswith(f"{name}/")}
-    return to_foreign({path: a if dtype is None else a.astype(dtype) for path, a in arrays.items()}, table)
+    """Foreign tensors by name of one part of the model, each read when it is written."""
+    arrays = {path: lazy(a) for path, a in checkpoint.arrays.items() if path.startswith(f"{name}/")}
+    return to_foreign({path: a.astype(dtype or a.dtype) for path, a in arrays.items()}, table)
 
 
 def made(directory) -> Path:
@@ -70,13 +73,13 @@ def clip_name(c):
 def write_decoder(directory, c, tensors):
     write_json(directory / "config.json", mistral.decoder_json(c, type_of(tensors)))
     write_json(directory / "generation_config.json", {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2})
-    write_safetensors(directory / "model.safetensors", tensors)
+    write_weights(directory, tensors)
 
 
 def write_encoder(directory, c, tensors):
     write_json(directory / "config.json", clip.encoder_json(c, type_of(tensors)))
     write_json(directory / "preprocessor_config.json", clip.preprocessor_json(c))
-    write_safetensors(directory / "model.safetensors", tensors)
+    write_weights(directory, tensors)
 
 
 def type_of(tensors):

@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from omnifusion_jax.checkpoints.lazy import in_parallel
 from omnifusion_jax.checkpoints.torch_files import read_torch_file, state_dict
 from omnifusion_jax.errors import CheckpointError
 
@@ -20,6 +22,7 @@ TYPES = {
 }  # fmt: skip
 TYPES = {name: np.dtype(kind) for name, kind in TYPES.items()}
 NAMES = {kind: name for name, kind in TYPES.items()}
+SHARD_BYTES = 5_000_000_000  # of a file of weights
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -88,17 +91,46 @@ def read_safetensors(path) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(path, tensors: Mapping[str, np.ndarray]):
-    """Writes arrays by name, one at a time, marked as transformers expects it."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    """Writes arrays by name, marked as transformers expects it. Lazy ones are read a few at a time, and none is kept."""
+    header, starts, end = {"__metadata__": {"format": "pt"}}, {}, 0
     for name, a in tensors.items():
         header[name] = {"dtype": NAMES[a.dtype], "shape": list(a.shape), "data_offsets": [end, end + a.nbytes]}
-        end += a.nbytes
+        starts[name], end = end, end + a.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for a in tensors.values():
-            file.write(np.ascontiguousarray(a).tobytes())
+    with open(path, "wb", buffering=0) as file:
+        write_at(file, 0, len(text).to_bytes(8, "little") + text)
+        in_parallel(
+            lambda name: write_at(file, 8 + len(text) + starts[name], np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8)), tensors
+        )
+        os.fsync(file.fileno())
+
+
+def write_at(file, offset, data):
+    """`os.pwrite` of everything: one call writes 2 GiB at most, and less where the disk becomes full."""
+    data = memoryview(data)
+    while len(data):
+        written = os.pwrite(file.fileno(), data, offset)
+        data, offset = data[written:], offset + written
+
+
+def write_weights(directory, tensors: Mapping[str, np.ndarray]):
+    """Weights as transformers names them: model.safetensors, or files of at most SHARD_BYTES (a larger tensor has one alone) and their index."""
+    shards, room = [], 0
+    for name, a in tensors.items():
+        if not shards or a.nbytes > room:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(name)
+        room -= a.nbytes
+    if len(shards) == 1:
+        return write_safetensors(Path(directory) / "model.safetensors", tensors)
+    files = {f"model-{n:05}-of-{len(shards):05}.safetensors": names for n, names in enumerate(shards, 1)}
+    for file, names in files.items():
+        write_safetensors(Path(directory) / file, {name: tensors[name] for name in names})
+    index = {"metadata": {"total_size": sum(a.nbytes for a in tensors.values())}}
+    index["weight_map"] = {name: file for file, names in files.items() for name in names}
+    write_json(Path(directory) / "model.safetensors.index.json", index)
 
 
 def read_json(path) -> dict:

@@ -6,6 +6,7 @@ from typing import Any
 
 from omnifusion_jax.checkpoints import clip, hub, mistral, native, original
 from omnifusion_jax.checkpoints.bundled import VISION
+from omnifusion_jax.checkpoints.lazy import placed
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
 from omnifusion_jax.config import DecoderConfig, EncoderConfig, ModelConfig
 from omnifusion_jax.errors import CheckpointError
@@ -16,7 +17,7 @@ PARTS = ("encoders", "adapter", "special", "decoder")
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     config: ModelConfig
-    arrays: dict[str, Any]  # numpy or jax arrays by path
+    arrays: dict[str, Any]  # by path: Lazy, which are read when they are used; jax arrays where a mesh was given
     tokenizer: Path | None  # directory with tokenizer.json
     family: str  # the format it was read from
 
@@ -28,11 +29,13 @@ class Checkpoint:
 def read_native(directory, vision, dtype, mesh):
     if vision is not None:
         raise CheckpointError(f"{directory}: a native checkpoint has its own encoder; leave out vision (--vision)")
-    return *native.load_native(directory, dtype, native.shardings(directory, mesh)), fast_tokenizer(directory)
+    read = native.load_native(directory, dtype, native.shardings(directory, mesh)) if mesh else native.open_native(directory, dtype)
+    return *read, fast_tokenizer(directory)
 
 
 def read_original(directory, vision, dtype, mesh):
-    return original.read(directory, vision, dtype)  # memory-mapped on the host: who uses it places it
+    config, arrays, tokenizer = original.read(directory, vision, dtype)
+    return config, placed(mesh, arrays) if mesh else arrays, tokenizer
 
 
 # name: (whether a directory is of that family, reader to (config, arrays, tokenizer), what makes it one)
@@ -49,7 +52,7 @@ def load_checkpoint(source, vision=None, dtype=None, mesh=None) -> Checkpoint:
       source: directory or hub id: a native checkpoint (which may hold some parts only), or an original OmniFusion directory.
       vision: CLIP directory or hub id, for original directories that hold none.
       dtype: "bfloat16", "float32" or a numpy type of the arrays; None keeps what is stored.
-      mesh: over which a native checkpoint's arrays are spread as they are read; None: this process's first device.
+      mesh: over which the arrays are spread as they are read: no process reads or holds more than its devices' share. None: nothing is read yet.
 
     Raises:
       CheckpointError: the source is not there, of no known format, unsafe, or incomplete.
@@ -63,7 +66,7 @@ def load_checkpoint(source, vision=None, dtype=None, mesh=None) -> Checkpoint:
 
 
 def load_encoder(source, number=0, dtype=None) -> tuple[EncoderConfig, dict]:
-    """(config, {"encoders/NUMBER/...": array}) of a Hugging Face CLIP directory or hub id, or of a native directory's first encoder.
+    """(config, {"encoders/NUMBER/...": Lazy}) of a Hugging Face CLIP directory or hub id, or of a native directory's first encoder.
 
     Raises CheckpointError.
     """
@@ -75,7 +78,7 @@ def load_encoder(source, number=0, dtype=None) -> tuple[EncoderConfig, dict]:
 
 
 def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:
-    """(config, {"decoder/...": array}, tokenizer directory or None) of a Hugging Face Mistral directory or hub id, or of a native directory.
+    """(config, {"decoder/...": Lazy}, tokenizer directory or None) of a Hugging Face Mistral directory or hub id, or of a native directory.
 
     Raises CheckpointError.
     """
@@ -88,7 +91,7 @@ def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:
 
 
 def native_part(directory, part, dtype):
-    config, arrays = native.load_native(directory, dtype)
+    config, arrays = native.open_native(directory, dtype)
     found = {path: a for path, a in arrays.items() if path.startswith(f"{part}/")}
     if not found:
         raise CheckpointError(f"{directory}: holds no {part}, only {', '.join(native.read_config(directory)[1])}")

@@ -90,7 +90,7 @@ def decoder_json(c: DecoderConfig, dtype):
 
 
 def read(directory, dtype=None):
-    """(DecoderConfig, {"decoder/...": array}) of a Mistral directory.
+    """(DecoderConfig, {"decoder/...": Lazy}) of a Mistral directory.
 
     Raises:
       CheckpointError: it is no Mistral directory, a setting is not supported, or tensors do not fit (all are listed).

@@ -16,8 +16,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from omnifusion_jax.checkpoints import streaming
 from omnifusion_jax.checkpoints.engine import refuse, shapes_of
 from omnifusion_jax.checkpoints.files import read_json, require, write_json
+from omnifusion_jax.checkpoints.lazy import Lazy
 from omnifusion_jax.checkpoints.staging import check_free, unfinished, written_beside
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
 from omnifusion_jax.config import ModelConfig, from_dict
@@ -30,27 +32,38 @@ VERSION = 1
 
 
 def save_native(directory, config: ModelConfig, arrays, tokenizer_dir=None):
-    """Writes whole parts of a model: {path: numpy or jax array}. The directory has its name only when it is complete.
+    """Writes whole parts of a model: {path: Lazy, numpy or jax array}. The directory has its name only when it is complete.
 
     Every process of a job calls this, with global arrays.
 
     Raises:
-      CheckpointError: the directory exists and is not empty, or the arrays are not whole parts of the model that `config` describes.
+      CheckpointError: the directory exists and is not empty, the disk is full, or the arrays are not whole parts of the model that `config`
+        describes.
     """
     parts = sorted({path.split("/")[0] for path in arrays})
     check(arrays, config, parts, directory)
     directory = Path(directory).absolute()
     check_free(directory)  # in every process: one that stopped alone would leave the others waiting
     first = jax.process_index() == 0  # it alone makes and names the directory
-    with written_beside(directory) if first else contextlib.nullcontext(unfinished(directory)) as partial:
+    size = sum(a.nbytes for a in arrays.values())
+    with written_beside(directory, size) if first else contextlib.nullcontext(unfinished(directory)) as partial:
         multihost_utils.sync_global_devices(f"{directory} begun")
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / "arrays", nested(arrays))
+        write(partial / "arrays", arrays)
         if first:
             if tokenizer_dir is not None:
                 copy_tokenizer(tokenizer_dir, partial)
             write_json(partial / "config.json", {"version": VERSION, "parts": parts, "model": dataclasses.asdict(config)})
     multihost_utils.sync_global_devices(f"{directory} named")
+
+
+def write(directory, arrays):
+    """The Orbax directory. jax arrays are written by all processes, others in little memory by the first; either way a layer can be read alone."""
+    if not all(isinstance(a, jax.Array) for a in arrays.values()):
+        return streaming.save(directory, nested(arrays))
+    by_layer = ocp.SaveArgs(chunk_byte_size=streaming.CHUNK_BYTES, shard_axes=(0,))
+    how = {path: by_layer if "/layers/" in path else ocp.SaveArgs() for path in arrays}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory, nested(arrays), save_args=nested(how))
 
 
 def load_native(directory, dtype=None, shardings=None):
@@ -65,18 +78,39 @@ def load_native(directory, dtype=None, shardings=None):
       CheckpointError: config.json is not one of this library, or arrays are missing, too many or misshapen (all are listed).
     """
     directory = Path(directory).absolute()
+    config, stored = stored_arrays(directory)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = {
+        path: jax.ShapeDtypeStruct(a.shape, np.dtype(dtype or a.dtype), sharding=shardings[path] if shardings else here) for path, a in stored.items()
+    }
+    with ocp.StandardCheckpointer() as checkpointer, named_errors(directory):
+        return config, flat(checkpointer.restore(directory / "arrays", nested(wanted)))
+
+
+def open_native(directory, dtype=None):
+    """As `load_native`, but (ModelConfig, {path: Lazy}): values are read when they are used. Damage to them shows then, as a CheckpointError too."""
+    directory = Path(directory).absolute()
+    config, stored = stored_arrays(directory)
+    return config, {path: reader(directory, path, a).astype(dtype or a.dtype) for path, a in stored.items()}
+
+
+def reader(directory, path, a):
+    source = streaming.stored(directory / "arrays", path.replace("/", "."), a.shape, a.dtype)
+
+    def read(spans):
+        with named_errors(directory):
+            return source.read(spans)
+
+    return Lazy(a.shape, a.dtype, read)
+
+
+def stored_arrays(directory):
+    """The config, and shape and type of every array that is there; they are whole parts of the model."""
     config, parts = read_config(directory)
-    with ocp.StandardCheckpointer() as checkpointer:
-        with named_errors(directory):
-            stored = flat(checkpointer.metadata(directory / "arrays").item_metadata.tree)
-        check(stored, config, parts, directory)
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        wanted = {
-            path: jax.ShapeDtypeStruct(a.shape, np.dtype(dtype or a.dtype), sharding=shardings[path] if shardings else here)
-            for path, a in stored.items()
-        }
-        with named_errors(directory):
-            return config, flat(checkpointer.restore(directory / "arrays", nested(wanted)))
+    with ocp.StandardCheckpointer() as checkpointer, named_errors(directory):
+        stored = flat(checkpointer.metadata(directory / "arrays").item_metadata.tree)
+    check(stored, config, parts, directory)
+    return config, stored
 
 
 def shardings(directory, mesh):

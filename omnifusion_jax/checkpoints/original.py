@@ -62,7 +62,7 @@ def locate(directory) -> Path | None:
 
 
 def read(source, vision=None, dtype=None):
-    """(ModelConfig, {path: array}, tokenizer directory) of an original directory.
+    """(ModelConfig, {path: Lazy}, tokenizer directory) of an original directory.
 
     Args:
       source: directory, or the one above it as in the published repository.

@@ -1,10 +1,14 @@
 """Directories that have their name only when they are complete."""
 
 import contextlib
+import errno
+import os
 import shutil
 from pathlib import Path
 
 from omnifusion_jax.errors import CheckpointError
+
+FULL = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT)]  # tensorstore's errors say no more than these words
 
 
 def unfinished(directory):
@@ -18,21 +22,32 @@ def check_free(directory):
         raise CheckpointError(f"{directory} exists already and is not overwritten. Remove it, or give another name.")
 
 
+def check_space(directory, size):
+    """Raises CheckpointError where `size` bytes do not fit beside `directory`."""
+    parent = next(p for p in Path(directory).absolute().parents if p.is_dir())
+    if (free := shutil.disk_usage(parent).free) < size:
+        raise CheckpointError(f"{directory}: {size:,} bytes are needed, {free:,} are free on that disk. Make room, or give another one.")
+
+
 @contextlib.contextmanager
-def written_beside(directory):
-    """A new directory to write into; it takes its name `directory` when the block ends well, and is removed when it does not.
+def written_beside(directory, size=0):
+    """A new directory to write `size` bytes into; it takes its name `directory` when the block ends well, and is removed when it does not.
 
     Raises:
-      CheckpointError: something is there already.
+      CheckpointError: something is there already, or the disk is full.
     """
     directory = Path(directory)
     check_free(directory)
     partial = unfinished(directory)
     shutil.rmtree(partial, ignore_errors=True)
+    check_space(directory, size)
     partial.mkdir(parents=True)
     try:
         yield partial
         partial.replace(directory)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if any(said in str(error) for said in FULL):
+            needed = f" {size:,} bytes are needed." if size else ""
+            raise CheckpointError(f"{directory}: the disk became full while it was written, and nothing was kept.{needed}") from error
         raise

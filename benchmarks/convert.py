@@ -1,0 +1,105 @@
+"""Memory and speed of conversion: python benchmarks/convert.py [--layers=32] [--directory=DIR]
+
+Makes a random OmniFusion-1.1 with that many decoder layers as an original directory, converts it to native and back, and holds the speed against
+`cp -r` of the same files. Each begins with its source dropped from the page cache, and ends when everything is on the disk. 32 layers need 46 GB of
+disk.
+"""
+
+import argparse
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.engine import shapes_of
+from omnifusion_jax.checkpoints.export import export_original
+from omnifusion_jax.checkpoints.lazy import Lazy
+from omnifusion_jax.checkpoints.load import Checkpoint
+from omnifusion_jax.models.presets import preset
+
+MEASURES = {"VmHWM": "resident", "RssAnon": "anonymous"}  # lines of /proc/PID/status
+
+
+def make_source(directory, layers):
+    config = preset("omnifusion-1.1")
+    config.decoder.layers = layers
+    arrays = {path: random_array(shape, seed) for seed, (path, shape) in enumerate(shapes_of(config).items())}
+    export_original(Checkpoint(config, arrays, locate("omnifusion-tiny-decoder"), "random"), directory, pickles=False)
+
+
+def random_array(shape, seed):
+    """Any bfloat16 between -1 and 1."""
+
+    def read(spans):
+        rng = np.random.default_rng([seed, *(s.start for s in spans)])
+        bits = rng.integers(0, 1 << 16, [s.stop - s.start for s in spans], np.uint16)
+        return (bits & 0xBF7F).view(ml_dtypes.bfloat16)
+
+    return Lazy(shape, ml_dtypes.bfloat16, read)
+
+
+def files(directory):
+    return [file for file in Path(directory).rglob("*") if file.is_file()]
+
+
+def measured(source, *command):
+    """(seconds, peak bytes by kind of memory) of a command that reads `source`."""
+    os.sync()
+    for file in files(source):
+        with open(file, "rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    start, peak = time.perf_counter(), dict.fromkeys(MEASURES.values(), 0)
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if name := MEASURES.get(line.partition(":")[0]):
+                peak[name] = max(peak[name], int(line.split()[1]) * 1024)
+        time.sleep(0.02)
+    os.sync()
+    if process.returncode:
+        sys.exit(process.returncode)
+    return time.perf_counter() - start, peak
+
+
+def same(a, b):
+    """Whether two directories hold the same weights, to the byte."""
+    names = [file.relative_to(a) for file in files(a) if file.suffix == ".safetensors" and file.parent != a]
+    return names and filecmp.cmpfiles(a, b, names, shallow=False)[0] == names
+
+
+def main(directory, layers):
+    source, copy, native, back = (directory / name for name in ("source", "copy", "native", "back"))
+    make_source(source, layers)
+    size = sum(file.stat().st_size for file in files(source))
+    print(f"{size / 1e9:.2f} GB, {layers} layers")
+    convert = sys.executable, "-m", "omnifusion_jax.convert"
+    steps = {
+        "cp -r": (source, "cp", "-r", source, copy),
+        "to native": (source, *convert, f"--source={source}", f"--output={native}"),
+        "back": (native, *convert, f"--source={native}", f"--output={back}", "--to=omnifusion"),
+    }
+    taken = {}
+    for name, command in steps.items():
+        taken[name], peak = measured(*command)
+        speed = taken["cp -r"] / taken[name]
+        memory = ", ".join(f"{size / 1e9:.2f} GB {kind}" for kind, size in peak.items())
+        print(f"{name:10} {taken[name]:7.1f} s  {size / taken[name] / 1e9:5.2f} GB/s  {speed:4.0%} of cp's speed, peak {memory}", flush=True)
+        shutil.rmtree(copy, ignore_errors=True)
+    print("the weights came back the same" if same(source, back) else sys.exit("the weights came back changed"))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--directory", type=Path, default=tempfile.gettempdir())
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="convert-") as made:
+        main(Path(made), arguments.layers)
