@@ -18,6 +18,7 @@ from omnifusion_jax.errors import DataError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_FILE_BYTES = 1 << 29  # 50 million uncompressed 16-bit RGBA pixels are 400 MB
 LONGEST = 128  # squares in a row: no more of a strip is resized around the one that stays
+MAX_PADDED = 1 << 14  # a square of so many pixels a side takes 1 GB
 
 # What a Pillow error means to the user; the first row that fits. Pillow's own text can hold memory addresses and is never repeated.
 FAULTS = (
@@ -52,20 +53,59 @@ def open_image(source, *, max_pixels=50_000_000):
         return _rgb(ImageOps.exif_transpose(image))
 
 
-def preprocess(image, size):
-    """uint8[size, size, 3] of an RGB PIL image: shortest edge to `size` (bicubic, the long edge rounded down), then the centre.
+def fit(image, size, how="crop", shortest=None, fill=(0, 0, 0)):
+    """uint8[size, size, 3] of an RGB PIL image: by `how`, a key of `FITS`, at least a square of `shortest` pixels, and of that the centre.
 
-    Equals transformers' `CLIPImageProcessorPil` before rescaling. Of a strip longer than `LONGEST` squares whole squares are left out at both
-    ends first (resized entire, 1 x 3000 would take 1.4 GB at 336), which moves the result by less than 1/200 pixel.
+    Args:
+      shortest: the shortest edge before the centre is cut out, at least `size`, which it is by default (DINOv2: 256 for 224).
+      fill: RGB, 0 to 255, of what "pad" adds. LLaVA's is `tuple(int(255 * m) for m in mean)` of the mean that pictures are normalised with.
+
+    All resizing is bicubic. Equals what transformers' Pillow classes give before rescaling: "crop" `CLIPImageProcessorPil` and
+    `BitImageProcessorPil`, "pad" `LlavaImageProcessorPil` with `do_pad` (off by default there, though LLaVA-1.5, arXiv:2310.03744, was trained
+    with it), "squash" `SiglipImageProcessorPil`.
+
+    Raises:
+      DataError: a picture too long to be padded to a square.
+    """
+    edge = shortest or size
+    assert edge >= size, f"shortest {edge} is less than size {size}: black edges"
+    whole = FITS[how](image, edge, fill)
+    left, top = ((side - size) // 2 for side in whole.size)
+    return np.array(whole.crop((left, top, left + size, top + size)))
+
+
+def _crop(image, edge, _):
+    """Shortest edge to `edge`, the long edge rounded down.
+
+    Of a strip longer than `LONGEST` squares whole squares are left out at both ends first (resized entire, 1 x 3000 would take 1.4 GB at 336), which
+    moves the centre by less than 1/200 pixel.
     """
     short = min(image.size)
-    spare = tuple(max(0, edge // short - LONGEST) // 2 * short for edge in image.size)
+    spare = tuple(max(0, side // short - LONGEST) // 2 * short for side in image.size)
     if any(spare):
         image = ImageOps.crop(image, spare)
-    width, height = (size * edge // short for edge in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.array(resized.crop((left, top, left + size, top + size)))
+    return image.resize(tuple(edge * side // short for side in image.size), Image.Resampling.BICUBIC)
+
+
+def _pad(image, edge, fill):
+    """The middle of a square of `fill`, an odd pixel more below or to the right, and that to `edge` x `edge`."""
+    width, height = image.size
+    long = max(width, height)
+    if long > MAX_PADDED:
+        raise DataError(f"{width} x {height} pixels cannot be padded to a square: the long side may have {MAX_PADDED:,}. Scale it down or cut it.")
+    square = Image.new("RGB", (long, long), fill)
+    square.paste(image, ((long - width) // 2, (long - height) // 2))
+    return _squash(square, edge, fill)
+
+
+def _squash(image, edge, _):
+    """All of it to `edge` x `edge`, the aspect not kept."""
+    if image.height > LONGEST * max(image.width, edge):  # Pillow before 13 would begin with the width, at full height: 6.7 GB for 5 million pixels
+        image = image.resize((image.width, edge), Image.Resampling.BICUBIC)
+    return image.resize((edge, edge), Image.Resampling.BICUBIC)
+
+
+FITS = {"crop": _crop, "pad": _pad, "squash": _squash}  # (image, edge, fill) -> a PIL image of `edge` x `edge` or larger on one side
 
 
 @contextlib.contextmanager

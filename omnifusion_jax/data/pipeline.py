@@ -38,7 +38,7 @@ class LayOut:
 
     def __call__(self, dialogue):
         try:
-            pictures = [images.preprocess(images.open_image(source, max_pixels=self.max_pixels), self.size) for source in dialogue.images]
+            pictures = [images.fit(images.open_image(source, max_pixels=self.max_pixels), self.size) for source in dialogue.images]
         except DataError as error:
             raise DataError(f"{dialogue.where}: {error}") from error
         return self.layout(dialogue, np.stack(pictures) if pictures else np.zeros((0, self.size, self.size, 3), np.uint8))

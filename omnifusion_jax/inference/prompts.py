@@ -4,7 +4,7 @@ import numpy as np
 
 from omnifusion_jax.batch import Sample, collate
 from omnifusion_jax.data.dialogues import Request, from_request
-from omnifusion_jax.data.images import open_image, preprocess
+from omnifusion_jax.data.images import fit, open_image
 from omnifusion_jax.errors import DataError
 
 STEP = 64  # lengths are rounded up to a multiple of this
@@ -27,7 +27,7 @@ def lay_out(request, where, layout, size, ask=None):
         raise DataError(f"{where} is a {type(request).__name__}, not a Request")
     dialogue = from_request(request, where)
     try:
-        pictures = [preprocess(open_image(source), size) for source in dialogue.images]
+        pictures = [fit(open_image(source), size) for source in dialogue.images]
     except DataError as error:
         raise DataError(f"{dialogue.where}: {error}") from error
     ask = dialogue.turns[-1][0] in HUMAN if ask is None else ask

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from omnifusion_jax.data.images import open_image, preprocess
+from omnifusion_jax.data.images import FITS, fit, open_image
 from omnifusion_jax.errors import DataError
 
 REAL = Path(__file__).parents[2].parent / "shared/data/real_dialogues/images"
@@ -306,53 +306,115 @@ def test_grey_without_a_white_level(tmp_path):
 # --- the square
 
 
-@pytest.fixture(scope="module")
-def clip():
-    """The pixels transformers makes of an RGB image before it rescales and normalises them."""
-    processor = pytest.importorskip("transformers").CLIPImageProcessorPil(do_rescale=False, do_normalize=False)
+FILL = (122, 116, 104)  # of CLIP's mean, as LLaVA rounds it
 
-    def pixels(image, size):
-        made = processor(image, size={"shortest_edge": size}, crop_size={"height": size, "width": size}, return_tensors="np")
-        return made["pixel_values"][0].transpose(1, 2, 0)
+
+@pytest.fixture(scope="module")
+def theirs():
+    """The pixels transformers makes of an RGB image before it rescales and normalises them, by kind of `fit`."""
+    transformers = pytest.importorskip("transformers")
+    raw = {"do_rescale": False, "do_normalize": False}
+    mean = transformers.image_utils.OPENAI_CLIP_MEAN
+    made = {
+        "crop": transformers.CLIPImageProcessorPil(**raw),
+        "pad": transformers.LlavaImageProcessorPil(do_pad=True, image_mean=mean, **raw),
+        "squash": transformers.SiglipImageProcessorPil(**raw),
+    }
+
+    def pixels(image, size, how="crop", shortest=None):
+        square = {"height": size, "width": size}
+        sizes = {"size": square} if how == "squash" else {"size": {"shortest_edge": shortest or size}, "crop_size": square}
+        return made[how](image, return_tensors="np", **sizes)["pixel_values"][0].transpose(1, 2, 0)
 
     return pixels
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([48, 336]), st.integers(0, 1000))
-@example(1, 400, 48, 0)
-@example(400, 3, 336, 0)
-@example(1, 1, 336, 0)
-@example(336, 336, 336, 0)
-@example(337, 400, 336, 0)
-def test_equals_transformers(clip, width, height, size, seed):
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([(48, None), (336, None), (224, 256), (48, 61)]), st.integers(0, 1000))
+@example(1, 400, (48, None), 0)
+@example(400, 3, (336, None), 0)
+@example(1, 1, (336, None), 0)
+@example(336, 336, (336, None), 0)
+@example(337, 400, (336, None), 0)
+@example(300, 290, (224, 256), 0)
+def test_crop_equals_transformers(theirs, width, height, sizes, seed):
     image = Image.fromarray(noise(width, height, seed=seed))
-    square = preprocess(image, size)
+    square = fit(image, sizes[0], shortest=sizes[1])
+    assert (square.dtype, square.shape) == (np.uint8, (sizes[0], sizes[0], 3))
+    np.testing.assert_array_equal(square, theirs(image, *sizes[:1], shortest=sizes[1]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(["pad", "squash"]), st.integers(1, 400), st.integers(1, 400), st.sampled_from([48, 61]), st.integers(0, 1000))
+@example("pad", 100, 99, 48, 0)
+@example("pad", 99, 100, 48, 0)
+@example("pad", 1, 3000, 48, 0)
+@example("squash", 400, 1, 336, 0)
+@example("squash", 1, 9000, 61, 0)
+@example("squash", 30_000, 1, 61, 0)
+def test_pad_and_squash_equal_transformers(theirs, how, width, height, size, seed):
+    image = Image.fromarray(noise(width, height, seed=seed))
+    square = fit(image, size, how, fill=FILL)
     assert (square.dtype, square.shape) == (np.uint8, (size, size, 3))
-    np.testing.assert_array_equal(square, clip(image, size))
+    np.testing.assert_array_equal(square, theirs(image, size, how))
 
 
 @pytest.mark.parametrize("path", REAL_FILES, ids=lambda path: path.name if path else "none")
+@pytest.mark.parametrize("how", FITS)
 @pytest.mark.parametrize("size", [48, 336])
-def test_real_pictures_equal_transformers(clip, path, size):
+def test_real_pictures_equal_transformers(theirs, path, how, size):
     image = open_image(path)
-    np.testing.assert_array_equal(preprocess(image, size), clip(image, size))
+    np.testing.assert_array_equal(fit(image, size, how, fill=FILL), theirs(image, size, how))
+
+
+def test_dinov2_cuts_224_from_256(theirs):
+    transformers = pytest.importorskip("transformers")
+    bit = transformers.BitImageProcessorPil(size={"shortest_edge": 256}, crop_size=224, do_rescale=False, do_normalize=False)
+    image = Image.fromarray(noise(401, 300))
+    np.testing.assert_array_equal(fit(image, 224, shortest=256), bit(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0))
+    np.testing.assert_array_equal(fit(image, 224, "pad", shortest=256, fill=FILL), theirs(image, 224, "pad", shortest=256))
+
+
+def test_what_is_padded_lies_in_the_middle():
+    assert fit(Image.new("RGB", (1, 4), (9, 8, 7)), 4, "pad", fill=FILL).tolist() == [[list(FILL), [9, 8, 7], list(FILL), list(FILL)]] * 4
+    assert fit(Image.new("RGB", (3, 2), (9, 8, 7)), 3, "pad").tolist() == [[[9, 8, 7]] * 3] * 2 + [[[0, 0, 0]] * 3]
+
+
+def test_only_pad_and_squash_keep_the_ends():
+    image = Image.new("RGB", (30, 10))
+    image.paste((255, 255, 255), (10, 0, 20, 10))
+    assert [int((fit(image, 30, how) > 127).sum()) // 3 for how in FITS] == [30 * 30, 10 * 10, 10 * 30]
 
 
 def test_a_line_of_pixels():
     line = Image.fromarray(noise(3000, 1))
     resized = np.asarray(line.resize((336 * 3000, 1), Image.Resampling.BICUBIC))  # one row of what would be 336
     middle = resized[:, 336 * 1499 + 168 : 336 * 1500 + 168].repeat(336, 0)
-    np.testing.assert_array_equal(preprocess(line, 336), middle)
-    upright = preprocess(line.transpose(Image.Transpose.TRANSPOSE), 336)
+    np.testing.assert_array_equal(fit(line, 336), middle)
+    upright = fit(line.transpose(Image.Transpose.TRANSPOSE), 336)
     np.testing.assert_array_equal(upright, middle.transpose(1, 0, 2))
 
 
 @pytest.mark.parametrize("size", [(7, 2000), (2001, 7), (5000, 13)])
-def test_a_long_strip_is_close(clip, size):
+def test_a_long_strip_is_close(theirs, size):
     image = Image.fromarray(noise(*size))  # whose edges the rounded long side moves by a fraction of a pixel
-    assert np.abs(preprocess(image, 48).astype(int) - clip(image, 48)).max() <= 2
+    assert np.abs(fit(image, 48).astype(int) - theirs(image, 48)).max() <= 2
 
 
-def test_an_endless_strip_stays_small():
-    assert preprocess(Image.new("RGB", (1, 5_000_000)), 336).shape == (336, 336, 3)
+@pytest.mark.parametrize("size", [(1, 5_000_000), (5_000_000, 1)])
+def test_an_endless_strip_stays_small(size):
+    strip = Image.new("RGB", size, FILL)
+    for how in ("crop", "squash"):
+        np.testing.assert_array_equal(fit(strip, 336, how), np.broadcast_to(np.uint8(FILL), (336, 336, 3)))
+    with pytest.raises(DataError, match=f"{size[0]} x {size[1]} pixels cannot be padded to a square: the long side may have 16,384"):
+        fit(strip, 336, "pad")
+
+
+def test_a_strip_shrinks_before_it_grows(monkeypatch):
+    """Whatever Pillow's own order is: none of the pictures in between is larger than both ends."""
+    asked, resize = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda image, size, *rest: asked.append(size) or resize(image, size, *rest))
+    strip = Image.fromarray(noise(3, 100_000))
+    stepwise = fit(strip, 64, "squash")
+    assert asked == [(3, 64), (64, 64)]
+    assert np.abs(stepwise.astype(int) - np.asarray(resize(strip, (64, 64), Image.Resampling.BICUBIC))).max() <= 2  # by rounding in between
