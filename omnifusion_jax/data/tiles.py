@@ -86,10 +86,8 @@ def most(grids):
 
 def _inside(size, canvas):
     """The largest (width, height) of the aspect of `size` within `canvas`; what is not whole is rounded up."""
-    (width, height), (wide, tall) = size, canvas
-    if wide / width < tall / height:
-        return wide, min(math.ceil(height * (wide / width)), tall)
-    return min(math.ceil(width * (tall / height)), wide), tall
+    scale = min(outer / side for side, outer in zip(size, canvas, strict=True))
+    return tuple(min(math.ceil(side * scale), outer) for side, outer in zip(size, canvas, strict=True))
 
 
 def _unpadded(lines, size_hw):
@@ -98,9 +96,7 @@ def _unpadded(lines, size_hw):
     As many go on either side, and a line that shows padding in part stays: the number kept is the exact height (or width) of the picture in patches
     truncated, and one more where that leaves an odd number to remove.
     """
-    (tall, wide), (height, width) = lines.shape, size_hw
-    if width / height > wide / tall:
-        spare = (tall - int(round(height * (wide / width), 7))) // 2
-        return lines[spare : tall - spare]
-    spare = (wide - int(round(width * (tall / height), 7))) // 2
-    return lines[:, spare : wide - spare]
+    scale = min(outer / side for side, outer in zip(size_hw, lines.shape, strict=True))
+    kept = (int(round(side * scale, 7)) for side in size_hw)  # 7 digits: what is whole but for the rounding error of `scale` is not truncated
+    top, left = ((outer - inner) // 2 for inner, outer in zip(kept, lines.shape, strict=True))
+    return lines[top : lines.shape[0] - top, left : lines.shape[1] - left]
