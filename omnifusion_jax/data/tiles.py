@@ -57,12 +57,12 @@ def walk(size_hw, grids, tile, side, newline=False, unpad=False):
 
     Feature rows are counted through all tiles, tile * side**2 + patch; the whole picture's come first. Then, by what the model was trained with:
 
-    | newline | unpad | the tiles' rows                                                                  |
-    |---------|-------|----------------------------------------------------------------------------------|
-    | no      | no    | tile after tile, line by line within each (OmniFusion's grid split)              |
-    | no      | yes   | line by line across the whole grid, without the lines or columns that are padding |
-    | yes     | no    | line by line across the whole grid, NEWLINE after each line                      |
-    | yes     | yes   | both (LLaVA-NeXT): `pack_image_features` of transformers                         |
+    | newline | unpad | the tiles' rows                                                     |
+    |---------|-------|---------------------------------------------------------------------|
+    | no      | no    | tile after tile, line by line within each (OmniFusion's grid split) |
+    | no      | yes   | line by line across the whole grid, padded lines or columns removed |
+    | yes     | no    | line by line across the whole grid, NEWLINE after each line         |
+    | yes     | yes   | both (LLaVA-NeXT): `pack_image_features` of transformers            |
 
     Of a thin strip no line, or nothing in the lines, may be left: then only the whole picture stands there, and the newlines of empty lines.
     """
@@ -91,10 +91,10 @@ def _inside(size, canvas):
 
 
 def _unpadded(lines, size_hw):
-    """`lines` [tall, wide] without those at the edges that show padding only, by the rule of transformers' `unpad_image`.
+    """`lines` [tall, wide] without the padded ones at the edges, by the rule of transformers' `unpad_image`.
 
-    As many go on either side, and a line that shows padding in part stays: the number kept is the exact height (or width) of the picture in patches
-    truncated, and one more where that leaves an odd number to remove.
+    As many go on either side: kept is the picture's height (or width) in patches, truncated, and one more where that leaves an odd number to remove.
+    So a line that shows padding in part may go or stay.
     """
     scale = min(outer / side for side, outer in zip(size_hw, lines.shape, strict=True))
     kept = (int(round(side * scale, 7)) for side in size_hw)  # 7 digits: what is whole but for the rounding error of `scale` is not truncated
