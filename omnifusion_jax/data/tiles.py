@@ -21,9 +21,10 @@ NEWLINE = -1  # in a walk: here stands the trained newline vector
 
 
 def best_grid(size_hw, grids, tile):
-    """The one of `grids` in whose rows * tile by columns * tile pixels a picture of (height, width) keeps most pixels; of equals the smallest, the first.
+    """The (rows, columns) of `grids` in whose `tile`-pixel tiles a picture of (height, width) keeps most pixels; of equals the smallest, the first.
 
-    As transformers' `select_best_resolution`, truncations and rounding errors included.
+    As transformers' `select_best_resolution`, truncations and rounding errors included: of a strip that would be less than a pixel thin nothing is
+    kept in any grid, and it gets the smallest, upright or not.
     """
     height, width = size_hw
 
@@ -56,15 +57,14 @@ def walk(size_hw, grids, tile, side, newline=False, unpad=False):
 
     Feature rows are counted through all tiles, tile * side**2 + patch; the whole picture's come first. Then, by what the model was trained with:
 
-    | newline | unpad | the tiles' rows                                                                  |
-    |---------|-------|----------------------------------------------------------------------------------|
-    | no      | no    | tile after tile, line by line within each (OmniFusion's grid split)              |
-    | no      | yes   | line by line across the whole grid, without the lines or columns that are padding |
-    | yes     | no    | line by line across the whole grid, NEWLINE after each line                      |
-    | yes     | yes   | both (LLaVA-NeXT): `pack_image_features` of transformers                         |
+    | newline | unpad | the tiles' rows                                                     |
+    |---------|-------|---------------------------------------------------------------------|
+    | no      | no    | tile after tile, line by line within each (OmniFusion's grid split) |
+    | no      | yes   | line by line across the whole grid, padded lines or columns removed |
+    | yes     | no    | line by line across the whole grid, NEWLINE after each line         |
+    | yes     | yes   | both (LLaVA-NeXT): `pack_image_features` of transformers            |
 
-    Of a picture very much longer than wide no line or no column may be left: then nothing but the whole picture stands there, and the newlines of
-    the lines.
+    Of a thin strip no line, or nothing in the lines, may be left: then only the whole picture stands there, and the newlines of empty lines.
     """
     rows, columns = best_grid(size_hw, grids, tile)
     feature = np.arange((1 + rows * columns) * side**2, dtype=np.int32)
@@ -86,21 +86,17 @@ def most(grids):
 
 def _inside(size, canvas):
     """The largest (width, height) of the aspect of `size` within `canvas`; what is not whole is rounded up."""
-    (width, height), (wide, tall) = size, canvas
-    if wide / width < tall / height:
-        return wide, min(math.ceil(height * (wide / width)), tall)
-    return min(math.ceil(width * (tall / height)), wide), tall
+    scale = min(outer / side for side, outer in zip(size, canvas, strict=True))
+    return tuple(min(math.ceil(side * scale), outer) for side, outer in zip(size, canvas, strict=True))
 
 
 def _unpadded(lines, size_hw):
-    """`lines` [tall, wide] without those at the edges that show padding only, by the rule of transformers' `unpad_image`.
+    """`lines` [tall, wide] without the padded ones at the edges, by the rule of transformers' `unpad_image`.
 
-    As many go on either side, and a line that shows padding in part stays: the number kept is the exact height (or width) of the picture in patches
-    truncated, and one more where that leaves an odd number to remove.
+    As many go on either side: kept is the picture's height (or width) in patches, truncated, and one more where that leaves an odd number to remove.
+    So a line that shows padding in part may go or stay.
     """
-    (tall, wide), (height, width) = lines.shape, size_hw
-    if width / height > wide / tall:
-        spare = (tall - int(round(height * (wide / width), 7))) // 2
-        return lines[spare : tall - spare]
-    spare = (wide - int(round(width * (tall / height), 7))) // 2
-    return lines[:, spare : wide - spare]
+    scale = min(outer / side for side, outer in zip(size_hw, lines.shape, strict=True))
+    kept = (int(round(side * scale, 7)) for side in size_hw)  # 7 digits: what is whole but for the rounding error of `scale` is not truncated
+    top, left = ((outer - inner) // 2 for inner, outer in zip(kept, lines.shape, strict=True))
+    return lines[top : lines.shape[0] - top, left : lines.shape[1] - left]
