@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omnifusion_jax.checkpoints import clip, mistral, original
+from omnifusion_jax.checkpoints import clip, llama, original
 from omnifusion_jax.checkpoints.engine import to_foreign
 from omnifusion_jax.checkpoints.files import write_json, write_safetensors, write_weights
 from omnifusion_jax.checkpoints.lazy import lazy
@@ -41,7 +41,7 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
     size = sum(a.size * np.dtype(dtype or a.dtype).itemsize for a in checkpoint.arrays.values())
     with written_beside(output, size) as partial:
         copy_tokenizer(checkpoint.tokenizer, made(partial / original.TOKENIZER))
-        write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", mistral.table(config.decoder), dtype))
+        write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", llama.table(config.decoder), dtype))
         write_encoder(made(partial / clip_name(config.encoder)), config.encoder, part(checkpoint, "encoders", clip.table(config.encoder), dtype))
         adapter = part(checkpoint, "adapter", original.adapter_table(config), dtype)
         special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
@@ -71,7 +71,7 @@ def clip_name(c):
 
 
 def write_decoder(directory, c, tensors):
-    write_json(directory / "config.json", mistral.decoder_json(c, type_of(tensors)))
+    write_json(directory / "config.json", llama.decoder_json(c, type_of(tensors)))
     write_json(directory / "generation_config.json", {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2})
     write_weights(directory, tensors)
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from omnifusion_jax.checkpoints import clip, hub, mistral, native, original
+from omnifusion_jax.checkpoints import clip, hub, llama, native, original
 from omnifusion_jax.checkpoints.bundled import VISION
 from omnifusion_jax.checkpoints.lazy import placed
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
@@ -85,7 +85,7 @@ def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:
     directory = hub.local(source)
     tokenizer = fast_tokenizer(directory)
     if not native.is_native(directory):
-        return *mistral.read(directory, dtype), tokenizer
+        return *llama.read(directory, dtype), tokenizer
     config, arrays = native_part(directory, "decoder", dtype)
     return config.decoder, arrays, tokenizer
 
