@@ -25,6 +25,11 @@ class Checkpoint:
     def parts(self):
         return tuple(part for part in PARTS if any(path.startswith(f"{part}/") for path in self.arrays))
 
+    @property
+    def missing(self):
+        """Parts that the config's model has and that are not there."""
+        return tuple(part for part in PARTS if part not in self.parts and (part != "special" or self.config.special))
+
 
 def read_native(directory, vision, dtype, mesh):
     if vision is not None:
