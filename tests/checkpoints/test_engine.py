@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, MistralConfig, MistralForCausalLM
 
 from omnifusion_jax.checkpoints import clip, llama, original
-from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes_of, slots, split, split_in, split_out, to_foreign
+from omnifusion_jax.checkpoints.engine import MATRIX, SAME, Fused, from_foreign, shapes_of, slots, split, split_in, split_out, to_foreign
 from omnifusion_jax.config import DecoderConfig, EncoderConfig
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.presets import preset
@@ -93,6 +93,52 @@ def test_export_refuses_what_the_format_cannot_hold(foreign):
     arrays["decoder/bias"] = arrays.pop("decoder/head")
     with pytest.raises(CheckpointError, match=r"decoder/head: missing\n  decoder/bias: the format has no place"):
         to_foreign(arrays, TABLE)
+
+
+FUSED_SHAPES = {"query": (2, 4, 2, 3), "key": (2, 4, 3), "value": (2, 4, 3), "bias": (5,), "scale": (2,), "norm": (2, 4)}
+FUSED = {
+    "blocks.{}.qkv.weight": Fused(("query", split_out(2, 3)), ("key", MATRIX), ("value", MATRIX)),
+    "biases": Fused(("bias", SAME), ("scale", SAME)),
+    "blocks.{}.norm": ("norm", SAME),
+}
+
+
+def fused():
+    return {path: np.arange(math.prod(shape), dtype=np.float32).reshape(shape) for path, shape in FUSED_SHAPES.items()}
+
+
+def test_one_foreign_tensor_of_several_of_ours():
+    arrays = fused()
+    foreign = to_foreign(arrays, FUSED)
+    assert {name: a.shape for name, a in foreign.items()} == {
+        "blocks.0.qkv.weight": (12, 4), "blocks.1.qkv.weight": (12, 4), "biases": (7,), "blocks.0.norm": (4,), "blocks.1.norm": (4,),
+    }  # fmt: skip
+    parts = arrays["query"][1].reshape(4, 6).T, arrays["key"][1].T, arrays["value"][1].T
+    np.testing.assert_array_equal(foreign["blocks.1.qkv.weight"], np.concatenate(parts))
+    back = from_foreign(foreign, FUSED, FUSED_SHAPES, "here")
+    for path, a in arrays.items():
+        np.testing.assert_array_equal(back[path], a)
+        np.testing.assert_array_equal(back[path][1:], a[1:])
+
+
+def test_misfits_of_fused_tensors():
+    foreign = dict(to_foreign(fused(), FUSED))
+    foreign["blocks.0.qkv.weight"] = foreign["blocks.0.qkv.weight"][:-1]
+    foreign["blocks.2.qkv.weight"] = foreign.pop("blocks.1.qkv.weight")
+    foreign["biases"] = foreign["biases"].astype(np.int8)
+    with pytest.raises(CheckpointError) as caught:
+        from_foreign(foreign, FUSED, FUSED_SHAPES | {"lonely": (3,)}, "here")
+    for line in (
+        "here: 5 tensors",
+        "blocks.0.qkv.weight -> query[0] and key[0] and value[0]: has shape [11, 4], [12, 4] is needed",
+        "blocks.1.qkv.weight -> query[1] and key[1] and value[1]: missing",
+        "blocks.2.qkv.weight -> nowhere: query has 2 layers",
+        "biases -> bias and scale: is int8, not floating-point",
+        "(no name) -> lonely: the format has no place for it",
+    ):
+        assert line in str(caught.value)
+    with pytest.raises(CheckpointError, match="scale: missing"):
+        to_foreign({path: a for path, a in fused().items() if path != "scale"}, FUSED)
 
 
 def test_the_full_size_model_maps_onto_the_published_tensors():
