@@ -17,7 +17,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnifusion_jax.checkpoints import engine, files, lazy, mistral, staging, streaming
+from omnifusion_jax.checkpoints import engine, files, lazy, llama, staging, streaming
 from omnifusion_jax.checkpoints.engine import to_foreign
 from omnifusion_jax.checkpoints.export import export_original
 from omnifusion_jax.checkpoints.load import Checkpoint, load_checkpoint, load_encoder
@@ -131,7 +131,7 @@ def test_no_piece_is_larger_than_a_chunk(small, original, tmp_path, arrays, monk
 
 
 def test_weights_are_split_into_files_with_an_index(tmp_path, arrays, small):
-    tensors = to_foreign({path: a for path, a in arrays.items() if path.startswith("decoder/")}, mistral.table(C.decoder))
+    tensors = to_foreign({path: a for path, a in arrays.items() if path.startswith("decoder/")}, llama.table(C.decoder))
     files.write_weights(tmp_path, tensors)
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) > 3 and shards[0].name == f"model-00001-of-{len(shards):05}.safetensors"
@@ -139,7 +139,7 @@ def test_weights_are_split_into_files_with_an_index(tmp_path, arrays, small):
     same(files.open_tensors(tmp_path), tensors)
     assert files.read_json(tmp_path / "model.safetensors.index.json")["metadata"]["total_size"] == sum(a.nbytes for a in tensors.values())
     transformers = pytest.importorskip("transformers")
-    (tmp_path / "config.json").write_text(transformers.MistralConfig(**mistral.decoder_json(C.decoder, "bfloat16")).to_json_string())
+    (tmp_path / "config.json").write_text(transformers.MistralConfig(**llama.decoder_json(C.decoder, "bfloat16")).to_json_string())
     _, report = transformers.MistralForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
