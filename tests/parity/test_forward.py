@@ -36,7 +36,7 @@ def ours(tensors):
     for part, named in tensors.items():
         named = {name: t.detach().numpy() for name, t in named.items()}
         found |= from_foreign(named, TABLES[part], shapes_of(C, part), part, ignore=clip.IGNORED, prefix=clip.PREFIX if part == "encoders" else "")
-    return found
+    return {path: np.asarray(a) for path, a in found.items()}
 
 
 def close(a, b):
