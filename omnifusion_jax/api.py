@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from omnifusion_jax.checkpoints.load import PARTS, load_checkpoint
+from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.config import one_of
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
@@ -23,9 +23,9 @@ def load(source, *, vision=None, dtype=None, mesh=None):
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     one_of("dtype", dtype, ("float32", "bfloat16"))
     found = load_checkpoint(source, vision=vision, dtype=dtype, mesh=mesh)
-    if missing := set(PARTS) - set(found.parts):
+    if found.missing:
         raise CheckpointError(
-            f"{source} holds only {', '.join(found.parts)}; {', '.join(sorted(missing))} of the model are missing. Phase 1 saves what it trained: "
+            f"{source} holds only {', '.join(found.parts)}; {', '.join(found.missing)} of the model are missing. Phase 1 saves what it trained: "
             "go on from it with --config.init_from, or set checkpoint.final=complete to save a whole model"
         )
     if found.tokenizer is None:

@@ -109,7 +109,7 @@ class AdapterConfig:
     dropout: float = 0.1  # of the transformer layer, in training only
     eps: float = 1e-5
     width: int | None = None  # that two encoders are brought to; None: the first one's
-    bias: bool = True  # sum, attention: of each layer's linear map
+    bias: str = "layers"  # sum, attention: "layers", each linear map has its own | "one" for their sum | "none"
     shared_norm: bool = True  # sum, attention: one layer norm an encoder, not one a layer
     first_state: int = 0  # sum, attention: the first hidden state of the combination; 0 is the input of the first block
     align: str = "pad"  # sum: the shorter sequence gets zeros at its end; "interpolate": its grid is brought to the longer one's
@@ -117,6 +117,7 @@ class AdapterConfig:
 
     def validate(self):
         one_of("adapter.kind", self.kind, (*ONE_ENCODER, *TWO_ENCODERS))
+        one_of("adapter.bias", self.bias, ("layers", "one", "none"))
         one_of("adapter.align", self.align, ("pad", "interpolate"))
         check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")
 

@@ -4,16 +4,16 @@ import numpy as np
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from omnifusion_jax.checkpoints import engine, mistral
+from omnifusion_jax.checkpoints import engine, llama
 
 torch.set_num_threads(1)
 
 
 def mistral_of(c, arrays):
     """`MistralForCausalLM` with the parameters under `decoder/`."""
-    model = MistralForCausalLM(MistralConfig(**mistral.decoder_json(c, "float32"), attn_implementation="eager"))
+    model = MistralForCausalLM(MistralConfig(**llama.decoder_json(c, "float32"), attn_implementation="eager"))
     mine = {path: a for path, a in arrays.items() if path.startswith("decoder/")}
-    model.load_state_dict({name: torch.tensor(np.array(a)) for name, a in engine.to_foreign(mine, mistral.table(c)).items()})
+    model.load_state_dict({name: torch.tensor(np.array(a)) for name, a in engine.to_foreign(mine, llama.table(c)).items()})
     return model.eval()
 
 

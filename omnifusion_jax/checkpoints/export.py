@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from omnifusion_jax.checkpoints import encoders, mistral, original
+from omnifusion_jax.checkpoints import encoders, llama, original
 from omnifusion_jax.checkpoints.engine import to_foreign
 from omnifusion_jax.checkpoints.files import write_json, write_safetensors, write_weights
 from omnifusion_jax.checkpoints.lazy import lazy
-from omnifusion_jax.checkpoints.load import PARTS, Checkpoint
+from omnifusion_jax.checkpoints.load import Checkpoint
 from omnifusion_jax.checkpoints.staging import written_beside
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
 from omnifusion_jax.errors import CheckpointError
@@ -32,17 +32,14 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
     Raises:
       CheckpointError: parts are missing, `output` exists, the disk is full, or PyTorch is needed and not installed.
     """
-    if missing := set(PARTS) - set(checkpoint.parts):
-        raise CheckpointError(f"the checkpoint holds only {', '.join(checkpoint.parts)}; {', '.join(sorted(missing))} of the model are missing")
-    if checkpoint.tokenizer is None:
-        raise CheckpointError("the checkpoint has no tokenizer")
+    check_whole(checkpoint)
     torch = import_torch() if pickles else None
     config = checkpoint.config
     size = sum(a.size * np.dtype(dtype or a.dtype).itemsize for a in checkpoint.arrays.values())
     with written_beside(output, size) as partial:
         copy_tokenizer(checkpoint.tokenizer, made(partial / original.TOKENIZER))
-        write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", mistral.table(config.decoder), dtype))
-        tower = made(partial / (tower_name(config.encoder)))
+        write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", llama.table(config.decoder), dtype))
+        tower = made(partial / tower_name(config.encoder))
         encoders.write_encoder(tower, config.encoder, arrays_of(checkpoint, "encoders", dtype), config.image.fit)
         adapter = part(checkpoint, "adapter", original.adapter_table(config), dtype)
         special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
@@ -54,6 +51,14 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
             write_safetensors(partial / f"{original.ADAPTER}.safetensors", adapter)
             write_safetensors(partial / f"{original.SPECIAL}.safetensors", special)
         write_json(partial / original.SETTINGS, original.settings(config))
+
+
+def check_whole(checkpoint):
+    """Raises CheckpointError for a checkpoint that lacks a part of its model, or a tokenizer."""
+    if checkpoint.missing:
+        raise CheckpointError(f"the checkpoint holds only {', '.join(checkpoint.parts)}; {', '.join(checkpoint.missing)} of the model are missing")
+    if checkpoint.tokenizer is None:
+        raise CheckpointError("the checkpoint has no tokenizer")
 
 
 def part(checkpoint, name, table, dtype):
@@ -77,7 +82,7 @@ def made(directory) -> Path:
 
 
 def write_decoder(directory, c, tensors):
-    write_json(directory / "config.json", mistral.decoder_json(c, type_of(tensors)))
+    write_json(directory / "config.json", llama.decoder_json(c, type_of(tensors)))
     write_json(directory / "generation_config.json", {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2})
     write_weights(directory, tensors)
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from omnifusion_jax.checkpoints import encoders, hub, mistral, native, original
+from omnifusion_jax.checkpoints import encoders, hub, llama, native, original
 from omnifusion_jax.checkpoints.bundled import VISION
 from omnifusion_jax.checkpoints.lazy import placed
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
@@ -24,6 +24,11 @@ class Checkpoint:
     @property
     def parts(self):
         return tuple(part for part in PARTS if any(path.startswith(f"{part}/") for path in self.arrays))
+
+    @property
+    def missing(self):
+        """Parts that the config's model has and that are not there."""
+        return tuple(part for part in PARTS if part not in self.parts and (part != "special" or self.config.special))
 
 
 def read_native(directory, vision, dtype, mesh):
@@ -85,7 +90,7 @@ def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:
     directory = hub.local(source)
     tokenizer = fast_tokenizer(directory)
     if not native.is_native(directory):
-        return *mistral.read(directory, dtype), tokenizer
+        return *llama.read(directory, dtype), tokenizer
     config, arrays = native_part(directory, "decoder", dtype)
     return config.decoder, arrays, tokenizer
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omnifusion_jax.checkpoints import encoders, mistral
+from omnifusion_jax.checkpoints import encoders, llama
 from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes_of, split, split_in, split_out
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
@@ -78,7 +78,7 @@ def read(source, vision=None, dtype=None):
         raise CheckpointError(f"{directory}/{TOKENIZER}: neither tokenizer.json nor tokenizer.model is there")
     vision = vision or find_encoder(source)
     encoder, arrays = encoders.read_encoder(vision, dtype)
-    decoder, decoder_arrays = mistral.read(directory / DECODER, dtype)
+    decoder, decoder_arrays = llama.read(directory / DECODER, dtype)
     adapter_file, special_file = (one_of_two(directory, name) for name in (ADAPTER, SPECIAL))
     tensors, pickled = read_adapter(adapter_file)
     adapter = AdapterConfig(mlp=len(tensors.get("transformer_layer.linear1.bias", "")) or AdapterConfig.mlp)

@@ -11,17 +11,17 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import CLIPVisionConfig, CLIPVisionModel, MistralConfig, MistralForCausalLM
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, MistralConfig, MistralForCausalLM
 
-from omnifusion_jax.checkpoints import clip, huggingface, mistral, original
-from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes_of, slots, split, split_in, split_out, to_foreign
+from omnifusion_jax.checkpoints import clip, huggingface, llama, original
+from omnifusion_jax.checkpoints.engine import MATRIX, SAME, Fused, from_foreign, shapes_of, slots, split, split_in, split_out, to_foreign
 from omnifusion_jax.config import DecoderConfig, EncoderConfig
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.presets import preset
 
 C = tiny.config()
 SHAPES = shapes_of(C, "decoder")
-TABLE = mistral.table(C.decoder)
+TABLE = llama.table(C.decoder)
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -95,6 +95,52 @@ def test_export_refuses_what_the_format_cannot_hold(foreign):
         to_foreign(arrays, TABLE)
 
 
+FUSED_SHAPES = {"query": (2, 4, 2, 3), "key": (2, 4, 3), "value": (2, 4, 3), "bias": (5,), "scale": (2,), "norm": (2, 4)}
+FUSED = {
+    "blocks.{}.qkv.weight": Fused(("query", split_out(2, 3)), ("key", MATRIX), ("value", MATRIX)),
+    "biases": Fused(("bias", SAME), ("scale", SAME)),
+    "blocks.{}.norm": ("norm", SAME),
+}
+
+
+def fused():
+    return {path: np.arange(math.prod(shape), dtype=np.float32).reshape(shape) for path, shape in FUSED_SHAPES.items()}
+
+
+def test_one_foreign_tensor_of_several_of_ours():
+    arrays = fused()
+    foreign = to_foreign(arrays, FUSED)
+    assert {name: a.shape for name, a in foreign.items()} == {
+        "blocks.0.qkv.weight": (12, 4), "blocks.1.qkv.weight": (12, 4), "biases": (7,), "blocks.0.norm": (4,), "blocks.1.norm": (4,),
+    }  # fmt: skip
+    parts = arrays["query"][1].reshape(4, 6).T, arrays["key"][1].T, arrays["value"][1].T
+    np.testing.assert_array_equal(foreign["blocks.1.qkv.weight"], np.concatenate(parts))
+    back = from_foreign(foreign, FUSED, FUSED_SHAPES, "here")
+    for path, a in arrays.items():
+        np.testing.assert_array_equal(back[path], a)
+        np.testing.assert_array_equal(back[path][1:], a[1:])
+
+
+def test_misfits_of_fused_tensors():
+    foreign = dict(to_foreign(fused(), FUSED))
+    foreign["blocks.0.qkv.weight"] = foreign["blocks.0.qkv.weight"][:-1]
+    foreign["blocks.2.qkv.weight"] = foreign.pop("blocks.1.qkv.weight")
+    foreign["biases"] = foreign["biases"].astype(np.int8)
+    with pytest.raises(CheckpointError) as caught:
+        from_foreign(foreign, FUSED, FUSED_SHAPES | {"lonely": (3,)}, "here")
+    for line in (
+        "here: 5 tensors",
+        "blocks.0.qkv.weight -> query[0] and key[0] and value[0]: has shape [11, 4], [12, 4] is needed",
+        "blocks.1.qkv.weight -> query[1] and key[1] and value[1]: missing",
+        "blocks.2.qkv.weight -> nowhere: query has 2 layers",
+        "biases -> bias and scale: is int8, not floating-point",
+        "(no name) -> lonely: the format has no place for it",
+    ):
+        assert line in str(caught.value)
+    with pytest.raises(CheckpointError, match="scale: missing"):
+        to_foreign({path: a for path, a in fused().items() if path != "scale"}, FUSED)
+
+
 def test_the_full_size_model_maps_onto_the_published_tensors():
     """Names and shapes of Mistral-7B-v0.1, CLIP-ViT-L/14-336 and the adapter; no memory is taken."""
     c = preset("omnifusion-1.1")
@@ -105,7 +151,7 @@ def test_the_full_size_model_maps_onto_the_published_tensors():
             "encoders": CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=336, patch_size=14)),
             "adapter": models.VisualToGPTMapping(1024, 4096, 576, 4),
         }
-    tables = {"decoder": mistral.table(c.decoder), "encoders": clip.CLIP.table(c.encoder), "adapter": original.adapter_table(c)}
+    tables = {"decoder": llama.table(c.decoder), "encoders": clip.CLIP.table(c.encoder), "adapter": original.adapter_table(c)}
     for part, module in theirs.items():
         shapes = shapes_of(c, part)
         mapped = {name.removeprefix(clip.PREFIX): slot.shape for name, slot in slots(tables[part], shapes).items()}
@@ -116,10 +162,20 @@ def test_the_full_size_model_maps_onto_the_published_tensors():
     assert shapes_of(c, "special") == {f"special/{name}": (4096,) for name in ("user", "bot", "soi", "eoi")}
 
 
-@pytest.mark.parametrize("c", [DecoderConfig(), C.decoder, DecoderConfig(window=None)])
-def test_mistral_config_both_ways(c):
-    assert mistral.decoder_config(mistral.decoder_json(c, "bfloat16")) == c
-    assert mistral.decoder_config(json.loads(MistralConfig(**mistral.decoder_json(c, "bfloat16")).to_json_string(use_diff=False))) == c
+LLAMA = DecoderConfig(model_type="llama", kv_heads=32, mlp=11008, max_length=2048, eps=1e-6, window=None)  # what a bare LlamaConfig says
+
+
+@pytest.mark.parametrize("c", [DecoderConfig(), C.decoder, DecoderConfig(window=None), LLAMA])
+def test_decoder_config_both_ways(c):
+    theirs = {"mistral": MistralConfig, "llama": LlamaConfig}[c.model_type](**llama.decoder_json(c, "bfloat16"))
+    assert llama.decoder_config(llama.decoder_json(c, "bfloat16")) == c
+    assert llama.decoder_config(json.loads(theirs.to_json_string(use_diff=False))) == c
+
+
+def test_fields_that_a_file_leaves_out_are_those_of_the_class():
+    for cls, kind in ((LlamaConfig, "llama"), (MistralConfig, "mistral")):
+        assert llama.decoder_config({"model_type": kind}) == llama.decoder_config(json.loads(cls().to_json_string(use_diff=False)))
+    assert llama.decoder_config({"model_type": "llama"}) == LLAMA
 
 
 def test_mistral_config_of_the_published_model():
@@ -128,27 +184,27 @@ def test_mistral_config_of_the_published_model():
         "vocab_size": 32000, "num_key_value_heads": 8, "hidden_act": "silu", "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
         "max_position_embeddings": 32768, "tie_word_embeddings": False, "transformers_version": "4.37.1",
     }  # fmt: skip
-    assert mistral.decoder_config(published) == DecoderConfig()
+    assert llama.decoder_config(published) == DecoderConfig()
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_type": "llama"}, {"hidden_act": "gelu"}, {"attention_bias": True}, {"quantization_config": {"bits": 8}},
+        {"model_type": "qwen2"}, {"hidden_act": "gelu"}, {"attention_bias": True}, {"quantization_config": {"bits": 8}},
         {"rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
     ],
 )  # fmt: skip
-def test_mistral_settings_we_do_not_have_are_refused_by_name(change):
+def test_decoder_settings_we_do_not_have_are_refused_by_name(change):
     name = next(iter(change))
     with pytest.raises(CheckpointError, match=r"dir/config.json: (rope scaling|" + name + ") is "):
-        mistral.decoder_config({**mistral.decoder_json(C.decoder, "float32"), **change}, "dir/config.json")
+        llama.decoder_config({**llama.decoder_json(C.decoder, "float32"), **change}, "dir/config.json")
 
 
 def test_tied_embeddings_become_a_head(foreign):
     tied = {name: a for name, a in foreign.items() if name != "lm_head.weight"}
-    arrays = from_foreign(mistral.untied(tied, {"tie_word_embeddings": True}), TABLE, SHAPES, "here")
+    arrays = from_foreign(llama.untied(tied, {"tie_word_embeddings": True}), TABLE, SHAPES, "here")
     np.testing.assert_array_equal(arrays["decoder/head"], np.asarray(arrays["decoder/embed"]).T)
-    assert "lm_head.weight -> decoder/head: missing" in refusal(mistral.untied(tied, {"tie_word_embeddings": False}))
+    assert "lm_head.weight -> decoder/head: missing" in refusal(llama.untied(tied, {"tie_word_embeddings": False}))
 
 
 @pytest.mark.parametrize("c", [EncoderConfig(), C.encoder, EncoderConfig(activation="gelu")])

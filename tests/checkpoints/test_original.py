@@ -16,7 +16,7 @@ import tiny
 import torch
 import transformers
 
-from omnifusion_jax.checkpoints import clip, mistral, original
+from omnifusion_jax.checkpoints import clip, llama, original
 from omnifusion_jax.checkpoints.engine import shapes_of, to_foreign
 from omnifusion_jax.checkpoints.export import export_original
 from omnifusion_jax.checkpoints.files import open_tensors
@@ -56,7 +56,7 @@ def test_import_keeps_every_bit(source, built):
     assert {path: a.shape for path, a in found.arrays.items()} == shapes_of(C)
     assert {a.dtype for a in found.arrays.values()} == {np.dtype(ml_dtypes.bfloat16)}
     tensors = built[1].tensors()
-    for part, table in (("adapter", original.adapter_table(C)), ("special", original.SPECIAL_TABLE), ("decoder", mistral.table(C.decoder))):
+    for part, table in (("adapter", original.adapter_table(C)), ("special", original.SPECIAL_TABLE), ("decoder", llama.table(C.decoder))):
         same(to_foreign({path: a for path, a in found.arrays.items() if path.startswith(f"{part}/")}, table), tensors[part])
 
 
@@ -102,7 +102,7 @@ def test_sharded_bin_files(source, built):
     save_bin(built[1].llm, source / "tuned-model")
     config, arrays, tokenizer = load_decoder(source / "tuned-model")
     assert config == C.decoder and tokenizer is None
-    same(to_foreign(arrays, mistral.table(C.decoder)), built[1].llm.state_dict())
+    same(to_foreign(arrays, llama.table(C.decoder)), built[1].llm.state_dict())
     (source / "tuned-model/pytorch_model-00002-of-00002.bin").unlink()
     with pytest.raises(CheckpointError, match=r"names pytorch_model-00002-of-00002.bin, which is missing"):
         load_checkpoint(source)
@@ -213,7 +213,7 @@ def test_an_interrupted_export_leaves_nothing(source, tmp_path, monkeypatch):
 def test_part_of_a_model_is_not_exported(source, tmp_path):
     found = load_checkpoint(source)
     save_native(tmp_path / "phase1", found.config, {path: a for path, a in found.arrays.items() if path.startswith("adapter/")})
-    with pytest.raises(CheckpointError, match="holds only adapter; decoder, encoders, special of the model are missing"):
+    with pytest.raises(CheckpointError, match="holds only adapter; encoders, special, decoder of the model are missing"):
         export_original(load_checkpoint(tmp_path / "phase1"), tmp_path / "exported")
 
 

@@ -8,7 +8,7 @@ import torch
 from parity import torch_models
 
 from omnifusion_jax.batch import collate
-from omnifusion_jax.checkpoints import clip, mistral, original
+from omnifusion_jax.checkpoints import clip, llama, original
 from omnifusion_jax.checkpoints.engine import from_foreign, shapes_of
 from omnifusion_jax.data.dialogues import Dialogue
 from omnifusion_jax.data.layout import Layout
@@ -22,7 +22,7 @@ TABLES = {
     "encoders": clip.CLIP.table(C.encoder),
     "adapter": original.adapter_table(C),
     "special": original.SPECIAL_TABLE,
-    "decoder": mistral.table(C.decoder),
+    "decoder": llama.table(C.decoder),
 }
 SAMPLES = [
     (True, [(False, "What is in the picture?"), (True, "A red circle."), (False, "How many?"), (True, "Two <unk> circles.")]),

@@ -9,7 +9,7 @@ import torch
 from parity import torch_models
 from PIL import Image
 
-from omnifusion_jax.checkpoints import clip, mistral, original
+from omnifusion_jax.checkpoints import clip, llama, original
 from omnifusion_jax.checkpoints.engine import from_foreign, shapes_of
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
@@ -89,7 +89,7 @@ class Published:
 
     def arrays(self, config):
         tables = {"encoders": clip.CLIP.table(config.encoder), "adapter": original.adapter_table(config)}
-        tables |= {"special": original.SPECIAL_TABLE, "decoder": mistral.table(config.decoder)}
+        tables |= {"special": original.SPECIAL_TABLE, "decoder": llama.table(config.decoder)}
         found = {}
         for part, named in self.original.tensors().items():
             named = {(clip.PREFIX if part == "encoders" else "") + name.removeprefix(clip.PREFIX): t.detach().numpy() for name, t in named.items()}

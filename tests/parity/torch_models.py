@@ -4,7 +4,7 @@ import torch
 from models import VisualToGPTMapping
 from transformers import CLIPVisionConfig, CLIPVisionModel, MistralConfig, MistralForCausalLM
 
-from omnifusion_jax.checkpoints import clip, mistral
+from omnifusion_jax.checkpoints import clip, llama
 
 torch.set_num_threads(1)
 
@@ -23,7 +23,7 @@ def vision(c):
 
 
 def language(c):
-    return randomised(MistralForCausalLM(MistralConfig(**mistral.decoder_json(c, "float32"), attn_implementation="eager")), 2)
+    return randomised(MistralForCausalLM(MistralConfig(**llama.decoder_json(c, "float32"), attn_implementation="eager")), 2)
 
 
 def adapter(c):

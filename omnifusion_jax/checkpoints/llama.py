@@ -1,4 +1,4 @@
-"""Hugging Face `MistralForCausalLM`: tensor names and config.json."""
+"""Hugging Face `LlamaForCausalLM` and `MistralForCausalLM`: tensor names and config.json."""
 
 from pathlib import Path
 
@@ -9,19 +9,25 @@ from omnifusion_jax.errors import CheckpointError
 
 IGNORED = (r".*\.rotary_emb\.inv_freq",)
 
-FIELDS = {  # theirs: ours, and transformers' default for a file that leaves it out
-    "vocab_size": ("vocab", 32000),
-    "hidden_size": ("embed", 4096),
-    "intermediate_size": ("mlp", 14336),
-    "num_hidden_layers": ("layers", 32),
-    "num_attention_heads": ("heads", 32),
-    "num_key_value_heads": ("kv_heads", 8),
-    "max_position_embeddings": ("max_length", 131072),
-    "rms_norm_eps": ("eps", 1e-6),
-    "sliding_window": ("window", 4096),
+FIELDS = {  # theirs: ours
+    "vocab_size": "vocab",
+    "hidden_size": "embed",
+    "intermediate_size": "mlp",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "max_position_embeddings": "max_length",
+    "rms_norm_eps": "eps",
+    "sliding_window": "window",
 }
+SHARED = {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6}
+DEFAULTS = {  # of transformers' configs, by model type, for a file that leaves a field out; None for key-value heads: as many as heads
+    "mistral": {**SHARED, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "llama": {**SHARED, "intermediate_size": 11008, "num_key_value_heads": None, "max_position_embeddings": 2048},
+}
+CLASSES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 ONLY = {  # settings with which our decoder computes something else
-    "model_type": ("mistral",),
+    "model_type": tuple(DEFAULTS),
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -48,15 +54,16 @@ def table(c: DecoderConfig, path="decoder"):
     }
 
 
-def untied(tensors, hf):
-    """The tensors with a head of their own: a copy of the embeddings where config.json ties them."""
-    if not hf.get("tie_word_embeddings") or "lm_head.weight" in tensors or "model.embed_tokens.weight" not in tensors:
+def untied(tensors, hf, prefix=""):
+    """The tensors, whose names begin with `prefix`, with a head of their own: a copy of the embeddings where config.json ties them."""
+    head, embed = f"{prefix}lm_head.weight", f"{prefix}model.embed_tokens.weight"
+    if not hf.get("tie_word_embeddings") or head in tensors or embed not in tensors:
         return tensors
-    return {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}
+    return {**tensors, head: tensors[embed]}
 
 
 def decoder_config(hf, where="config.json") -> DecoderConfig:
-    """From the config.json of a `MistralForCausalLM`, of transformers 4 or 5.
+    """From the config.json of a `LlamaForCausalLM` or `MistralForCausalLM`, of transformers 4 or 5.
 
     Raises:
       CheckpointError: a setting our decoder does not have.
@@ -64,9 +71,10 @@ def decoder_config(hf, where="config.json") -> DecoderConfig:
     require(hf, ONLY, where)
     rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}  # transformers 4, 5
     require({"rope scaling": rope.get("rope_type", rope.get("type", "default"))}, {"rope scaling": ("default",)}, where)
-    config = DecoderConfig(
-        model_type=hf.get("model_type", "mistral"), **{ours: hf.get(theirs, default) for theirs, (ours, default) in FIELDS.items()}
-    )
+    kind = hf.get("model_type", "mistral")
+    values = {theirs: hf.get(theirs, default) for theirs, default in DEFAULTS[kind].items()}
+    values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
+    config = DecoderConfig(model_type=kind, **{"window": None, **{FIELDS[theirs]: value for theirs, value in values.items()}})
     config.rope_theta = float(rope.get("rope_theta", hf.get("rope_theta", 10000.0)))
     config.head_dim = hf.get("head_dim") or config.embed // config.heads
     config.validate()
@@ -75,8 +83,8 @@ def decoder_config(hf, where="config.json") -> DecoderConfig:
 
 def decoder_json(c: DecoderConfig, dtype):
     return {
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
+        "architectures": [CLASSES[c.model_type]],
+        "model_type": c.model_type,
         "hidden_act": "silu",
         "head_dim": c.head_dim,
         "rope_theta": c.rope_theta,
@@ -85,19 +93,19 @@ def decoder_json(c: DecoderConfig, dtype):
         "use_cache": True,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        **{theirs: getattr(c, ours) for theirs, (ours, _) in FIELDS.items()},
+        **{theirs: getattr(c, ours) for theirs, ours in FIELDS.items() if theirs in DEFAULTS[c.model_type]},
     }
 
 
 def read(directory, dtype=None):
-    """(DecoderConfig, {"decoder/...": Lazy}) of a Mistral directory.
+    """(DecoderConfig, {"decoder/...": Lazy}) of a Llama or Mistral directory.
 
     Raises:
-      CheckpointError: it is no Mistral directory, a setting is not supported, or tensors do not fit (all are listed).
+      CheckpointError: it is no such directory, a setting is not supported, or tensors do not fit (all are listed).
     """
     file = Path(directory) / "config.json"
     if not file.is_file():
-        raise CheckpointError(f"{directory}: no Mistral model, there is no config.json")
+        raise CheckpointError(f"{directory}: no Mistral or Llama model, there is no config.json")
     hf = read_json(file)
     config = decoder_config(hf, file)
     tensors = untied(open_tensors(directory), hf)

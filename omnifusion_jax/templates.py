@@ -1,0 +1,36 @@
+"""Chat templates of published systems, for checkpoints and presets that bring none.
+
+Both take `content` as a string or as parts ({"type": "image"}, {"type": "text", "text": ...}), pictures first, and end an answer with the
+end-of-sequence token, as in training. A tokenizer puts the beginning-of-sequence token before all of it.
+"""
+
+CONTENT = """\
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' -%}{{- part['text'] -}}{%- endfor -%}
+{%- endif -%}
+"""
+
+VICUNA = f"""\
+{{%- for message in messages -%}}
+{{{{- '' if message['role'] == 'system' else message['role'].upper() + ': ' -}}}}
+{CONTENT}
+{{{{- eos_token if message['role'] == 'assistant' else ' ' -}}}}
+{{%- endfor -%}}
+{{{{- 'ASSISTANT:' if add_generation_prompt -}}}}
+"""
+
+MISTRAL = f"""\
+{{%- for message in messages -%}}
+{{{{- ' ' if message['role'] == 'assistant' else '[INST] ' -}}}}
+{CONTENT}
+{{{{- eos_token if message['role'] == 'assistant' else ' [/INST]' -}}}}
+{{%- endfor -%}}
+"""
+
+TEMPLATES = {
+    "llava-1.5": VICUNA,  # USER: <image>\nWhat? ASSISTANT: A cat.</s>USER: ...
+    "llava-next-mistral": MISTRAL,  # [INST] <image>\nWhat? [/INST] A cat.</s>[INST] ...
+}

@@ -1,0 +1,172 @@
+"""Prompts by chat template: the published texts, Hugging Face's ids for them, what is learned from, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+from omnifusion_jax.batch import FEATURE, TEXT
+from omnifusion_jax.config import ConfigError, ModelConfig
+from omnifusion_jax.data.dialogues import Dialogue
+from omnifusion_jax.data.template import Template
+from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.errors import DataError
+from omnifusion_jax.templates import TEMPLATES
+
+BOS, EOS = 1, 2
+PROMPTS = {
+    "llava-1.5": (
+        "USER: <image>\nWhat? ASSISTANT:",
+        "USER: What? ASSISTANT: A cat.</s>USER: <image>\nWhy? ASSISTANT:",
+    ),
+    "llava-next-mistral": (
+        "[INST] <image>\nWhat? [/INST]",
+        "[INST] What? [/INST] A cat.</s>[INST] <image>\nWhy? [/INST]",
+    ),
+}
+TALK = ("What?", "A cat.", "Why?")
+# of a language model: content is a string
+LANGUAGE = "{% for m in messages %}{{ bos_token if loop.first }}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tokenizer whose tokenizer.json adds the beginning of the sequence, as Llama's does."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tiny.make_tokenizer(directory)
+    backend = Backend.from_file(str(directory / "tokenizer.json"))
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)])
+    backend.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.fixture
+def tokenizer(folder):
+    return Tokenizer(folder)
+
+
+def layout(tokenizer, template="llava-1.5", **settings):
+    return tiny.layout(tokenizer, 512, 32, layout="template", template=TEMPLATES.get(template, template), **settings)
+
+
+def dialogue(*texts, marked=False):
+    return Dialogue("chat.json[7]", tuple((("user", "assistant")[i % 2], text) for i, text in enumerate(texts)), marked=marked)
+
+
+def pictures(n):
+    return [tiny.picture(np.zeros((32, 32, 3), np.uint8))] * n
+
+
+def turns(*texts):
+    return [(i % 2 == 1, text) for i, text in enumerate(texts)]
+
+
+def answers(tokenizer, sample):
+    """The text of each run of targets."""
+    edges = np.flatnonzero(np.diff(np.pad(sample.weights > 0, 1))).reshape(-1, 2)
+    return [tokenizer.backend.decode(sample.tokens[a:b].tolist(), skip_special_tokens=False) for a, b in edges]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_published_prompts(tokenizer, name):
+    one, three = PROMPTS[name]
+    template = Template(TEMPLATES[name], "<image>", tokenizer)
+    assert template.render(turns("What?"), [1], template.form, True, "") == one
+    assert template.render(turns(*TALK), [0, 0, 1], template.form, True, "") == three
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_ids_are_those_of_hugging_face(folder, tokenizer, name):
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
+    theirs.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    template = Template(TEMPLATES[name], "<image>", tokenizer)
+    for text, said, places in zip(PROMPTS[name], (TALK[:1], TALK), ([1], [0, 0, 1]), strict=True):
+        ids, weights = template(turns(*said), places, True, "")
+        assert ids.tolist() == theirs(text).input_ids
+        assert ids[0] == BOS and (ids == template.image_id).sum() == 1 and not weights.any()
+        assert ids.dtype == np.int32 and weights.dtype == np.float32
+
+
+def test_features_stand_where_the_template_marks_the_picture(tokenizer):
+    lay = layout(tokenizer)
+    for talk, shown in ((dialogue("What?"), 1), (dialogue("What?", "A cat.", "<image>\nWhy?"), 1), (dialogue("What?"), 0)):
+        sample = lay(talk, pictures(shown), ask=True)
+        here = np.flatnonzero(sample.kind == FEATURE)
+        assert len(here) == 4 * shown and sample.index[here].tolist() == list(range(4 * shown))
+        text = tokenizer.backend.decode(sample.tokens[sample.kind == TEXT].tolist(), skip_special_tokens=False)
+        assert text.startswith("<s>") and "ASSISTANT:" in text and "<image>" not in text
+        if shown:
+            assert here.tolist() == list(range(here[0], here[0] + 4))
+            before = tokenizer.backend.decode(sample.tokens[: here[0]].tolist(), skip_special_tokens=False)
+            assert before.rstrip().endswith("USER:")
+
+
+def test_targets_are_the_answers_and_their_end(tokenizer):
+    for name in TEMPLATES:
+        sample = layout(tokenizer, name)(dialogue("What?", "A cat.", "Why?", "It is red."), pictures(1))
+        assert [text.strip() for text in answers(tokenizer, sample)] == ["A cat.</s>", "It is red.</s>"]
+        assert (sample.tokens[sample.weights > 0] == EOS).sum() == 2
+
+
+def test_the_beginning_of_the_sequence_comes_once(tmp_path, tokenizer):
+    assert layout(tokenizer)(dialogue("What?"), [], ask=True).tokens[:2].tolist() != [BOS, BOS]
+    own = layout(tokenizer, LANGUAGE)(dialogue("What?"), [], ask=True)
+    assert own.tokens[0] == BOS and (own.tokens == BOS).sum() == 1
+    tiny.make_tokenizer(tmp_path)  # whose tokenizer.json adds none
+    assert layout(Tokenizer(tmp_path))(dialogue("What?"), [], ask=True).tokens[0] != BOS
+    for says in (True, False):
+        settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"add_bos_token": says}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        assert (layout(Tokenizer(tmp_path))(dialogue("What?"), [], ask=True).tokens[0] == BOS) == says
+
+
+def test_a_template_of_a_language_model_gets_a_string(tokenizer):
+    template = Template(LANGUAGE, "<image>", tokenizer)
+    assert template.render(turns("What?"), [1], template.form, True, "") == "<s><user><image>\nWhat?<bot>"
+
+
+def test_the_image_token_may_have_another_name_and_an_id_of_its_own(tokenizer):
+    source = TEMPLATES["llava-1.5"].replace("<image>", "<pic>")
+    assert Template(source, "<pic>", tokenizer).image_id == tiny.VOCAB  # after all others
+    assert tokenizer.mark("</s>") == EOS  # one that is there keeps its id
+    sample = layout(tokenizer, source, image_token="<pic>")(dialogue("<image>\nWhat?", marked=True), pictures(1), ask=True)
+    assert (sample.kind == FEATURE).sum() == 4 and sample.tokens.max() < tiny.VOCAB
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for message in messages %}",  # not closed
+        "{{ raise_exception('never') }}",
+        "no text at all",
+        "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}",  # no picture
+        "<image>{{ messages[0]['content'] }}",  # writes out the parts
+        "{{ messages.nothing.there }}",
+    ],
+)
+def test_a_template_that_says_nothing_of_use_is_refused(tokenizer, source):
+    with pytest.raises(DataError, match=r"the chat template puts neither '<image>' nor the text of a turn .* correct model.template"):
+        layout(tokenizer, source)
+
+
+def test_dialogues_that_the_template_cannot_show(tokenizer):
+    picky = "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}" + TEMPLATES["llava-1.5"]
+    with pytest.raises(DataError, match=r"chat.json\[7\]: the chat template cannot render this dialogue \(one question only\)"):
+        layout(tokenizer, picky)(dialogue(*TALK), [], ask=True)
+    forgetful = "{% set messages = messages[-2:] %}" + TEMPLATES["llava-1.5"]
+    with pytest.raises(DataError, match="changes earlier turns when another follows; it cannot be trained on"):
+        layout(tokenizer, forgetful)(dialogue("What?", "A cat.", "Why?", "It is red."), [])
+    first_only = TEMPLATES["llava-1.5"].replace("if part['type'] == 'image'", "if part['type'] == 'image' and loop.index < 2 and not seen")
+    first_only = first_only.replace("{%- for message in messages -%}", "{%- for message in messages -%}{%- set seen = not loop.first -%}")
+    with pytest.raises(DataError, match="the chat template marks 0 pictures, the dialogue has 1"):
+        layout(tokenizer, first_only)(dialogue("What?", "A cat.", "<image>\nWhy?"), pictures(1), ask=True)
+
+
+def test_the_layout_and_its_template_belong_together():
+    for settings in ({"layout": "template"}, {"template": "x"}):
+        with pytest.raises(ConfigError, match=r"model.template belongs to model.layout=template"):
+            ModelConfig(**settings).validate()

@@ -1,0 +1,188 @@
+"""Adapters against the same written plainly in PyTorch, and what the layer-wise mix keeps in memory."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import torch
+from parity.torch_models import randomised
+
+from omnifusion_jax.config import AdapterConfig, EncoderConfig
+from omnifusion_jax.models import mix
+from omnifusion_jax.models.adapters import ADAPTERS
+from omnifusion_jax.models.omnifusion import OmniFusion, abstract
+from omnifusion_jax.models.vit import VisionTransformer
+from omnifusion_jax.nn import nnx
+
+CLIP = EncoderConfig(image_size=24, patch=8, embed=32, layers=3, heads=4, mlp=64)
+DINO = EncoderConfig(
+    image_size=16, shortest_edge=20, patch=8, embed=24, layers=4, heads=2, mlp=40, activation="swiglu", eps=1e-6,
+    registers=2, patch_bias=True, layer_scale=True, pre_norm=False, position_grid=5,
+)  # fmt: skip
+ONE = {"kind": "linear"}, {"kind": "mlp", "mlp": 40}
+SETTINGS = [
+    {"bias": bias, "shared_norm": shared, "align": align, "first_state": first}
+    for bias, shared, align, first in (("layers", True, "pad", 0), ("none", False, "interpolate", 1), ("one", False, "pad", 2))
+]
+TWO = [{"kind": "concat"}, *({"kind": kind, **s} for kind in ("sum", "attention") for s in SETTINGS)]
+
+
+def config(**adapter):
+    two = adapter["kind"] in ("concat", "sum", "attention")
+    width = {"width": 16, "queries": 5} if two else {}
+    return dataclasses.replace(
+        tiny.config(), encoder=CLIP, encoder2=DINO if two else None, adapter=AdapterConfig(**{"heads": 2, "mlp": 48, **width, **adapter})
+    )
+
+
+def images(c, batch=2):
+    rng = np.random.default_rng(0)
+    return tuple(rng.integers(0, 256, (batch, 1, size, size, 3), np.uint8) for size, _ in c.views)
+
+
+def states(model, images):
+    """Of every encoder its hidden states as torch tensors, class token and registers left out."""
+    found = [np.asarray(encoder.hidden_states(x[:, 0])) for encoder, x in zip(model.encoders, images, strict=True)]
+    return [torch.tensor(s[:, :, encoder.config.class_token + encoder.config.registers :]) for s, encoder in zip(found, model.encoders, strict=True)]
+
+
+class Reference(torch.nn.Module):
+    """The published descriptions, one operation after the other. Parameters are read from ours by name."""
+
+    def __init__(self, c, arrays):
+        super().__init__()
+        self.c, self.p = c, {path: torch.tensor(a) for path, a in arrays.items()}
+
+    def linear(self, x, name, bias=None):
+        kernel = self.p[f"adapter/{name}"]
+        return x @ kernel.reshape(x.shape[-1], -1) + self.p[f"adapter/{bias or name + '_bias'}"].reshape(-1)
+
+    def combined(self, i, hidden):
+        a, path = self.c.adapter, f"adapter/mixes/{i}"
+        total = 0
+        for n, state in enumerate(hidden[a.first_state :]):
+            norm = [self.p[f"{path}/norm/{x}"] if a.shared_norm else self.p[f"{path}/layers/norm/{x}"][n] for x in ("scale", "bias")]
+            y = torch.nn.functional.layer_norm(state, state.shape[-1:], *norm, a.eps) @ self.p[f"{path}/layers/kernel"][n]
+            y = y + self.p[f"{path}/layers/bias"][n] if a.bias == "layers" else y
+            total = total + self.p[f"{path}/layers/weight"][n] * y
+        return total + self.p[f"{path}/bias"] if a.bias == "one" else total
+
+    def forward(self, hidden):
+        gelu, c = torch.nn.functional.gelu, self.c
+        kind, rows = c.adapter.kind, max(h.shape[2] for h in hidden)
+        if kind == "linear":
+            return self.linear(hidden[0][-2], "linear")
+        if kind == "mlp":
+            return self.linear(gelu(self.linear(hidden[0][-2], "up")), "linear")
+        if kind == "concat":
+            parts = [self.linear(h[-2], f"projections/{i}/kernel", f"projections/{i}/bias") for i, h in enumerate(hidden)]
+            return self.linear(self.layer(torch.cat(parts, 1)), "linear")
+        mixed = [self.combined(i, h) for i, h in enumerate(hidden)]
+        if kind == "sum":
+            return self.linear(gelu(sum(self.aligned(m, rows) for m in mixed)), "linear")
+        attention = torch.nn.MultiheadAttention(c.adapter.width, c.adapter.heads, batch_first=True)
+        names = ("query", "key", "value")
+        attention.in_proj_weight.data = torch.cat([self.p[f"adapter/{n}"].reshape(c.adapter.width, -1).T for n in names])
+        attention.in_proj_bias.data = torch.cat([self.p[f"adapter/{n}_bias"].reshape(-1) for n in names])
+        attention.out_proj.weight.data, attention.out_proj.bias.data = (
+            self.p["adapter/out"].reshape(-1, c.adapter.width).T,
+            self.p["adapter/out_bias"],
+        )
+        x = torch.cat([gelu(m) for m in mixed], 1)
+        queries = self.p["adapter/queries"].expand(len(x), -1, -1)
+        return self.linear(gelu(attention(queries, x, x)[0]), "linear")
+
+    def aligned(self, x, rows):
+        if self.c.adapter.align == "pad":
+            return torch.cat([x, torch.zeros(len(x), rows - x.shape[1], x.shape[2])], 1)
+        old, new = round(x.shape[1] ** 0.5), round(rows**0.5)
+        grid = x.reshape(len(x), old, old, -1).permute(0, 3, 1, 2)
+        grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bilinear", align_corners=False)
+        return grid.permute(0, 2, 3, 1).reshape(len(x), rows, -1)
+
+    def layer(self, x):
+        a = self.c.adapter
+        layer = randomised(torch.nn.TransformerEncoderLayer(a.width, a.heads, a.mlp, batch_first=True, norm_first=False), 0)
+        kernels = {"self_attn.in_proj_": "qkv", "self_attn.out_proj.": "out", "linear1.": "up", "linear2.": "down"}
+        theirs = {f"{name}weight": self.p[f"adapter/{ours}"] for name, ours in kernels.items()}
+        theirs["self_attn.out_proj.weight"] = theirs["self_attn.out_proj.weight"].reshape(a.width, a.width)
+        theirs = {name: t.reshape(len(t), -1).T for name, t in theirs.items()}
+        theirs |= {f"{name}bias": self.p[f"adapter/{ours}_bias"].reshape(-1) for name, ours in kernels.items()}
+        theirs |= {f"norm{n}.{x}": self.p[f"adapter/norm{n}/{y}"] for n in (1, 2) for x, y in (("weight", "scale"), ("bias", "bias"))}
+        layer.load_state_dict(theirs)
+        return layer(x)
+
+
+def built(c, seed=0):
+    arrays = tiny.arrays(c, seed=seed)
+    return arrays, nnx.with_parameters(abstract(c), {path: jnp.asarray(a) for path, a in arrays.items()})
+
+
+@pytest.mark.parametrize("adapter", [*ONE, *TWO], ids=lambda a: "-".join(map(str, a.values())))
+def test_embeddings(adapter):
+    c = config(**adapter)
+    c.validate()
+    arrays, model = built(c)
+    pictures = images(c)
+    ours = np.asarray(jax.jit(OmniFusion.encode)(model, pictures))
+    with torch.no_grad():
+        theirs = Reference(c, arrays)(states(model, pictures)).numpy()
+    assert ours.shape == theirs.shape == (2, c.rows, c.decoder.embed)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
+def naive(combination, encoder, images):
+    """The mix with every hidden state at hand."""
+    seen = jax.vmap(encoder.features)(encoder.hidden_states(images))[combination.skipped :]
+    layers = [jax.tree.map(lambda a, n=n: a[n], combination.layers) for n in range(len(seen))]
+    return sum(layer(combination.norm, state) for layer, state in zip(layers, seen, strict=True))
+
+
+@pytest.mark.parametrize(("settings", "trained"), [(SETTINGS[0], False), (SETTINGS[1], False), (SETTINGS[1], True)])
+def test_gradients_of_the_mix(settings, trained):
+    """With the encoder frozen, whose pass is repeated, and with the encoder trained."""
+    _, model = built(config(kind="sum", **settings))
+    combination, encoder = model.adapter.mixes[1], model.encoders[1]
+    pixels = images(config(kind="sum"))[1][:, 0]
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 16)).astype(np.float32))
+
+    def loss(f):
+        return (lambda m, e: (f(m, e, pixels) * weights).sum()) if trained else (lambda m: (f(m, encoder, pixels) * weights).sum())
+
+    given = (combination, encoder) if trained else (combination,)
+    for which in range(len(given)):
+        ours = jax.tree.leaves(jax.jit(jax.grad(loss(mix.mixed), which))(*given))
+        theirs = jax.tree.leaves(jax.jit(jax.grad(loss(naive), which))(*given))
+        assert len(ours) == len(theirs) > 3
+        largest = max(np.abs(b).max() for b in theirs)
+        for a, b in zip(ours, theirs, strict=True):  # that of a key's bias is zero but for rounding
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(np.abs(b).max(), 1e-3 * largest))
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "with gradient"])
+def test_the_mix_keeps_no_stack_of_hidden_states(gradient):
+    """Temporary memory, as the compiler counts it, of a deep encoder with many patches."""
+    encoder = EncoderConfig(image_size=128, patch=8, embed=64, layers=24, heads=1, mlp=64)
+    stack = (encoder.layers + 1) * 4 * (1 + encoder.patches) * encoder.embed * 4  # bytes of all hidden states of four pictures
+
+    def make():
+        return mix.Mix(encoder, AdapterConfig(), 64, rngs=nnx.Rngs(0)), VisionTransformer(encoder, rngs=nnx.Rngs(0))
+
+    combination, tower = nnx.eval_shape(make)
+    pixels = jax.ShapeDtypeStruct((4, 128, 128, 3), np.uint8)
+
+    def bytes_of(f):
+        loss = lambda combination, tower, pixels: (f(combination, tower, pixels) ** 2).sum()
+        program = jax.grad(loss) if gradient else loss
+        return jax.jit(program).lower(combination, tower, pixels).compile().memory_analysis().temp_size_in_bytes
+
+    ours, theirs = bytes_of(mix.mixed), bytes_of(naive)
+    assert theirs > stack, "the plain form does keep them"
+    assert ours < theirs - 0.8 * stack, f"{ours:,} bytes, {theirs:,} in the plain form, of which {stack:,} are hidden states"
+
+
+def test_every_kind_is_tested():
+    assert {a["kind"] for a in (*ONE, *TWO)} | {"transformer"} == set(ADAPTERS)
