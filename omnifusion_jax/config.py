@@ -54,6 +54,11 @@ class EncoderConfig:
         return self.side**2
 
     @property
+    def resized(self):
+        """Whether positions come from another grid."""
+        return self.position_grid not in (None, self.side)
+
+    @property
     def positions(self):
         """Rows of the position table."""
         return self.class_token + (self.position_grid or self.side) ** 2
@@ -68,17 +73,25 @@ class EncoderConfig:
         """How it looks at a picture: (pixels a side, pixels of the shortest edge before the crop)."""
         return self.image_size, self.shortest_edge or self.image_size
 
+    def settled(self):
+        """A copy in which nothing is said twice: None where a field has the value that None stands for."""
+        edge = None if self.shortest_edge == self.image_size else self.shortest_edge
+        return dataclasses.replace(self, shortest_edge=edge, position_grid=self.position_grid if self.resized else None)
+
     def validate(self):
         one_of("encoder.activation", self.activation, ("quick_gelu", "gelu", "gelu_tanh", "swiglu"))
         one_of("encoder.norm", self.norm, ("layer", "rms"))
         one_of("encoder.position_resize", self.position_resize, ("bicubic", "bicubic_antialias", "bicubic_offset"))
-        check(self.image_size % self.patch == 0, f"encoder.image_size {self.image_size} is not a multiple of encoder.patch {self.patch}")
+        check(self.image_size >= self.patch, f"encoder.image_size {self.image_size} is less than encoder.patch {self.patch}")
         check(self.embed % self.heads == 0, f"encoder.embed {self.embed} is not a multiple of encoder.heads {self.heads}")
         low, high = -self.layers - 1, self.layers
         check(low <= self.feature_layer <= high, f"encoder.feature_layer {self.feature_layer} is outside {low}..{high}")
         check(self.class_token or not self.keep_class_token, "encoder.keep_class_token needs encoder.class_token")
         check(self.post_norm or not self.feature_norm, "encoder.feature_norm needs encoder.post_norm")
         check(self.view[1] >= self.image_size, f"encoder.shortest_edge {self.shortest_edge} is less than encoder.image_size {self.image_size}")
+
+
+HANDED_ON = ("feature_layer", "feature_norm", "keep_class_token")  # of an EncoderConfig: which of its features a model takes
 
 
 @dataclasses.dataclass(unsafe_hash=True)  # modules carry it as static data

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omnifusion_jax.checkpoints import clip, llama, original
+from omnifusion_jax.checkpoints import encoders, llama, original
 from omnifusion_jax.checkpoints.engine import to_foreign
 from omnifusion_jax.checkpoints.files import write_json, write_safetensors, write_weights
 from omnifusion_jax.checkpoints.lazy import lazy
@@ -16,11 +16,11 @@ from omnifusion_jax.checkpoints.staging import written_beside
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
 from omnifusion_jax.errors import CheckpointError
 
-PUBLISHED_CLIP = {(336, 14, 1024, 24): "clip-vit-large-patch14-336"}  # image size, patch, embed, layers: the name the original code asks for
+PUBLISHED = {("clip", 336, 14, 1024, 24): "clip-vit-large-patch14-336"}  # image size, patch, embed, layers: the name the original code asks for
 
 
 def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
-    """Writes tokenizer/, tuned-model/, a CLIP directory, the adapter, the special vectors and omnifusion.json into the new directory `output`.
+    """Writes tokenizer/, tuned-model/, the encoder's directory, the adapter, the special vectors and omnifusion.json into the new directory `output`.
 
     Args:
       checkpoint: a whole model.
@@ -39,7 +39,8 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
     with written_beside(output, size) as partial:
         copy_tokenizer(checkpoint.tokenizer, made(partial / original.TOKENIZER))
         write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", llama.table(config.decoder), dtype))
-        write_encoder(made(partial / clip_name(config.encoder)), config.encoder, part(checkpoint, "encoders", clip.table(config.encoder), dtype))
+        tower = made(partial / tower_name(config.encoder))
+        encoders.write_encoder(tower, config.encoder, arrays_of(checkpoint, "encoders", dtype), config.image.fit)
         adapter = part(checkpoint, "adapter", original.adapter_table(config), dtype)
         special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
         if torch:
@@ -62,8 +63,17 @@ def check_whole(checkpoint):
 
 def part(checkpoint, name, table, dtype):
     """Foreign tensors by name of one part of the model, each read when it is written."""
+    return to_foreign(arrays_of(checkpoint, name, dtype), table)
+
+
+def arrays_of(checkpoint, name, dtype):
     arrays = {path: lazy(a) for path, a in checkpoint.arrays.items() if path.startswith(f"{name}/")}
-    return to_foreign({path: a.astype(dtype or a.dtype) for path, a in arrays.items()}, table)
+    return {path: a.astype(dtype or a.dtype) for path, a in arrays.items()}
+
+
+def tower_name(c):
+    family = encoders.written_as(c)
+    return PUBLISHED.get((family, c.image_size, c.patch, c.embed, c.layers), family)
 
 
 def made(directory) -> Path:
@@ -71,19 +81,9 @@ def made(directory) -> Path:
     return directory
 
 
-def clip_name(c):
-    return PUBLISHED_CLIP.get((c.image_size, c.patch, c.embed, c.layers), "clip")
-
-
 def write_decoder(directory, c, tensors):
     write_json(directory / "config.json", llama.decoder_json(c, type_of(tensors)))
     write_json(directory / "generation_config.json", {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2})
-    write_weights(directory, tensors)
-
-
-def write_encoder(directory, c, tensors):
-    write_json(directory / "config.json", clip.encoder_json(c, type_of(tensors)))
-    write_json(directory / "preprocessor_config.json", clip.preprocessor_json(c))
     write_weights(directory, tensors)
 
 

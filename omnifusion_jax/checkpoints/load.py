@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from omnifusion_jax.checkpoints import clip, hub, llama, native, original
+from omnifusion_jax.checkpoints import encoders, hub, llama, native, original
 from omnifusion_jax.checkpoints.bundled import VISION
 from omnifusion_jax.checkpoints.lazy import placed
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
@@ -55,7 +55,7 @@ def load_checkpoint(source, vision=None, dtype=None, mesh=None) -> Checkpoint:
 
     Args:
       source: directory or hub id: a native checkpoint (which may hold some parts only), or an original OmniFusion directory.
-      vision: CLIP directory or hub id, for original directories that hold none.
+      vision: vision tower as `load_encoder` takes it, for original directories that hold none.
       dtype: "bfloat16", "float32" or a numpy type of the arrays; None keeps what is stored.
       mesh: over which the arrays are spread as they are read: no process reads or holds more than its devices' share. None: nothing is read yet.
 
@@ -65,19 +65,19 @@ def load_checkpoint(source, vision=None, dtype=None, mesh=None) -> Checkpoint:
     directory, vision = hub.local(source), vision or VISION.get(source)
     for family, (test, read, _) in FAMILIES.items():
         if test(directory):
-            return Checkpoint(*read(directory, vision and hub.local(vision), dtype, mesh), family)
+            return Checkpoint(*read(directory, vision and hub.local(vision, files=True), dtype, mesh), family)
     known = "; ".join(f"{family}: {files}" for family, (_, _, files) in FAMILIES.items())
     raise CheckpointError(f"{source}: a checkpoint of no known format ({known})")
 
 
 def load_encoder(source, number=0, dtype=None) -> tuple[EncoderConfig, dict]:
-    """(config, {"encoders/NUMBER/...": Lazy}) of a Hugging Face CLIP directory or hub id, or of a native directory's first encoder.
+    """(config, {"encoders/NUMBER/...": Lazy}) of a vision tower, or of a native directory's first encoder.
 
-    Raises CheckpointError.
+    A vision tower is a directory, a file, or a hub id, of a family in `encoders.VISION_FAMILIES`. Raises CheckpointError.
     """
-    directory, path = hub.local(source), f"encoders/{number}"
+    directory, path = hub.local(source, files=True), f"encoders/{number}"
     if not native.is_native(directory):
-        return clip.read(directory, dtype, path)
+        return encoders.read_encoder(directory, dtype, path)
     config, arrays = native_part(directory, "encoders", dtype)
     return config.encoder, {name.replace("encoders/0", path, 1): a for name, a in arrays.items() if name.startswith("encoders/0/")}
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omnifusion_jax.checkpoints import clip, llama
+from omnifusion_jax.checkpoints import encoders, llama
 from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes_of, split, split_in, split_out
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
@@ -11,7 +11,7 @@ from omnifusion_jax.config import AdapterConfig, ModelConfig
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.presets import preset
 
-# What a source directory holds, beside a CLIP directory of any name
+# What a source directory holds, beside a vision tower of any name
 TOKENIZER, DECODER, ADAPTER, SPECIAL, SETTINGS = "tokenizer", "tuned-model", "projection", "special_embeddings", "omnifusion.json"
 PUBLISHED = "omnifusion-1.1"  # the preset
 RELU = "torch.nn.functional.relu"
@@ -66,7 +66,7 @@ def read(source, vision=None, dtype=None):
 
     Args:
       source: directory, or the one above it as in the published repository.
-      vision: CLIP directory; None looks for one inside `source`.
+      vision: directory or file of a vision tower; None looks for one inside `source`.
       dtype: type of the arrays; None keeps what is stored.
 
     Raises:
@@ -76,12 +76,14 @@ def read(source, vision=None, dtype=None):
     tokenizer = fast_tokenizer(directory / TOKENIZER)
     if tokenizer is None:
         raise CheckpointError(f"{directory}/{TOKENIZER}: neither tokenizer.json nor tokenizer.model is there")
-    encoder, arrays = clip.read(vision or find_clip(source), dtype)
+    vision = vision or find_encoder(source)
+    encoder, arrays = encoders.read_encoder(vision, dtype)
     decoder, decoder_arrays = llama.read(directory / DECODER, dtype)
     adapter_file, special_file = (one_of_two(directory, name) for name in (ADAPTER, SPECIAL))
     tensors, pickled = read_adapter(adapter_file)
     adapter = AdapterConfig(mlp=len(tensors.get("transformer_layer.linear1.bias", "")) or AdapterConfig.mlp)
     config = ModelConfig(preset="", encoder=encoder, adapter=adapter, decoder=decoder, layout="original")
+    config.image.fit = encoders.preferred_fit(vision)
     apply_settings(config, pickled, directory / SETTINGS)
     arrays |= decoder_arrays
     arrays |= from_foreign(tensors, adapter_table(config), shapes_of(config, "adapter"), adapter_file, dtype=dtype)
@@ -89,11 +91,10 @@ def read(source, vision=None, dtype=None):
     return config, arrays, tokenizer
 
 
-def find_clip(directory):
-    found = sorted({file.parent for pattern in ("config.json", "*/config.json", "*/*/config.json") for file in directory.glob(pattern)})
-    found = [d for d in found if clip.is_clip(d)]
+def find_encoder(directory):
+    found = [d for pattern in (".", "*/", "*/*/") for d in sorted(directory.glob(pattern)) if encoders.is_encoder(d)]
     if len(found) != 1:
-        have = f"several CLIP directories ({', '.join(map(str, found))})" if found else "no CLIP directory, as in the published release"
+        have = f"several vision models ({', '.join(map(str, found))})" if found else "no vision model, as in the published release"
         raise CheckpointError(f"{directory}: holds {have}. Pass vision (--vision): a directory, or openai/clip-vit-large-patch14-336.")
     return found[0]
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, MistralConfig, MistralForCausalLM
 
-from omnifusion_jax.checkpoints import clip, llama, original
+from omnifusion_jax.checkpoints import clip, huggingface, llama, original
 from omnifusion_jax.checkpoints.engine import MATRIX, SAME, Fused, from_foreign, shapes_of, slots, split, split_in, split_out, to_foreign
 from omnifusion_jax.config import DecoderConfig, EncoderConfig
 from omnifusion_jax.errors import CheckpointError
@@ -78,13 +78,13 @@ def test_every_misfit_is_in_one_error(foreign):
 
 def test_two_names_for_one_place_are_refused():
     c = C.encoder
-    foreign = to_foreign(tiny.arrays(C, "encoders"), clip.table(c))
+    foreign = to_foreign(tiny.arrays(C, "encoders"), clip.CLIP.table(c))
     bare = {name.removeprefix(clip.PREFIX): a for name, a in foreign.items()}
     for tensors in (foreign, bare):
-        from_foreign(tensors, clip.table(c), shapes_of(C, "encoders"), "here", prefix=clip.PREFIX)
+        from_foreign(tensors, clip.CLIP.table(c), shapes_of(C, "encoders"), "here", prefix=clip.PREFIX)
     foreign["pre_layrnorm.weight"] = bare["pre_layrnorm.weight"]
     with pytest.raises(CheckpointError, match="more than one tensor for one place") as caught:
-        from_foreign(foreign, clip.table(c), shapes_of(C, "encoders"), "here", prefix=clip.PREFIX)
+        from_foreign(foreign, clip.CLIP.table(c), shapes_of(C, "encoders"), "here", prefix=clip.PREFIX)
     assert "vision_model.pre_layrnorm.weight and pre_layrnorm.weight -> encoders/0/pre_norm/scale" in str(caught.value)
 
 
@@ -151,7 +151,7 @@ def test_the_full_size_model_maps_onto_the_published_tensors():
             "encoders": CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=336, patch_size=14)),
             "adapter": models.VisualToGPTMapping(1024, 4096, 576, 4),
         }
-    tables = {"decoder": llama.table(c.decoder), "encoders": clip.table(c.encoder), "adapter": original.adapter_table(c)}
+    tables = {"decoder": llama.table(c.decoder), "encoders": clip.CLIP.table(c.encoder), "adapter": original.adapter_table(c)}
     for part, module in theirs.items():
         shapes = shapes_of(c, part)
         mapped = {name.removeprefix(clip.PREFIX): slot.shape for name, slot in slots(tables[part], shapes).items()}
@@ -209,17 +209,17 @@ def test_tied_embeddings_become_a_head(foreign):
 
 @pytest.mark.parametrize("c", [EncoderConfig(), C.encoder, EncoderConfig(activation="gelu")])
 def test_clip_config_both_ways(c):
-    assert clip.encoder_config(clip.encoder_json(c, "float32"), clip.preprocessor_json(c)) == c
-    saved = json.loads(CLIPVisionConfig(**clip.encoder_json(c, "float32")).to_json_string(use_diff=False))
-    assert clip.encoder_config(saved) == c
-    assert clip.encoder_config({"model_type": "clip", "vision_config": saved, "vision_config_dict": None}) == c
+    assert clip.CLIP.encoder_config(clip.CLIP.encoder_json(c, "float32"), huggingface.preprocessor_json(c)) == c
+    saved = json.loads(CLIPVisionConfig(**clip.CLIP.encoder_json(c, "float32")).to_json_string(use_diff=False))
+    assert clip.CLIP.encoder_config(saved) == c
+    assert clip.CLIP.encoder_config({"model_type": "clip", "vision_config": saved, "vision_config_dict": None}) == c
 
 
 def test_clip_settings_we_do_not_have_are_refused_by_name():
     c = C.encoder
     with pytest.raises(CheckpointError, match="hidden_act is 'relu', supported is 'quick_gelu' or 'gelu'"):
-        clip.encoder_config({**clip.encoder_json(c, "float32"), "hidden_act": "relu"})
+        clip.CLIP.encoder_config({**clip.CLIP.encoder_json(c, "float32"), "hidden_act": "relu"})
     with pytest.raises(CheckpointError, match="crop_size is 336, supported is 24"):
-        clip.encoder_config(clip.encoder_json(c, "float32"), {"crop_size": 336})
+        clip.CLIP.encoder_config(clip.CLIP.encoder_json(c, "float32"), {"crop_size": 336})
     with pytest.raises(CheckpointError, match="model_type is 'siglip'"):
-        clip.encoder_config({"model_type": "siglip"})
+        clip.CLIP.encoder_config({"model_type": "siglip"})

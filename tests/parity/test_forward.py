@@ -19,7 +19,7 @@ from omnifusion_jax.training.loss import answer_loss
 
 C = tiny.config(layout="original")
 TABLES = {
-    "encoders": clip.table(C.encoder),
+    "encoders": clip.CLIP.table(C.encoder),
     "adapter": original.adapter_table(C),
     "special": original.SPECIAL_TABLE,
     "decoder": llama.table(C.decoder),
