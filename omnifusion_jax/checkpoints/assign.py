@@ -14,7 +14,7 @@ import re
 
 import numpy as np
 
-from omnifusion_jax.checkpoints.engine import refuse, shapes_of
+from omnifusion_jax.checkpoints.engine import MATRIX, SAME, refuse, shapes_of
 from omnifusion_jax.config import AdapterConfig, ModelConfig
 from omnifusion_jax.errors import CheckpointError
 
@@ -81,9 +81,10 @@ def families(tensors):
     for members in groups.values():
         members.sort(key=lambda m: m[0])
         half = len(members) // 2
-        ways = [[Unit(stem, parts, None, place) for _, stem, place, parts in members]]
-        ways += [w for w in ([run(members)], [run(members[:half]), run(members[half:])]) if None not in w]
-        yield ways
+        numbered = [list(group) for _, group in itertools.groupby(members, lambda m: m[0][:-1])]
+        ways = [[run(part) for part in way] for way in ([members], [members[:half], members[half:]], numbered)]
+        ways = [way for i, way in enumerate(ways) if None not in way and way not in ways[:i]]
+        yield [[Unit(stem, parts, None, place) for _, stem, place, parts in members], *ways]
 
 
 def run(members):
@@ -215,6 +216,20 @@ def assigned(reading, tensors, c: ModelConfig, where):
             arrays[path] = KERNELS[form][1](np.stack(stack), shape) if form else np.stack(stack).reshape(shape)
     refuse(sorted(problems), where, "do not fit the adapter")
     return arrays
+
+
+def table(c: ModelConfig):
+    """Names under which such an adapter is written; `readings` finds one reading of them."""
+    rows = {"linear.weight": ("adapter/linear", MATRIX), "linear.bias": ("adapter/linear_bias", SAME)}
+    for i, tag in enumerate(("first", "second")):
+        path = f"adapter/mixes/{i}"
+        rows[f"{tag}_layers.{{}}.weight"], rows[f"{tag}_weights"] = (f"{path}/layers/kernel", MATRIX), (f"{path}/layers/weight", SAME)
+        rows |= {"layers": {f"{tag}_layers.{{}}.bias": (f"{path}/layers/bias", SAME)}, "one": {f"{tag}_bias": (f"{path}/bias", SAME)}}.get(
+            c.adapter.bias, {}
+        )
+        norm, ours = (f"{tag}_norm", f"{path}/norm") if c.adapter.shared_norm else (f"{tag}_norms.{{}}", f"{path}/layers/norm")
+        rows |= {f"{norm}.weight": (f"{ours}/scale", SAME), f"{norm}.bias": (f"{ours}/bias", SAME)}
+    return rows
 
 
 def lines(reading):
