@@ -159,3 +159,24 @@ def tokenizer_of(directory, config, hf):
     if ends is not None and {*np.atleast_1d(ends).tolist()} != {special_id(tokenizer, "eos_token", "</s>")}:
         raise CheckpointError(f"{file}: eos_token_id is {ends}; an answer ends with the tokenizer's one eos_token only, correct it there or here")
     return tokenizer
+
+
+def config_json(c: ModelConfig, dtype, image, tokenizer):
+    """The config.json that `model_config` reads as `c`; `image` is the id of the image token, `tokenizer` a data.tokenizer.Tokenizer."""
+    kind = "llava_next" if c.image.fit == "tiles" else "llava"
+    ends = {"bos_token_id": tokenizer.backend.token_to_id(tokenizer.names["bos_token"]), "eos_token_id": tokenizer.eos}
+    return {
+        "architectures": [CLASSES[kind]],
+        "model_type": kind,
+        "image_token_index": image,
+        "image_seq_length": c.rows,
+        "projector_hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == c.adapter.kind),
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": c.encoder.feature_layer,
+        "vision_feature_select_strategy": processor.strategy_of(c),
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "text_config": llama.decoder_json(c.decoder, dtype) | ends,
+        "vision_config": clip.encoder_json(c.encoder, dtype),
+        **({"image_grid_pinpoints": processor.pinpoints(c), "use_image_newline_parameter": True} if kind == "llava_next" else {}),
+    }
