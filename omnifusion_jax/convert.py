@@ -1,4 +1,4 @@
-"""Converts checkpoints: python -m omnifusion_jax.convert --source=DIR_OR_HUB_ID --output=DIR [--to=native|omnifusion]"""
+"""Converts checkpoints: python -m omnifusion_jax.convert --source=DIR_OR_HUB_ID --output=DIR [--to=native|omnifusion|llava]"""
 
 import collections
 import time
@@ -9,18 +9,20 @@ from absl import flags
 
 from omnifusion_jax import cli
 from omnifusion_jax.checkpoints.export import export_original
+from omnifusion_jax.checkpoints.llava_export import export_llava
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.native import save_native
 
 SOURCE = flags.DEFINE_string("source", None, "Checkpoint: directory, or id on the Hugging Face Hub. Its format is recognised.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "New directory.", required=True)
-TO = flags.DEFINE_enum("to", "native", ["native", "omnifusion"], "Format to write.")
+TO = flags.DEFINE_enum("to", "native", ["native", "omnifusion", "llava"], "Format to write.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Type to write; as stored when not given.")
 VISION = flags.DEFINE_string("vision", None, "CLIP directory or hub id, for a source that holds none: openai/clip-vit-large-patch14-336.")
 
 WRITERS = {
     "native": lambda checkpoint, output: save_native(output, checkpoint.config, checkpoint.arrays, checkpoint.tokenizer),
     "omnifusion": export_original,
+    "llava": export_llava,
 }
 
 

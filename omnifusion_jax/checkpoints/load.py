@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from omnifusion_jax.checkpoints import encoders, hub, llama, native, original
+from omnifusion_jax.checkpoints import encoders, hub, llama, llava, native, original
 from omnifusion_jax.checkpoints.bundled import VISION
 from omnifusion_jax.checkpoints.lazy import placed
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
@@ -32,10 +32,20 @@ class Checkpoint:
 
 
 def read_native(directory, dtype, mesh, vision=(), assign=None):
-    if vision:
-        raise CheckpointError(f"{directory}: a native checkpoint has its own encoder; leave out vision (--vision)")
+    complete(directory, vision, assign)
     read = native.load_native(directory, dtype, native.shardings(directory, mesh)) if mesh else native.open_native(directory, dtype)
     return *read, fast_tokenizer(directory)
+
+
+def complete(directory, vision, assign):
+    if vision or assign:
+        raise CheckpointError(f"{directory}: this checkpoint has its own encoder and names; leave out vision and assign (--vision, --assign)")
+
+
+def read_llava(directory, dtype, mesh, vision=(), assign=None):
+    complete(directory, vision, assign)
+    config, arrays, tokenizer = llava.read(directory, dtype)
+    return config, placed(mesh, arrays) if mesh else arrays, tokenizer
 
 
 def read_original(directory, dtype, mesh, vision=(), assign=None):
@@ -46,6 +56,7 @@ def read_original(directory, dtype, mesh, vision=(), assign=None):
 # name: (whether a directory is of that family, reader to (config, arrays, tokenizer), what makes it one)
 FAMILIES = {
     "native": (native.is_native, read_native, "arrays/ and config.json"),
+    "llava": (llava.is_llava, read_llava, "config.json of type llava or llava_next"),
     "omnifusion": (original.locate, read_original, "tuned-model/, tokenizer/, projection.pt, special_embeddings.pt"),
 }
 
@@ -54,7 +65,8 @@ def load_checkpoint(source, vision=None, dtype=None, mesh=None, *, vision2=None,
     """Reads a checkpoint, recognising its format.
 
     Args:
-      source: directory or hub id: a native checkpoint (which may hold some parts only), or an original OmniFusion directory.
+      source: directory or hub id: a native checkpoint (which may hold some parts only), a LLaVA of transformers, or an original OmniFusion
+        directory.
       vision: vision tower as `load_encoder` takes it, for original directories that hold none.
       vision2: the second one, for the two-encoder model.
       assign: JSON file that tells the tensors of its adapter, see checkpoints/assign.py; None: found out.
@@ -86,7 +98,7 @@ def load_encoder(source, number=0, dtype=None) -> tuple[EncoderConfig, dict]:
 
 
 def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:
-    """(config, {"decoder/...": Lazy}, tokenizer directory or None) of a Hugging Face Mistral directory or hub id, or of a native directory.
+    """(config, {"decoder/...": Lazy}, tokenizer directory or None) of a Hugging Face Mistral or Llama directory or hub id, or of a native directory.
 
     Raises CheckpointError.
     """
