@@ -1,8 +1,8 @@
-"""Memory and speed of conversion: python benchmarks/convert.py [--layers=32] [--directory=DIR]
+"""Memory and speed of conversion: python benchmarks/convert.py [--preset=NAME] [--layers=N] [--directory=DIR]
 
-Makes a random OmniFusion-1.1 with that many decoder layers as an original directory, converts it to native and back, and holds the speed against
-`cp -r` of the same files. Each begins with its source dropped from the page cache, and ends when everything is on the disk. 32 layers need 46 GB of
-disk.
+Makes a random model (the whole of OmniFusion-1.1 where not told otherwise) as an original directory, converts it to native and back, and holds the
+speed against `cp -r` of the same files. Each step begins with its source dropped from the page cache and ends when everything is on the disk.
+OmniFusion-1.1 needs 46 GB of disk.
 """
 
 import argparse
@@ -28,9 +28,7 @@ from omnifusion_jax.models.presets import preset
 MEASURES = {"VmHWM": "resident", "RssAnon": "anonymous"}  # lines of /proc/PID/status
 
 
-def make_source(directory, layers):
-    config = preset("omnifusion-1.1")
-    config.decoder.layers = layers
+def make_source(directory, config):
     arrays = {path: random_array(shape, seed) for seed, (path, shape) in enumerate(shapes_of(config).items())}
     export_original(Checkpoint(config, arrays, locate("omnifusion-tiny-decoder"), "random"), directory, pickles=False)
 
@@ -75,11 +73,11 @@ def same(a, b):
     return names and filecmp.cmpfiles(a, b, names, shallow=False)[0] == names
 
 
-def main(directory, layers):
+def main(directory, config):
     source, copy, native, back = (directory / name for name in ("source", "copy", "native", "back"))
-    make_source(source, layers)
+    make_source(source, config)
     size = sum(file.stat().st_size for file in files(source))
-    print(f"{size / 1e9:.2f} GB, {layers} layers")
+    print(f"{size / 1e9:.2f} GB, {config.decoder.layers} decoder layers")
     convert = sys.executable, "-m", "omnifusion_jax.convert"
     steps = {
         "cp -r": (source, "cp", "-r", source, copy),
@@ -98,8 +96,11 @@ def main(directory, layers):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--preset", default="omnifusion-1.1")
+    parser.add_argument("--layers", type=int, help="of the decoder")
     parser.add_argument("--directory", type=Path, default=tempfile.gettempdir())
     arguments = parser.parse_args()
+    made_of = preset(arguments.preset)
+    made_of.decoder.layers = arguments.layers or made_of.decoder.layers
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="convert-") as made:
-        main(Path(made), arguments.layers)
+        main(Path(made), made_of)

@@ -14,9 +14,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import make_tokenizer
 
-from omnifusion_jax.checkpoints import clip, llama
+from omnifusion_jax.checkpoints import llama
 from omnifusion_jax.checkpoints.bundled import locate
-from omnifusion_jax.checkpoints.export import export_original, part, write_decoder, write_encoder
+from omnifusion_jax.checkpoints.encoders import write_encoder
+from omnifusion_jax.checkpoints.export import arrays_of, export_original, part, write_decoder
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
 
@@ -40,7 +41,7 @@ def main(workdir):
     make_tokenizer.main(workdir / "tokenizer")
     found = train("encoder", workdir / "encoder")
     c = found.config.encoder
-    write_encoder(fresh("omnifusion-tiny-encoder"), c, part(found, "encoders", clip.table(c), jnp.bfloat16))
+    write_encoder(fresh("omnifusion-tiny-encoder"), c, arrays_of(found, "encoders", jnp.bfloat16))
 
     found = train("decoder", workdir / "decoder", f"--config.tokenizer={workdir / 'tokenizer'}")
     c, target = found.config.decoder, fresh("omnifusion-tiny-decoder")

@@ -54,6 +54,11 @@ class EncoderConfig:
         return self.side**2
 
     @property
+    def resized(self):
+        """Whether positions come from another grid."""
+        return self.position_grid not in (None, self.side)
+
+    @property
     def positions(self):
         """Rows of the position table."""
         return self.class_token + (self.position_grid or self.side) ** 2
@@ -68,17 +73,25 @@ class EncoderConfig:
         """How it looks at a picture: (pixels a side, pixels of the shortest edge before the crop)."""
         return self.image_size, self.shortest_edge or self.image_size
 
+    def settled(self):
+        """A copy in which nothing is said twice: None where a field has the value that None stands for."""
+        edge = None if self.shortest_edge == self.image_size else self.shortest_edge
+        return dataclasses.replace(self, shortest_edge=edge, position_grid=self.position_grid if self.resized else None)
+
     def validate(self):
         one_of("encoder.activation", self.activation, ("quick_gelu", "gelu", "gelu_tanh", "swiglu"))
         one_of("encoder.norm", self.norm, ("layer", "rms"))
         one_of("encoder.position_resize", self.position_resize, ("bicubic", "bicubic_antialias", "bicubic_offset"))
-        check(self.image_size % self.patch == 0, f"encoder.image_size {self.image_size} is not a multiple of encoder.patch {self.patch}")
+        check(self.image_size >= self.patch, f"encoder.image_size {self.image_size} is less than encoder.patch {self.patch}")
         check(self.embed % self.heads == 0, f"encoder.embed {self.embed} is not a multiple of encoder.heads {self.heads}")
         low, high = -self.layers - 1, self.layers
         check(low <= self.feature_layer <= high, f"encoder.feature_layer {self.feature_layer} is outside {low}..{high}")
         check(self.class_token or not self.keep_class_token, "encoder.keep_class_token needs encoder.class_token")
         check(self.post_norm or not self.feature_norm, "encoder.feature_norm needs encoder.post_norm")
         check(self.view[1] >= self.image_size, f"encoder.shortest_edge {self.shortest_edge} is less than encoder.image_size {self.image_size}")
+
+
+HANDED_ON = ("feature_layer", "feature_norm", "keep_class_token")  # of an EncoderConfig: which of its features a model takes
 
 
 @dataclasses.dataclass(unsafe_hash=True)  # modules carry it as static data
@@ -96,7 +109,7 @@ class AdapterConfig:
     dropout: float = 0.1  # of the transformer layer, in training only
     eps: float = 1e-5
     width: int | None = None  # that two encoders are brought to; None: the first one's
-    bias: bool = True  # sum, attention: of each layer's linear map
+    bias: str = "layers"  # sum, attention: "layers", each linear map has its own | "one" for their sum | "none"
     shared_norm: bool = True  # sum, attention: one layer norm an encoder, not one a layer
     first_state: int = 0  # sum, attention: the first hidden state of the combination; 0 is the input of the first block
     align: str = "pad"  # sum: the shorter sequence gets zeros at its end; "interpolate": its grid is brought to the longer one's
@@ -104,6 +117,7 @@ class AdapterConfig:
 
     def validate(self):
         one_of("adapter.kind", self.kind, (*ONE_ENCODER, *TWO_ENCODERS))
+        one_of("adapter.bias", self.bias, ("layers", "one", "none"))
         one_of("adapter.align", self.align, ("pad", "interpolate"))
         check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")
 

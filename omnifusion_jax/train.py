@@ -14,7 +14,7 @@ from omnifusion_jax.checkpoints.lazy import placed
 from omnifusion_jax.checkpoints.load import load_decoder, load_encoder
 from omnifusion_jax.checkpoints.native import load_native, read_config, save_native, shardings
 from omnifusion_jax.cli import run
-from omnifusion_jax.config import ConfigError, same_settings, to_json
+from omnifusion_jax.config import HANDED_ON, ConfigError, same_settings, to_json
 from omnifusion_jax.data.describe import describe
 from omnifusion_jax.data.layout import Layout, Prepare
 from omnifusion_jax.data.pictures import Lens
@@ -30,7 +30,7 @@ from omnifusion_jax.models.presets import resolve
 from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.training.loop import train
 
-HANDED_ON = ("feature_layer", "feature_norm", "keep_class_token")  # which of its features a model takes is not the encoder's affair
+CHOSEN = (*HANDED_ON, "image_size", "shortest_edge")  # what a model does with an encoder; that weights fit is seen from the position grid
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant]")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the finished model go; a run that was cut off goes on from there.")
@@ -42,7 +42,7 @@ def starting_point(config):
     for i, (name, source) in enumerate({"encoder": config.encoder_from, "encoder2": config.encoder2_from}.items()):
         if source:
             stored, encoder = load_encoder(source, i)
-            same_settings(f"model.{name}", getattr(config.model, name), stored, source, but=HANDED_ON)
+            same_settings(f"model.{name}", getattr(config.model, name), stored, source, but=CHOSEN)
             arrays |= placed(mesh, encoder)
     if config.decoder_from:
         stored, decoder, found = load_decoder(config.decoder_from)

@@ -12,7 +12,7 @@ from PIL import Image
 
 import omnifusion_jax as of
 from omnifusion_jax.checkpoints import clip, llama
-from omnifusion_jax.data.templates import TEMPLATES
+from omnifusion_jax.templates import TEMPLATES
 
 C = tiny.config()
 DECODERS = {
@@ -41,7 +41,7 @@ def build(directory, kind="llava", decoder="mistral", template="llava-1.5", shar
     model_class, config_class, picture_class, processor_class = KINDS[kind]
     settings |= {"image_grid_pinpoints": GRIDS} if kind == "llava_next" else {}
     config = config_class(
-        vision_config=hf.CLIPVisionConfig(**clip.encoder_json(C.encoder, "float32")),
+        vision_config=hf.CLIPVisionConfig(**clip.CLIP.encoder_json(C.encoder, "float32")),
         text_config=TEXT[decoder](**llama.decoder_json(DECODERS[decoder], "float32")),
         image_token_index=IMAGE,
         **settings,

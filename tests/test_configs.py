@@ -14,7 +14,7 @@ from omnifusion_jax.nn import nnx
 from omnifusion_jax.training import parts
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(path for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.stem != "__init__")
 
 
 def module(path):

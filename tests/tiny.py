@@ -9,6 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from omnifusion_jax.checkpoints.engine import shapes_of
 from omnifusion_jax.config import AdapterConfig, DecoderConfig, EncoderConfig, ModelConfig
+from omnifusion_jax.data.dialogues import Dialogue
 from omnifusion_jax.data.layout import Layout, Prepare
 from omnifusion_jax.data.pictures import Lens, Picture
 from omnifusion_jax.data.tokenizer import Tokenizer
@@ -50,6 +51,10 @@ def layout(tokenizer, max_length, size=96, patch=16, **settings) -> Layout:
 def prepare(tokenizer, max_length, size=96, patch=16, **settings) -> Prepare:
     lay = layout(tokenizer, max_length, size, patch, **settings)
     return Prepare(lay, Lens(lay.config))
+
+
+def dialogue(turns, *images) -> Dialogue:
+    return Dialogue("here", turns, images)
 
 
 def picture(pixels, patch=16) -> Picture:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omnifusion_jax.checkpoints import clip, llama, original
+from omnifusion_jax.checkpoints import assign, encoders, llama, original
 from omnifusion_jax.checkpoints.engine import to_foreign
 from omnifusion_jax.checkpoints.files import write_json, write_safetensors, write_weights
 from omnifusion_jax.checkpoints.lazy import lazy
@@ -16,11 +16,13 @@ from omnifusion_jax.checkpoints.staging import written_beside
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
 from omnifusion_jax.errors import CheckpointError
 
-PUBLISHED_CLIP = {(336, 14, 1024, 24): "clip-vit-large-patch14-336"}  # image size, patch, embed, layers: the name the original code asks for
+PUBLISHED = {("clip", 336, 14, 1024, 24): "clip-vit-large-patch14-336"}  # image size, patch, embed, layers: the name the original code asks for
+
+ADAPTERS = {"transformer": original.adapter_table, "sum": assign.table}  # names by kind
 
 
 def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
-    """Writes tokenizer/, tuned-model/, a CLIP directory, the adapter, the special vectors and omnifusion.json into the new directory `output`.
+    """Writes tokenizer/, tuned-model/, the encoder's directory, the adapter, the special vectors and omnifusion.json into the new directory `output`.
 
     Args:
       checkpoint: a whole model.
@@ -33,21 +35,30 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
       CheckpointError: parts are missing, `output` exists, the disk is full, or PyTorch is needed and not installed.
     """
     check_whole(checkpoint)
-    torch = import_torch() if pickles else None
     config = checkpoint.config
+    if config.adapter.kind not in ADAPTERS or config.layout not in ("omnifusion", "original"):
+        raise CheckpointError(
+            f"the original layout has adapters of the kinds {' and '.join(ADAPTERS)} and trained vectors around turns, not adapter.kind "
+            f"{config.adapter.kind} with layout {config.layout}. Write --to=native, or --to=llava where that is possible"
+        )
+    torch = import_torch() if pickles else None
     size = sum(a.size * np.dtype(dtype or a.dtype).itemsize for a in checkpoint.arrays.values())
     with written_beside(output, size) as partial:
         copy_tokenizer(checkpoint.tokenizer, made(partial / original.TOKENIZER))
         write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", llama.table(config.decoder), dtype))
-        write_encoder(made(partial / clip_name(config.encoder)), config.encoder, part(checkpoint, "encoders", clip.table(config.encoder), dtype))
-        adapter = part(checkpoint, "adapter", original.adapter_table(config), dtype)
+        for i, encoder in enumerate(config.encoders):
+            arrays = arrays_of(checkpoint, f"encoders/{i}", dtype)
+            encoders.write_encoder(made(partial / tower_name(encoder)), encoder, arrays, config.image.fit, f"encoders/{i}")
+        adapter = part(checkpoint, "adapter", ADAPTERS[config.adapter.kind](config), dtype)
         special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
-        if torch:
+        if torch and config.adapter.kind == "transformer":
             with classes_of_the_original(torch) as VisualToGPTMapping:
                 torch.save(VisualToGPTMapping(config, as_torch(torch, adapter)), partial / f"{original.ADAPTER}.pt")
+        else:  # the code of the two-encoder adapter was never published, so there is no class to pickle
+            write_safetensors(partial / f"{original.ADAPTER}.safetensors", adapter)
+        if torch:
             torch.save(as_torch(torch, special), partial / f"{original.SPECIAL}.pt")
         else:
-            write_safetensors(partial / f"{original.ADAPTER}.safetensors", adapter)
             write_safetensors(partial / f"{original.SPECIAL}.safetensors", special)
         write_json(partial / original.SETTINGS, original.settings(config))
 
@@ -62,8 +73,17 @@ def check_whole(checkpoint):
 
 def part(checkpoint, name, table, dtype):
     """Foreign tensors by name of one part of the model, each read when it is written."""
+    return to_foreign(arrays_of(checkpoint, name, dtype), table)
+
+
+def arrays_of(checkpoint, name, dtype):
     arrays = {path: lazy(a) for path, a in checkpoint.arrays.items() if path.startswith(f"{name}/")}
-    return to_foreign({path: a.astype(dtype or a.dtype) for path, a in arrays.items()}, table)
+    return {path: a.astype(dtype or a.dtype) for path, a in arrays.items()}
+
+
+def tower_name(c):
+    family = encoders.written_as(c)
+    return PUBLISHED.get((family, c.image_size, c.patch, c.embed, c.layers), family)
 
 
 def made(directory) -> Path:
@@ -71,19 +91,9 @@ def made(directory) -> Path:
     return directory
 
 
-def clip_name(c):
-    return PUBLISHED_CLIP.get((c.image_size, c.patch, c.embed, c.layers), "clip")
-
-
 def write_decoder(directory, c, tensors):
     write_json(directory / "config.json", llama.decoder_json(c, type_of(tensors)))
     write_json(directory / "generation_config.json", {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2})
-    write_weights(directory, tensors)
-
-
-def write_encoder(directory, c, tensors):
-    write_json(directory / "config.json", clip.encoder_json(c, type_of(tensors)))
-    write_json(directory / "preprocessor_config.json", clip.preprocessor_json(c))
     write_weights(directory, tensors)
 
 

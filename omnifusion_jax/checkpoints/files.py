@@ -100,10 +100,13 @@ def write_safetensors(path, tensors: Mapping[str, np.ndarray]):
     text += b" " * (-len(text) % 8)
     with open(path, "wb", buffering=0) as file:
         write_at(file, 0, len(text).to_bytes(8, "little") + text)
-        in_parallel(
-            lambda name: write_at(file, 8 + len(text) + starts[name], np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8)), tensors
-        )
+        in_parallel(lambda name: write_at(file, 8 + len(text) + starts[name], octets(tensors[name])), tensors)
         os.fsync(file.fileno())
+
+
+def octets(a):
+    """uint8[nbytes]: an array's values in C order."""
+    return np.ascontiguousarray(a).reshape(-1).view(np.uint8)
 
 
 def write_at(file, offset, data):

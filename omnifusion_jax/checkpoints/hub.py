@@ -10,14 +10,14 @@ WANTED = ["*.json", "*.jinja", "*.safetensors", "*.pt", "*.model", "arrays/*"]
 UNWANTED = ["OmniMistral-v1_1-encoders-mix/*", "OmniMistral-model/*", "OmniMistral-tokenizer/*"]  # other models in OmniFusion's repository
 
 
-def local(source) -> Path:
-    """The directory itself, that of a bundled model, or a downloaded snapshot of the repository `org/name`.
+def local(source, files=False) -> Path:
+    """The directory itself, that of a bundled model, or a downloaded snapshot of the repository `org/name`; where `files` are taken, a file itself.
 
     Raises:
       CheckpointError: there is no such directory, and no such repository can be reached.
     """
     source = locate(source)
-    if Path(source).is_dir():
+    if Path(source).is_dir() or (files and Path(source).is_file()):
         return Path(source)
     if Path(source).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise CheckpointError(f"{source}: not a directory, and not a Hugging Face id (org/name) either")

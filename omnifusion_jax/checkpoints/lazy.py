@@ -75,7 +75,8 @@ def in_order(view):
     """A copy of a permuted view, in C order. XLA transposes two-byte numbers ten times as fast as numpy on its way to the "device"."""
     if view.flags.c_contiguous or view.dtype.itemsize > 4 or host() is None:  # JAX would make float32 of float64
         return np.array(view, order="C")
-    return np.asarray(jax.device_put(view, host()))
+    with jax.ensure_compile_time_eval():  # a constant may be read while a function is traced
+        return np.asarray(jax.device_put(view, host()))
 
 
 def forget(a):

@@ -14,7 +14,7 @@ from omnifusion_jax.errors import CheckpointError
 
 CLASSES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
 VISION = {  # readers of vision towers, by model type
-    "clip_vision_model": clip,
+    "clip_vision_model": clip.CLIP,
 }
 UNSAID = {  # the vision tower of a config.json that describes none
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
@@ -51,7 +51,7 @@ def projector_table(c: AdapterConfig):
 
 def table(c: ModelConfig):
     """Everything that such a checkpoint holds, under the names of public files."""
-    rows = {TOWER + name: row for name, row in clip.table(c.encoder).items()}
+    rows = {TOWER + name: row for name, row in clip.CLIP.table(c.encoder).items()}
     rows |= projector_table(c.adapter)
     rows |= {NEWLINE: ("special/newline", SAME)} if c.image.newline else {}
     return rows | {LANGUAGE + name: row for name, row in llama.table(c.decoder).items()}
@@ -177,6 +177,6 @@ def config_json(c: ModelConfig, dtype, image, tokenizer):
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
         "text_config": llama.decoder_json(c.decoder, dtype) | ends,
-        "vision_config": clip.encoder_json(c.encoder, dtype),
+        "vision_config": clip.CLIP.encoder_json(c.encoder, dtype),
         **({"image_grid_pinpoints": processor.pinpoints(c), "use_image_newline_parameter": True} if kind == "llava_next" else {}),
     }

@@ -3,8 +3,8 @@
 import math
 from pathlib import Path
 
-from omnifusion_jax.checkpoints.clip import BICUBIC, preprocessor_json
 from omnifusion_jax.checkpoints.files import read_json, require
+from omnifusion_jax.checkpoints.huggingface import BICUBIC, preprocessor_json
 from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.errors import CheckpointError
 
@@ -26,7 +26,7 @@ def read_template(directory) -> str:
             return found
     raise CheckpointError(
         f"{directory}: no chat template, which says how its prompts are laid out (model.template); looked into {', '.join(TEMPLATE_FILES)}. "
-        f"Write one to {directory}/{TEMPLATE}; data/templates.py has those of LLaVA-1.5 and LLaVA-NeXT"
+        f"Write one to {directory}/{TEMPLATE}; omnifusion_jax/templates.py has those of LLaVA-1.5 and LLaVA-NeXT"
     )
 
 

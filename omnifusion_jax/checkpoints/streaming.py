@@ -58,8 +58,9 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
 
 def save(directory, tree):
     """Writes a nested dict of Lazy, numpy or jax arrays as `ocp.StandardCheckpointer` reads them, in little memory."""
-    registry = ocp.type_handlers.create_type_handler_registry((Lazy, LazyHandler()))
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
+    known = (Lazy, LazyHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())  # Orbax warns where it misses the second
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=ocp.type_handlers.create_type_handler_registry(*known))
+    handler.finalize = lambda directory: None  # it would merge what each process wrote, and warn that there is nothing
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(directory, jax.tree.map(lazy, tree))
 

@@ -29,7 +29,7 @@ AXES = (
     (r"adapter/mixes/\d+/layers/kernel", "layers vision_embed _"),
     (r"adapter/mixes/\d+/layers/weight", "layers"),
     (r"adapter/mixes/\d+/layers/(bias|norm/(scale|bias))", "layers _"),
-    (r"adapter/(mixes/\d+/norm/(scale|bias)|projections/\d+/bias)", "_"),
+    (r"adapter/(mixes/\d+/(bias|norm/(scale|bias))|projections/\d+/bias)", "_"),
     (r"adapter/((out|up|down|linear)_bias|norm\d/(scale|bias))", "_"),
     (r"special/\w+", "_"),
     (r"decoder/embed", "vocab embed"),

@@ -19,7 +19,7 @@ class LayerMap(nnx.Module):
 
     def __init__(self, c: AdapterConfig, width, out, states, *, rngs):
         self.weight = nnx.Param(jnp.full((), 1 / states))
-        self.kernel, self.bias = dense(rngs, width, out, fan_in=width), zeros(out) if c.bias else None
+        self.kernel, self.bias = dense(rngs, width, out, fan_in=width), zeros(out) if c.bias == "layers" else None
         self.norm = None if c.shared_norm else LayerNorm(width, c.eps)
 
     def __call__(self, norm, state):  # [batch, rows, width] to float32[batch, rows, out]
@@ -29,17 +29,19 @@ class LayerMap(nnx.Module):
 
 
 class Mix(nnx.Module):
-    """sum over l of weight_l * (norm(state_l) @ kernel_l + bias_l), of the hidden states from `first_state` on."""
+    """The sum over l of weight_l * (norm(state_l) @ kernel_l + bias_l), of the hidden states from `first_state` on. It may have one bias instead."""
 
     def __init__(self, encoder: EncoderConfig, c: AdapterConfig, out, *, rngs):
         states = encoder.layers + 1 - c.first_state
         self.skipped = c.first_state
         self.norm = LayerNorm(encoder.embed, c.eps) if c.shared_norm else None
+        self.bias = zeros(out) if c.bias == "one" else None
         self.layers = nnx.stacked(lambda rngs: LayerMap(c, encoder.embed, out, states, rngs=rngs), states, rngs)
 
     def __call__(self, encoder, images):
         """uint8[batch, size, size, 3] to [batch, rows, out]. The sum is in float32."""
-        return mixed(self, encoder, images).astype(encoder.patch[...].dtype)
+        y = mixed(self, encoder, images).astype(encoder.patch[...].dtype)
+        return y if self.bias is None else y + self.bias[...]
 
 
 def accumulate(mix, encoder, images):

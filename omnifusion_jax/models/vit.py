@@ -105,6 +105,7 @@ class VisionTransformer(nnx.Module):
         """uint8[batch, size, size, 3] to [batch, patches, embed]. Normalised here: a quarter of the transfer of floats."""
         c = self.config
         pixels = (images.astype(jnp.float32) / 255 - jnp.array(c.mean)) / jnp.array(c.std)
+        pixels = pixels[:, : c.side * c.patch, : c.side * c.patch]  # what is less than a patch is not seen
         pixels = pixels.reshape(-1, c.side, c.patch, c.side, c.patch, 3).astype(self.patch[...].dtype)
         x = jnp.einsum("bipjqc,pqcd->bijd", pixels, self.patch[...]).reshape(len(images), c.patches, -1)
         return x if self.patch_bias is None else x + self.patch_bias[...]
@@ -112,7 +113,7 @@ class VisionTransformer(nnx.Module):
     def grid_positions(self):
         """[patches, embed], brought to the grid of this image size."""
         c, table = self.config, self.position[...][self.config.class_token :]
-        if c.position_grid in (None, c.side):
+        if not c.resized:
             return table
         matrix = jnp.array(resize_matrix(c.position_grid, c.side, c.position_resize))
         grid = table.reshape(c.position_grid, c.position_grid, -1).astype(jnp.float32)

@@ -1,6 +1,7 @@
 """The converter's command line."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,12 @@ except CheckpointError as error:
     done = run("-c", block + code)
     assert done.stdout == "refused\n", done.stderr
     assert load_checkpoint(tmp_path / "exported").config == load_checkpoint(source).config
+
+
+def test_the_benchmark(tmp_path):
+    done = run("benchmarks/convert.py", "--preset=omnifusion-tiny", "--layers=2", f"--directory={tmp_path}", PYTHONPATH=".")
+    assert done.returncode == 0, done.stderr
+    size, *steps, end = done.stdout.splitlines()
+    assert size.endswith("2 decoder layers") and end == "the weights came back the same" and not list(tmp_path.iterdir())
+    for step, name in zip(steps, ("cp -r", "to native", "back"), strict=True):
+        assert re.fullmatch(name + r" +[\d.]+ s +[\d.]+ GB/s +\d+% of cp's speed, peak [\d.]+ GB resident, [\d.]+ GB anonymous", step)

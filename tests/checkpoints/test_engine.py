@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, MistralConfig, MistralForCausalLM
 
-from omnifusion_jax.checkpoints import clip, llama, original
-from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes_of, slots, split, split_in, split_out, to_foreign
+from omnifusion_jax.checkpoints import clip, huggingface, llama, original
+from omnifusion_jax.checkpoints.engine import MATRIX, SAME, Fused, from_foreign, shapes_of, slots, split, split_in, split_out, to_foreign
 from omnifusion_jax.config import DecoderConfig, EncoderConfig
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.presets import preset
@@ -78,13 +78,13 @@ def test_every_misfit_is_in_one_error(foreign):
 
 def test_two_names_for_one_place_are_refused():
     c = C.encoder
-    foreign = to_foreign(tiny.arrays(C, "encoders"), clip.table(c))
+    foreign = to_foreign(tiny.arrays(C, "encoders"), clip.CLIP.table(c))
     bare = {name.removeprefix(clip.PREFIX): a for name, a in foreign.items()}
     for tensors in (foreign, bare):
-        from_foreign(tensors, clip.table(c), shapes_of(C, "encoders"), "here", prefix=clip.PREFIX)
+        from_foreign(tensors, clip.CLIP.table(c), shapes_of(C, "encoders"), "here", prefix=clip.PREFIX)
     foreign["pre_layrnorm.weight"] = bare["pre_layrnorm.weight"]
     with pytest.raises(CheckpointError, match="more than one tensor for one place") as caught:
-        from_foreign(foreign, clip.table(c), shapes_of(C, "encoders"), "here", prefix=clip.PREFIX)
+        from_foreign(foreign, clip.CLIP.table(c), shapes_of(C, "encoders"), "here", prefix=clip.PREFIX)
     assert "vision_model.pre_layrnorm.weight and pre_layrnorm.weight -> encoders/0/pre_norm/scale" in str(caught.value)
 
 
@@ -93,6 +93,52 @@ def test_export_refuses_what_the_format_cannot_hold(foreign):
     arrays["decoder/bias"] = arrays.pop("decoder/head")
     with pytest.raises(CheckpointError, match=r"decoder/head: missing\n  decoder/bias: the format has no place"):
         to_foreign(arrays, TABLE)
+
+
+FUSED_SHAPES = {"query": (2, 4, 2, 3), "key": (2, 4, 3), "value": (2, 4, 3), "bias": (5,), "scale": (2,), "norm": (2, 4)}
+FUSED = {
+    "blocks.{}.qkv.weight": Fused(("query", split_out(2, 3)), ("key", MATRIX), ("value", MATRIX)),
+    "biases": Fused(("bias", SAME), ("scale", SAME)),
+    "blocks.{}.norm": ("norm", SAME),
+}
+
+
+def fused():
+    return {path: np.arange(math.prod(shape), dtype=np.float32).reshape(shape) for path, shape in FUSED_SHAPES.items()}
+
+
+def test_one_foreign_tensor_of_several_of_ours():
+    arrays = fused()
+    foreign = to_foreign(arrays, FUSED)
+    assert {name: a.shape for name, a in foreign.items()} == {
+        "blocks.0.qkv.weight": (12, 4), "blocks.1.qkv.weight": (12, 4), "biases": (7,), "blocks.0.norm": (4,), "blocks.1.norm": (4,),
+    }  # fmt: skip
+    parts = arrays["query"][1].reshape(4, 6).T, arrays["key"][1].T, arrays["value"][1].T
+    np.testing.assert_array_equal(foreign["blocks.1.qkv.weight"], np.concatenate(parts))
+    back = from_foreign(foreign, FUSED, FUSED_SHAPES, "here")
+    for path, a in arrays.items():
+        np.testing.assert_array_equal(back[path], a)
+        np.testing.assert_array_equal(back[path][1:], a[1:])
+
+
+def test_misfits_of_fused_tensors():
+    foreign = dict(to_foreign(fused(), FUSED))
+    foreign["blocks.0.qkv.weight"] = foreign["blocks.0.qkv.weight"][:-1]
+    foreign["blocks.2.qkv.weight"] = foreign.pop("blocks.1.qkv.weight")
+    foreign["biases"] = foreign["biases"].astype(np.int8)
+    with pytest.raises(CheckpointError) as caught:
+        from_foreign(foreign, FUSED, FUSED_SHAPES | {"lonely": (3,)}, "here")
+    for line in (
+        "here: 5 tensors",
+        "blocks.0.qkv.weight -> query[0] and key[0] and value[0]: has shape [11, 4], [12, 4] is needed",
+        "blocks.1.qkv.weight -> query[1] and key[1] and value[1]: missing",
+        "blocks.2.qkv.weight -> nowhere: query has 2 layers",
+        "biases -> bias and scale: is int8, not floating-point",
+        "(no name) -> lonely: the format has no place for it",
+    ):
+        assert line in str(caught.value)
+    with pytest.raises(CheckpointError, match="scale: missing"):
+        to_foreign({path: a for path, a in fused().items() if path != "scale"}, FUSED)
 
 
 def test_the_full_size_model_maps_onto_the_published_tensors():
@@ -105,7 +151,7 @@ def test_the_full_size_model_maps_onto_the_published_tensors():
             "encoders": CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=336, patch_size=14)),
             "adapter": models.VisualToGPTMapping(1024, 4096, 576, 4),
         }
-    tables = {"decoder": llama.table(c.decoder), "encoders": clip.table(c.encoder), "adapter": original.adapter_table(c)}
+    tables = {"decoder": llama.table(c.decoder), "encoders": clip.CLIP.table(c.encoder), "adapter": original.adapter_table(c)}
     for part, module in theirs.items():
         shapes = shapes_of(c, part)
         mapped = {name.removeprefix(clip.PREFIX): slot.shape for name, slot in slots(tables[part], shapes).items()}
@@ -163,17 +209,17 @@ def test_tied_embeddings_become_a_head(foreign):
 
 @pytest.mark.parametrize("c", [EncoderConfig(), C.encoder, EncoderConfig(activation="gelu")])
 def test_clip_config_both_ways(c):
-    assert clip.encoder_config(clip.encoder_json(c, "float32"), clip.preprocessor_json(c)) == c
-    saved = json.loads(CLIPVisionConfig(**clip.encoder_json(c, "float32")).to_json_string(use_diff=False))
-    assert clip.encoder_config(saved) == c
-    assert clip.encoder_config({"model_type": "clip", "vision_config": saved, "vision_config_dict": None}) == c
+    assert clip.CLIP.encoder_config(clip.CLIP.encoder_json(c, "float32"), huggingface.preprocessor_json(c)) == c
+    saved = json.loads(CLIPVisionConfig(**clip.CLIP.encoder_json(c, "float32")).to_json_string(use_diff=False))
+    assert clip.CLIP.encoder_config(saved) == c
+    assert clip.CLIP.encoder_config({"model_type": "clip", "vision_config": saved, "vision_config_dict": None}) == c
 
 
 def test_clip_settings_we_do_not_have_are_refused_by_name():
     c = C.encoder
     with pytest.raises(CheckpointError, match="hidden_act is 'relu', supported is 'quick_gelu' or 'gelu'"):
-        clip.encoder_config({**clip.encoder_json(c, "float32"), "hidden_act": "relu"})
+        clip.CLIP.encoder_config({**clip.CLIP.encoder_json(c, "float32"), "hidden_act": "relu"})
     with pytest.raises(CheckpointError, match="crop_size is 336, supported is 24"):
-        clip.encoder_config(clip.encoder_json(c, "float32"), {"crop_size": 336})
+        clip.CLIP.encoder_config(clip.CLIP.encoder_json(c, "float32"), {"crop_size": 336})
     with pytest.raises(CheckpointError, match="model_type is 'siglip'"):
-        clip.encoder_config({"model_type": "siglip"})
+        clip.CLIP.encoder_config({"model_type": "siglip"})

@@ -13,9 +13,9 @@ from omnifusion_jax.batch import FEATURE, TEXT
 from omnifusion_jax.config import ConfigError, ModelConfig
 from omnifusion_jax.data.dialogues import Dialogue
 from omnifusion_jax.data.template import Template
-from omnifusion_jax.data.templates import TEMPLATES
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
+from omnifusion_jax.templates import TEMPLATES
 
 BOS, EOS = 1, 2
 PROMPTS = {

@@ -25,7 +25,7 @@ DINO = EncoderConfig(
 ONE = {"kind": "linear"}, {"kind": "mlp", "mlp": 40}
 SETTINGS = [
     {"bias": bias, "shared_norm": shared, "align": align, "first_state": first}
-    for bias, shared, align, first in ((True, True, "pad", 0), (False, False, "interpolate", 1), (True, False, "pad", 2))
+    for bias, shared, align, first in (("layers", True, "pad", 0), ("none", False, "interpolate", 1), ("one", False, "pad", 2))
 ]
 TWO = [{"kind": "concat"}, *({"kind": kind, **s} for kind in ("sum", "attention") for s in SETTINGS)]
 
@@ -66,9 +66,9 @@ class Reference(torch.nn.Module):
         for n, state in enumerate(hidden[a.first_state :]):
             norm = [self.p[f"{path}/norm/{x}"] if a.shared_norm else self.p[f"{path}/layers/norm/{x}"][n] for x in ("scale", "bias")]
             y = torch.nn.functional.layer_norm(state, state.shape[-1:], *norm, a.eps) @ self.p[f"{path}/layers/kernel"][n]
-            y = y + self.p[f"{path}/layers/bias"][n] if a.bias else y
+            y = y + self.p[f"{path}/layers/bias"][n] if a.bias == "layers" else y
             total = total + self.p[f"{path}/layers/weight"][n] * y
-        return total
+        return total + self.p[f"{path}/bias"] if a.bias == "one" else total
 
     def forward(self, hidden):
         gelu, c = torch.nn.functional.gelu, self.c

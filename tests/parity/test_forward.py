@@ -19,7 +19,7 @@ from omnifusion_jax.training.loss import answer_loss
 
 C = tiny.config(layout="original")
 TABLES = {
-    "encoders": clip.table(C.encoder),
+    "encoders": clip.CLIP.table(C.encoder),
     "adapter": original.adapter_table(C),
     "special": original.SPECIAL_TABLE,
     "decoder": llama.table(C.decoder),
@@ -36,7 +36,7 @@ def ours(tensors):
     for part, named in tensors.items():
         named = {name: t.detach().numpy() for name, t in named.items()}
         found |= from_foreign(named, TABLES[part], shapes_of(C, part), part, ignore=clip.IGNORED, prefix=clip.PREFIX if part == "encoders" else "")
-    return found
+    return {path: np.asarray(a) for path, a in found.items()}
 
 
 def close(a, b):

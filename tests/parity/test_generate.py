@@ -88,7 +88,7 @@ class Published:
             head[tokenizer.eos] *= eos
 
     def arrays(self, config):
-        tables = {"encoders": clip.table(config.encoder), "adapter": original.adapter_table(config)}
+        tables = {"encoders": clip.CLIP.table(config.encoder), "adapter": original.adapter_table(config)}
         tables |= {"special": original.SPECIAL_TABLE, "decoder": llama.table(config.decoder)}
         found = {}
         for part, named in self.original.tensors().items():

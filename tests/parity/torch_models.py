@@ -19,7 +19,7 @@ def randomised(module, seed):
 
 
 def vision(c):
-    return randomised(CLIPVisionModel(CLIPVisionConfig(**clip.encoder_json(c, "float32"), attn_implementation="eager")), 1)
+    return randomised(CLIPVisionModel(CLIPVisionConfig(**clip.CLIP.encoder_json(c, "float32"), attn_implementation="eager")), 1)
 
 
 def language(c):

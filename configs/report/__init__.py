@@ -1,0 +1,35 @@
+"""What the tables of the OmniFusion report (arXiv 2404.06212) share: a row is trained in two phases, like everything there."""
+
+import itertools
+from functools import partial
+
+from configs import pretrain, sft
+from omnifusion_jax.models.presets import REPORTED, preset
+
+ENCODERS = {  # hub ids of what presets name
+    "clip-l": "openai/clip-vit-large-patch14-336",
+    "bigg": "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+    "siglip-b": "google/siglip-base-patch16-512",
+    "internvit-6b": "OpenGVLab/InternViT-6B-448px-V1-2",
+}
+SECOND = "facebook/dinov2-large"
+DECODERS = {"mistral-7b": "mistralai/Mistral-7B-v0.1", "vicuna-7b": "lmsys/vicuna-7b-v1.5", "vicuna-13b": "lmsys/vicuna-13b-v1.5"}
+
+
+def variants(*rows):
+    """The configs of a table by name, ROW[,DECODER][,sft]: of the first phase, on Mistral-7B, where the name does not say otherwise."""
+    phases = {"": pretrain, "sft": sft}
+    found = {}
+    for row, decoder, phase in itertools.product(rows, DECODERS, phases):
+        name = ",".join(word for word in (row, decoder * (decoder != REPORTED[0]), phase) if word)
+        found[name] = partial(experiment, row, decoder, phases[phase])
+    return found
+
+
+def experiment(row, decoder, phase):
+    config = phase.get_config()
+    config.model = preset(f"report-{row}-{decoder}")
+    config.encoder_from, config.decoder_from = ENCODERS.get(row, ENCODERS["clip-l"]), DECODERS[decoder]
+    config.encoder2_from = SECOND if config.model.encoder2 else None
+    config.data.max_length = 4096 if config.model.image.fit == "tiles" else 2048
+    return config

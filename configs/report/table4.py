@@ -1,0 +1,17 @@
+"""Table 4 of the report: four encoders.
+
+python -m omnifusion_jax.train --config=configs/report/table4.py:internvit-6b --config.data.path=captions.json --workdir=runs/internvit-6b
+python -m omnifusion_jax.train --config=configs/report/table4.py:internvit-6b,sft --config.init_from=runs/internvit-6b/model \
+    --config.data.path=dialogues.json --workdir=runs/internvit-6b-sft
+
+A decoder may stand between: internvit-6b,vicuna-7b,sft.
+"""
+
+from configs.report import variants
+from omnifusion_jax.config import variant
+
+VARIANTS = variants("clip-l", "bigg", "siglip-b", "internvit-6b")
+
+
+def get_config(name="clip-l"):
+    return variant(VARIANTS, name)()

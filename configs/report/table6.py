@@ -1,0 +1,17 @@
+"""Table 6 of the report: high resolution. Its third row, "grid split + ruDocVQA", is the second on other data.
+
+python -m omnifusion_jax.train --config=configs/report/table6.py:grid --config.data.path=captions.json --workdir=runs/grid
+python -m omnifusion_jax.train --config=configs/report/table6.py:grid,sft --config.init_from=runs/grid/model \
+    --config.data.path=dialogues.json --workdir=runs/grid-sft
+
+A decoder may stand between: grid,vicuna-7b,sft.
+"""
+
+from configs.report import variants
+from omnifusion_jax.config import variant
+
+VARIANTS = variants("internvit-6b", "grid")
+
+
+def get_config(name="internvit-6b"):
+    return variant(VARIANTS, name)()

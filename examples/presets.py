@@ -1,0 +1,61 @@
+"""Writes docs/presets.md: python examples/presets.py > docs/presets.md"""
+
+import math
+
+from omnifusion_jax.models.encoders import ENCODERS
+from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.models.presets import PRESETS, preset
+from omnifusion_jax.models.vit import VisionTransformer
+from omnifusion_jax.nn import nnx
+
+TOP = """# Presets
+
+Written by `python examples/presets.py > docs/presets.md`. Parameters are counted on shapes (`jax.eval_shape`), whatever the size.
+
+## Models
+
+`--config.model.preset=NAME` in training; `omnifusion_jax.models.presets.preset(NAME)` in Python. `report-ROW-DECODER` are the rows of
+tables 4, 5 and 6 of the report ([arXiv 2404.06212](https://arxiv.org/abs/2404.06212)), trained by `configs/report/`. "Rows" are the token
+embeddings that a picture, or one tile of it, gives.
+
+| preset | encoders | adapter | picture | rows | encoders | adapter | vectors | decoder | all |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+BELOW = """
+## Encoders
+
+In a model's config each is `model.encoder` or `model.encoder2`; `encoder_from` and `encoder2_from` name the weights. The vision tower is
+counted as it is here: without heads and text towers.
+
+| encoder | pixels | patch | layers | width | heads | activation | parameters |
+|---|---|---|---|---|---|---|---|"""
+
+
+def count(module, prefix=""):
+    return sum(math.prod(a.shape) for path, a in nnx.parameters(module).items() if path.startswith(prefix))
+
+
+def name_of(encoder):
+    """The preset that has this encoder's weights; which of its features are handed on is the model's choice."""
+    plain = lambda c: {**vars(c), "feature_layer": None}
+    return next((name for name, other in ENCODERS.items() if plain(other) == plain(encoder)), "its own")
+
+
+def model_row(name):
+    c, model = preset(name), abstract(preset(name))
+    parts = [count(model, part) for part in ("encoders/", "adapter/", "special/", "decoder/")]
+    encoders = " + ".join(map(name_of, c.encoders))
+    return f"| {name} | {encoders} | {c.adapter.kind} | {c.image.fit} | {c.rows} | {' | '.join(f'{n:,}' for n in [*parts, sum(parts)])} |"
+
+
+def encoder_row(name, c):
+    total = count(nnx.eval_shape(lambda: VisionTransformer(c, rngs=nnx.Rngs(0))))
+    return f"| {name} | {c.image_size} | {c.patch} | {c.layers} | {c.embed} | {c.heads} | {c.activation} | {total:,} |"
+
+
+def page():
+    return "\n".join([TOP, *map(model_row, PRESETS), BELOW, *(encoder_row(name, c) for name, c in ENCODERS.items())])
+
+
+if __name__ == "__main__":
+    print(page())

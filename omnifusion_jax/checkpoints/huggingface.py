@@ -1,0 +1,151 @@
+"""Vision towers as transformers keeps them: config.json, preprocessor_config.json, and weights of one family."""
+
+import dataclasses
+from collections.abc import Callable
+
+from omnifusion_jax.checkpoints.files import read_json, require
+from omnifusion_jax.checkpoints.vision import Family
+from omnifusion_jax.config import HANDED_ON, EncoderConfig
+from omnifusion_jax.errors import CheckpointError
+
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+VALUES = {"hidden_act": ACTIVATIONS, "norm_type": {"layer_norm": "layer", "rms_norm": "rms"}}  # theirs: ours; others are numbers
+BICUBIC = 3  # Pillow's number
+PROCESSORS = {"crop": "CLIPImageProcessor", "squash": "SiglipImageProcessor"}  # by fit
+
+BLOCK = {  # names that most families share
+    "hidden_size": ("embed", 768),
+    "num_hidden_layers": ("layers", 12),
+    "num_attention_heads": ("heads", 12),
+    "hidden_act": ("activation", "gelu"),
+    "layer_norm_eps": ("eps", 1e-6),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFace(Family):
+    """A family by its model type."""
+
+    model_types: tuple[str, ...] = ()  # of config.json; the last is written
+    architecture: str = ""  # the class that is written down with it
+    fixed: dict = dataclasses.field(default_factory=dict)  # settings of EncoderConfig that all of the family share
+    fields: dict = dataclasses.field(default_factory=dict)  # setting of config.json: (field of EncoderConfig, default of the library)
+    required: dict = dataclasses.field(default_factory=dict)  # setting of config.json: values with which it computes what ours does
+    more: Callable = lambda settings, where: {}  # fields of EncoderConfig that follow from several settings
+    more_json: Callable = lambda c: {}  # settings of config.json, likewise
+    blank: dict = dataclasses.field(default_factory=dict)  # tensors that the library wants and never uses: name to shape, of an EncoderConfig
+    resizes: bool = False  # positions follow the size of the picture, and config.json has the size that they were trained for
+    fit: str = "crop"  # where there is no preprocessor_config.json
+
+    @property
+    def known_by(self):
+        return f"config.json of type {' or '.join(self.model_types)}"
+
+    def knows(self, path):
+        file = path / "config.json"
+        return file.is_file() and read_json(file).get("model_type") in self.model_types
+
+    def settings(self, path):
+        preprocessor = path / "preprocessor_config.json"
+        preprocessor = read_json(preprocessor) if preprocessor.is_file() else None
+        config = self.encoder_config(read_json(path / "config.json"), preprocessor, path / "config.json")
+        return config, view(preprocessor, config.image_size, path)[2] if preprocessor else self.fit
+
+    def encoder_config(self, hf, preprocessor=None, where="config.json") -> EncoderConfig:
+        """From config.json, of the whole model or of the vision tower alone, and preprocessor_config.json where there is one.
+
+        Raises:
+          CheckpointError: a setting our vision tower or our preprocessing does not have.
+        """
+        require(hf, {"model_type": self.model_types}, where)
+        hf = {**hf["vision_config"], **(hf.get("vision_config_dict") or {})} if "vision_config" in hf else hf
+        hf = {name: side(value) if name in ("image_size", "patch_size") else value for name, value in hf.items()}
+        choices = {name: tuple(values) for name, values in VALUES.items()}
+        require(hf, {"num_channels": (3,), "quantization_config": (None,), **choices, **self.required}, where)
+        read = {name: hf.get(name, default) for name, (_, default) in self.fields.items()}
+        ours = {field: VALUES.get(name, {}).get(read[name], read[name]) for name, (field, _) in self.fields.items()}
+        config = EncoderConfig(**self.fixed, **ours)
+        for field, value in self.more(hf, where).items():
+            setattr(config, field, value)
+        if preprocessor:
+            self.prepare(config, preprocessor, f"{where} (model) and preprocessor_config.json")
+        config.validate()
+        return config.settled()
+
+    def prepare(self, config, preprocessor, where):
+        trained_for = config.image_size
+        size, edge, _ = view(preprocessor, trained_for, where)
+        if not self.resizes:
+            sizes = (trained_for, {"height": trained_for, "width": trained_for}, {"shortest_edge": trained_for})
+            require(preprocessor, {"crop_size": sizes, "size": sizes}, where)
+        config.image_size, config.shortest_edge, config.position_grid = size, edge, trained_for // config.patch
+        config.mean, config.std = tuple(preprocessor.get("image_mean", config.mean)), tuple(preprocessor.get("image_std", config.std))
+
+    def encoder_json(self, c: EncoderConfig, dtype):
+        """The config.json of the tower alone."""
+        written = {name: getattr(c, field) for name, (field, _) in self.fields.items()}
+        for name, values in VALUES.items():
+            if name in written:
+                written[name] = {ours: theirs for theirs, ours in values.items()}.get(written[name], written[name])
+        written["image_size"] = c.position_grid * c.patch if c.resized else c.image_size
+        about = {"architectures": [self.architecture], "model_type": self.model_types[-1], "num_channels": 3, "torch_dtype": dtype}
+        return {**about, **{name: values[0] for name, values in self.required.items()}, **written, **self.more_json(c)}
+
+    def obstacles(self, c: EncoderConfig):
+        """Why a model of this family cannot be `c`; empty where it can."""
+        try:
+            back = self.encoder_config(self.encoder_json(c, "float32"), preprocessor_json(c))
+        except CheckpointError as error:
+            return str(error)
+        free, c = HANDED_ON if c.resized else (*HANDED_ON, "position_resize"), c.settled()
+        names = [field.name for field in dataclasses.fields(c) if field.name not in free]
+        return ", ".join(f"{name} would be {getattr(back, name)}" for name in names if getattr(back, name) != getattr(c, name))
+
+
+def preprocessor_json(c: EncoderConfig, fit="crop"):
+    """The preprocessor_config.json of an encoder, for pictures that are cropped or squashed."""
+    size, edge = c.view
+    cropped = {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": {"height": size, "width": size}}
+    return {
+        "image_processor_type": PROCESSORS[fit],
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": BICUBIC,
+        **(cropped if fit == "crop" else {"size": {"height": size, "width": size}}),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(c.mean),
+        "image_std": list(c.std),
+    }
+
+
+def view(preprocessor, size, where):
+    """(pixels a side, pixels of the shortest edge before the crop, fit) of a preprocessor_config.json; `size` where it says nothing.
+
+    Raises:
+      CheckpointError: pictures would come to a model of ours otherwise.
+    """
+    yes = (True,)
+    require(preprocessor, {"do_resize": yes, "do_normalize": yes, "do_rescale": yes, "resample": (BICUBIC,)}, where)
+    if abs(preprocessor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-4:
+        raise CheckpointError(f"{where}: rescale_factor is {preprocessor['rescale_factor']}, supported is 1/255")
+    crop = side(preprocessor.get("crop_size", size))
+    resized = preprocessor.get("size", crop)
+    if isinstance(resized, dict) and "height" in resized:
+        wanted = {"size": ({"height": resized["height"]} | {"width": resized["height"]},)}
+        if preprocessor.get("do_center_crop"):
+            wanted["crop_size"] = (resized["height"], *wanted["size"])
+        require(preprocessor, wanted, where)
+        return resized["height"], resized["height"], "squash"
+    edge = resized.get("shortest_edge") if isinstance(resized, dict) else resized
+    require(preprocessor, {"do_center_crop": yes}, where)
+    if not isinstance(edge, int) or not isinstance(crop, int):
+        raise CheckpointError(f"{where}: size {resized!r:.100} and crop_size {crop!r:.100} do not make a square of a known size")
+    return crop, edge, "crop"
+
+
+def side(size):
+    """448, [448, 448] and {"height": 448, "width": 448} are the same; what is no square stays as it is."""
+    pair = list(size.values()) if isinstance(size, dict) and set(size) == {"height", "width"} else size
+    return pair[0] if isinstance(pair, list | tuple) and len(pair) == 2 and pair[0] == pair[1] else size

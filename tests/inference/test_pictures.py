@@ -1,0 +1,133 @@
+"""Models that look at pictures in other ways: as tiles, through two encoders, with turns marked in words."""
+
+import drive
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from omnifusion_jax.batch import FEATURE, SPECIAL
+from omnifusion_jax.config import AdapterConfig, EncoderConfig, GenerationConfig, ImageConfig
+from omnifusion_jax.data.dialogues import Request
+from omnifusion_jax.data.pipeline import Batches
+from omnifusion_jax.data.tiles import NEWLINE, tiles, walk
+from omnifusion_jax.inference import prompts
+from omnifusion_jax.inference.model import Model
+from omnifusion_jax.models.omnifusion import OmniFusion
+from omnifusion_jax.nn import nnx
+
+GREEDY = GenerationConfig(max_new_tokens=4)
+SIZES = ((24, 24), (24, 60), (90, 30), (31, 64))  # height, width
+SECOND = EncoderConfig(image_size=16, shortest_edge=20, patch=8, embed=24, layers=2, heads=2, mlp=40, class_token=False, pre_norm=False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def config(**settings):
+    c = tiny.config(**settings)
+    c.encoder.layers, c.decoder.layers, c.decoder.window = 2, 1, None
+    c.validate()
+    return c
+
+
+def tiled(**image):
+    return config(image=ImageConfig(fit="tiles", **image))
+
+
+def two_encoders():
+    c = config()
+    c.encoder2, c.adapter = SECOND, AdapterConfig(kind="sum", width=16)
+    return c
+
+
+def ask(picture, text="What is it?"):
+    return Request([{"role": "user", "content": text}], images=[picture])
+
+
+def pictures():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+
+
+@pytest.mark.parametrize("image", [{}, {"unpad": True, "newline": True}], ids=["grid split", "newline and unpad"])
+def test_tiles_enter_the_sequence_in_the_order_of_their_walk(tokenizer, image):
+    """Slot after slot against the adapter's rows for the same tiles, put there by hand."""
+    c = tiled(**image)
+    model = Model(c, tiny.arrays(c), tokenizer)
+    for picture in pictures():
+        sample = prompts.lay_out(ask(picture), "here", model.prepare)
+        batch = prompts.assemble([sample], model.lens, left=False)
+        order = walk(picture.shape[:2], c.image.grids, 24, 3, **image)
+        cut = tiles(Image.fromarray(picture), 24, c.image.grids)
+        assert batch.images[0].shape[1] == model.lens.room == 5 and len(sample.images[0]) == len(cut)
+        rows = np.asarray(model.module.encode((jnp.asarray(cut)[None],)))[0]
+        embedded = np.asarray(OmniFusion.embed(model.module, batch))[0]
+        start = int(np.argmax((batch.kind[0] == SPECIAL) & (batch.index[0] == c.special.index("soi")))) + 1
+        slots = embedded[start : start + len(order)]
+        np.testing.assert_allclose(slots[order != NEWLINE], rows[order[order != NEWLINE]], atol=1e-5)
+        if image:
+            newline = np.asarray(model.module.special.newline[...])
+            assert (order == NEWLINE).sum() >= 3
+            np.testing.assert_array_equal(slots[order == NEWLINE], np.broadcast_to(newline, (int((order == NEWLINE).sum()), len(newline))))
+        after = start + len(order)
+        assert (batch.kind[0, after], batch.index[0, after]) == (SPECIAL, c.special.index("eoi"))
+        assert (batch.kind[0] == FEATURE).sum() == (order != NEWLINE).sum()
+
+
+def test_the_number_of_tiles_is_data(tokenizer):
+    """Pictures of two and of four tiles go through one program, alone or together, with the same answers."""
+    c = tiled()
+    model = Model(c, tiny.arrays(c), tokenizer)
+    wide, large = np.zeros((24, 48, 3), np.uint8), np.zeros((48, 48, 3), np.uint8)
+    few, many = ask(wide, "What is in the picture?"), ask(large, "What?")
+    lengths = [len(prompts.lay_out(r, "here", model.prepare, ask=True).tokens) for r in (few, many)]
+    assert prompts.bucket(lengths[0]) == prompts.bucket(lengths[1])
+    [alone] = model.generate([few], GREEDY)
+    with drive.compiled() as programs:
+        [other] = model.generate([many], GREEDY)
+    assert not programs
+    together = model.generate([few, many], GREEDY)
+    assert [a.tokens for a in together] == [alone.tokens, other.tokens]
+
+
+def test_two_encoders_see_their_own_views(tokenizer):
+    c = two_encoders()
+    model = Model(c, tiny.arrays(c), tokenizer)
+    sample = prompts.lay_out(ask(pictures()[1]), "here", model.prepare)
+    assert [view.shape for view in sample.images] == [(1, 24, 24, 3), (1, 16, 16, 3)]
+    plain = model.logits([ask(pictures()[1])])[0]
+    arrays = tiny.arrays(c)
+    for path in arrays:
+        if path.startswith("encoders/1/patch"):
+            arrays[path] = -arrays[path]
+    assert np.abs(Model(c, arrays, tokenizer).logits([ask(pictures()[1])])[0] - plain).max() > 1e-3
+    assert len(model.generate([ask(p) for p in pictures()], GREEDY)) == 4
+
+
+def test_turns_marked_in_words(tokenizer):
+    c = config(layout="text", user="User:", bot="AI:")
+    model = Model(c, tiny.arrays(c), tokenizer)
+    assert [p for p in nnx.parameters(model.module) if p.startswith("special")] == ["special/eoi", "special/soi"]
+    sample = prompts.lay_out(ask(pictures()[0]), "here", model.prepare, ask=True)
+    text = [*tokenizer.encode(c.prompt)]
+    assert sample.tokens[: len(text)].tolist() == text
+    tail = tokenizer.encode("User:What is it?AI:")
+    assert sample.tokens[-len(tail) :].tolist() == tail
+    slots = slice(len(text), len(text) + 11)
+    assert sample.kind[slots].tolist() == [SPECIAL, *[FEATURE] * 9, SPECIAL] and len(sample.tokens) == len(text) + 11 + len(tail)
+    assert [c.special[i] for i in sample.index[slots][[0, -1]]] == ["soi", "eoi"]
+
+
+def test_training_batches_of_tiles_have_one_shape(tokenizer):
+    c = tiled(newline=True, unpad=True)
+    prepare = tiny.prepare(tokenizer, 256, 24, 8, image=c.image)
+    talk = (("user", "What is it?"), ("assistant", "A circle."))
+    source = [tiny.dialogue(talk, picture) for picture in pictures()]
+    batches = Batches(source, prepare, batch_size=2, length=256, tiles=prepare.lens.room, sizes=prepare.lens.sizes, shuffle=False)
+    for _ in range(2):
+        batch = next(batches)
+        assert batch.images[0].shape == (2, 5, 24, 24, 3) and (batch.weights.sum(axis=1) > 0).all()
