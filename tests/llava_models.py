@@ -1,13 +1,16 @@
 """Tiny LLaVA models as transformers builds, saves and runs them."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import tiny
 import torch
 import transformers as hf
 from parity.torch_models import randomised
+from PIL import Image
 
+import omnifusion_jax as of
 from omnifusion_jax.checkpoints import clip, llama
 from omnifusion_jax.templates import TEMPLATES
 
@@ -16,6 +19,8 @@ DECODERS = {
     "mistral": dataclasses.replace(C.decoder, vocab=328, max_length=1024),  # more rows than tokens, as published checkpoints have them
     "llama": dataclasses.replace(C.decoder, vocab=328, max_length=1024, model_type="llama", window=None, heads=3, kv_heads=3),
 }
+PICTURES = Path(__file__).parents[1].parent / "shared/data/real_dialogues/images"
+QUESTIONS = ("What is in the picture?", "How many circles are there?", "Where is the blue square: left or right?", "A", "Why?\nSay it.")
 TEXT = {"mistral": hf.MistralConfig, "llama": hf.LlamaConfig}
 IMAGE = tiny.VOCAB  # the image token's id
 SIDE = C.encoder.image_size
@@ -90,7 +95,29 @@ def generate(model, processor, requests, **settings):
 
 def pictures(*sizes, seed=0):
     """Pictures of (width, height) with large shapes in them: resizing them is no matter of noise."""
-    from PIL import Image
-
     rng = np.random.default_rng(seed)
     return [Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(size, Image.Resampling.NEAREST) for size in sizes]
+
+
+def shown():
+    """A real picture where there are some, and drawn ones of several shapes."""
+    real = [Image.open(file).convert("RGB") for file in sorted(PICTURES.glob("*.jpg"))[:2]]
+    return [*real, *pictures((24, 24), (50, 31), (30, 64), (70, 20))]
+
+
+def requests():
+    """With and without a picture, of unequal lengths, one of several turns."""
+    found = [of.Request([{"role": "user", "content": text}], images=[picture]) for text, picture in zip(QUESTIONS * 2, shown(), strict=False)]
+    found += [of.Request([{"role": "user", "content": text}]) for text in QUESTIONS[:2]]
+    turns = [("user", "What is it?"), ("assistant", "A red circle."), ("user", "Where?")]
+    return [*found, of.Request([{"role": role, "content": text} for role, text in turns], images=shown()[:1])]
+
+
+def agree(ours, model, processor, asked=None, beams=(1, 3), **settings):
+    """Asserts that a Model generates the same tokens: all in one batch of theirs, greedily and by beams."""
+    asked, lengths = asked or requests(), set()
+    for n in beams:
+        theirs = generate(model, processor, asked, num_beams=n, **settings)
+        assert [a.tokens for a in ours.generate(asked, of.GenerationConfig(max_new_tokens=24, num_beams=n))] == theirs
+        lengths |= {len(tokens) for tokens in theirs}
+    assert len(lengths) > 1

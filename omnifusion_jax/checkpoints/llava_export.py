@@ -99,6 +99,7 @@ def write_tokenizer(source, target, c: ModelConfig):
     written = json.loads(backend.to_str()) | ({} if begins else {"post_processor": None})
     write_json(target / "tokenizer.json", written)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **ours.names, "pad_token": ours.names["unk_token"], "padding_side": "left"}
+    settings |= {"model_input_names": ["input_ids", "attention_mask"]}  # transformers 4 would add token types, which these models do not take
     settings |= {"add_bos_token": begins, "clean_up_tokenization_spaces": False, "model_max_length": c.decoder.max_length}
     write_json(target / "tokenizer_config.json", settings)
     return {token: backend.token_to_id(token) for token in new}, backend.token_to_id(c.image_token)
