@@ -16,7 +16,9 @@ SOURCE = flags.DEFINE_string("source", None, "Checkpoint: directory, or id on th
 OUTPUT = flags.DEFINE_string("output", None, "New directory.", required=True)
 TO = flags.DEFINE_enum("to", "native", ["native", "omnifusion"], "Format to write.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Type to write; as stored when not given.")
-VISION = flags.DEFINE_string("vision", None, "CLIP directory or hub id, for a source that holds none: openai/clip-vit-large-patch14-336.")
+VISION = flags.DEFINE_string(
+    "vision", None, "Vision tower of a source that holds none: a directory, a file or a hub id, openai/clip-vit-large-patch14-336."
+)
 
 WRITERS = {
     "native": lambda checkpoint, output: save_native(output, checkpoint.config, checkpoint.arrays, checkpoint.tokenizer),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from omnifusion_jax.checkpoints import encoders, llama, original
+from omnifusion_jax.checkpoints import llama, original
+from omnifusion_jax.checkpoints.encoders import write_encoder, written_as
 from omnifusion_jax.checkpoints.engine import to_foreign
 from omnifusion_jax.checkpoints.files import write_json, write_safetensors, write_weights
 from omnifusion_jax.checkpoints.lazy import lazy
@@ -40,7 +41,7 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
         copy_tokenizer(checkpoint.tokenizer, made(partial / original.TOKENIZER))
         write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", llama.table(config.decoder), dtype))
         tower = made(partial / tower_name(config.encoder))
-        encoders.write_encoder(tower, config.encoder, arrays_of(checkpoint, "encoders", dtype), config.image.fit)
+        write_encoder(tower, config.encoder, arrays_of(checkpoint, "encoders", dtype), config.image.fit)
         adapter = part(checkpoint, "adapter", original.adapter_table(config), dtype)
         special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
         if torch:
@@ -72,7 +73,7 @@ def arrays_of(checkpoint, name, dtype):
 
 
 def tower_name(c):
-    family = encoders.written_as(c)
+    family = written_as(c)
     return PUBLISHED.get((family, c.image_size, c.patch, c.embed, c.layers), family)
 
 

@@ -92,7 +92,8 @@ def read(source, vision=None, dtype=None):
 
 
 def find_encoder(directory):
-    found = [d for pattern in (".", "*/", "*/*/") for d in sorted(directory.glob(pattern)) if encoders.is_encoder(d)]
+    inside = [directory, *sorted(directory.glob("*")), *sorted(directory.glob("*/*"))]
+    found = [d for d in inside if d.is_dir() and encoders.is_encoder(d)]
     if len(found) != 1:
         have = f"several vision models ({', '.join(map(str, found))})" if found else "no vision model, as in the published release"
         raise CheckpointError(f"{directory}: holds {have}. Pass vision (--vision): a directory, or openai/clip-vit-large-patch14-336.")
