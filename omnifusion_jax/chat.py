@@ -8,7 +8,7 @@ from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.errors import DataError
 
 MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
-VISION = flags.DEFINE_string("vision", None, "CLIP directory, where the model does not hold one.")
+VISION = flags.DEFINE_string("vision", None, "Vision tower, where the model does not hold one.")
 IMAGE = flags.DEFINE_string("image", None, "Picture to talk about.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Of parameters and computation; float32 on CPUs, else bfloat16, when not given.")
 GENERATION = define_generation()

@@ -9,7 +9,7 @@ from omnifusion_jax.cli import define_generation, run
 from omnifusion_jax.inference.batch_file import answer_file
 
 MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
-VISION = flags.DEFINE_string("vision", None, "CLIP directory, where the model does not hold one.")
+VISION = flags.DEFINE_string("vision", None, "Vision tower, where the model does not hold one.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Of parameters and computation; float32 on CPUs, else bfloat16, when not given.")
 INPUT = flags.DEFINE_string("input", None, "JSONL of requests, or LLaVA records.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "JSONL of answers; one that is half written is continued.", required=True)

@@ -8,7 +8,7 @@ from omnifusion_jax.checkpoints.clip import CLIP
 from omnifusion_jax.checkpoints.dinov2 import DINOV2, DINOV2_HUB, DINOV2_WITH_REGISTERS
 from omnifusion_jax.checkpoints.engine import to_foreign
 from omnifusion_jax.checkpoints.files import write_json, write_weights
-from omnifusion_jax.checkpoints.huggingface import PROCESSORS, preprocessor_json
+from omnifusion_jax.checkpoints.huggingface import preprocessor_json
 from omnifusion_jax.checkpoints.internvit import INTERNVIT, INTERNVL_VISION
 from omnifusion_jax.checkpoints.open_clip import OPEN_CLIP
 from omnifusion_jax.checkpoints.siglip import SIGLIP
@@ -74,7 +74,7 @@ def write_encoder(directory, c: EncoderConfig, arrays, fit="crop", path="encoder
     Args:
       c: the encoder.
       arrays: its parameters, by path (`path` and below).
-      fit: "crop" or "squash", for the preprocessor; of others the file says "crop".
+      fit: how pictures come to a square (ImageConfig.fit); the file says "squash", or "crop" for every other.
 
     Raises:
       CheckpointError: no family of Hugging Face computes what `c` says.
@@ -84,5 +84,5 @@ def write_encoder(directory, c: EncoderConfig, arrays, fit="crop", path="encoder
     dtype = next(iter(tensors.values())).dtype
     blank = {name: np.zeros(shape(c), dtype) for name, shape in family.blank.items()}  # the library wants them, and never uses them
     write_json(Path(directory) / "config.json", family.encoder_json(c, str(dtype)))
-    write_json(Path(directory) / "preprocessor_config.json", preprocessor_json(c, fit if fit in PROCESSORS else "crop"))
+    write_json(Path(directory) / "preprocessor_config.json", preprocessor_json(c, fit))
     write_weights(directory, tensors | blank)

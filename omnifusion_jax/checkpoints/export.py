@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from omnifusion_jax.checkpoints import assign, encoders, llama, original
+from omnifusion_jax.checkpoints import assign, llama, original
+from omnifusion_jax.checkpoints.encoders import write_encoder, written_as
 from omnifusion_jax.checkpoints.engine import to_foreign
 from omnifusion_jax.checkpoints.files import write_json, write_safetensors, write_weights
 from omnifusion_jax.checkpoints.lazy import lazy
@@ -48,7 +49,7 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
         write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", llama.table(config.decoder), dtype))
         for i, encoder in enumerate(config.encoders):
             arrays = arrays_of(checkpoint, f"encoders/{i}", dtype)
-            encoders.write_encoder(made(partial / tower_name(encoder)), encoder, arrays, config.image.fit, f"encoders/{i}")
+            write_encoder(made(partial / tower_name(encoder)), encoder, arrays, config.image.fit, f"encoders/{i}")
         adapter = part(checkpoint, "adapter", ADAPTERS[config.adapter.kind](config), dtype)
         special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
         if torch and config.adapter.kind == "transformer":
@@ -82,7 +83,7 @@ def arrays_of(checkpoint, name, dtype):
 
 
 def tower_name(c):
-    family = encoders.written_as(c)
+    family = written_as(c)
     return PUBLISHED.get((family, c.image_size, c.patch, c.embed, c.layers), family)
 
 

@@ -11,7 +11,6 @@ from omnifusion_jax.errors import CheckpointError
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 VALUES = {"hidden_act": ACTIVATIONS, "norm_type": {"layer_norm": "layer", "rms_norm": "rms"}}  # theirs: ours; others are numbers
 BICUBIC = 3  # Pillow's number
-PROCESSORS = {"crop": "CLIPImageProcessor", "squash": "SiglipImageProcessor"}  # by fit
 
 BLOCK = {  # names that most families share
     "hidden_size": ("embed", 768),
@@ -75,7 +74,7 @@ class HuggingFace(Family):
     def prepare(self, config, preprocessor, where):
         trained_for = config.image_size
         size, edge, _ = view(preprocessor, trained_for, where)
-        if not self.resizes:
+        if not self.resizes and size != trained_for:
             sizes = (trained_for, {"height": trained_for, "width": trained_for}, {"shortest_edge": trained_for})
             require(preprocessor, {"crop_size": sizes, "size": sizes}, where)
         config.image_size, config.shortest_edge, config.position_grid = size, edge, trained_for // config.patch
@@ -103,15 +102,16 @@ class HuggingFace(Family):
 
 
 def preprocessor_json(c: EncoderConfig, fit="crop"):
-    """The preprocessor_config.json of an encoder, for pictures that are cropped or squashed."""
+    """The preprocessor_config.json of an encoder whose pictures are squashed; with every other `fit`, cropped."""
     size, edge = c.view
-    cropped = {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": {"height": size, "width": size}}
     return {
-        "image_processor_type": PROCESSORS[fit],
+        "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
+        "size": {"height": edge, "width": edge} if fit == "squash" else {"shortest_edge": edge},
         "resample": BICUBIC,
-        **(cropped if fit == "crop" else {"size": {"height": size, "width": size}}),
+        "do_center_crop": fit != "squash" or edge != size,
+        "crop_size": {"height": size, "width": size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -130,19 +130,16 @@ def view(preprocessor, size, where):
     require(preprocessor, {"do_resize": yes, "do_normalize": yes, "do_rescale": yes, "resample": (BICUBIC,)}, where)
     if abs(preprocessor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-4:
         raise CheckpointError(f"{where}: rescale_factor is {preprocessor['rescale_factor']}, supported is 1/255")
-    crop = side(preprocessor.get("crop_size", size))
-    resized = preprocessor.get("size", crop)
-    if isinstance(resized, dict) and "height" in resized:
-        wanted = {"size": ({"height": resized["height"]} | {"width": resized["height"]},)}
-        if preprocessor.get("do_center_crop"):
-            wanted["crop_size"] = (resized["height"], *wanted["size"])
-        require(preprocessor, wanted, where)
-        return resized["height"], resized["height"], "squash"
-    edge = resized.get("shortest_edge") if isinstance(resized, dict) else resized
-    require(preprocessor, {"do_center_crop": yes}, where)
+    crops = preprocessor.get("do_center_crop", "crop_size" in preprocessor)
+    resized = preprocessor.get("size", preprocessor.get("crop_size", size))
+    squashed = isinstance(resized, dict) and "height" in resized
+    if not squashed:
+        require({"do_center_crop": crops}, {"do_center_crop": yes}, where)
+    edge = resized.get("shortest_edge") if isinstance(resized, dict) and not squashed else side(resized)
+    crop = side(preprocessor.get("crop_size", size)) if crops else edge
     if not isinstance(edge, int) or not isinstance(crop, int):
-        raise CheckpointError(f"{where}: size {resized!r:.100} and crop_size {crop!r:.100} do not make a square of a known size")
-    return crop, edge, "crop"
+        raise CheckpointError(f"{where}: size {resized!r:.100} and crop_size {preprocessor.get('crop_size')!r:.100} make no square of a known size")
+    return crop, edge, "squash" if squashed else "crop"
 
 
 def side(size):

@@ -101,7 +101,7 @@ def reader(directory, path, a):
         with named_errors(directory):
             return source.read(spans)
 
-    return Lazy(a.shape, a.dtype, read)
+    return Lazy(a.shape, a.dtype, read, f"arrays/{path}")
 
 
 def stored_arrays(directory):

@@ -6,7 +6,6 @@ from omnifusion_jax.checkpoints import encoders, llama
 from omnifusion_jax.checkpoints.assign import adapter_config, assigned, choose
 from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes_of, split, split_in, split_out
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
-from omnifusion_jax.checkpoints.lazy import lazy
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
 from omnifusion_jax.checkpoints.torch_files import read_torch_file, state_dict
 from omnifusion_jax.config import AdapterConfig, ModelConfig, tuples
@@ -104,10 +103,10 @@ def read(source, vision=(), dtype=None, assign=None):
         apply_settings(config, pickled, directory / SETTINGS)
         arrays |= from_foreign(tensors, adapter_table(config), shapes_of(config, "adapter"), adapter_file, dtype=dtype)
     else:
-        reading = read_json(assign) if assign else choose(tensors, config, adapter_file)
+        reading = read_json(assign) if assign else choose(tensors, config, adapter_file, arrays)
         config.adapter = adapter_config(reading, tensors, config, assign or adapter_file)
         apply_settings(config, pickled, directory / SETTINGS)
-        arrays |= {path: lazy(a).astype(dtype or a.dtype) for path, a in assigned(reading, tensors, config, assign or adapter_file).items()}
+        arrays |= {path: a.astype(dtype or a.dtype) for path, a in assigned(reading, tensors, config, assign or adapter_file).items()}
     arrays |= from_foreign(open_tensors(special_file), SPECIAL_TABLE, shapes_of(config, "special"), special_file, dtype=dtype)
     return config, arrays, tokenizer
 

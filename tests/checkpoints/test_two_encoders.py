@@ -9,7 +9,9 @@ import pytest
 import tiny
 import torch
 import transformers
+from conftest import run_command
 from parity.torch_models import language, randomised
+from PIL import Image
 
 import omnifusion_jax as of
 from omnifusion_jax.checkpoints import assign
@@ -102,6 +104,26 @@ def test_the_users_choice_between_readings(tmp_path, monkeypatch):
     chosen.write_text("{}")
     with pytest.raises(CheckpointError, match=r"v_proj_0\.weight: not used"):
         load_checkpoint(tmp_path / "source", assign=chosen)
+
+
+def test_a_picture_ranks_the_readings(tmp_path, monkeypatch):
+    """Kernels of one encoder are a thousand times too large for the states of the other, and so is what a wrong reading makes of a picture."""
+    adapter = build(tmp_path / "source", monkeypatch, ("v", "w"))
+    with torch.no_grad():
+        for n in range(LAYERS + 1):
+            adapter.v_norm.weight.mul_(1e3 if n == 0 else 1)
+            getattr(adapter, f"v_proj_{n}").weight.mul_(1e-3)
+            getattr(adapter, f"v_proj_{n}").bias.mul_(0)
+        adapter.v_norm.bias.mul_(0)
+    torch.save(adapter, tmp_path / "source/projection.pt")
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(picture)
+    told = run_command("convert", f"--source={tmp_path}/source", f"--output={tmp_path}/native", f"--check_with={picture}", fails=True)
+    assert told.count("log ratio of norms") == 8 and "8 readings fit" in told and not (tmp_path / "native").exists()
+    nearest = json.loads((tmp_path / "native.assign.json").read_text())
+    assert nearest["adapter/mixes/0/norm/scale"][0] == nearest["adapter/mixes/0/layers/kernel"]["from"][0]  # v with v, w with w
+    run_command("convert", f"--source={tmp_path}/source", f"--output={tmp_path}/native", f"--assign={tmp_path}/native.assign.json")
+    assert load_checkpoint(tmp_path / "native").config.adapter.kind == "sum"
 
 
 def test_one_vision_tower_is_not_enough(tmp_path, monkeypatch):
