@@ -32,16 +32,21 @@ KINDS = {  # model type: classes of the model, its config, the image processor, 
 hf.utils.logging.disable_progress_bar()
 
 
-def build(directory, kind="llava", decoder="mistral", template="llava-1.5", sharpness=4.0, eos=2.0, pictures=None, pixels=None, **settings):
+def build(directory, kind="llava", decoder="mistral", template="llava-1.5", vision=None, pictures=None, pixels=None, **settings):
     """Saves a random model with its processor, and gives both.
 
-    `pictures`: another class of image processor; `pixels`: its settings; `settings`: of the model's config. A sharp head makes choices clear; `eos`
-    scales the scores of the end of sequence.
+    Args:
+      vision: the config of another tower than CLIP.
+      pictures: another class of image processor.
+      pixels: settings of the image processor.
+      settings: of the model's config.
+
+    The head is sharp, so that choices are clear, and speaks up for the end of sequence.
     """
     model_class, config_class, picture_class, processor_class = KINDS[kind]
     settings |= {"image_grid_pinpoints": GRIDS} if kind == "llava_next" else {}
     config = config_class(
-        vision_config=hf.CLIPVisionConfig(**clip.CLIP.encoder_json(C.encoder, "float32")),
+        vision_config=vision or hf.CLIPVisionConfig(**clip.CLIP.encoder_json(C.encoder, "float32")),
         text_config=TEXT[decoder](**llama.decoder_json(DECODERS[decoder], "float32")),
         image_token_index=IMAGE,
         **settings,
@@ -49,8 +54,8 @@ def build(directory, kind="llava", decoder="mistral", template="llava-1.5", shar
     config._attn_implementation = "eager"
     model = randomised(model_class(config), 5)
     with torch.no_grad():
-        model.lm_head.weight *= sharpness
-        model.lm_head.weight[2] *= eos
+        model.lm_head.weight *= 4
+        model.lm_head.weight[2] *= 2
     model.save_pretrained(directory)
     more = {"image_grid_pinpoints": GRIDS} if kind == "llava_next" else {}
     size = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
@@ -59,7 +64,7 @@ def build(directory, kind="llava", decoder="mistral", template="llava-1.5", shar
         (pictures or picture_class)(**size | more | (pixels or {})),
         tokenizer(directory),
         patch_size=C.encoder.patch,
-        num_additional_image_tokens=1,
+        num_additional_image_tokens=int(vision is None),
         vision_feature_select_strategy=strategy,
         chat_template=TEMPLATES[template],
     )

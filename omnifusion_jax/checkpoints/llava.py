@@ -1,21 +1,22 @@
 """LLaVA and LLaVA-NeXT as Hugging Face has them: `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration`."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import numpy as np
 
 from omnifusion_jax.checkpoints import clip, llama, processor
+from omnifusion_jax.checkpoints.clip import CLIP
 from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes_of
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
+from omnifusion_jax.checkpoints.siglip import SIGLIP
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer, special_id, token_id
-from omnifusion_jax.config import AdapterConfig, ImageConfig, ModelConfig
+from omnifusion_jax.config import AdapterConfig, EncoderConfig, ImageConfig, ModelConfig
 from omnifusion_jax.errors import CheckpointError
 
 CLASSES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
-VISION = {  # readers of vision towers, by model type
-    "clip_vision_model": clip.CLIP,
-}
+TOWERS = (CLIP, SIGLIP)  # families of checkpoints/encoders.py that the classes take and whose names are under TOWER below
 UNSAID = {  # the vision tower of a config.json that describes none
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
 }  # fmt: skip
@@ -34,7 +35,7 @@ FORMS = (  # names that transformers 5 has in memory, and has written without th
     (r"model\.(?=vision_tower\.|multi_modal_projector\.|image_newline$)", ""),
     (r"vision_tower\.(?!vision_model\.)", TOWER + clip.PREFIX),
 )
-IGNORED = (*(re.escape(TOWER) + name for name in clip.IGNORED[:1]), *llama.IGNORED)
+IGNORED = (*(re.escape(TOWER) + f"(?:{name})" for name in SIGLIP.ignored), *llama.IGNORED)
 
 
 def projector_table(c: AdapterConfig):
@@ -49,9 +50,20 @@ def projector_table(c: AdapterConfig):
     }
 
 
+def obstacles(c: EncoderConfig):
+    """Why each of TOWERS cannot be `c`, in their order; "" where it can."""
+    alone = dataclasses.replace(c, shortest_edge=None)  # what comes before the tower is the processor's affair
+    return [family.obstacles(alone) for family in TOWERS]
+
+
+def tower(c: EncoderConfig):
+    """The family that computes `c`, which there must be."""
+    return TOWERS[obstacles(c).index("")]
+
+
 def table(c: ModelConfig):
     """Everything that such a checkpoint holds, under the names of public files."""
-    rows = {TOWER + name: row for name, row in clip.CLIP.table(c.encoder).items()}
+    rows = {TOWER + name: row for name, row in tower(c.encoder).table(c.encoder).items()}
     rows |= projector_table(c.adapter)
     rows |= {NEWLINE: ("special/newline", SAME)} if c.image.newline else {}
     return rows | {LANGUAGE + name: row for name, row in llama.table(c.decoder).items()}
@@ -104,12 +116,13 @@ def model_config(hf, directory) -> ModelConfig:
     layer, strategy = hf.get("vision_feature_layer", -2), hf.get("vision_feature_select_strategy", "default")
     if not isinstance(layer, int):
         raise CheckpointError(f"{where}: vision_feature_layer is {layer}: features of several layers side by side are not supported, one number is")
-    if tiles:
-        require({"vision_feature_select_strategy": strategy}, {"vision_feature_select_strategy": ("default",)}, where)
     vision = {"model_type": "clip_vision_model", **(hf.get("vision_config") or UNSAID)}
-    require(vision, {"model_type": tuple(VISION)}, f"{where}, vision_config")
-    encoder = VISION[vision["model_type"]].encoder_config(vision, None, f"{where}, vision_config")
-    encoder.feature_layer, encoder.keep_class_token = layer, strategy == "full"
+    families = {family.model_types[-1]: family for family in TOWERS}
+    require(vision, {"model_type": tuple(families)}, f"{where}, vision_config")
+    encoder = families[vision["model_type"]].encoder_config(vision, None, f"{where}, vision_config")
+    if strategy == "default" and not encoder.class_token:
+        raise CheckpointError(f"{where}: vision_feature_select_strategy 'default' leaves out a patch where there is no class token; 'full' does not")
+    encoder.feature_layer, encoder.keep_class_token = layer, strategy == "full" and encoder.class_token
     settings, pictures = processor.read_settings(directory)
     config = ModelConfig(
         preset=hf["model_type"],
@@ -119,9 +132,12 @@ def model_config(hf, directory) -> ModelConfig:
         decoder=llama.decoder_config({"model_type": "llama", **(hf.get("text_config") or {})}, f"{where}, text_config"),
         image=tile_config(hf, pictures, encoder.image_size, directory) if tiles else ImageConfig(),
         layout="template",
+        prompt="",
         template=processor.read_template(directory),
         image_token=settings.get("image_token") or "<image>",
     )
+    if tiles and encoder.keep_class_token:
+        raise CheckpointError(f"{where}: vision_feature_select_strategy 'full' puts the class token into the grid of tiles; supported is 'default'")
     processor.apply_pictures(config, pictures, f"{directory}, {processor.PICTURES}")
     processor.check_count(config, settings, f"{directory}/{processor.PROCESSOR}")
     return config
@@ -177,6 +193,6 @@ def config_json(c: ModelConfig, dtype, image, tokenizer):
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
         "text_config": llama.decoder_json(c.decoder, dtype) | ends,
-        "vision_config": clip.CLIP.encoder_json(c.encoder, dtype),
+        "vision_config": tower(c.encoder).encoder_json(c.encoder, dtype),
         **({"image_grid_pinpoints": processor.pinpoints(c), "use_image_newline_parameter": True} if kind == "llava_next" else {}),
     }

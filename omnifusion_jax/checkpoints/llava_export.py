@@ -15,13 +15,10 @@ from omnifusion_jax.checkpoints.files import write_json, write_weights
 from omnifusion_jax.checkpoints.lazy import Lazy, lazy
 from omnifusion_jax.checkpoints.load import Checkpoint
 from omnifusion_jax.checkpoints.staging import written_beside
-from omnifusion_jax.config import EncoderConfig, GenerationConfig, ModelConfig
+from omnifusion_jax.config import GenerationConfig, ModelConfig
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
 
-# What an encoder may have otherwise than EncoderConfig has by default, which is CLIP
-FREE = ("image_size", "shortest_edge", "patch", "embed", "layers", "heads", "mlp", "activation", "eps", "mean", "std")
-FREE += ("feature_layer", "keep_class_token")
 REFUSED = (  # (of which ModelConfig, why the class would compute something else)
     (lambda c: c.encoder2, "there are two encoders, the class has one"),
     (lambda c: c.adapter.kind not in llava.ACTIVATIONS.values(), "adapter.kind {0.adapter.kind!r} has no place between tower and projector"),
@@ -29,7 +26,9 @@ REFUSED = (  # (of which ModelConfig, why the class would compute something else
         lambda c: c.adapter.kind == "mlp" and c.adapter.mlp != c.decoder.embed,
         "adapter.mlp is {0.adapter.mlp}, the class has the decoder's width {0.decoder.embed}",
     ),
-    (lambda c: c.encoder.activation not in ("quick_gelu", "gelu"), "encoder.activation {0.encoder.activation!r} is none of its CLIP"),
+    (lambda c: c.encoder.resized, "encoder.position_grid {0.encoder.position_grid}: its positions are those of the picture's grid"),
+    (lambda c: c.encoder.feature_norm, "encoder.feature_norm: its features are hidden states as they are"),
+    (lambda c: c.image.fit in ("squash", "tiles") and c.encoder.settled().shortest_edge, "encoder.shortest_edge with image.fit={0.image.fit}"),
     (
         lambda c: c.image.fit == "tiles" and not (c.image.unpad and c.image.newline),
         "image.fit=tiles is exact with image.unpad and image.newline only",
@@ -43,7 +42,7 @@ def export_llava(checkpoint: Checkpoint, output, dtype=None):
     Trained vectors of the layout become tokens with rows of their own in the embeddings; see docs/conversion.md for the head's.
 
     Args:
-      checkpoint: a whole model with a "linear" or "mlp" adapter on CLIP.
+      checkpoint: a whole model with a "linear" or "mlp" adapter on CLIP or SigLIP.
       output: takes its name only when everything is written.
       dtype: "bfloat16", "float32" or a numpy type; None keeps the arrays' own.
 
@@ -72,11 +71,9 @@ def export_llava(checkpoint: Checkpoint, output, dtype=None):
 def check_exact(c: ModelConfig):
     """Raises CheckpointError with every reason why the classes of transformers would compute something else."""
     reasons = [reason.format(c) for test, reason in REFUSED if test(c)]
-    usual = EncoderConfig()
-    for field in dataclasses.fields(EncoderConfig):
-        value, clip = getattr(c.encoder, field.name), getattr(usual, field.name)
-        if field.name not in FREE and value != clip:
-            reasons.append(f"encoder.{field.name} is {value}, its CLIP has {clip}")
+    obstacles = llava.obstacles(dataclasses.replace(c.encoder, position_grid=None))
+    if all(obstacles):
+        reasons += [f"as {family.architecture}, encoder.{why}" for family, why in zip(llava.TOWERS, obstacles, strict=True)]
     if reasons:
         raise CheckpointError(f"no export to transformers' LLaVA: {'; '.join(reasons)}")
 

@@ -1,17 +1,15 @@
 """What a Hugging Face processor does before a LLaVA model: the chat template, how many tokens a picture takes, and how its pixels are prepared."""
 
-import math
 from pathlib import Path
 
 from omnifusion_jax.checkpoints.files import read_json, require
-from omnifusion_jax.checkpoints.huggingface import BICUBIC, preprocessor_json
+from omnifusion_jax.checkpoints.huggingface import preprocessor_json, view
 from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.errors import CheckpointError
 
 PICTURES, PROCESSOR, TEMPLATE = "preprocessor_config.json", "processor_config.json", "chat_template.jinja"
 TEMPLATE_FILES = (TEMPLATE, "chat_template.json", PROCESSOR, "tokenizer_config.json")  # the first that has a template decides
-CROPPING, SQUASHING, TILING = ("CLIPImageProcessor", "LlavaImageProcessor"), ("SiglipImageProcessor",), ("LlavaNextImageProcessor",)
-ALWAYS = {"do_resize": (True,), "do_rescale": (True,), "do_normalize": (True,), "resample": (BICUBIC,)}
+KINDS = {False: ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"), True: ("LlavaNextImageProcessor",)}  # True: of tiles
 
 
 def read_template(directory) -> str:
@@ -45,35 +43,21 @@ def apply_pictures(config: ModelConfig, pictures, where):
     Raises:
       CheckpointError: they are prepared as ours cannot.
     """
-    encoder, size, tiles = config.encoder, config.encoder.image_size, tiled(config)
-    kind = pictures.get("image_processor_type") or pictures.get("feature_extractor_type") or (TILING if tiles else CROPPING)[0]
+    encoder, tiles = config.encoder, tiled(config)
+    kind = pictures.get("image_processor_type") or pictures.get("feature_extractor_type") or KINDS[tiles][0]
     kind = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-    require({"image_processor_type": kind}, {"image_processor_type": TILING if tiles else (*CROPPING, *SQUASHING)}, where)
-    require(pictures, ALWAYS, where)
-    if not math.isclose(pictures.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-        raise CheckpointError(f"{where}: rescale_factor is {pictures['rescale_factor']}, supported is 1/255")
-    edge, square = sides(pictures.get("size", 224), "size", where)
-    crop = edge if kind in SQUASHING else sides(pictures.get("crop_size", 224), "crop_size", where)[0]
-    cut = kind in SQUASHING or pictures.get("do_center_crop", True)
-    if not cut or crop != size or edge < size or (tiles and edge != size):
-        how = f"scaled to {edge} pixels and {'cut to' if cut else 'not cut,'} {crop}"
-        raise CheckpointError(f"{where}: pictures are {how}, the vision tower takes {size} x {size}")
+    require({"image_processor_type": kind}, {"image_processor_type": KINDS[tiles]}, where)
+    size, edge, fit = view(pictures, encoder.image_size, where)
+    if size != encoder.image_size or (tiles and edge != size):
+        raise CheckpointError(f"{where}: pictures come to {edge} and then {size} pixels, the vision tower takes {encoder.image_size} a side")
     padded = kind == "LlavaImageProcessor" and pictures.get("do_pad", False)
-    config.image.fit = "tiles" if tiles else "pad" if padded else "squash" if square or kind in SQUASHING else "crop"
+    config.image.fit = "tiles" if tiles else "pad" if padded else fit
     encoder.shortest_edge = None if edge == size else edge
     encoder.mean, encoder.std = (tuple(pictures.get(f"image_{name}", default)) for name, default in (("mean", encoder.mean), ("std", encoder.std)))
 
 
 def tiled(config):
     return config.image.fit == "tiles"
-
-
-def sides(value, name, where):
-    """(pixels a side, whether height and width are said, not the shortest edge) of 336, {"shortest_edge": 336} or {"height": 336, "width": 336}."""
-    found = {n for n in value.values() if n} if isinstance(value, dict) else {value}
-    if len(found) != 1:
-        raise CheckpointError(f"{where}: {name} is {value}, no square")
-    return found.pop(), isinstance(value, dict) and bool(value.get("height"))
 
 
 def check_count(config: ModelConfig, processor, where):
@@ -91,20 +75,18 @@ def check_count(config: ModelConfig, processor, where):
 
 
 def strategy_of(config):
-    return "full" if config.encoder.keep_class_token else "default"
+    """Whether the first feature row, of the class token where there is one, is used."""
+    return "default" if config.encoder.class_token and not config.encoder.keep_class_token else "full"
 
 
 def pictures_json(config: ModelConfig):
     """The preprocessor_config.json that `apply_pictures` reads as `config`."""
-    encoder, fit = config.encoder, config.image.fit
-    edge = encoder.shortest_edge or encoder.image_size
+    fit = config.image.fit
     more = {
-        "crop": {"size": {"shortest_edge": edge}},
-        "squash": {"size": {"height": edge, "width": edge}},
-        "pad": {"size": {"shortest_edge": edge}, "image_processor_type": "LlavaImageProcessor", "do_pad": True},
+        "pad": {"image_processor_type": "LlavaImageProcessor", "do_pad": True},
         "tiles": {"image_processor_type": "LlavaNextImageProcessor", "do_pad": True, "image_grid_pinpoints": pinpoints(config)},
     }
-    return preprocessor_json(encoder) | more[fit]
+    return preprocessor_json(config.encoder, "squash" if fit == "squash" else "crop") | more.get(fit, {})
 
 
 def pinpoints(config):
@@ -117,6 +99,6 @@ def processor_json(config: ModelConfig):
         "processor_class": "LlavaNextProcessor" if tiled(config) else "LlavaProcessor",
         "image_token": config.image_token,
         "patch_size": config.encoder.patch,
-        "num_additional_image_tokens": 1,
+        "num_additional_image_tokens": int(config.encoder.class_token),
         "vision_feature_select_strategy": strategy_of(config),
     }

@@ -12,6 +12,7 @@ from llava_models import agree, requests
 
 import omnifusion_jax as of
 from omnifusion_jax.checkpoints.files import open_tensors, write_safetensors
+from omnifusion_jax.checkpoints.llava_export import export_llava
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.errors import CheckpointError
@@ -72,6 +73,22 @@ def test_other_features_and_a_linear_projector(tmp_path):
     ours = of.load(tmp_path)
     assert (ours.config.encoder.keep_class_token, ours.config.encoder.feature_layer, ours.config.adapter.kind) == (True, -1, "linear")
     agree(ours, model, processor, beams=(1,))
+
+
+def test_siglip_has_no_class_token(tmp_path):
+    vision = hf.SiglipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=8)
+    pixels = {"size": {"height": 24, "width": 24}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    settings = {"vision": vision, "pictures": hf.SiglipImageProcessorPil, "pixels": pixels, "vision_feature_select_strategy": "full"}
+    model, processor = lm.build(tmp_path / "siglip", **settings)
+    ours = of.load(tmp_path / "siglip")
+    assert ours.config.image.fit == "squash" and not ours.config.encoder.class_token and ours.config.rows == 9
+    agree(ours, model, processor, beams=(1,))
+    export_llava(load_checkpoint(tmp_path / "siglip"), tmp_path / "exported")
+    exported = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "exported", attn_implementation="eager")
+    agree(ours, exported, hf.AutoProcessor.from_pretrained(tmp_path / "exported"), requests()[:4], beams=(1,))
+    change(tmp_path / "siglip/config.json", vision_feature_select_strategy="default")
+    with pytest.raises(CheckpointError, match="'default' leaves out a patch where there is no class token; 'full' does not"):
+        load_checkpoint(tmp_path / "siglip")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +240,7 @@ def test_tensors_that_do_not_fit_are_all_named(source):
         ({"multimodal_projector_bias": False}, "multimodal_projector_bias is False"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is"),
         ({"image_token_index": 5}, "<image> is token 320 of the tokenizer, image_token_index of config.json is 5"),
-        ({"vision_config": {"model_type": "siglip_vision_model"}}, "vision_config: model_type is 'siglip_vision_model', supported is"),
+        ({"vision_config": {"model_type": "dinov2"}}, "vision_config: model_type is 'dinov2', supported is 'clip_vision_model' or 'siglip_"),
         ({"text_config": {"model_type": "qwen2"}}, "text_config: model_type is 'qwen2'"),
     ],
 )
@@ -250,9 +267,9 @@ def test_token_counts_that_contradict_each_other(source, values, said):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"crop_size": {"height": 30, "width": 30}}, "scaled to 24 pixels and cut to 30, the vision tower takes 24 x 24"),
-        ({"do_center_crop": False}, "not cut"),
-        ({"size": {"height": 24, "width": 32}}, "size is .*, no square"),
+        ({"crop_size": {"height": 30, "width": 30}}, "pictures come to 24 and then 30 pixels, the vision tower takes 24 a side"),
+        ({"do_center_crop": False}, "do_center_crop is False"),
+        ({"size": {"height": 24, "width": 32}}, "size is .*'width': 32"),
         ({"do_resize": False}, "do_resize is False"),
         ({"resample": 2}, "resample is 2"),
         ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
@@ -269,7 +286,11 @@ def test_pictures_that_ours_cannot_prepare(source, values, said):
     ("file", "values", "said"),
     [
         ("config.json", {"image_grid_pinpoints": [[24, 48]]}, r"image_grid_pinpoints are \[\[24, 48\]\] in config.json, \[\[24, 48\], \[48, 24\]"),
-        ("config.json", {"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy is 'full', supported is 'default'"),
+        (
+            "config.json",
+            {"vision_feature_select_strategy": "full"},
+            "vision_feature_select_strategy 'full' puts the class token into the grid",
+        ),
         ("config.json", {"use_image_newline_parameter": False}, "use_image_newline_parameter is False"),
     ],
 )
@@ -289,7 +310,7 @@ def test_grids_that_are_no_multiples(built, tmp_path):
 
 
 def test_what_is_missing_is_named(source):
-    with pytest.raises(CheckpointError, match="this checkpoint has its own encoder; leave out vision"):
+    with pytest.raises(CheckpointError, match="this checkpoint has its own encoder and names; leave out vision and assign"):
         load_checkpoint(source, vision="omnifusion-tiny-encoder")
     change(source / "generation_config.json", eos_token_id=[2, 7])
     with pytest.raises(CheckpointError, match=r"eos_token_id is \[2, 7\]; an answer ends with the tokenizer's one eos_token only"):
