@@ -14,9 +14,9 @@ Written by `python examples/presets.py > docs/presets.md`. Parameters are counte
 
 ## Models
 
-`--config.model.preset=NAME` in training; `omnifusion_jax.models.presets.preset(NAME)` in Python. `report-ROW-DECODER` are the rows of tables 4, 5 and 6
-of the report ([arXiv 2404.06212](https://arxiv.org/abs/2404.06212)), trained by `configs/report/`. "Rows" are the token embeddings that a picture, or one
-tile of it, gives.
+`--config.model.preset=NAME` in training; `omnifusion_jax.models.presets.preset(NAME)` in Python. `report-ROW-DECODER` are the rows of
+tables 4, 5 and 6 of the report ([arXiv 2404.06212](https://arxiv.org/abs/2404.06212)), trained by `configs/report/`. "Rows" are the token
+embeddings that a picture, or one tile of it, gives.
 
 | preset | encoders | adapter | picture | rows | encoders | adapter | vectors | decoder | all |
 |---|---|---|---|---|---|---|---|---|---|"""
@@ -24,8 +24,8 @@ tile of it, gives.
 BELOW = """
 ## Encoders
 
-In a model's config each is `model.encoder` or `model.encoder2`; `encoder_from` and `encoder2_from` name the weights. The vision tower is counted as it is
-here: without heads and text towers.
+In a model's config each is `model.encoder` or `model.encoder2`; `encoder_from` and `encoder2_from` name the weights. The vision tower is
+counted as it is here: without heads and text towers.
 
 | encoder | pixels | patch | layers | width | heads | activation | parameters |
 |---|---|---|---|---|---|---|---|"""

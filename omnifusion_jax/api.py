@@ -14,7 +14,7 @@ def load(source, *, vision=None, dtype=None, mesh=None):
     """A model ready to answer.
 
     Args:
-      source: "omnifusion-tiny" (bundled), a native directory, a directory laid out like the OmniFusion release, or a hub id.
+      source: "omnifusion-tiny" (bundled), a native directory, one laid out like the OmniFusion release, a LLaVA of transformers, or a hub id.
       vision: the vision tower (directory, file or hub id), where the source does not hold one.
       dtype: of parameters and computation, "float32" or "bfloat16"; None: float32 on CPUs, which are slow at anything else, bfloat16 elsewhere.
       mesh: a `jax.sharding.Mesh` as `sharding.make_mesh` gives, over which the parameters are spread as they are read; None: one device.

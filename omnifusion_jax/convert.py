@@ -1,4 +1,7 @@
-"""Converts checkpoints: python -m omnifusion_jax.convert --source=DIR_OR_HUB_ID --output=DIR [--to=native|omnifusion]"""
+"""Converts checkpoints: python -m omnifusion_jax.convert --source=DIR_OR_HUB_ID --output=DIR [--to=native|omnifusion|llava]
+
+--inspect prints what a source is instead, and where each array comes from.
+"""
 
 import collections
 import time
@@ -8,34 +11,64 @@ import jax
 from absl import flags
 
 from omnifusion_jax import cli
+from omnifusion_jax.checkpoints import assign
+from omnifusion_jax.checkpoints.assign import Ambiguous
 from omnifusion_jax.checkpoints.export import export_original
+from omnifusion_jax.checkpoints.files import write_json
+from omnifusion_jax.checkpoints.inspect import inspect, lines
+from omnifusion_jax.checkpoints.llava_export import export_llava
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.native import save_native
+from omnifusion_jax.config import check
+from omnifusion_jax.data.pictures import Lens
 
 SOURCE = flags.DEFINE_string("source", None, "Checkpoint: directory, or id on the Hugging Face Hub. Its format is recognised.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "New directory.", required=True)
-TO = flags.DEFINE_enum("to", "native", ["native", "omnifusion"], "Format to write.")
+OUTPUT = flags.DEFINE_string("output", None, "New directory.")
+INSPECT = flags.DEFINE_bool("inspect", False, "Print what the source is, and write nothing.")
+TO = flags.DEFINE_enum("to", "native", ["native", "omnifusion", "llava"], "Format to write.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Type to write; as stored when not given.")
-VISION = flags.DEFINE_string(
-    "vision", None, "Vision tower of a source that holds none: a directory, a file or a hub id, openai/clip-vit-large-patch14-336."
-)
+VISION = flags.DEFINE_string("vision", None, "Vision tower, for a source that holds none: openai/clip-vit-large-patch14-336, or a directory.")
+VISION2 = flags.DEFINE_string("vision2", None, "The second one, of a two-encoder model: facebook/dinov2-large, or a directory.")
+ASSIGN = flags.DEFINE_string("assign", None, "JSON file that says what the tensors of a two-encoder adapter are.")
+CHECK = flags.DEFINE_string("check_with", None, "Picture on which the possible readings of a two-encoder adapter are measured.")
 
 WRITERS = {
     "native": lambda checkpoint, output: save_native(output, checkpoint.config, checkpoint.arrays, checkpoint.tokenizer),
     "omnifusion": export_original,
+    "llava": export_llava,
 }
 
 
 def main(_):
     jax.config.update("jax_platforms", "cpu")  # a model may be larger than an accelerator's memory
     start = time.time()
-    checkpoint = load_checkpoint(SOURCE.value, VISION.value, DTYPE.value)
+    options = {"vision": VISION.value, "vision2": VISION2.value, "assign": ASSIGN.value, "dtype": DTYPE.value}
+    if INSPECT.value:
+        print("\n".join(lines(*inspect(SOURCE.value, **options))))
+        return
+    check(bool(OUTPUT.value), "--output is missing: the new directory")
+    try:
+        checkpoint = load_checkpoint(SOURCE.value, **options)
+    except Ambiguous as error:
+        offer(error, Path(f"{OUTPUT.value}.assign.json"))
+        raise
     print(f"{SOURCE.value}: {checkpoint.family}, {checkpoint.config.preset}")
     for part, count in counts(checkpoint.arrays).items():
         print(f"  {part:10} {count:>14,} parameters")
     WRITERS[TO.value](checkpoint, OUTPUT.value)
     written = sum(file.stat().st_size for file in Path(OUTPUT.value).rglob("*") if file.is_file())
     print(f"{OUTPUT.value}: {TO.value}, {written:,} bytes, {time.time() - start:.1f} s")
+
+
+def offer(error, file):
+    """Writes the likeliest reading for the user to correct, and ranks all of them where a picture is given."""
+    if CHECK.value:
+        distances = error.distances(Lens(error.config)(CHECK.value).views)
+        error.readings = [reading for _, reading in sorted(zip(distances, error.readings, strict=True), key=lambda row: row[0])]
+        for distance, reading in zip(sorted(distances), error.readings, strict=True):
+            print(f"log ratio of norms {distance:.3f}", *assign.lines(reading), sep="\n")
+    write_json(file, error.readings[0])
+    print(f"{file} holds the {'nearest' if CHECK.value else 'likeliest'} reading: correct it, and pass --assign={file}")
 
 
 def counts(arrays):

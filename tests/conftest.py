@@ -16,7 +16,15 @@ ROOT = Path(__file__).parents[1]
 # PyTorch is the oracle of these; `make test` installs it
 collect_ignore = []
 if importlib.util.find_spec("torch") is None:
-    names = ("parity/test_forward", "parity/test_generate", "checkpoints/test_original", "checkpoints/test_engine", "inference/test_logits")
+    names = (
+        "parity/test_forward",
+        "parity/test_generate",
+        "checkpoints/test_original",
+        "checkpoints/test_engine",
+        "checkpoints/test_two_encoders",
+        "parity/test_adapters",
+        "inference/test_logits",
+    )
     collect_ignore = [f"{name}.py" for name in names]
 
 

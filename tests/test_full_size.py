@@ -9,8 +9,10 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import pretrain, sft
+from configs.report import table5, table6
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Batch
+from omnifusion_jax.data.pictures import Lens
 from omnifusion_jax.models.axes import axes, placements
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import preset
@@ -41,7 +43,15 @@ def topology(name):
         pytest.skip(f"the TPU compiler is not there: {error!s:.100}")
 
 
-@pytest.mark.parametrize("config", [pretrain.get_config(), sft.get_config()], ids=["pretrain", "sft"])
+CONFIGS = {
+    "pretrain": pretrain.get_config(),
+    "sft": sft.get_config(),
+    "two encoders, all layers": table5.get_config("sum"),
+    "tiles": table6.get_config("grid"),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_step_compiles_for_a_tpu_slice(config):
     """v5e, 64 chips of 16 GB: the whole step with optimizer, at full batch and length, fits."""
     mesh = sharding.make_mesh(devices=topology("v5e:8x8"))
@@ -52,11 +62,19 @@ def test_the_step_compiles_for_a_tpu_slice(config):
     place = lambda tree, placed: jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, placed)
     state = place(state, state_shardings(mesh, state))
     frozen = place({path: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for path, a in frozen.items()}, placements(mesh, frozen))
-    rows, length, size = config.batch_size, config.data.max_length, config.model.encoder.image_size
+    rows, length, lens = config.batch_size, config.data.max_length, Lens(config.model)
     spread = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     plane = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=spread)
     integers = plane(jnp.int32, length)
-    batch = Batch(integers, integers, integers, plane(jnp.float32, length), integers, integers, (plane(jnp.uint8, 1, size, size, 3),))
+    batch = Batch(
+        integers,
+        integers,
+        integers,
+        plane(jnp.float32, length),
+        integers,
+        integers,
+        tuple(plane(jnp.uint8, lens.room, size, size, 3) for size in lens.sizes),
+    )
     accumulate = min(config.grad_accum, rows // mesh.size)  # each micro-batch has a row for every chip
     step = make_step(
         skeleton, OBJECTIVES["answers"], optimizer, seed=0, grad_accum=accumulate, dtype=jnp.dtype(config.compute_dtype), remat=config.remat

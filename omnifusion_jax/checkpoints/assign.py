@@ -12,11 +12,15 @@ import dataclasses
 import itertools
 import re
 
+import jax.numpy as jnp
 import numpy as np
 
-from omnifusion_jax.checkpoints.engine import refuse, shapes_of
+from omnifusion_jax.checkpoints.engine import MATRIX, SAME, refuse, shapes_of
+from omnifusion_jax.checkpoints.lazy import Lazy
 from omnifusion_jax.config import AdapterConfig, ModelConfig
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.nn import nnx
 
 HINTS = (("clip", "vit_l", "encoder_1", "first"), ("dino", "encoder_2", "second"))  # in a name: of the first encoder, of the second
 KERNELS = {  # how tensors hold kernels: the shape of one, and their stack [tensors, ...] to ours [layer, in, out]
@@ -29,11 +33,11 @@ EACH = "[out, in]"  # the only form with a tensor a layer
 
 
 class Ambiguous(CheckpointError):
-    """Several readings fit. They are in `readings`, the likeliest first."""
+    """Several readings fit. They are in `readings`, the likeliest first; `distances(views)` measures each. `config` lacks the adapter."""
 
-    def __init__(self, message, readings):
+    def __init__(self, message, readings, config, distances):
         super().__init__(message)
-        self.readings = readings
+        self.readings, self.config, self.distances = readings, config, distances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +85,10 @@ def families(tensors):
     for members in groups.values():
         members.sort(key=lambda m: m[0])
         half = len(members) // 2
-        ways = [[Unit(stem, parts, None, place) for _, stem, place, parts in members]]
-        ways += [w for w in ([run(members)], [run(members[:half]), run(members[half:])]) if None not in w]
-        yield ways
+        numbered = [list(group) for _, group in itertools.groupby(members, lambda m: m[0][:-1])]
+        ways = [[run(part) for part in way] for way in ([members], [members[:half], members[half:]], numbered)]
+        ways = [way for i, way in enumerate(ways) if None not in way and way not in ways[:i]]
+        yield [[Unit(stem, parts, None, place) for _, stem, place, parts in members], *ways]
 
 
 def run(members):
@@ -214,22 +219,56 @@ def assigned(reading, tensors, c: ModelConfig, where):
         else:
             arrays[path] = KERNELS[form][1](np.stack(stack), shape) if form else np.stack(stack).reshape(shape)
     refuse(sorted(problems), where, "do not fit the adapter")
-    return arrays
+    return {path: Lazy(a.shape, a.dtype, a.__getitem__, spelled(reading.get(path, "1"))) for path, a in arrays.items()}
+
+
+def spelled(source):
+    return source if isinstance(source, str) else f"{source['from']} {source['as']}"
+
+
+def table(c: ModelConfig):
+    """Names under which such an adapter is written; `readings` finds one reading of them."""
+    rows = {"linear.weight": ("adapter/linear", MATRIX), "linear.bias": ("adapter/linear_bias", SAME)}
+    for i, tag in enumerate(("first", "second")):
+        path = f"adapter/mixes/{i}"
+        rows[f"{tag}_layers.{{}}.weight"], rows[f"{tag}_weights"] = (f"{path}/layers/kernel", MATRIX), (f"{path}/layers/weight", SAME)
+        rows |= {"layers": {f"{tag}_layers.{{}}.bias": (f"{path}/layers/bias", SAME)}, "one": {f"{tag}_bias": (f"{path}/bias", SAME)}}.get(
+            c.adapter.bias, {}
+        )
+        norm, ours = (f"{tag}_norm", f"{path}/norm") if c.adapter.shared_norm else (f"{tag}_norms.{{}}", f"{path}/layers/norm")
+        rows |= {f"{norm}.weight": (f"{ours}/scale", SAME), f"{norm}.bias": (f"{ours}/bias", SAME)}
+    return rows
 
 
 def lines(reading):
     """The reading as a table."""
-    rows = [(path, source if isinstance(source, str) else f"{source['from']} {source['as']}") for path, source in sorted(reading.items())]
-    width = max(len(path) for path, _ in rows)
-    return [f"  {path:{width}}  {source}" for path, source in rows]
+    width = max(map(len, reading))
+    return [f"  {path:{width}}  {spelled(source)}" for path, source in sorted(reading.items())]
 
 
-def choose(tensors, c: ModelConfig, where):
-    """The one reading that fits. Raises Ambiguous, or CheckpointError where none does."""
+def choose(tensors, c: ModelConfig, where, arrays=None):
+    """The one reading that fits; `arrays` are the encoders' and the decoder's. Raises Ambiguous, or CheckpointError where none does."""
     found = readings(tensors, c)
     if not found:
         shapes = "\n  ".join(f"{name} {list(a.shape)}" for name, a in tensors.items())
         raise CheckpointError(f"{where}: cannot be read as a projection-and-summation adapter of these encoders and this decoder:\n  {shapes}")
     if len(found) > 1:
-        raise Ambiguous(f"{where}: {len(found)} readings fit, the likeliest:\n" + "\n".join(lines(found[0])), found)
+        message = f"{where}: {len(found)} readings fit, the likeliest:\n" + "\n".join(lines(found[0]))
+        raise Ambiguous(message, found, c, lambda views: [distance(reading, tensors, c, arrays, views) for reading in found])
     return found[0]
+
+
+def distance(reading, tensors, c: ModelConfig, arrays, views):
+    """How far the adapter's output lies from the decoder's token embeddings: the log of the ratio of their mean norms, without its sign.
+
+    `views` are those of a picture, for each of `c.views` uint8[1, size, size, 3]: a right reading gives embeddings of about the size that the decoder
+    has learned to read, a wrong one most likely does not.
+    """
+    c = dataclasses.replace(c, adapter=adapter_config(reading, tensors, c, "the reading"))
+    arrays = arrays | assigned(reading, tensors, c, "the reading")
+    model = abstract(c)
+    own = {path: jnp.asarray(np.asarray(a), jnp.float32) for path, a in arrays.items() if path.startswith(("encoders/", "adapter/"))}
+    model = nnx.with_parameters(model, own | {path: a for path, a in nnx.parameters(model).items() if path not in own})
+    norm = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=-1).mean()
+    rows = model.encode(tuple(view[None] for view in views))
+    return float(jnp.abs(jnp.log(norm(rows) / norm(jnp.asarray(np.asarray(arrays["decoder/embed"]))))))

@@ -142,10 +142,11 @@ def from_foreign(tensors, table, shapes, where, *, ignore=(), prefix="", dtype=N
     for name, [theirs] in given.items():
         for piece in places[name].pieces:
             sources[piece.path][piece.row] = piece, tensors[theirs]
-    return {path: _ours(shape, first[path], sources[path]).astype(dtype or first[path]) for path, shape in shapes.items()}
+    origins = {path: name for name, value in table.items() for path, _ in _parts(value)}
+    return {path: _ours(shape, first[path], sources[path], origins[path]).astype(dtype or first[path]) for path, shape in shapes.items()}
 
 
-def _ours(shape, dtype, sources):
+def _ours(shape, dtype, sources, origin):
     """One array of ours; `sources` has (piece, foreign tensor) by row."""
 
     def part(row, spans):
@@ -161,7 +162,7 @@ def _ours(shape, dtype, sources):
         rows = [part(row, spans[1:]) for row in range(spans[0].start, spans[0].stop)]
         return rows[0][None] if len(rows) == 1 else np.stack(rows) if rows else np.empty((0, *shape[1:]), dtype)
 
-    return Lazy(shape, dtype, read)
+    return Lazy(shape, dtype, read, origin)
 
 
 def to_foreign(arrays, table) -> dict[str, Lazy]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omnifusion_jax.checkpoints import llama, original
+from omnifusion_jax.checkpoints import assign, llama, original
 from omnifusion_jax.checkpoints.encoders import write_encoder, written_as
 from omnifusion_jax.checkpoints.engine import to_foreign
 from omnifusion_jax.checkpoints.files import write_json, write_safetensors, write_weights
@@ -18,6 +18,8 @@ from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
 from omnifusion_jax.errors import CheckpointError
 
 PUBLISHED = {("clip", 336, 14, 1024, 24): "clip-vit-large-patch14-336"}  # image size, patch, embed, layers: the name the original code asks for
+
+ADAPTERS = {"transformer": original.adapter_table, "sum": assign.table}  # names by kind
 
 
 def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
@@ -34,22 +36,30 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
       CheckpointError: parts are missing, `output` exists, the disk is full, or PyTorch is needed and not installed.
     """
     check_whole(checkpoint)
-    torch = import_torch() if pickles else None
     config = checkpoint.config
+    if config.adapter.kind not in ADAPTERS or config.layout not in ("omnifusion", "original"):
+        raise CheckpointError(
+            f"the original layout has adapters of the kinds {' and '.join(ADAPTERS)} and trained vectors around turns, not adapter.kind "
+            f"{config.adapter.kind} with layout {config.layout}. Write --to=native, or --to=llava where that is possible"
+        )
+    torch = import_torch() if pickles else None
     size = sum(a.size * np.dtype(dtype or a.dtype).itemsize for a in checkpoint.arrays.values())
     with written_beside(output, size) as partial:
         copy_tokenizer(checkpoint.tokenizer, made(partial / original.TOKENIZER))
         write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", llama.table(config.decoder), dtype))
-        tower = made(partial / tower_name(config.encoder))
-        write_encoder(tower, config.encoder, arrays_of(checkpoint, "encoders", dtype), config.image.fit)
-        adapter = part(checkpoint, "adapter", original.adapter_table(config), dtype)
+        for i, encoder in enumerate(config.encoders):
+            arrays = arrays_of(checkpoint, f"encoders/{i}", dtype)
+            write_encoder(made(partial / tower_name(encoder)), encoder, arrays, config.image.fit, f"encoders/{i}")
+        adapter = part(checkpoint, "adapter", ADAPTERS[config.adapter.kind](config), dtype)
         special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
-        if torch:
+        if torch and config.adapter.kind == "transformer":
             with classes_of_the_original(torch) as VisualToGPTMapping:
                 torch.save(VisualToGPTMapping(config, as_torch(torch, adapter)), partial / f"{original.ADAPTER}.pt")
+        else:  # the code of the two-encoder adapter was never published, so there is no class to pickle
+            write_safetensors(partial / f"{original.ADAPTER}.safetensors", adapter)
+        if torch:
             torch.save(as_torch(torch, special), partial / f"{original.SPECIAL}.pt")
         else:
-            write_safetensors(partial / f"{original.ADAPTER}.safetensors", adapter)
             write_safetensors(partial / f"{original.SPECIAL}.safetensors", special)
         write_json(partial / original.SETTINGS, original.settings(config))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.errors import CheckpointError
 
-WANTED = ["*.json", "*.safetensors", "*.pt", "*.model", "arrays/*"]
+WANTED = ["*.json", "*.jinja", "*.safetensors", "*.pt", "*.model", "arrays/*"]
 UNWANTED = ["OmniMistral-v1_1-encoders-mix/*", "OmniMistral-model/*", "OmniMistral-tokenizer/*"]  # other models in OmniFusion's repository
 
 

@@ -19,9 +19,10 @@ class Lazy:
     `a[index]` takes integers, slices without a step, and `...`, and gives a numpy array. `np.asarray(a)` and `jnp.asarray(a)` read everything.
     """
 
-    def __init__(self, shape, dtype, read):
-        """`read` is called with one slice(start, stop) a dimension, inside `shape`, and returns that block as a numpy array of `dtype`."""
-        self.shape, self.dtype, self.read = tuple(shape), np.dtype(dtype), read
+    def __init__(self, shape, dtype, read, origin=""):
+        """`read` is called with one slice(start, stop) a dimension, inside `shape`, and returns that block as a numpy array of `dtype`.
+        `origin` is what the array is called where it comes from."""
+        self.shape, self.dtype, self.read, self.origin = tuple(shape), np.dtype(dtype), read, origin
 
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
@@ -44,7 +45,7 @@ class Lazy:
     def astype(self, dtype):
         """The same array in another type, converted piece by piece."""
         dtype = np.dtype(dtype)
-        return self if dtype == self.dtype else Lazy(self.shape, dtype, lambda spans: self.read(spans).astype(dtype))
+        return self if dtype == self.dtype else Lazy(self.shape, dtype, lambda spans: self.read(spans).astype(dtype), self.origin)
 
 
 def span(index, n):
@@ -75,7 +76,8 @@ def in_order(view):
     """A copy of a permuted view, in C order. XLA transposes two-byte numbers ten times as fast as numpy on its way to the "device"."""
     if view.flags.c_contiguous or view.dtype.itemsize > 4 or host() is None:  # JAX would make float32 of float64
         return np.array(view, order="C")
-    return np.asarray(jax.device_put(view, host()))
+    with jax.ensure_compile_time_eval():  # a constant may be read while a function is traced
+        return np.asarray(jax.device_put(view, host()))
 
 
 def forget(a):

@@ -97,6 +97,11 @@ def decoder_json(c: DecoderConfig, dtype):
     }
 
 
+def is_llama(directory):
+    file = Path(directory) / "config.json"
+    return file.is_file() and read_json(file).get("model_type") in DEFAULTS
+
+
 def read(directory, dtype=None):
     """(DecoderConfig, {"decoder/...": Lazy}) of a Llama or Mistral directory.
 

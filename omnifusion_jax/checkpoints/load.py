@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from omnifusion_jax.checkpoints import encoders, hub, llama, native, original
+from omnifusion_jax.checkpoints import encoders, hub, llama, llava, native, original
 from omnifusion_jax.checkpoints.bundled import VISION
 from omnifusion_jax.checkpoints.lazy import placed
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
@@ -31,41 +31,56 @@ class Checkpoint:
         return tuple(part for part in PARTS if part not in self.parts and (part != "special" or self.config.special))
 
 
-def read_native(directory, vision, dtype, mesh):
-    if vision is not None:
-        raise CheckpointError(f"{directory}: a native checkpoint has its own encoder; leave out vision (--vision)")
+def read_native(directory, dtype, mesh, vision=(), assign=None):
+    complete(directory, vision, assign)
     read = native.load_native(directory, dtype, native.shardings(directory, mesh)) if mesh else native.open_native(directory, dtype)
     return *read, fast_tokenizer(directory)
 
 
-def read_original(directory, vision, dtype, mesh):
-    config, arrays, tokenizer = original.read(directory, vision, dtype)
+def complete(directory, vision, assign):
+    if vision or assign:
+        raise CheckpointError(f"{directory}: this checkpoint has its own encoder and names; leave out vision and assign (--vision, --assign)")
+
+
+def read_llava(directory, dtype, mesh, vision=(), assign=None):
+    complete(directory, vision, assign)
+    config, arrays, tokenizer = llava.read(directory, dtype)
+    return config, placed(mesh, arrays) if mesh else arrays, tokenizer
+
+
+def read_original(directory, dtype, mesh, vision=(), assign=None):
+    config, arrays, tokenizer = original.read(directory, vision, dtype, assign)
     return config, placed(mesh, arrays) if mesh else arrays, tokenizer
 
 
 # name: (whether a directory is of that family, reader to (config, arrays, tokenizer), what makes it one)
 FAMILIES = {
     "native": (native.is_native, read_native, "arrays/ and config.json"),
+    "llava": (llava.is_llava, read_llava, "config.json of type llava or llava_next"),
     "omnifusion": (original.locate, read_original, "tuned-model/, tokenizer/, projection.pt, special_embeddings.pt"),
 }
 
 
-def load_checkpoint(source, vision=None, dtype=None, mesh=None) -> Checkpoint:
+def load_checkpoint(source, vision=None, dtype=None, mesh=None, *, vision2=None, assign=None) -> Checkpoint:
     """Reads a checkpoint, recognising its format.
 
     Args:
-      source: directory or hub id: a native checkpoint (which may hold some parts only), or an original OmniFusion directory.
+      source: directory or hub id: a native checkpoint (which may hold some parts only), a LLaVA of transformers, or an original OmniFusion
+        directory.
       vision: vision tower as `load_encoder` takes it, for original directories that hold none.
+      vision2: the second one, for the two-encoder model.
+      assign: JSON file that tells the tensors of its adapter, see checkpoints/assign.py; None: found out.
       dtype: "bfloat16", "float32" or a numpy type of the arrays; None keeps what is stored.
       mesh: over which the arrays are spread as they are read: no process reads or holds more than its devices' share. None: nothing is read yet.
 
     Raises:
       CheckpointError: the source is not there, of no known format, unsafe, or incomplete.
     """
-    directory, vision = hub.local(source), vision or VISION.get(source)
+    directory = hub.local(source)
+    towers = [hub.local(tower, files=True) for tower in (vision or VISION.get(source), vision2) if tower]
     for family, (test, read, _) in FAMILIES.items():
         if test(directory):
-            return Checkpoint(*read(directory, vision and hub.local(vision, files=True), dtype, mesh), family)
+            return Checkpoint(*read(directory, dtype, mesh, towers, assign), family)
     known = "; ".join(f"{family}: {files}" for family, (_, _, files) in FAMILIES.items())
     raise CheckpointError(f"{source}: a checkpoint of no known format ({known})")
 
@@ -83,7 +98,7 @@ def load_encoder(source, number=0, dtype=None) -> tuple[EncoderConfig, dict]:
 
 
 def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:
-    """(config, {"decoder/...": Lazy}, tokenizer directory or None) of a Hugging Face Mistral directory or hub id, or of a native directory.
+    """(config, {"decoder/...": Lazy}, tokenizer directory or None) of a Hugging Face Mistral or Llama directory or hub id, or of a native directory.
 
     Raises CheckpointError.
     """

@@ -45,7 +45,7 @@ def save_native(directory, config: ModelConfig, arrays, tokenizer_dir=None):
     directory = Path(directory).absolute()
     check_free(directory)  # in every process: one that stopped alone would leave the others waiting
     first = jax.process_index() == 0  # it alone makes and names the directory
-    size = sum(a.nbytes for a in arrays.values())
+    size = sum(a.nbytes for a in arrays.values()) if jax.process_count() == 1 else 0  # or one refuses, and the others wait for it
     with written_beside(directory, size) if first else contextlib.nullcontext(unfinished(directory)) as partial:
         multihost_utils.sync_global_devices(f"{directory} begun")
         write(partial / "arrays", arrays)
@@ -101,7 +101,7 @@ def reader(directory, path, a):
         with named_errors(directory):
             return source.read(spans)
 
-    return Lazy(a.shape, a.dtype, read)
+    return Lazy(a.shape, a.dtype, read, f"arrays/{path}")
 
 
 def stored_arrays(directory):

@@ -3,29 +3,36 @@
 from pathlib import Path
 
 from omnifusion_jax.checkpoints import encoders, llama
+from omnifusion_jax.checkpoints.assign import adapter_config, assigned, choose
 from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes_of, split, split_in, split_out
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
 from omnifusion_jax.checkpoints.torch_files import read_torch_file, state_dict
-from omnifusion_jax.config import AdapterConfig, ModelConfig
+from omnifusion_jax.config import AdapterConfig, ModelConfig, tuples
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.presets import preset
 
 # What a source directory holds, beside a vision tower of any name
 TOKENIZER, DECODER, ADAPTER, SPECIAL, SETTINGS = "tokenizer", "tuned-model", "projection", "special_embeddings", "omnifusion.json"
-PUBLISHED = "omnifusion-1.1"  # the preset
+PUBLISHED = ("omnifusion-1.1", "omnifusion-1.1-mix")  # presets
+LAYER = "transformer_layer."  # what the tensors of the one-encoder adapter begin with
+ADVICE = (
+    "Pass vision (--vision), a directory, or openai/clip-vit-large-patch14-336; for the two-encoder model vision2 (--vision2) besides, "
+    "facebook/dinov2-large."
+)
 RELU = "torch.nn.functional.relu"
 
 # Settings that the published files cannot say; omnifusion.json holds them
 UNSAID = (
-    "preset", "layout", "prompt", "adapter.heads", "adapter.dropout", "adapter.eps", "encoder.feature_layer", "encoder.keep_class_token",
+    "preset", "layout", "prompt", "adapter.heads", "adapter.dropout", "adapter.eps", "adapter.align", "encoder.feature_layer",
+    "encoder.feature_norm", "encoder.keep_class_token", "image.fit", "image.unpad", "image.newline", "image.grids",
 )  # fmt: skip
 
 
 def adapter_table(c: ModelConfig):
     """State dict of `VisualToGPTMapping`: one `torch.nn.TransformerEncoderLayer`, whose q, k and v are one matrix, and a `Linear`."""
     heads = c.adapter.heads, c.encoder.embed // c.adapter.heads
-    layer = "transformer_layer."
+    layer = LAYER
     return {
         layer + "self_attn.in_proj_weight": ("adapter/qkv", split_out(3, *heads)),
         layer + "self_attn.in_proj_bias": ("adapter/qkv_bias", split(3, *heads)),
@@ -61,43 +68,56 @@ def locate(directory) -> Path | None:
     return found[0] if found else None
 
 
-def read(source, vision=None, dtype=None):
+def read(source, vision=(), dtype=None, assign=None):
     """(ModelConfig, {path: Lazy}, tokenizer directory) of an original directory.
 
     Args:
       source: directory, or the one above it as in the published repository.
-      vision: directory or file of a vision tower; None looks for one inside `source`.
+      vision: directories or files of one or two vision towers; none: they are looked for inside `source`.
       dtype: type of the arrays; None keeps what is stored.
+      assign: JSON file that says what the tensors of a two-encoder adapter are, see checkpoints/assign.py; None: found out.
 
     Raises:
       CheckpointError: a file is missing, unsafe, or does not fit the others.
+      assign.Ambiguous: a two-encoder adapter can be read in several ways.
     """
     directory = locate(source)
     tokenizer = fast_tokenizer(directory / TOKENIZER)
     if tokenizer is None:
         raise CheckpointError(f"{directory}/{TOKENIZER}: neither tokenizer.json nor tokenizer.model is there")
-    vision = vision or find_encoder(source)
-    encoder, arrays = encoders.read_encoder(vision, dtype)
-    decoder, decoder_arrays = llama.read(directory / DECODER, dtype)
     adapter_file, special_file = (one_of_two(directory, name) for name in (ADAPTER, SPECIAL))
     tensors, pickled = read_adapter(adapter_file)
-    adapter = AdapterConfig(mlp=len(tensors.get("transformer_layer.linear1.bias", "")) or AdapterConfig.mlp)
-    config = ModelConfig(preset="", encoder=encoder, adapter=adapter, decoder=decoder, layout="original")
-    config.image.fit = encoders.preferred_fit(vision)
-    apply_settings(config, pickled, directory / SETTINGS)
-    arrays |= decoder_arrays
-    arrays |= from_foreign(tensors, adapter_table(config), shapes_of(config, "adapter"), adapter_file, dtype=dtype)
+    published = any(name.startswith(LAYER) for name in tensors)
+    vision = vision or find_encoders(source, 1 if published else 2)
+    if len(vision) != (1 if published else 2):
+        raise CheckpointError(f"{adapter_file} is the adapter of {'one encoder' if published else 'two encoders'}, {len(vision)} given. {ADVICE}")
+    towers = [encoders.read_encoder(path, dtype, f"encoders/{i}") for i, path in enumerate(vision)]
+    decoder, arrays = llama.read(directory / DECODER, dtype)
+    config = ModelConfig(preset="", encoder=towers[0][0], decoder=decoder, layout="original")
+    config.encoder2 = None if published else towers[1][0]
+    config.image.fit = encoders.preferred_fit(vision[0])
+    for _, tower in towers:
+        arrays |= tower
+    if published:
+        config.adapter = AdapterConfig(mlp=len(tensors.get(f"{LAYER}linear1.bias", "")) or AdapterConfig.mlp)
+        apply_settings(config, pickled, directory / SETTINGS)
+        arrays |= from_foreign(tensors, adapter_table(config), shapes_of(config, "adapter"), adapter_file, dtype=dtype)
+    else:
+        reading = read_json(assign) if assign else choose(tensors, config, adapter_file, arrays)
+        config.adapter = adapter_config(reading, tensors, config, assign or adapter_file)
+        apply_settings(config, pickled, directory / SETTINGS)
+        arrays |= {path: a.astype(dtype or a.dtype) for path, a in assigned(reading, tensors, config, assign or adapter_file).items()}
     arrays |= from_foreign(open_tensors(special_file), SPECIAL_TABLE, shapes_of(config, "special"), special_file, dtype=dtype)
     return config, arrays, tokenizer
 
 
-def find_encoder(directory):
-    inside = [directory, *sorted(directory.glob("*")), *sorted(directory.glob("*/*"))]
-    found = [d for d in inside if d.is_dir() and encoders.is_encoder(d)]
-    if len(found) != 1:
-        have = f"several vision models ({', '.join(map(str, found))})" if found else "no vision model, as in the published release"
-        raise CheckpointError(f"{directory}: holds {have}. Pass vision (--vision): a directory, or openai/clip-vit-large-patch14-336.")
-    return found[0]
+def find_encoders(directory, count):
+    """Paths of vision towers inside `directory`; of two CLIP comes first."""
+    found = [d for d in (directory, *sorted(directory.glob("*/")), *sorted(directory.glob("*/*/"))) if encoders.is_encoder(d)]
+    if len(found) != count:
+        names = f" ({', '.join(map(str, found))})" if found else ", as in the published release"
+        raise CheckpointError(f"{directory}: holds {len(found) or 'no'} vision model{'s' * (len(found) != 1)}{names}. {ADVICE}")
+    return sorted(found, key=lambda path: encoders.family_of(path) is not encoders.VISION_FAMILIES["clip"])
 
 
 def one_of_two(directory, name):
@@ -112,7 +132,8 @@ def read_adapter(file):
     if file.suffix == ".safetensors":
         return open_tensors(file), {}
     module = read_torch_file(file)
-    return state_dict(module), {} if isinstance(module, dict) else module_settings(module, file)
+    known = not isinstance(module, dict) and LAYER.rstrip(".") in module.state.get("_modules", {})
+    return state_dict(module), module_settings(module, file) if known else {}
 
 
 def module_settings(module, file):
@@ -138,13 +159,13 @@ def apply_settings(config, pickled, file):
         if pickled.get(key, value) != value:
             raise CheckpointError(f"{file}: {key} is {value!r}, the pickled adapter says {pickled[key]!r}. Correct or remove it.")
         target, name = at(config, key)
-        kind = type(getattr(target, name))
+        kind, value = type(getattr(target, name)), tuples(value)
         if not isinstance(value, (int, float) if kind is float else kind):
             raise CheckpointError(f"{file}: {key} is {value!r:.100}, not of type {kind.__name__}")
         setattr(target, name, value)
     config.validate()
     if not config.preset:
-        config.preset = PUBLISHED if shapes_of(config) == shapes_of(preset(PUBLISHED)) else "omnifusion-custom"
+        config.preset = next((name for name in PUBLISHED if shapes_of(config) == shapes_of(preset(name))), "omnifusion-custom")
 
 
 def settings(config: ModelConfig):

@@ -8,6 +8,7 @@ from pathlib import Path
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
+from omnifusion_jax.checkpoints.files import read_json
 from omnifusion_jax.checkpoints.staging import written_beside
 from omnifusion_jax.errors import CheckpointError
 
@@ -40,6 +41,20 @@ def fast_tokenizer(directory) -> Path | None:
             copy_tokenizer(directory, partial)
             from_sentencepiece(directory / "tokenizer.model").save(str(partial / "tokenizer.json"))
     return converted
+
+
+def token_id(directory, token):
+    """The id of `token` in a directory's tokenizer.json, or that it gets when it is added."""
+    tokenizer = Tokenizer.from_file(str(Path(directory) / "tokenizer.json"))
+    tokenizer.add_special_tokens([token])
+    return tokenizer.token_to_id(token)
+
+
+def special_id(directory, role, default):
+    """The id of the token that tokenizer_config.json gives for a role such as "eos_token"; `default` is its text where it says none."""
+    file = Path(directory) / "tokenizer_config.json"
+    token = (read_json(file) if file.is_file() else {}).get(role) or default
+    return token_id(directory, token["content"] if isinstance(token, dict) else token)
 
 
 def from_sentencepiece(file) -> Tokenizer:

@@ -88,6 +88,12 @@ def test_order_changes_no_bit(kind):
         assert found.tobytes() == view.tobytes() and not np.shares_memory(found, a)
 
 
+def test_a_constant_can_be_read_while_a_function_is_traced():
+    a = np.arange(6, dtype=np.float32).reshape(2, 3)
+    transposed = Lazy((3, 2), np.float32, lambda spans: in_order(a.T[spans]))
+    np.testing.assert_array_equal(jax.jit(lambda x: x + jnp.asarray(transposed))(1), a.T + 1)
+
+
 def resident(file):
     """Bytes of a mapped file that count as this process's memory."""
     for block in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):

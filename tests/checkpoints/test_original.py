@@ -120,7 +120,7 @@ def test_a_whole_clip_model_with_its_text_tower(source, built):
     expected = {clip.PREFIX + name: t.float().to(torch.bfloat16) for name, t in vision.state_dict().items()}
     same(to_foreign({path: a.astype(ml_dtypes.bfloat16) for path, a in arrays.items()}, clip.CLIP.table(C.encoder)), expected)
     shutil.move(source / "elsewhere/clip", source.parent / "given")
-    with pytest.raises(CheckpointError, match=r"no vision model, as in the published release. Pass vision \(--vision\)"):
+    with pytest.raises(CheckpointError, match=r"no vision models, as in the published release\. Pass vision \(--vision\)"):
         load_checkpoint(source)
     assert load_checkpoint(source, vision=source.parent / "given").config.encoder == C.encoder
 

@@ -30,7 +30,7 @@ PROMPTS = {
 }
 TALK = ("What?", "A cat.", "Why?")
 # of a language model: content is a string
-LANGUAGE = "{% for m in messages %}{{ bos_token if loop.first }}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+LANGUAGE = "{% for m in messages %}{{ bos_token if loop.first }}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{{ '<bot>' if add_generation_prompt }}"
 
 
 @pytest.fixture(scope="module")

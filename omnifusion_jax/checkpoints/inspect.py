@@ -1,0 +1,46 @@
+"""What a directory or a hub id is, in lines: its format, its settings, its parts, and where each array comes from. Reads names and settings only."""
+
+import collections
+import dataclasses
+
+from omnifusion_jax.checkpoints import encoders, hub, llama, native
+from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
+
+
+def inspect(source, **options):
+    """(format, settings by name, {path: Lazy}) of a checkpoint, a vision tower or a language model. `options` are those of `load_checkpoint`.
+
+    Raises:
+      CheckpointError: it is none of them, or does not fit together.
+    """
+    directory = hub.local(source, files=True)
+    if directory.is_dir() and llama.is_llama(directory):
+        config, arrays, _ = load_decoder(source)
+        return config.model_type, {"decoder": config}, arrays
+    if not native.is_native(directory) and encoders.is_encoder(directory):
+        config, arrays = load_encoder(source)
+        return next(name for name, family in encoders.VISION_FAMILIES.items() if family.knows(directory)), {"encoder": config}, arrays
+    found = load_checkpoint(source, **options)
+    parts = {name: value for name, value in vars(found.config).items() if name != "filled_from"}
+    return found.family, parts, found.arrays
+
+
+def lines(format, settings, arrays):
+    """For people: settings, then parts with their sizes, then a row an array."""
+    yield f"format      {format}"
+    for name, value in settings.items():
+        if dataclasses.is_dataclass(value):
+            yield f"{name:11} {' '.join(f'{k}={v!r}' for k, v in vars(value).items())}"
+        elif value:
+            yield f"{name:11} {value!r}"
+    parts = collections.defaultdict(list)
+    for path, a in arrays.items():
+        parts[path.split("/")[0]].append(a)
+    yield ""
+    for name, held in parts.items():
+        types = ", ".join(sorted({str(a.dtype) for a in held}))
+        yield f"{name:11} {sum(a.size for a in held):>14,} parameters {sum(a.size * a.dtype.itemsize for a in held):>15,} bytes  {types}"
+    yield ""
+    width = max(len(path) for path in arrays)
+    for path, a in arrays.items():
+        yield f"{path:{width}}  {a.dtype!s:8} {list(a.shape)!s:24} <- {a.origin}"
