@@ -22,6 +22,8 @@ if importlib.util.find_spec("torch") is None:
         "checkpoints/test_original",
         "checkpoints/test_engine",
         "checkpoints/test_two_encoders",
+        "checkpoints/test_vision",
+        "parity/test_encoders",
         "parity/test_adapters",
         "inference/test_logits",
     )
