@@ -37,6 +37,7 @@ def open_tensors(source) -> Mapping[str, np.ndarray]:
     """
     source = Path(source)
     if source.is_dir():
+        refuse_quantized(source)
         found = [source / name for name in WEIGHTS if (source / name).is_file()]
         if not found:
             raise CheckpointError(f"{source}: no weights here; looked for {', '.join(WEIGHTS)}")
@@ -46,6 +47,20 @@ def open_tensors(source) -> Mapping[str, np.ndarray]:
     if source.suffix == ".json":
         return _sharded(source)
     return read_safetensors(source) if source.suffix == ".safetensors" else state_dict(read_torch_file(source))
+
+
+def refuse_quantized(directory):
+    """Raises CheckpointError where config.json, or AutoGPTQ's own file, says that weights are packed."""
+    for name in ("config.json", "quantize_config.json"):
+        settings = read_json(directory / name) if (directory / name).is_file() else {}
+        parts = [settings, *(settings.get(part) or {} for part in ("text_config", "vision_config"))]
+        packed = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
+        if found := settings if name.startswith("quantize") else packed:
+            how = f"{found.get('quant_method', 'gptq' if name.startswith('quantize') else 'some method')}, {found.get('bits', 'a few')} bits"
+            raise CheckpointError(
+                f"{directory}/{name}: the weights are quantized ({how}), which is not supported. Take the plain checkpoint that they were made from: "
+                "its model card names it, and it is mostly the repository of the same name without -GPTQ, -AWQ or -4bit"
+            )
 
 
 def _sharded(index):

@@ -60,7 +60,7 @@ class HuggingFace(Family):
         hf = {**hf["vision_config"], **(hf.get("vision_config_dict") or {})} if "vision_config" in hf else hf
         hf = {name: side(value) if name in ("image_size", "patch_size") else value for name, value in hf.items()}
         choices = {name: tuple(values) for name, values in VALUES.items()}
-        require(hf, {"num_channels": (3,), "quantization_config": (None,), **choices, **self.required}, where)
+        require(hf, {"num_channels": (3,), **choices, **self.required}, where)
         read = {name: hf.get(name, default) for name, (_, default) in self.fields.items()}
         ours = {field: VALUES.get(name, {}).get(read[name], read[name]) for name, (field, _) in self.fields.items()}
         config = EncoderConfig(**self.fixed, **ours)

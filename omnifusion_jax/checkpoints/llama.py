@@ -31,7 +31,6 @@ ONLY = {  # settings with which our decoder computes something else
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
-    "quantization_config": (None,),
     "partial_rotary_factor": (1.0, None),
 }
 

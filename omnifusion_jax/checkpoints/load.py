@@ -61,7 +61,7 @@ FAMILIES = {
 }
 
 
-def load_checkpoint(source, vision=None, dtype=None, mesh=None, *, vision2=None, assign=None) -> Checkpoint:
+def load_checkpoint(source, vision=None, dtype=None, mesh=None, *, vision2=None, assign=None, family=None) -> Checkpoint:
     """Reads a checkpoint, recognising its format.
 
     Args:
@@ -70,6 +70,7 @@ def load_checkpoint(source, vision=None, dtype=None, mesh=None, *, vision2=None,
       vision: vision tower as `load_encoder` takes it, for original directories that hold none.
       vision2: the second one, for the two-encoder model.
       assign: JSON file that tells the tensors of its adapter, see checkpoints/assign.py; None: found out.
+      family: a name in FAMILIES, to read the source as that one or not at all; None: recognised.
       dtype: "bfloat16", "float32" or a numpy type of the arrays; None keeps what is stored.
       mesh: over which the arrays are spread as they are read: no process reads or holds more than its devices' share. None: nothing is read yet.
 
@@ -78,11 +79,13 @@ def load_checkpoint(source, vision=None, dtype=None, mesh=None, *, vision2=None,
     """
     directory = hub.local(source)
     towers = [hub.local(tower, files=True) for tower in (vision or VISION.get(source), vision2) if tower]
-    for family, (test, read, _) in FAMILIES.items():
-        if test(directory):
-            return Checkpoint(*read(directory, dtype, mesh, towers, assign), family)
-    known = "; ".join(f"{family}: {files}" for family, (_, _, files) in FAMILIES.items())
-    raise CheckpointError(f"{source}: a checkpoint of no known format ({known})")
+    found = next((name for name, (test, _, _) in FAMILIES.items() if test(directory)), None)
+    if found is None:
+        known = "; ".join(f"{name}: {files}" for name, (_, _, files) in FAMILIES.items())
+        raise CheckpointError(f"{source}: a checkpoint of no known format ({known})")
+    if family not in (None, found):
+        raise CheckpointError(f"{source}: of the format {found}, not {family}, which has {FAMILIES[family][2]}. Leave out family (--family)")
+    return Checkpoint(*FAMILIES[found][1](directory, dtype, mesh, towers, assign), found)
 
 
 def load_encoder(source, number=0, dtype=None) -> tuple[EncoderConfig, dict]:

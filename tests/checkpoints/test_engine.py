@@ -190,7 +190,7 @@ def test_mistral_config_of_the_published_model():
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_type": "qwen2"}, {"hidden_act": "gelu"}, {"attention_bias": True}, {"quantization_config": {"bits": 8}},
+        {"model_type": "qwen2"}, {"hidden_act": "gelu"}, {"attention_bias": True},
         {"rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
     ],
 )  # fmt: skip
