@@ -1,6 +1,8 @@
 """Converts checkpoints: python -m omnifusion_jax.convert --source=DIR_OR_HUB_ID --output=DIR [--to=native|omnifusion|llava]
 
---inspect prints what a source is instead, and where each array comes from.
+--inspect prints what a source is instead, and where each array comes from. Parts are put together without a source:
+
+    python -m omnifusion_jax.convert --vision=... --decoder=... [--vision2=...] [--preset=NAME] --output=DIR
 """
 
 import collections
@@ -19,10 +21,11 @@ from omnifusion_jax.checkpoints.inspect import inspect, lines
 from omnifusion_jax.checkpoints.llava_export import export_llava
 from omnifusion_jax.checkpoints.load import FAMILIES, load_checkpoint
 from omnifusion_jax.checkpoints.native import save_native
+from omnifusion_jax.checkpoints.parts import SEED, from_parts
 from omnifusion_jax.config import check
 from omnifusion_jax.data.pictures import Lens
 
-SOURCE = flags.DEFINE_string("source", None, "Checkpoint: directory, or id on the Hugging Face Hub. Its format is recognised.", required=True)
+SOURCE = flags.DEFINE_string("source", None, "Checkpoint: directory, or id on the Hugging Face Hub. Its format is recognised.")
 OUTPUT = flags.DEFINE_string("output", None, "New directory.")
 INSPECT = flags.DEFINE_bool("inspect", False, "Print what the source is, and write nothing.")
 FAMILY = flags.DEFINE_enum("family", None, list(FAMILIES), "Format that the source must have; recognised when not given.")
@@ -30,6 +33,8 @@ TO = flags.DEFINE_enum("to", "native", ["native", "omnifusion", "llava"], "Forma
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Type to write; as stored when not given.")
 VISION = flags.DEFINE_string("vision", None, "Vision tower, for a source that holds none: openai/clip-vit-large-patch14-336, or a directory.")
 VISION2 = flags.DEFINE_string("vision2", None, "The second one, of a two-encoder model: facebook/dinov2-large, or a directory.")
+DECODER = flags.DEFINE_string("decoder", None, "Language model, to be put together with --vision (and --vision2) instead of a --source.")
+PRESET = flags.DEFINE_string("preset", None, "How such parts are joined: llava-1.5-7b, omnifusion-1.1, ...")
 ASSIGN = flags.DEFINE_string("assign", None, "JSON file that says what the tensors of a two-encoder adapter are.")
 CHECK = flags.DEFINE_string("check_with", None, "Picture on which the possible readings of a two-encoder adapter are measured.")
 
@@ -43,24 +48,35 @@ WRITERS = {
 def main(_):
     jax.config.update("jax_platforms", "cpu")  # a model may be larger than an accelerator's memory
     start = time.time()
+    check(bool(SOURCE.value) != bool(DECODER.value), "give --source, a whole checkpoint, or --vision and --decoder, the parts of one")
     options = {"vision": VISION.value, "vision2": VISION2.value, "assign": ASSIGN.value, "family": FAMILY.value, "dtype": DTYPE.value}
     if INSPECT.value:
+        check(bool(SOURCE.value), "--inspect needs --source")
         print("\n".join(lines(*inspect(SOURCE.value, **options))))
         return
     check(bool(OUTPUT.value), "--output is missing: the new directory")
-    try:
-        checkpoint = load_checkpoint(SOURCE.value, **options)
-    except Ambiguous as error:
-        offer(error, Path(f"{OUTPUT.value}.assign.json"))
-        raise
-    print(f"{SOURCE.value}: {checkpoint.family}, {checkpoint.config.preset}")
+    checkpoint, fresh = read(options)
+    print(f"{SOURCE.value or DECODER.value}: {checkpoint.family}, {checkpoint.config.preset}")
     for part, count in counts(checkpoint.arrays).items():
-        print(f"  {part:10} {count:>14,} parameters")
-    if checkpoint.config.encoder2:
+        print(f"  {part:10} {count:>14,} parameters{f', freshly initialised (seed {SEED}), to be trained' if part in fresh else ''}")
+    if checkpoint.config.encoder2 and not fresh:
         print(*(f"  {path} <- {a.origin}" for path, a in checkpoint.arrays.items() if path.startswith("adapter/")), sep="\n")
     WRITERS[TO.value](checkpoint, OUTPUT.value)
     written = sum(file.stat().st_size for file in Path(OUTPUT.value).rglob("*") if file.is_file())
     print(f"{OUTPUT.value}: {TO.value}, {written:,} bytes, {time.time() - start:.1f} s")
+
+
+def read(options):
+    """(the checkpoint, names of its parts that were initialised)."""
+    if DECODER.value:
+        check(bool(VISION.value) and not (ASSIGN.value or FAMILY.value), "--decoder needs --vision, and takes no --assign and no --family")
+        return from_parts(DECODER.value, VISION.value, VISION2.value, PRESET.value, DTYPE.value)
+    check(not PRESET.value, "--preset is for parts; a checkpoint says itself what it is")
+    try:
+        return load_checkpoint(SOURCE.value, **options), ()
+    except Ambiguous as error:
+        offer(error, Path(f"{OUTPUT.value}.assign.json"))
+        raise
 
 
 def offer(error, file):

@@ -120,9 +120,18 @@ def check_generate(arguments, desk):
 
 
 def check_convert(arguments, desk):
-    said = run_or_parse("convert", "source", arguments, desk)
+    said = run_or_parse("convert", "source" if value(arguments, "source") else "decoder", arguments, desk)
     if said is not None:
         assert "adapter" in said and any((desk / value(arguments, "output")).iterdir())
+
+
+def check_side_by_side(arguments, desk):
+    """What the page shows is what it prints."""
+    pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "examples/llava_side_by_side.py"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    page = (ROOT / "docs/conversion.md").read_text(encoding="utf-8")
+    assert len(lines := done.stdout.splitlines()) == 14 and all(line.rstrip() in page for line in lines)
 
 
 def check_chat(arguments, desk):
@@ -178,6 +187,7 @@ CHECKS = {
     "sbatch launch/slurm.sh": check_script("launch/slurm.sh"),
     "launch/tpu_vm.sh": check_script("launch/tpu_vm.sh"),
     "python examples/make_tiny.py": nothing,
+    "python examples/llava_side_by_side.py": check_side_by_side,
     "pytest": check_pytest,
     "make": check_make,
     "pip": check_pip,

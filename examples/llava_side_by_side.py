@@ -1,0 +1,75 @@
+"""What this library and transformers generate with the same weights, side by side. Needs PyTorch.
+
+    python examples/llava_side_by_side.py [DIRECTORY]
+
+gives the bundled model an MLP adapter, writes it as a LLaVA (into DIRECTORY, where one is given), and asks both the same questions about synthetic
+pictures, greedily and with three beams. The adapter's first layer is random, so the answers are not good ones. Fails where a token differs.
+"""
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import omnifusion_jax as of
+from omnifusion_jax.checkpoints.llava_export import export_llava
+from omnifusion_jax.checkpoints.load import load_checkpoint
+from omnifusion_jax.config import AdapterConfig
+from omnifusion_jax.data.sources import SyntheticSource
+from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.inference.model import Model
+
+QUESTIONS, TOKENS = 6, 12
+
+
+def with_mlp():
+    """The bundled model with another adapter: two layers as wide as the decoder, the second as it was trained."""
+    found = load_checkpoint("omnifusion-tiny", dtype="float32")
+    width = found.config.decoder.embed
+    config = dataclasses.replace(found.config, adapter=AdapterConfig("mlp", mlp=width))
+    kept = ("adapter/linear", "adapter/linear_bias")
+    arrays = {path: np.asarray(a) for path, a in found.arrays.items() if not path.startswith("adapter/") or path in kept}
+    arrays["adapter/up"] = np.random.default_rng(0).normal(size=(config.encoder.embed, width)).astype(np.float32) * 0.1
+    arrays["adapter/up_bias"] = np.zeros(width, np.float32)
+    return dataclasses.replace(found, config=config, arrays=arrays)
+
+
+@torch.no_grad()
+def transformers_says(model, processor, pictures, questions, beams):
+    """Token ids of the answers, in one batch."""
+    messages = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}] for question in questions]
+    texts = [processor.apply_chat_template(m, add_generation_prompt=True) for m in messages]
+    inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+    rows = model.generate(**inputs, max_new_tokens=TOKENS, num_beams=beams)[:, inputs["input_ids"].shape[1] :].tolist()
+    end = processor.tokenizer.eos_token_id
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+
+
+def main(directory):
+    checkpoint, source = with_mlp(), SyntheticSource("held-out", 6)
+    export_llava(checkpoint, directory)
+    model, processor = AutoModelForImageTextToText.from_pretrained(directory), AutoProcessor.from_pretrained(directory)
+    ours = Model(checkpoint.config, checkpoint.arrays, Tokenizer(checkpoint.tokenizer))
+    dialogues = [source[i] for i in range(QUESTIONS)]
+    pictures, questions = [Image.fromarray(d.images[0]) for d in dialogues], [d.turns[0][1].replace("<image>\n", "") for d in dialogues]
+    requests = [of.Request([{"role": "user", "content": q}], images=[p]) for q, p in zip(questions, pictures, strict=True)]
+    for beams in (1, 3):
+        mine = [a.tokens for a in ours.generate(requests, of.GenerationConfig(max_new_tokens=TOKENS, num_beams=beams))]
+        theirs = transformers_says(model, processor, pictures, questions, beams)
+        print(f"{'greedy' if beams == 1 else f'{beams} beams':34} {'omnifusion_jax':16} transformers")
+        for question, a, b in zip(questions, mine, theirs, strict=True):
+            print(f"{question:34} {' '.join(map(str, a)):16} {' '.join(map(str, b))}")
+        assert mine == theirs
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            main(Path(folder) / "llava")
