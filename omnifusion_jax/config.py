@@ -56,12 +56,17 @@ class EncoderConfig:
     @property
     def resized(self):
         """Whether positions come from another grid."""
-        return self.position_grid not in (None, self.side)
+        return self.grid != self.side
+
+    @property
+    def grid(self):
+        """Patches a side of the position table."""
+        return self.position_grid or self.side
 
     @property
     def positions(self):
         """Rows of the position table."""
-        return self.class_token + (self.position_grid or self.side) ** 2
+        return self.class_token + self.grid**2
 
     @property
     def rows(self):

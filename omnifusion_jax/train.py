@@ -1,5 +1,6 @@
 """python -m omnifusion_jax.train --config=configs/sft.py[:variant] [--config.a.b=value] --workdir=DIR"""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -30,7 +31,7 @@ from omnifusion_jax.models.presets import resolve
 from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.training.loop import train
 
-CHOSEN = (*HANDED_ON, "image_size", "shortest_edge")  # what a model does with an encoder; that weights fit is seen from the position grid
+CHOSEN = (*HANDED_ON, "image_size", "shortest_edge")  # what a model does with an encoder of its own accord
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant]")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the finished model go; a run that was cut off goes on from there.")
@@ -42,7 +43,7 @@ def starting_point(config):
     for i, (name, source) in enumerate({"encoder": config.encoder_from, "encoder2": config.encoder2_from}.items()):
         if source:
             stored, encoder = load_encoder(source, i)
-            same_settings(f"model.{name}", getattr(config.model, name), stored, source, but=CHOSEN)
+            same_settings(f"model.{name}", with_grid(getattr(config.model, name)), with_grid(stored), source, but=CHOSEN)
             arrays |= placed(mesh, encoder)
     if config.decoder_from:
         stored, decoder, found = load_decoder(config.decoder_from)
@@ -57,6 +58,11 @@ def starting_point(config):
     if tokenizer is None and config.objective == "answers":
         raise ConfigError("no tokenizer: set decoder_from, init_from or tokenizer (a directory with tokenizer.json)")
     return arrays, tokenizer
+
+
+def with_grid(c):
+    """An encoder's config that names its grid of positions: weights fit by it, whatever the size of pictures."""
+    return c and dataclasses.replace(c, position_grid=c.grid)
 
 
 def make_batches(config, tokenizer):

@@ -168,11 +168,9 @@ def adapter_class():
     VisualToGPTMapping.__module__, VisualToGPTMapping.__qualname__ = "models", "VisualToGPTMapping"
     module = types.ModuleType("models")
     module.VisualToGPTMapping = VisualToGPTMapping
-    sys.modules["models"] = module
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "models", module)
         yield VisualToGPTMapping
-    finally:
-        del sys.modules["models"]
 
 
 def assert_same_state(read, module):

@@ -358,6 +358,11 @@ def test_the_same_weights_serve_pictures_of_another_size(tmp_path):
         config.model.encoder = dataclasses.replace(ours, **change)
         with pytest.raises(ConfigError, match=r"--config.model.encoder.position_grid=7"):
             starting_point(config)
+    write_encoder(tmp_path, dataclasses.replace(c, image_size=42, shortest_edge=None, position_grid=None), random_arrays(c))
+    with pytest.raises(ConfigError, match=r"--config.model.encoder.position_grid=7"):  # where the file's own size is that of its positions
+        starting_point(config)
+    config.model.encoder = ours
+    assert starting_point(config)[0]["encoders/0/position"].shape == (50, 32)
     config.model.encoder = dataclasses.replace(ours, mean=HALF)
     with pytest.raises(ConfigError, match=r"--config.model.encoder.mean=\(0.485"):
         starting_point(config)
