@@ -15,6 +15,7 @@ from omnifusion_jax.checkpoints.lazy import lazy
 from omnifusion_jax.checkpoints.load import Checkpoint
 from omnifusion_jax.checkpoints.staging import written_beside
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
+from omnifusion_jax.config import LAYOUTS
 from omnifusion_jax.errors import CheckpointError
 
 PUBLISHED = {("clip", 336, 14, 1024, 24): "clip-vit-large-patch14-336"}  # image size, patch, embed, layers: the name the original code asks for
@@ -37,19 +38,20 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
     """
     check_whole(checkpoint)
     config = checkpoint.config
-    if config.adapter.kind not in ADAPTERS or config.layout not in ("omnifusion", "original"):
+    if config.adapter.kind not in ADAPTERS or config.special != LAYOUTS["original"]:
         raise CheckpointError(
-            f"the original layout has adapters of the kinds {' and '.join(ADAPTERS)} and trained vectors around turns, not adapter.kind "
-            f"{config.adapter.kind} with layout {config.layout}. Write --to=native, or --to=llava where that is possible"
+            f"the original layout has adapters of the kinds {' and '.join(ADAPTERS)} and the vectors {', '.join(LAYOUTS['original'])}, not the kind "
+            f"{config.adapter.kind} with {', '.join(config.special) or 'none'}. Write --to=native, or --to=llava where that is possible"
         )
     torch = import_torch() if pickles else None
+    names = tower_names(config)
     size = sum(a.size * np.dtype(dtype or a.dtype).itemsize for a in checkpoint.arrays.values())
     with written_beside(output, size) as partial:
         copy_tokenizer(checkpoint.tokenizer, made(partial / original.TOKENIZER))
         write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", llama.table(config.decoder), dtype))
-        for i, encoder in enumerate(config.encoders):
+        for i, (name, encoder) in enumerate(zip(names, config.encoders, strict=True)):
             arrays = arrays_of(checkpoint, f"encoders/{i}", dtype)
-            write_encoder(made(partial / tower_name(encoder)), encoder, arrays, config.image.fit, f"encoders/{i}")
+            write_encoder(made(partial / name), encoder, arrays, config.image.fit, f"encoders/{i}")
         adapter = part(checkpoint, "adapter", ADAPTERS[config.adapter.kind](config), dtype)
         special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
         if torch and config.adapter.kind == "transformer":
@@ -61,7 +63,7 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
             torch.save(as_torch(torch, special), partial / f"{original.SPECIAL}.pt")
         else:
             write_safetensors(partial / f"{original.SPECIAL}.safetensors", special)
-        write_json(partial / original.SETTINGS, original.settings(config))
+        write_json(partial / original.SETTINGS, original.settings(config) | {original.ENCODERS: names})
 
 
 def check_whole(checkpoint):
@@ -80,6 +82,12 @@ def part(checkpoint, name, table, dtype):
 def arrays_of(checkpoint, name, dtype):
     arrays = {path: lazy(a) for path, a in checkpoint.arrays.items() if path.startswith(f"{name}/")}
     return {path: a.astype(dtype or a.dtype) for path, a in arrays.items()}
+
+
+def tower_names(config):
+    """Directories of the vision towers, in order."""
+    found = [tower_name(encoder) for encoder in config.encoders]
+    return found if len(set(found)) == len(found) else [f"{name}-{n}" for n, name in enumerate(found, 1)]
 
 
 def tower_name(c):

@@ -22,10 +22,12 @@ ADVICE = (
 )
 RELU = "torch.nn.functional.relu"
 
+ENCODERS = "encoders"  # in omnifusion.json: the names of the vision towers' directories
+
 # Settings that the published files cannot say; omnifusion.json holds them
 UNSAID = (
     "preset", "layout", "prompt", "adapter.heads", "adapter.dropout", "adapter.eps", "adapter.align", "encoder.feature_layer",
-    "encoder.feature_norm", "encoder.keep_class_token", "image.fit", "image.unpad", "image.newline", "image.grids",
+    "encoder.feature_norm", "encoder.keep_class_token", "image.fit", "image.unpad", "image.grids",
 )  # fmt: skip
 
 
@@ -88,7 +90,7 @@ def read(source, vision=(), dtype=None, assign=None):
     adapter_file, special_file = (one_of_two(directory, name) for name in (ADAPTER, SPECIAL))
     tensors, pickled = read_adapter(adapter_file)
     published = any(name.startswith(LAYER) for name in tensors)
-    vision = vision or find_encoders(source, 1 if published else 2)
+    vision = vision or named_encoders(directory) or find_encoders(source, 1 if published else 2)
     if len(vision) != (1 if published else 2):
         raise CheckpointError(f"{adapter_file} is the adapter of {'one encoder' if published else 'two encoders'}, {len(vision)} given. {ADVICE}")
     towers = [encoders.read_encoder(path, dtype, f"encoders/{i}") for i, path in enumerate(vision)]
@@ -109,6 +111,15 @@ def read(source, vision=(), dtype=None, assign=None):
         arrays |= {path: a.astype(dtype or a.dtype) for path, a in assigned(reading, tensors, config, assign or adapter_file).items()}
     arrays |= from_foreign(open_tensors(special_file), SPECIAL_TABLE, shapes_of(config, "special"), special_file, dtype=dtype)
     return config, arrays, tokenizer
+
+
+def named_encoders(directory):
+    """Paths of vision towers as omnifusion.json names them, in order; none where it does not."""
+    file = directory / SETTINGS
+    names = read_json(file).get(ENCODERS, []) if file.is_file() else []
+    if not isinstance(names, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{file}: {ENCODERS} is {names!r:.100}, not a list of directories beside it")
+    return [directory / name for name in names]
 
 
 def find_encoders(directory, count):
@@ -152,6 +163,8 @@ def apply_settings(config, pickled, file):
     """Sets what the pickled adapter and, where it is there, omnifusion.json say; what neither says is as published."""
     written = {}
     for key, value in (read_json(file) if file.is_file() else {}).items():
+        if key == ENCODERS:
+            continue
         written |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
     for key, value in {**pickled, **written}.items():
         if key not in UNSAID:

@@ -1,5 +1,6 @@
 """The published two-encoder layout with an adapter under invented names: in, out, and in again."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -16,7 +17,8 @@ from PIL import Image
 import omnifusion_jax as of
 from omnifusion_jax.checkpoints import assign
 from omnifusion_jax.checkpoints.export import export_original
-from omnifusion_jax.checkpoints.load import load_checkpoint
+from omnifusion_jax.checkpoints.load import Checkpoint, load_checkpoint
+from omnifusion_jax.config import AdapterConfig
 from omnifusion_jax.errors import CheckpointError
 
 WIDTH, LAYERS = 32, 2
@@ -89,6 +91,22 @@ def test_in_out_and_in_again(tmp_path, monkeypatch):
     model = of.load(tmp_path / "exported", dtype="float32")
     [answer] = model.generate([of.Request([{"role": "user", "content": "What is it?"}], [picture])], of.GenerationConfig(max_new_tokens=3))
     assert len(answer.tokens) == 3 or answer.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("kinds", [("siglip", "clip"), ("clip", "clip")])
+def test_the_order_of_towers_is_kept(tmp_path, kinds):
+    """CLIP comes first where nothing says otherwise; what is written here does say it."""
+    c = tiny.config()
+    siglip = dataclasses.replace(c.encoder, activation="gelu_tanh", eps=1e-6, class_token=False, patch_bias=True, pre_norm=False)
+    towers = {"siglip": siglip, "clip": dataclasses.replace(c.encoder, embed=16)}
+    c.encoder, c.encoder2, c.adapter = towers[kinds[0]], towers[kinds[1]], AdapterConfig("sum", width=16)
+    c.validate()
+    tiny.make_tokenizer(tmp_path / "tokenizer")
+    given = Checkpoint(c, tiny.arrays(c), tmp_path / "tokenizer", "native")
+    export_original(given, tmp_path / "exported", pickles=False)
+    again = load_checkpoint(tmp_path / "exported")
+    same(again.arrays, given.arrays)
+    assert [e.class_token for e in again.config.encoders] == [kind == "clip" for kind in kinds]
 
 
 def test_the_users_choice_between_readings(tmp_path, monkeypatch):
