@@ -22,16 +22,19 @@ def describe(source, prepare, tokenizer):
 
 def render(sample, tokenizer, special):
     """The positions of a Sample, run by run of one kind."""
-    marks = np.stack([sample.kind, sample.weights > 0])
+    lines = (sample.kind == SPECIAL) & (sample.index == (special.index("newline") if "newline" in special else -1))
+    kinds = np.where(lines, FEATURE, sample.kind)  # the ends of a picture's lines belong to it
+    marks = np.stack([kinds, sample.weights > 0])
     starts = [0, *(np.flatnonzero((marks[:, 1:] != marks[:, :-1]).any(axis=0)) + 1), len(sample.tokens)]
     words = []
     for start, end in itertools.pairwise(starts):
-        kind, target = sample.kind[start], sample.weights[start] > 0
+        kind, target = kinds[start], sample.weights[start] > 0
         if kind == TEXT:
             text = tokenizer.decode(sample.tokens[start:end]) + ("</s>" if sample.tokens[end - 1] == tokenizer.eos else "")
             words.append(f"[[{text}]]" if target else text)
         elif kind == SPECIAL:
             words += [f"<{special[i].upper()}>" for i in sample.index[start:end]]
         elif kind == FEATURE:
-            words.append(f"<{end - start} image features>")
+            ends = lines[start:end].sum()
+            words.append(f"<{end - start - ends} image features{f' and {ends} ends of lines' if ends else ''}>")
     return " ".join(words)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from omnifusion_jax.batch import FEATURE, SPECIAL
 from omnifusion_jax.config import AdapterConfig, EncoderConfig, GenerationConfig, ImageConfig
+from omnifusion_jax.data.describe import describe
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.pipeline import Batches
 from omnifusion_jax.data.tiles import NEWLINE, tiles, walk
@@ -131,3 +132,4 @@ def test_training_batches_of_tiles_have_one_shape(tokenizer):
     for _ in range(2):
         batch = next(batches)
         assert batch.images[0].shape == (2, 5, 24, 24, 3) and (batch.weights.sum(axis=1) > 0).all()
+    assert "<SOI> <30 image features and 3 ends of lines> <EOI> <USER>" in describe(source[1:], prepare, tokenizer)
