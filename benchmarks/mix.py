@@ -1,0 +1,39 @@
+"""Memory of the layer-wise mix of CLIP-L/14-336, as the compiler counts it: python benchmarks/mix.py [pictures]"""
+
+import sys
+
+import jax
+import numpy as np
+
+from omnifusion_jax.config import AdapterConfig
+from omnifusion_jax.models import mix
+from omnifusion_jax.models.encoders import encoder
+from omnifusion_jax.models.omnifusion import cast
+from omnifusion_jax.models.vit import VisionTransformer
+from omnifusion_jax.nn import nnx
+
+
+def stacked(combination, tower, images):
+    """The same with every hidden state at hand."""
+    states = jax.vmap(tower.features)(tower.hidden_states(images))
+    return jax.vmap(lambda layer, state: layer(combination.norm, state))(combination.layers, states).sum(axis=0)
+
+
+def main(pictures=8):
+    c = encoder("clip-vit-l-14-336")
+    make = lambda: (mix.Mix(c, AdapterConfig(), c.embed, rngs=nnx.Rngs(0)), VisionTransformer(c, rngs=nnx.Rngs(0)))
+    combination, tower = jax.eval_shape(lambda m: cast(m, "bfloat16"), nnx.eval_shape(make))
+    images = jax.ShapeDtypeStruct((pictures, c.image_size, c.image_size, 3), np.uint8)
+    states = (c.layers + 1) * pictures * (1 + c.patches) * c.embed * 2
+    print(f"{pictures} pictures, bfloat16: all {c.layers + 1} hidden states are {states / 2**20:,.0f} MiB")
+    for name, f in (("accumulated in the encoder's scan", mix.mixed), ("from a stack of hidden states", stacked)):
+        loss = lambda *args, f=f: (f(*args) ** 2).sum()
+        sizes = []
+        for program in (f, jax.grad(loss)):
+            memory = jax.jit(program).lower(combination, tower, images).compile().memory_analysis()
+            sizes.append(memory.temp_size_in_bytes / 2**20)
+        print(f"{name:36} temporary: {sizes[0]:>8,.0f} MiB forward, {sizes[1]:>8,.0f} MiB with the gradient")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
