@@ -85,7 +85,7 @@ def test_siglip_has_no_class_token(tmp_path):
     agree(ours, model, processor, beams=(1,))
     export_llava(load_checkpoint(tmp_path / "siglip"), tmp_path / "exported")
     exported = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "exported", attn_implementation="eager")
-    agree(ours, exported, hf.AutoProcessor.from_pretrained(tmp_path / "exported"), requests()[:4], beams=(1,))
+    agree(ours, exported, hf.AutoProcessor.from_pretrained(tmp_path / "exported"), beams=(1,))
     change(tmp_path / "siglip/config.json", vision_feature_select_strategy="default")
     with pytest.raises(CheckpointError, match="'default' leaves out a patch where there is no class token; 'full' does not"):
         load_checkpoint(tmp_path / "siglip")
@@ -168,14 +168,14 @@ def test_the_config_says_what_the_files_say(built):
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
-def test_a_native_copy_answers_the_same(built, tmp_path, kind):
+def test_a_native_copy_is_whole(built, tmp_path, kind):
     found = load_checkpoint(built[kind][0])
     assert found.parts == (("encoders", "adapter", "decoder") if kind == "llava" else ("encoders", "adapter", "special", "decoder"))
     save_native(tmp_path / "native", found.config, found.arrays, found.tokenizer)
     again = load_checkpoint(tmp_path / "native")
     assert again.config == found.config and again.missing == ()
-    asked = requests()[:3]
-    assert of.load(tmp_path / "native").generate(asked) == of.load(built[kind][0]).generate(asked)
+    same(again.arrays, found.arrays)
+    assert of.load(tmp_path / "native").config == found.config
 
 
 def test_published_config_files_leave_much_out(source):
@@ -238,7 +238,7 @@ def test_tensors_that_do_not_fit_are_all_named(source):
         ({"projector_hidden_act": "relu"}, "projector_hidden_act is 'relu', supported is 'gelu' or 'linear'"),
         ({"projector_hidden_act": "linear"}, r"projector_hidden_act 'linear' is supported where multi_modal_projector.linear_2 is an identity"),
         ({"multimodal_projector_bias": False}, "multimodal_projector_bias is False"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is"),
+        ({"quantization_config": {"bits": 4}}, "the weights are quantized"),
         ({"image_token_index": 5}, "<image> is token 320 of the tokenizer, image_token_index of config.json is 5"),
         ({"vision_config": {"model_type": "dinov2"}}, "vision_config: model_type is 'dinov2', supported is 'clip_vision_model' or 'siglip_"),
         ({"text_config": {"model_type": "qwen2"}}, "text_config: model_type is 'qwen2'"),
@@ -269,7 +269,7 @@ def test_token_counts_that_contradict_each_other(source, values, said):
     [
         ({"crop_size": {"height": 30, "width": 30}}, "pictures come to 24 and then 30 pixels, the vision tower takes 24 a side"),
         ({"do_center_crop": False}, "do_center_crop is False"),
-        ({"size": {"height": 24, "width": 32}}, "size is .*'width': 32"),
+        ({"size": {"height": 24, "width": 32}}, "make no square of a known size"),
         ({"do_resize": False}, "do_resize is False"),
         ({"resample": 2}, "resample is 2"),
         ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),

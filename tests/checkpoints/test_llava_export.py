@@ -64,7 +64,7 @@ TILES = ImageConfig(fit="tiles", unpad=True, newline=True)
         ("omnifusion", "mlp", ImageConfig(fit="squash"), SPACES),
         ("original", "mlp", ImageConfig(fit="pad"), ""),
         ("text", "linear", ImageConfig(), tiny.PROMPT),
-        ("text", "mlp", TILES, ""),
+        ("text", "mlp", ImageConfig(), ""),
         ("omnifusion", "mlp", TILES, tiny.PROMPT),
     ],
 )
