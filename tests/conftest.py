@@ -22,6 +22,10 @@ if importlib.util.find_spec("torch") is None:
         "checkpoints/test_original",
         "checkpoints/test_engine",
         "checkpoints/test_two_encoders",
+        "checkpoints/test_vision",
+        "checkpoints/test_llava",
+        "checkpoints/test_llava_export",
+        "parity/test_encoders",
         "parity/test_adapters",
         "inference/test_logits",
     )

@@ -61,9 +61,12 @@ class HuggingFace(Family):
         hf = {name: side(value) if name in ("image_size", "patch_size") else value for name, value in hf.items()}
         choices = {name: tuple(values) for name, values in VALUES.items()}
         require(hf, {"num_channels": (3,), **choices, **self.required}, where)
-        read = {name: hf.get(name, default) for name, (_, default) in self.fields.items()}
-        ours = {field: VALUES.get(name, {}).get(read[name], read[name]) for name, (field, _) in self.fields.items()}
-        config = EncoderConfig(**self.fixed, **ours)
+        config = EncoderConfig(**self.fixed)
+        for name, (field, default) in self.fields.items():
+            value, kind = hf.get(name, default), type(default)
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise CheckpointError(f"{where}: {name} is {value!r:.100}, not of type {kind.__name__}")
+            setattr(config, field, VALUES.get(name, {}).get(value, value))
         for field, value in self.more(hf, where).items():
             setattr(config, field, value)
         if preprocessor:
