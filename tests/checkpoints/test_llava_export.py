@@ -225,6 +225,13 @@ def test_part_of_a_model_is_not_exported(tmp_path):
         export_original(whole, tmp_path / "original", pickles=False)
 
 
+def test_trained_vectors_are_not_rounded(tmp_path):
+    mixed = checkpoint()
+    mixed.arrays["special/soi"] = mixed.arrays["special/soi"].astype(np.float64)
+    with pytest.raises(CheckpointError, match=r"trained vectors are float64, the embeddings they join float32; give one type \(--dtype\)"):
+        export_llava(mixed, tmp_path / "exported")
+
+
 def test_a_padded_vocabulary_stays(tmp_path):
     """Rows that no token had so far take the new ones; none is added."""
     found = checkpoint(decoder=dataclasses.replace(DECODER, vocab=896))
