@@ -122,7 +122,8 @@ def check_generate(arguments, desk):
 def check_convert(arguments, desk):
     said = run_or_parse("convert", "source" if value(arguments, "source") else "decoder", arguments, desk)
     if said is not None:
-        assert "adapter" in said and any((desk / value(arguments, "output")).iterdir())
+        output = value(arguments, "output")
+        assert "adapter" in said and (output is None or any((desk / output).iterdir()))
 
 
 def check_side_by_side(arguments, desk):
