@@ -112,6 +112,8 @@ def with_rows(arrays, c: ModelConfig, added):
     vocab = c.decoder.vocab
     rows = max(vocab, *(i + 1 for i in added.values()), 0)
     vectors = {added[token]: arrays[f"special/{name}"] for name, token in layout_template.tokens(c).items()}
+    if others := {str(a.dtype) for a in vectors.values()} - {str(embed.dtype)}:
+        raise CheckpointError(f"trained vectors are {', '.join(others)}, the embeddings they join {embed.dtype}; give one type (--dtype)")
 
     def embeddings():
         table = np.concatenate([np.asarray(embed), np.zeros((rows - vocab, embed.shape[1]), embed.dtype)])

@@ -85,7 +85,7 @@ def test_siglip_has_no_class_token(tmp_path):
     agree(ours, model, processor, beams=(1,))
     export_llava(load_checkpoint(tmp_path / "siglip"), tmp_path / "exported")
     exported = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "exported", attn_implementation="eager")
-    agree(ours, exported, hf.AutoProcessor.from_pretrained(tmp_path / "exported"), requests()[:4], beams=(1,))
+    agree(ours, exported, hf.AutoProcessor.from_pretrained(tmp_path / "exported"), beams=(1,))
     change(tmp_path / "siglip/config.json", vision_feature_select_strategy="default")
     with pytest.raises(CheckpointError, match="'default' leaves out a patch where there is no class token; 'full' does not"):
         load_checkpoint(tmp_path / "siglip")
@@ -168,14 +168,14 @@ def test_the_config_says_what_the_files_say(built):
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
-def test_a_native_copy_answers_the_same(built, tmp_path, kind):
+def test_a_native_copy_is_whole(built, tmp_path, kind):
     found = load_checkpoint(built[kind][0])
     assert found.parts == (("encoders", "adapter", "decoder") if kind == "llava" else ("encoders", "adapter", "special", "decoder"))
     save_native(tmp_path / "native", found.config, found.arrays, found.tokenizer)
     again = load_checkpoint(tmp_path / "native")
     assert again.config == found.config and again.missing == ()
-    asked = requests()[:3]
-    assert of.load(tmp_path / "native").generate(asked) == of.load(built[kind][0]).generate(asked)
+    same(again.arrays, found.arrays)
+    assert of.load(tmp_path / "native").config == found.config
 
 
 def test_published_config_files_leave_much_out(source):

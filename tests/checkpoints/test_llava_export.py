@@ -64,7 +64,7 @@ TILES = ImageConfig(fit="tiles", unpad=True, newline=True)
         ("omnifusion", "mlp", ImageConfig(fit="squash"), SPACES),
         ("original", "mlp", ImageConfig(fit="pad"), ""),
         ("text", "linear", ImageConfig(), tiny.PROMPT),
-        ("text", "mlp", TILES, ""),
+        ("text", "mlp", ImageConfig(), ""),
         ("omnifusion", "mlp", TILES, tiny.PROMPT),
     ],
 )
@@ -223,6 +223,13 @@ def test_part_of_a_model_is_not_exported(tmp_path):
         export_llava(dataclasses.replace(whole, tokenizer=None), tmp_path / "exported")
     with pytest.raises(CheckpointError, match=r"not adapter.kind mlp with layout omnifusion. Write --to=native, or --to=llava"):
         export_original(whole, tmp_path / "original", pickles=False)
+
+
+def test_trained_vectors_are_not_rounded(tmp_path):
+    mixed = checkpoint()
+    mixed.arrays["special/soi"] = mixed.arrays["special/soi"].astype(np.float64)
+    with pytest.raises(CheckpointError, match=r"trained vectors are float64, the embeddings they join float32; give one type \(--dtype\)"):
+        export_llava(mixed, tmp_path / "exported")
 
 
 def test_a_padded_vocabulary_stays(tmp_path):
