@@ -111,6 +111,7 @@ class AdapterConfig:
     kind: str = "transformer"
     heads: int = 4
     mlp: int = 2048  # hidden width of "mlp" and of the transformer layer
+    activation: str = "gelu"  # | gelu_tanh; of the transformer layer it is ReLU
     dropout: float = 0.1  # of the transformer layer, in training only
     eps: float = 1e-5
     width: int | None = None  # that two encoders are brought to; None: the first one's
@@ -122,6 +123,7 @@ class AdapterConfig:
 
     def validate(self):
         one_of("adapter.kind", self.kind, (*ONE_ENCODER, *TWO_ENCODERS))
+        one_of("adapter.activation", self.activation, ("gelu", "gelu_tanh"))
         one_of("adapter.bias", self.bias, ("layers", "one", "none"))
         one_of("adapter.align", self.align, ("pad", "interpolate"))
         check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")

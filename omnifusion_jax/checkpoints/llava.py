@@ -27,7 +27,11 @@ ONLY = {  # settings with which ours computes something else
     "use_image_newline_parameter": (True,),
     "quantization_config": (None,),
 }
-ACTIVATIONS = {"gelu": "mlp", "linear": "linear"}  # projector_hidden_act: adapter.kind
+PROJECTORS = {  # projector_hidden_act: the adapter
+    "gelu": {"kind": "mlp", "activation": "gelu"},
+    "gelu_pytorch_tanh": {"kind": "mlp", "activation": "gelu_tanh"},
+    "linear": {"kind": "linear"},
+}
 TOWER, LANGUAGE, PROJECTOR, NEWLINE = "vision_tower.", "language_model.", "multi_modal_projector.", "image_newline"
 FORMS = (  # names that transformers 5 has in memory, and has written without the tower's own prefix: as public files have them
     (r"lm_head\.", LANGUAGE + "lm_head."),
@@ -112,7 +116,7 @@ def model_config(hf, directory) -> ModelConfig:
     """From config.json and the processor's files; whatever needs the tensors is left as it is by default."""
     where, tiles = directory / "config.json", hf["model_type"] == "llava_next"
     require(hf, ONLY, where)
-    require({"projector_hidden_act": hf.get("projector_hidden_act", "gelu")}, {"projector_hidden_act": tuple(ACTIVATIONS)}, where)
+    require({"projector_hidden_act": hf.get("projector_hidden_act", "gelu")}, {"projector_hidden_act": tuple(PROJECTORS)}, where)
     layer, strategy = hf.get("vision_feature_layer", -2), hf.get("vision_feature_select_strategy", "default")
     if not isinstance(layer, int):
         raise CheckpointError(f"{where}: vision_feature_layer is {layer}: features of several layers side by side are not supported, one number is")
@@ -128,7 +132,7 @@ def model_config(hf, directory) -> ModelConfig:
         preset=hf["model_type"],
         filled_from=hf["model_type"],
         encoder=encoder,
-        adapter=AdapterConfig(kind=ACTIVATIONS[hf.get("projector_hidden_act", "gelu")]),
+        adapter=AdapterConfig(**PROJECTORS[hf.get("projector_hidden_act", "gelu")]),
         decoder=llama.decoder_config({"model_type": "llama", **(hf.get("text_config") or {})}, f"{where}, text_config"),
         image=tile_config(hf, pictures, encoder.image_size, directory) if tiles else ImageConfig(),
         layout="template",
@@ -186,7 +190,7 @@ def config_json(c: ModelConfig, dtype, image, tokenizer):
         "model_type": kind,
         "image_token_index": image,
         "image_seq_length": c.rows,
-        "projector_hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == c.adapter.kind),
+        "projector_hidden_act": next(name for name, ours in PROJECTORS.items() if ours.items() <= vars(c.adapter).items()),
         "multimodal_projector_bias": True,
         "vision_feature_layer": c.encoder.feature_layer,
         "vision_feature_select_strategy": processor.strategy_of(c),

@@ -21,7 +21,7 @@ from omnifusion_jax.errors import CheckpointError
 
 REFUSED = (  # (of which ModelConfig, why the class would compute something else)
     (lambda c: c.encoder2, "there are two encoders, the class has one"),
-    (lambda c: c.adapter.kind not in llava.ACTIVATIONS.values(), "adapter.kind {0.adapter.kind!r} has no place between tower and projector"),
+    (lambda c: c.adapter.kind not in ("linear", "mlp"), "adapter.kind {0.adapter.kind!r} has no place between tower and projector"),
     (
         lambda c: c.adapter.kind == "mlp" and c.adapter.mlp != c.decoder.embed,
         "adapter.mlp is {0.adapter.mlp}, the class has the decoder's width {0.decoder.embed}",

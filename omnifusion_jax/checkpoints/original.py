@@ -26,7 +26,7 @@ ENCODERS = "encoders"  # in omnifusion.json: the names of the vision towers' dir
 
 # Settings that the published files cannot say; omnifusion.json holds them
 UNSAID = (
-    "preset", "layout", "prompt", "adapter.heads", "adapter.dropout", "adapter.eps", "adapter.align", "encoder.feature_layer",
+    "preset", "layout", "prompt", "adapter.heads", "adapter.dropout", "adapter.eps", "adapter.align", "adapter.activation", "encoder.feature_layer",
     "encoder.feature_norm", "encoder.keep_class_token", "image.fit", "image.unpad", "image.grids",
 )  # fmt: skip
 

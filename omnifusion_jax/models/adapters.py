@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from omnifusion_jax.config import ModelConfig
-from omnifusion_jax.models.mix import Mix, gelu
+from omnifusion_jax.models.mix import Mix
+from omnifusion_jax.models.vit import ACTIVATIONS
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attention import attend
 from omnifusion_jax.nn.init import dense, zeros
@@ -26,6 +27,9 @@ class LinearAdapter(nnx.Module):
     def read(self, encoders, images):
         return encoders[0](images[0])
 
+    def activate(self, x):
+        return ACTIVATIONS[self.activation](x)
+
     def __call__(self, x, key=None):
         return x @ self.linear[...] + self.linear_bias[...]
 
@@ -35,11 +39,12 @@ class MlpAdapter(LinearAdapter):
 
     def __init__(self, c: ModelConfig, *, rngs):
         width, hidden, out = c.encoder.embed, c.adapter.mlp, c.decoder.embed
+        self.activation = c.adapter.activation
         self.up, self.up_bias = dense(rngs, width, hidden, fan_in=width), zeros(hidden)
         self.linear, self.linear_bias = dense(rngs, hidden, out, fan_in=hidden), zeros(out)
 
     def __call__(self, x, key=None):
-        return super().__call__(gelu(x @ self.up[...] + self.up_bias[...]))
+        return super().__call__(self.activate(x @ self.up[...] + self.up_bias[...]))
 
 
 def drop(x, rate, key):
@@ -108,7 +113,7 @@ class SumAdapter(LinearAdapter):
 
     def __init__(self, c: ModelConfig, *, rngs):
         width, out = c.adapter.width or c.encoder.embed, c.decoder.embed
-        self.rows, self.align = max(e.rows for e in c.encoders), c.adapter.align
+        self.rows, self.align, self.activation = max(e.rows for e in c.encoders), c.adapter.align, c.adapter.activation
         self.mixes = nnx.List([Mix(e, c.adapter, width, rngs=rngs) for e in c.encoders])
         self.linear, self.linear_bias = dense(rngs, width, out, fan_in=width), zeros(out)
 
@@ -116,7 +121,7 @@ class SumAdapter(LinearAdapter):
         return tuple(mix(encoder, x) for mix, encoder, x in zip(self.mixes, encoders, images, strict=True))
 
     def __call__(self, mixed, key=None):
-        return super().__call__(gelu(sum(ALIGN[self.align](x, self.rows) for x in mixed)))
+        return super().__call__(self.activate(sum(ALIGN[self.align](x, self.rows) for x in mixed)))
 
 
 def pad(x, rows):
@@ -149,13 +154,13 @@ class AttentionAdapter(SumAdapter):
         self.out, self.out_bias = dense(rngs, a.heads, size, width, fan_in=width), zeros(width)
 
     def __call__(self, mixed, key=None):
-        x = jnp.concatenate([gelu(part) for part in mixed], axis=1)
+        x = jnp.concatenate([self.activate(part) for part in mixed], axis=1)
         q = jnp.einsum("td,dkh->kth", self.queries[...], self.query[...]) + self.query_bias[...][:, None]
         k = jnp.einsum("bsd,dkh->bksh", x, self.key[...]) + self.key_bias[...][:, None]
         v = jnp.einsum("bsd,dkh->bksh", x, self.value[...]) + self.value_bias[...][:, None]
         y = attend(jnp.broadcast_to(q, (len(x), *q.shape))[:, :, None], k, v)[:, :, 0]
         y = jnp.einsum("bkth,khd->btd", y, self.out[...]) + self.out_bias[...]
-        return LinearAdapter.__call__(self, gelu(y))
+        return LinearAdapter.__call__(self, self.activate(y))
 
 
 ADAPTERS = {

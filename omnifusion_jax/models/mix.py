@@ -10,10 +10,6 @@ from omnifusion_jax.nn.init import dense, zeros
 from omnifusion_jax.nn.norms import LayerNorm
 
 
-def gelu(x):
-    return jax.nn.gelu(x, approximate=False)
-
-
 class LayerMap(nnx.Module):
     """What one hidden state contributes: weight * (norm(state) @ kernel + bias). The norm is this layer's own, or shared and given."""
 

@@ -235,7 +235,7 @@ def test_tensors_that_do_not_fit_are_all_named(source):
     [
         ({"vision_feature_layer": [-2, -5]}, r"vision_feature_layer is \[-2, -5\]: features of several layers side by side are not supported"),
         ({"vision_feature_select_strategy": "cls"}, "vision_feature_select_strategy is 'cls'"),
-        ({"projector_hidden_act": "relu"}, "projector_hidden_act is 'relu', supported is 'gelu' or 'linear'"),
+        ({"projector_hidden_act": "relu"}, "projector_hidden_act is 'relu', supported is 'gelu' or 'gelu_pytorch_tanh' or 'linear'"),
         ({"projector_hidden_act": "linear"}, r"projector_hidden_act 'linear' is supported where multi_modal_projector.linear_2 is an identity"),
         ({"multimodal_projector_bias": False}, "multimodal_projector_bias is False"),
         ({"quantization_config": {"bits": 4}}, "the weights are quantized"),

@@ -22,7 +22,7 @@ DINO = EncoderConfig(
     image_size=16, shortest_edge=20, patch=8, embed=24, layers=4, heads=2, mlp=40, activation="swiglu", eps=1e-6,
     registers=2, patch_bias=True, layer_scale=True, pre_norm=False, position_grid=5,
 )  # fmt: skip
-ONE = {"kind": "linear"}, {"kind": "mlp", "mlp": 40}
+ONE = {"kind": "linear"}, {"kind": "mlp", "mlp": 40}, {"kind": "mlp", "mlp": 40, "activation": "gelu_tanh"}
 SETTINGS = [
     {"bias": bias, "shared_norm": shared, "align": align, "first_state": first}
     for bias, shared, align, first in (("layers", True, "pad", 0), ("none", False, "interpolate", 1), ("one", False, "pad", 2))
@@ -71,7 +71,7 @@ class Reference(torch.nn.Module):
         return total + self.p[f"{path}/bias"] if a.bias == "one" else total
 
     def forward(self, hidden):
-        gelu, c = torch.nn.functional.gelu, self.c
+        c, gelu = self.c, torch.nn.GELU("tanh" if self.c.adapter.activation == "gelu_tanh" else "none")
         kind, rows = c.adapter.kind, max(h.shape[2] for h in hidden)
         if kind == "linear":
             return self.linear(hidden[0][-2], "linear")
