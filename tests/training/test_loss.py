@@ -29,7 +29,7 @@ def batch_of(rows, length, rng, positions=None):
     used = segments > 0
     tokens = np.where(used, rng.integers(3, tiny.VOCAB, shape), 0).astype(np.int32)
     weights = (used & (places > 0) & (rng.random(shape) < 0.6)).astype(np.float32)
-    images = np.zeros((len(rows), 1, 24, 24, 3), np.uint8)
+    images = (np.zeros((len(rows), 1, 24, 24, 3), np.uint8),)
     return Batch(tokens, np.where(used, TEXT, 0).astype(np.int32), np.zeros(shape, np.int32), weights, segments, places, images)
 
 
@@ -77,7 +77,7 @@ def test_packed_equals_unpacked_in_value_and_gradient():
             out[i, : len(row)] = a[0, row]
         return out
 
-    single = Batch(*(apart(a) for a in packed[:6]), np.zeros((3, 1, 24, 24, 3), np.uint8))
+    single = Batch(*(apart(a) for a in packed[:6]), (np.zeros((3, 1, 24, 24, 3), np.uint8),))
     single = single._replace(segments=(single.segments > 0).astype(np.int32))
     m = model()
     loss = lambda m, b: answer_loss(m.decoder, m.hidden(b), b)[0]
