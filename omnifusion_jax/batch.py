@@ -15,6 +15,7 @@ class Sample(NamedTuple):
     index: np.ndarray  # int32: which feature row, or which of ModelConfig.special stands here; 0 for text
     weights: np.ndarray  # float32: the loss weight of this token as a target of the position before it
     images: tuple[np.ndarray, ...]  # for each of ModelConfig.views uint8[tiles, size, size, 3]; feature rows are counted through them
+    slots: int = 0  # positions that pictures take, newline vectors included
 
 
 class Batch(NamedTuple):

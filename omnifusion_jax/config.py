@@ -226,6 +226,8 @@ class ModelConfig:
         check(not heads or width % self.adapter.heads == 0, f"the adapter's width {width} is not a multiple of adapter.heads {self.adapter.heads}")
         for encoder in self.encoders:
             check(0 <= self.adapter.first_state <= encoder.layers, f"adapter.first_state {self.adapter.first_state} is not in 0..{encoder.layers}")
+        square = not any(encoder.keep_class_token for encoder in self.encoders)
+        check(kind != "sum" or self.adapter.align == "pad" or square, "adapter.align=interpolate: encoder.keep_class_token has no place in the grid")
         tiles = self.image.fit == "tiles"
         check(tiles or not (self.image.unpad or self.image.newline), "image.unpad and image.newline need image.fit=tiles")
         check(not tiles or kind in ONE_ENCODER, "image.fit=tiles works with one encoder")

@@ -73,7 +73,10 @@ def read(options):
         return from_parts(DECODER.value, VISION.value, VISION2.value, PRESET.value, DTYPE.value)
     check(not PRESET.value, "--preset is for parts; a checkpoint says itself what it is")
     try:
-        return load_checkpoint(SOURCE.value, **options), ()
+        found = load_checkpoint(SOURCE.value, **options)
+        if CHECK.value:
+            print("--check_with has nothing to rank: the adapter's tensors are known, or told by --assign")
+        return found, ()
     except Ambiguous as error:
         offer(error, Path(f"{OUTPUT.value}.assign.json"))
         raise
@@ -81,6 +84,7 @@ def read(options):
 
 def offer(error, file):
     """Writes the likeliest reading for the user to correct, and ranks all of them where a picture is given."""
+    check(not file.exists(), f"{file} is there already: pass it as --assign, or remove it for a new one. {error}")
     if CHECK.value:
         distances = error.distances(Lens(error.config)(CHECK.value).views)
         error.readings = [reading for _, reading in sorted(zip(distances, error.readings, strict=True), key=lambda row: row[0])]

@@ -17,17 +17,20 @@ DECODERS = {"mistral-7b": "mistralai/Mistral-7B-v0.1", "vicuna-7b": "lmsys/vicun
 
 
 def variants(*rows):
-    """The configs of a table by name, ROW[,DECODER][,sft]: of the first phase, on Mistral-7B, where the name does not say otherwise."""
+    """The configs of a table by name, ROW[,DECODER][,sft]: of the first phase, on Mistral-7B, where the name does not say otherwise. The
+    second starts from runs/NAME/model, NAME being that of the first.
+    """
     phases = {"": pretrain, "sft": sft}
     found = {}
     for row, decoder, phase in itertools.product(rows, DECODERS, phases):
         name = ",".join(word for word in (row, decoder * (decoder != REPORTED[0]), phase) if word)
-        found[name] = partial(experiment, row, decoder, phases[phase])
+        found[name] = partial(experiment, row, decoder, phases[phase], name)
     return found
 
 
-def experiment(row, decoder, phase):
+def experiment(row, decoder, phase, name):
     config = phase.get_config()
+    config.init_from = f"runs/{name.removesuffix(',sft')}/model" if phase is sft else None
     config.model = preset(f"report-{row}-{decoder}")
     config.encoder_from, config.decoder_from = ENCODERS.get(row, ENCODERS["clip-l"]), DECODERS[decoder]
     config.encoder2_from = SECOND if config.model.encoder2 else None

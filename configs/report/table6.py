@@ -1,8 +1,7 @@
 """Table 6 of the report: high resolution. Its third row, "grid split + ruDocVQA", is the second on other data.
 
 python -m omnifusion_jax.train --config=configs/report/table6.py:grid --config.data.path=captions.json --workdir=runs/grid
-python -m omnifusion_jax.train --config=configs/report/table6.py:grid,sft --config.init_from=runs/grid/model \
-    --config.data.path=dialogues.json --workdir=runs/grid-sft
+python -m omnifusion_jax.train --config=configs/report/table6.py:grid,sft --config.data.path=dialogues.json --workdir=runs/grid-sft
 
 A decoder may stand between: grid,vicuna-7b,sft.
 """

@@ -58,17 +58,37 @@ def readings(tensors, config: ModelConfig):
     found = []
     for choice in itertools.product(*families(tensors)):
         some = [unit for family in choice for unit in family]
-        widths = {
-            u.parts["weight"][1] for u in some if not u.count and len(u.parts.get("weight", ())) == 2 and u.parts["weight"][0] == config.decoder.embed
-        }
+        matrices = [unit.parts["weight"] for unit in some if not unit.count and len(unit.parts.get("weight", ())) == 2]
+        widths = {width for out, width in matrices if out == config.decoder.embed}
         for first_state, width in itertools.product((0, 1), sorted(widths)):
-            roles = [list(roles_of(u, config, first_state, width)) for u in some]
-            for chosen in itertools.product(*roles):
-                taken = [path for role in chosen for path in role]
-                if len(set(taken)) == len(taken) and complete(set(taken)):
+            roles = [list(roles_of(unit, config, first_state, width)) for unit in some]
+            for chosen in without_repeats(roles):
+                if complete({path for role in chosen for path in role}):
                     found.append(score(dict(zip(chosen, some, strict=True))))
     best = max((hints for hints, _, _ in found), default=0)
     return [reading for hints, _, reading in sorted(found, key=lambda row: row[:2], reverse=True) if hints == best]
+
+
+def without_repeats(roles, taken=frozenset()):
+    """Every way to choose one role each so that nothing is filled twice."""
+    if not roles:
+        yield ()
+    for role in roles[0] if roles else ():
+        paths = {path for path, _, _ in role}
+        if not paths & taken:
+            yield from ((role, *rest) for rest in without_repeats(roles[1:], taken | paths))
+
+
+def divided(tensors, c: ModelConfig):
+    """The tensors; one that holds the layer weights of both encoders is two of them, `name[:25]` and `name[25:]`."""
+    found = {}
+    for name, a in tensors.items():
+        halves = [first for first in (c.encoder.layers + 1, c.encoder.layers) if a.size == first + c.encoder2.layers + first - c.encoder.layers]
+        if halves and not name.endswith((".weight", ".bias")):
+            found |= {f"{name}[:{halves[0]}]": a.reshape(-1)[: halves[0]], f"{name}[{halves[0]}:]": a.reshape(-1)[halves[0] :]}
+        else:
+            found[name] = a
+    return found
 
 
 def families(tensors):
@@ -232,9 +252,8 @@ def table(c: ModelConfig):
     for i, tag in enumerate(("first", "second")):
         path = f"adapter/mixes/{i}"
         rows[f"{tag}_layers.{{}}.weight"], rows[f"{tag}_weights"] = (f"{path}/layers/kernel", MATRIX), (f"{path}/layers/weight", SAME)
-        rows |= {"layers": {f"{tag}_layers.{{}}.bias": (f"{path}/layers/bias", SAME)}, "one": {f"{tag}_bias": (f"{path}/bias", SAME)}}.get(
-            c.adapter.bias, {}
-        )
+        biases = {"layers": (f"{tag}_layers.{{}}.bias", f"{path}/layers/bias"), "one": (f"{tag}_bias", f"{path}/bias")}
+        rows |= {name: (ours, SAME) for kind, (name, ours) in biases.items() if kind == c.adapter.bias}
         norm, ours = (f"{tag}_norm", f"{path}/norm") if c.adapter.shared_norm else (f"{tag}_norms.{{}}", f"{path}/layers/norm")
         rows |= {f"{norm}.weight": (f"{ours}/scale", SAME), f"{norm}.bias": (f"{ours}/bias", SAME)}
     return rows
@@ -251,7 +270,10 @@ def choose(tensors, c: ModelConfig, where, arrays=None):
     found = readings(tensors, c)
     if not found:
         shapes = "\n  ".join(f"{name} {list(a.shape)}" for name, a in tensors.items())
-        raise CheckpointError(f"{where}: cannot be read as a projection-and-summation adapter of these encoders and this decoder:\n  {shapes}")
+        raise CheckpointError(
+            f"{where}: cannot be read as a projection-and-summation adapter of these encoders and this decoder (one norm over all layers is not "
+            f"known here either):\n  {shapes}"
+        )
     if len(found) > 1:
         message = f"{where}: {len(found)} readings fit, the likeliest:\n" + "\n".join(lines(found[0]))
         raise Ambiguous(message, found, c, lambda views: [distance(reading, tensors, c, arrays, views) for reading in found])

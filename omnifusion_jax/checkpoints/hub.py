@@ -32,6 +32,10 @@ def download(name, patterns):
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=UNWANTED))
+    except huggingface_hub.errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{name}: its owner gives it to those who accept the licence. Accept it on its page of the Hub, then `hf auth login`."
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{name}: there is no such directory, and the Hugging Face Hub does not give a repository of that name ({type(error).__name__}). "

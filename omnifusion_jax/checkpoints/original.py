@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from omnifusion_jax.checkpoints import encoders, llama
-from omnifusion_jax.checkpoints.assign import adapter_config, assigned, choose
+from omnifusion_jax.checkpoints.assign import adapter_config, assigned, choose, divided
 from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes_of, split, split_in, split_out
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
@@ -20,14 +20,17 @@ ADVICE = (
     "Pass vision (--vision), a directory, or openai/clip-vit-large-patch14-336; for the two-encoder model vision2 (--vision2) besides, "
     "facebook/dinov2-large."
 )
+ROWS = "n_embeddings"  # attribute of the pickled adapter: the rows of a picture
 RELU = "torch.nn.functional.relu"
 
 ENCODERS = "encoders"  # in omnifusion.json: the names of the vision towers' directories
 
 # Settings that the published files cannot say; omnifusion.json holds them
 UNSAID = (
-    "preset", "layout", "prompt", "adapter.heads", "adapter.dropout", "adapter.eps", "adapter.align", "adapter.activation", "encoder.feature_layer",
-    "encoder.feature_norm", "encoder.keep_class_token", "image.fit", "image.unpad", "image.grids",
+    "preset", "layout", "prompt", "image.fit", "image.unpad", "image.grids",
+    "adapter.heads", "adapter.dropout", "adapter.eps", "adapter.align", "adapter.activation",
+    "encoder.feature_layer", "encoder.feature_norm", "encoder.keep_class_token",
+    "encoder2.feature_layer", "encoder2.feature_norm", "encoder2.keep_class_token",
 )  # fmt: skip
 
 
@@ -102,9 +105,16 @@ def read(source, vision=(), dtype=None, assign=None):
         arrays |= tower
     if published:
         config.adapter = AdapterConfig(mlp=len(tensors.get(f"{LAYER}linear1.bias", "")) or AdapterConfig.mlp)
+        made_for = pickled.pop(ROWS, None)
         apply_settings(config, pickled, directory / SETTINGS)
+        if made_for not in (None, config.rows):
+            raise CheckpointError(
+                f"{adapter_file}: the adapter was made for {made_for} rows a picture, the vision tower {vision[0]} gives {config.rows}. "
+                "Give the tower that it was trained with: openai/clip-vit-large-patch14-336 has 576"
+            )
         arrays |= from_foreign(tensors, adapter_table(config), shapes_of(config, "adapter"), adapter_file, dtype=dtype)
     else:
+        tensors = divided(tensors, config)
         reading = read_json(assign) if assign else choose(tensors, config, adapter_file, arrays)
         config.adapter = adapter_config(reading, tensors, config, assign or adapter_file)
         apply_settings(config, pickled, directory / SETTINGS)
@@ -152,6 +162,8 @@ def module_settings(module, file):
         layer = module.state["_modules"]["transformer_layer"].state
         attention, norm = layer["_modules"]["self_attn"].state, layer["_modules"]["norm1"].state
         found = {"adapter.heads": attention["num_heads"], "adapter.dropout": attention["dropout"], "adapter.eps": norm["eps"]}
+        if isinstance(rows := module.state.get(ROWS), int):
+            found[ROWS] = rows
         order = {"norm_first": layer.get("norm_first", False), "batch_first": attention["batch_first"], "activation": layer.get("activation", RELU)}
     except (KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{file}: the pickled module is not a VisualToGPTMapping with a TransformerEncoderLayer ({error!r:.100})") from error
@@ -172,6 +184,8 @@ def apply_settings(config, pickled, file):
         if pickled.get(key, value) != value:
             raise CheckpointError(f"{file}: {key} is {value!r}, the pickled adapter says {pickled[key]!r}. Correct or remove it.")
         target, name = at(config, key)
+        if target is None:
+            raise CheckpointError(f"{file}: {key} is of a second encoder, and there is one. Remove it.")
         kind, value = type(getattr(target, name)), tuples(value)
         if not isinstance(value, (int, float) if kind is float else kind):
             raise CheckpointError(f"{file}: {key} is {value!r:.100}, not of type {kind.__name__}")
@@ -186,6 +200,8 @@ def settings(config: ModelConfig):
     written = {}
     for key in UNSAID:
         target, name = at(config, key)
+        if target is None:
+            continue
         *section, _ = key.split(".")
         (written.setdefault(section[0], {}) if section else written)[name] = getattr(target, name)
     return written

@@ -1,15 +1,16 @@
 """A tokenizer's files: copied with a model, and made readable where only the sentencepiece model is there."""
 
+import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from omnifusion_jax.checkpoints.files import read_json
-from omnifusion_jax.checkpoints.staging import written_beside
 from omnifusion_jax.errors import CheckpointError
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
@@ -37,9 +38,15 @@ def fast_tokenizer(directory) -> Path | None:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     converted = caches / "omnifusion_jax" / f"tokenizer-{hashlib.sha256(content).hexdigest()[:16]}"
     if not converted.is_dir():
-        with written_beside(converted) as partial:
+        converted.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=converted.parent) as partial:  # its own: several processes may start at once
             copy_tokenizer(directory, partial)
-            from_sentencepiece(directory / "tokenizer.model").save(str(partial / "tokenizer.json"))
+            from_sentencepiece(directory / "tokenizer.model").save(str(Path(partial) / "tokenizer.json"))
+            with contextlib.suppress(OSError):  # another one was faster, with the same content
+                os.rename(partial, converted)
+                os.mkdir(partial)  # what the context removes
+    if not converted.is_dir():
+        raise CheckpointError(f"{converted}: the converted tokenizer cannot be written there. Set XDG_CACHE_HOME to a folder that can be written.")
     return converted
 
 

@@ -46,7 +46,7 @@ class Layout:
         tokens, kind, index, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
         views = [np.concatenate(views) for views in zip(*(p.views for p in pictures), strict=True)]
         views = views or [np.zeros((0, size, size, 3), np.uint8) for size, _ in self.config.views]
-        return self.fit(Sample(tokens, kind, index, weights, tuple(views)), dialogue.where, ask)
+        return self.fit(Sample(tokens, kind, index, weights, tuple(views), sum(len(p.walk) for p in pictures)), dialogue.where, ask)
 
     def in_vectors(self, dialogue, turns, pictures, ask):
         yield from self.opening(pictures)
@@ -110,7 +110,7 @@ class Layout:
         if n <= self.max_length:
             return sample
         if self.original and not ask:
-            return Sample(*(column[: self.max_length] for column in sample[:4]), sample.images)
+            return Sample(*(column[: self.max_length] for column in sample[:4]), sample.images, sample.slots)
         advice = "Shorten or split the dialogue, or raise max_length (data.max_length in training)"
         raise DataError(f"{where}: {n} tokens, but max_length is {self.max_length}. {advice}")
 

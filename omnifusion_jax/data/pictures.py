@@ -28,6 +28,14 @@ class Lens:
         return most(self.config.image.grids) if self.config.image.fit == "tiles" else 1
 
     @property
+    def slots(self):
+        """Positions that a picture takes at most."""
+        image, side = self.config.image, self.config.encoder.side
+        if image.fit != "tiles":
+            return self.config.rows
+        return self.config.rows + max(rows * side * (columns * side + image.newline) for rows, columns in image.grids)
+
+    @property
     def sizes(self):
         return tuple(size for size, _ in self.config.views)
 

@@ -35,11 +35,12 @@ def chunks(samples, batch_size):
 
 
 def assemble(samples, lens, left):
-    """A Batch whose length is a multiple of STEP and whose rows are a power of two; blank rows fill it up.
+    """A Batch with room for the longest text, rounded up to a multiple of STEP; its rows are a power of two, blank ones fill it up.
 
-    Where there are pictures, there is room for as many tiles as a picture may have: how many it has changes no shape.
+    Where there are pictures, there is room for as many tiles and slots as a picture may have at most: how many it has changes no shape.
     """
     rows = 1 << (len(samples) - 1).bit_length()
-    length = bucket(max(len(sample.tokens) for sample in samples))
-    tiles = -(-max(len(s.images[0]) for s in samples) // lens.room) * lens.room
+    pictures = -(-max(len(s.images[0]) for s in samples) // lens.room)
+    length = bucket(max(len(s.tokens) - s.slots for s in samples)) + pictures * lens.slots
+    tiles = pictures * lens.room
     return collate(samples + [BLANK] * (rows - len(samples)), length, tiles, lens.sizes, left)

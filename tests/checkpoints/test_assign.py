@@ -46,6 +46,7 @@ def torch_names(c, arrays, name, form="[out, in]", norm="{}_norm", weights="{}_w
 def read(tensors, c, reading=None):
     """(config found, arrays) of a file, where only encoders and decoder are known."""
     known = ModelConfig(encoder=c.encoder, encoder2=c.encoder2, decoder=c.decoder)
+    tensors = assign.divided(tensors, known)
     reading = reading or assign.choose(tensors, known, "projection.pt")
     known.adapter = assign.adapter_config(reading, tensors, known, "projection.pt")
     return known.adapter, assign.assigned(reading, tensors, known, "projection.pt")
@@ -121,6 +122,28 @@ def test_a_square_stack_may_be_either_way_round():
     with pytest.raises(assign.Ambiguous) as caught:
         read(tensors, c)
     assert {r["adapter/mixes/0/layers/kernel"]["as"] for r in caught.value.readings} == {"[layer, out, in]", "[layer, in, out]"}
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (10,)])
+def test_layer_weights_of_both_encoders_in_one_tensor(shape):
+    c = config()
+    arrays = tiny.arrays(c, "adapter")
+    tensors = torch_names(c, arrays, "{0}_map_{1}")
+    both = np.concatenate([tensors.pop("clip_weights"), tensors.pop("dino_weights")]).reshape(shape)
+    with pytest.raises(assign.Ambiguous, match=r"2 readings fit[^$]*mixes/0/layers/weight +alpha\[:5\]") as caught:
+        read({**tensors, "alpha": both}, c)
+    _, ours = read({**tensors, "alpha": both}, c, caught.value.readings[0])
+    for path, a in arrays.items():
+        np.testing.assert_array_equal(ours[path], a, err_msg=path)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_norm_a_layer_at_the_published_size(shared):
+    """25 layers of each encoder, of equal width, whose names tell nothing: found without trying every order of them."""
+    c = ModelConfig(encoder2=EncoderConfig(image_size=224), adapter=AdapterConfig(kind="sum", width=1024, shared_norm=shared))
+    arrays = {path: np.broadcast_to(np.float16(0), shape) for path, shape in assign.shapes_of(c, "adapter").items()}
+    with pytest.raises(assign.Ambiguous):
+        read(torch_names(c, arrays, "m{2}_{1}", norm="n{2}" if shared else "n{2}_{1}", weights="a{2}"), c)
 
 
 def test_the_published_size():

@@ -39,6 +39,14 @@ def test_a_vision_file_for_another_image_size(source, tmp_path):
     refused(lambda: load_checkpoint(source), "position_embedding.weight -> encoders/0/position: has shape [10, 32], [17, 32] is needed")
 
 
+def test_a_vision_tower_for_another_image_size_than_the_adapters(source, tmp_path):
+    """The adapter's weights would fit any number of rows; the pickled module says how many it was made for."""
+    c = tiny.config().encoder
+    c.image_size = 32
+    torch_models.vision(c).save_pretrained(tmp_path / "larger")
+    refused(lambda: load_checkpoint(source, vision=str(tmp_path / "larger")), "made for 9 rows a picture", "larger gives 16", "Give the tower")
+
+
 def test_pictures_prepared_for_another_image_size(source):
     crop = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     (source / "my-clip/preprocessor_config.json").write_text(json.dumps(crop))

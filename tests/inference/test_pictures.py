@@ -80,13 +80,14 @@ def test_tiles_enter_the_sequence_in_the_order_of_their_walk(tokenizer, image):
 
 
 def test_the_number_of_tiles_is_data(tokenizer):
-    """Pictures of two and of four tiles go through one program, alone or together, with the same answers."""
+    """Pictures of two and of four tiles go through one program, alone or together, with the same answers, however far apart their lengths are."""
     c = tiled()
+    c.encoder.patch, c.encoder.image_size = 4, 24
     model = Model(c, tiny.arrays(c), tokenizer)
     wide, large = np.zeros((24, 48, 3), np.uint8), np.zeros((48, 48, 3), np.uint8)
-    few, many = ask(wide, "What is in the picture?"), ask(large, "What?")
+    few, many = ask(wide, "What?"), ask(large, "What?")
     lengths = [len(prompts.lay_out(r, "here", model.prepare, ask=True).tokens) for r in (few, many)]
-    assert prompts.bucket(lengths[0]) == prompts.bucket(lengths[1])
+    assert prompts.bucket(lengths[0]) < prompts.bucket(lengths[1])
     [alone] = model.generate([few], GREEDY)
     with drive.compiled() as programs:
         [other] = model.generate([many], GREEDY)
