@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(RUN) -m omnifusion_jax.train --config=configs/tiny.py:sft --config.init_from=runs/tiny/pretrain/model --workdir=runs/tiny
 
 test: $(VENV)/installed-test lint
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(RUN) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import pretrain, sft
-from configs.report import table5, table6
+from configs.report import table5
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Batch
 from omnifusion_jax.data.pictures import Lens
@@ -47,7 +47,6 @@ CONFIGS = {
     "pretrain": pretrain.get_config(),
     "sft": sft.get_config(),
     "two encoders, all layers": table5.get_config("sum"),
-    "tiles": table6.get_config("grid"),
 }
 
 

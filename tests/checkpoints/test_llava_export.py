@@ -221,7 +221,7 @@ def test_part_of_a_model_is_not_exported(tmp_path):
         export_llava(part, tmp_path / "exported")
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         export_llava(dataclasses.replace(whole, tokenizer=None), tmp_path / "exported")
-    with pytest.raises(CheckpointError, match=r"not adapter.kind mlp with layout omnifusion. Write --to=native, or --to=llava"):
+    with pytest.raises(CheckpointError, match=r"not the kind mlp with user, bot, soi, eoi\. Write --to=native, or --to=llava"):
         export_original(whole, tmp_path / "original", pickles=False)
 
 

@@ -76,7 +76,7 @@ def test_published_positions(real, style):
     assert (sample.kind[-1], sample.index[-1]) == (SPECIAL, BOT)
     assert (sample.tokens[sample.kind != TEXT] == real.pad).all() and real.pad == 0 and real.eos == 2
     assert not sample.weights.any()
-    assert [a.dtype for a in [*sample[:-1], *sample.images]] == [np.int32, np.int32, np.int32, np.float32, np.uint8]
+    assert [a.dtype for a in [*sample[:4], *sample.images]] == [np.int32, np.int32, np.int32, np.float32, np.uint8]
 
 
 @needs_real
