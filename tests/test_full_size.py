@@ -8,7 +8,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from configs import pretrain, sft
+from configs import sft
 from configs.report import table5
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Batch
@@ -43,8 +43,7 @@ def topology(name):
         pytest.skip(f"the TPU compiler is not there: {error!s:.100}")
 
 
-CONFIGS = {
-    "pretrain": pretrain.get_config(),
+CONFIGS = {  # the first phase with two encoders is that with one, and more
     "sft": sft.get_config(),
     "two encoders, all layers": table5.get_config("sum"),
 }
