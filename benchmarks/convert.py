@@ -1,7 +1,7 @@
-"""Memory and speed of conversion: python benchmarks/convert.py [--preset=NAME] [--layers=N] [--directory=DIR]
+"""Memory and speed of conversion: python benchmarks/convert.py [--preset=NAME] [--layers=N] [--format=llava] [--directory=DIR]
 
-Makes a random model (the whole of OmniFusion-1.1 where not told otherwise) as an original directory, converts it to native and back, and holds the
-speed against `cp -r` of the same files. Each step begins with its source dropped from the page cache and ends when everything is on the disk.
+Makes a random model (the whole of OmniFusion-1.1 where not told otherwise) as a directory of others' format, converts it to native and back, and holds
+the speed against `cp -r` of the same files. Each step begins with its source dropped from the page cache and ends when everything is on the disk.
 OmniFusion-1.1 needs 46 GB of disk.
 """
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -22,15 +23,19 @@ from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.checkpoints.engine import shapes_of
 from omnifusion_jax.checkpoints.export import export_original
 from omnifusion_jax.checkpoints.lazy import Lazy
+from omnifusion_jax.checkpoints.llava_export import export_llava
 from omnifusion_jax.checkpoints.load import Checkpoint
 from omnifusion_jax.models.presets import preset
 
 MEASURES = {"VmHWM": "resident", "RssAnon": "anonymous"}  # lines of /proc/PID/status
 
 
-def make_source(directory, config):
+WRITERS = {"omnifusion": partial(export_original, pickles=False), "llava": export_llava}
+
+
+def make_source(directory, config, form):
     arrays = {path: random_array(shape, seed) for seed, (path, shape) in enumerate(shapes_of(config).items())}
-    export_original(Checkpoint(config, arrays, locate("omnifusion-tiny-decoder"), "random"), directory, pickles=False)
+    WRITERS[form](Checkpoint(config, arrays, locate("omnifusion-tiny-decoder"), "random"), directory)
 
 
 def random_array(shape, seed):
@@ -69,20 +74,21 @@ def measured(source, *command):
 
 def same(a, b):
     """Whether two directories hold the same weights, to the byte."""
-    names = [file.relative_to(a) for file in files(a) if file.suffix == ".safetensors" and file.parent != a]
+    found = [file.relative_to(a) for file in files(a) if file.suffix == ".safetensors"]
+    names = [name for name in found if (b / name).is_file()]  # the adapter comes back as a pickle
     return names and filecmp.cmpfiles(a, b, names, shallow=False)[0] == names
 
 
-def main(directory, config):
+def main(directory, config, form):
     source, copy, native, back = (directory / name for name in ("source", "copy", "native", "back"))
-    make_source(source, config)
+    make_source(source, config, form)
     size = sum(file.stat().st_size for file in files(source))
     print(f"{size / 1e9:.2f} GB, {config.decoder.layers} decoder layers")
     convert = sys.executable, "-m", "omnifusion_jax.convert"
     steps = {
         "cp -r": (source, "cp", "-r", source, copy),
         "to native": (source, *convert, f"--source={source}", f"--output={native}"),
-        "back": (native, *convert, f"--source={native}", f"--output={back}", "--to=omnifusion"),
+        "back": (native, *convert, f"--source={native}", f"--output={back}", f"--to={form}"),
     }
     taken = {}
     for name, command in steps.items():
@@ -98,9 +104,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--preset", default="omnifusion-1.1")
     parser.add_argument("--layers", type=int, help="of the decoder")
+    parser.add_argument("--format", default="omnifusion", choices=WRITERS)
     parser.add_argument("--directory", type=Path, default=tempfile.gettempdir())
     arguments = parser.parse_args()
     made_of = preset(arguments.preset)
     made_of.decoder.layers = arguments.layers or made_of.decoder.layers
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="convert-") as made:
-        main(Path(made), made_of)
+        main(Path(made), made_of, arguments.format)
