@@ -1,8 +1,8 @@
 """Memory and speed of conversion: python benchmarks/convert.py [--preset=NAME] [--layers=N] [--format=llava] [--directory=DIR]
 
-Makes a random model (the whole of OmniFusion-1.1 where not told otherwise) as a directory of others' format, converts it to native and back, and holds
-the speed against `cp -r` of the same files. Each step begins with its source dropped from the page cache and ends when everything is on the disk.
-OmniFusion-1.1 needs 46 GB of disk.
+Makes a random model (the whole of OmniFusion-1.1 where not told otherwise) as a directory of others' format, converts it to native and back, and
+holds the speed against `cp -r` of the same files. Each step begins with its source dropped from the page cache and ends when everything is on
+the disk. OmniFusion-1.1 needs 46 GB of disk.
 """
 
 import argparse
