@@ -16,14 +16,14 @@ from omnifusion_jax.checkpoints.timm import TIMM_SIGLIP
 from omnifusion_jax.config import EncoderConfig
 from omnifusion_jax.errors import CheckpointError
 
-VISION_FAMILIES = {
+VISION_FAMILIES = {  # the first that knows a directory reads it
+    "open_clip": OPEN_CLIP,
     "clip": CLIP,
     "siglip": SIGLIP,
     "dinov2": DINOV2,
     "dinov2_with_registers": DINOV2_WITH_REGISTERS,
     "internvl_vision": INTERNVL_VISION,
     "intern_vit_6b": INTERNVIT,
-    "open_clip": OPEN_CLIP,
     "timm_siglip": TIMM_SIGLIP,
     "dinov2_hub": DINOV2_HUB,
 }

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from omnifusion_jax.checkpoints.files import WEIGHTS as HUGGING_FACE
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
 from omnifusion_jax.checkpoints.vision import QKV, QKV_BIAS, Family, named
 from omnifusion_jax.config import CLIP_MEAN, CLIP_STD, EncoderConfig
@@ -51,7 +52,8 @@ class OpenClip(Family):
     def knows(self, path):
         if path.is_file():
             return "visual.conv1.weight" in open_tensors(path)
-        return (path / CONFIG).is_file() and any((path / name).is_file() for name in WEIGHTS)
+        ours, theirs = (any((path / name).is_file() for name in names) for names in (WEIGHTS, HUGGING_FACE))
+        return (path / CONFIG).is_file() and ours and not theirs  # repositories may hold both, and settings of both in either case
 
     def tensors(self, path: Path):
         return open_tensors(path if path.is_file() else next(path / name for name in WEIGHTS if (path / name).is_file()))
