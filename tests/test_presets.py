@@ -1,12 +1,14 @@
 """Every preset has its parameters, counted on shapes, and the page of them is what its command writes."""
 
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
 
+from omnifusion_jax import sharding
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.models.axes import axes
+from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.encoders import ENCODERS, encoder
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import PRESETS, preset
@@ -24,9 +26,19 @@ def test_the_page_is_up_to_date():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_built_and_spread(name):
+    """Over eight devices, of which each gets little more than an eighth of the bytes."""
     c = preset(name)
     c.validate()
-    assert all(axes(path) for path in nnx.parameters(abstract(c)))
+    arrays = nnx.parameters(abstract(c))
+    placed = placements(sharding.make_mesh(fsdp=4, tensor=2), arrays)
+    each = {path: math.prod(placed[path].shard_shape(a.shape)) for path, a in arrays.items()}
+    whole = {path: a.size for path, a in arrays.items()}
+    assert all(each[path] <= size / 4 for path, size in whole.items() if size > 2**20)
+    encoders = [path for path in whole if not path.startswith("decoder/")]
+    large = name != "omnifusion-tiny"  # whose norms and biases weigh more
+    parts = {"encoders, adapter": (encoders, 4), "decoder": (set(whole) - set(encoders), 8)}
+    for part, (paths, devices) in parts.items():
+        assert sum(each[p] for p in paths) < (1.05 if large else 1.2) / devices * sum(whole[p] for p in paths), part
 
 
 def test_presets_share_nothing_that_could_be_changed():
