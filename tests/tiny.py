@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
+import optax
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -25,6 +27,12 @@ VOCAB = 320
 RESERVED = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPACE = "\u2581"
+
+# An optimizer that changes nothing and keeps the gradient it was given
+RECORDER = optax.GradientTransformation(
+    lambda params: jax.tree.map(jax.numpy.zeros_like, params),
+    lambda gradient, state, params=None: (jax.tree.map(jax.numpy.zeros_like, gradient), gradient),
+)
 
 
 def make_tokenizer(directory) -> Tokenizer:

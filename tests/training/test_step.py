@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+import tiny
 from jax.sharding import PartitionSpec
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -16,11 +16,6 @@ from omnifusion_jax.training.loss import by_rows
 from omnifusion_jax.training.objectives import Objective
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.step import batch_sharding, init_state, make_step, state_shardings
-
-# An optimizer that changes nothing and keeps the gradient it was given
-RECORDER = optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params), lambda grads, state, params=None: (jax.tree.map(jnp.zeros_like, grads), grads)
-)
 
 
 class Words(nnx.Module):
@@ -41,7 +36,7 @@ def batch_of(rows, length=4, **arrays):
     return Batch(**{**given, **arrays}, positions=plane, images=())
 
 
-def begin(loss, params, optimizer=RECORDER, seed=0, grad_accum=1, dtype="float32", **settings):
+def begin(loss, params, optimizer=tiny.RECORDER, seed=0, grad_accum=1, dtype="float32", **settings):
     """(state, step) of a toy with the trained `params`; all it has is trained."""
     params = {path: jnp.asarray(a, jnp.float32) for path, a in ({"head": np.zeros(2), "decoder/embed": np.zeros((3, 2))} | params).items()}
     skeleton = nnx.eval_shape(lambda: Toy(params["head"], params["decoder/embed"]))
