@@ -50,31 +50,6 @@ def test_the_papers_and_the_codes_settings():
     assert settings(sft.get_config("original")) == ("adafactor", 1e-4, "cosine", 0.01, 512)
 
 
-def test_original_is_what_was_published():
-    """4 rows a device (1 in phase 2) in a micro-batch, a schedule that counts 8 devices' batches, PyTorch's initialisation, no clipping."""
-    pretrain, sft = (module(CONFIGS / f"{name}.py").get_config("original").validate() for name in ("pretrain", "sft"))
-    settings = lambda c: (c.loss_mean_rows, c.optimizer.horizon, c.model.adapter.init, c.optimizer.clip, c.model.layout)
-    assert settings(pretrain) == (4, 8.0, "torch", None, "original")
-    assert settings(sft) == (1, 8.0, "torch", None, "original")
-
-
-def test_the_papers_variants_average_over_all_targets_and_do_not_clip():
-    for name in ("pretrain", "sft"):
-        c = module(CONFIGS / f"{name}.py").get_config().validate()
-        assert (c.loss_mean_rows, c.optimizer.horizon, c.model.adapter.init, c.optimizer.clip) == (0, 1.0, "normal", None)
-
-
-@pytest.mark.parametrize("name", ["", "original"])
-def test_the_second_phase_starts_where_readme_puts_the_first(name):
-    """And with its model."""
-    config = f"--config=configs/pretrain.py{name and ':' + name} "
-    commands = [line for line in (CONFIGS.parent / "README.md").read_text().replace("\\\n", " ").splitlines() if config in line]
-    workdirs = [word.removeprefix("--workdir=") for line in commands for word in line.split() if word.startswith("--workdir=")]
-    pretrain, sft = (module(CONFIGS / f"{phase}.py").get_config(name) for phase in ("pretrain", "sft"))
-    assert Path(sft.init_from).parent.as_posix() in workdirs and Path(sft.init_from).name == "model"
-    assert sft.model == pretrain.model
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_config_survives_json(name):
     c = preset(name)
