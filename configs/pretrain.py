@@ -2,8 +2,8 @@
 
 python -m omnifusion_jax.train --config=configs/pretrain.py --config.data.path=captions.json --config.data.images=images --workdir=runs/pretrain
 
-The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code. The paper names AdamW, rates and batch sizes;
-it mentions no clipping of gradients, and the published code has none.
+The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code. The paper names
+AdamW, rates and batch sizes; it mentions no clipping of gradients, and the published code has none.
 """
 
 from omnifusion_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig, variant
@@ -12,7 +12,7 @@ from omnifusion_jax.models.presets import preset
 VARIANTS = {
     "": {"optimizer": OptimizerConfig(name="adamw", learning_rate=1e-3, clip=None)},
     "original": {
-        "optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-2, clip=None, horizon=8.0),  # it ran on 8 devices
+        "optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-2, clip=None, horizon=8.0),  # 8 devices
         "loss_mean_rows": 4,  # a device's micro-batch
     },
 }

@@ -2,8 +2,9 @@
 
 python -m omnifusion_jax.train --config=configs/sft.py --config.init_from=runs/pretrain/model --config.data.path=dialogues.json --workdir=runs/sft
 
-The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code, and each starts from its own phase 1. The
-paper names AdamW, rates and batch sizes; it mentions no clipping of gradients, and the published code has none.
+The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code, and each starts
+from its own phase 1. The paper names AdamW, rates and batch sizes; it mentions no clipping of gradients, and the
+published code has none.
 Starting from a released model instead of phase 1:
 --config.init_from=CONVERTED --config.encoder_from= --config.decoder_from=
 """
@@ -25,7 +26,7 @@ VARIANTS = {
         "steps": 1850,
         "batch_size": 512,
         "grad_accum": 8,
-        "optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-4, clip=None, horizon=8.0),  # it ran on 8 devices
+        "optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-4, clip=None, horizon=8.0),  # 8 devices
         "loss_mean_rows": 1,  # a device's micro-batch
     },
 }

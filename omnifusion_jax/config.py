@@ -114,7 +114,7 @@ class AdapterConfig:
     activation: str = "gelu"  # | gelu_tanh; of the transformer layer it is ReLU
     dropout: float = 0.1  # of the transformer layer, in training only
     eps: float = 1e-5
-    init: str = "normal"  # fresh kernels: N(0, 1/fan_in), biases 0 | torch: as PyTorch draws the same modules, biases too
+    init: str = "normal"  # fresh kernels: N(0, 1/fan_in), biases 0 | torch: PyTorch's defaults, biases too
     width: int | None = None  # that two encoders are brought to; None: the first one's
     bias: str = "layers"  # sum, attention: "layers", each linear map has its own | "one" for their sum | "none"
     shared_norm: bool = True  # sum, attention: one layer norm an encoder, not one a layer
@@ -252,7 +252,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0  # of matrices; training/optimizer.py has the table
     schedule: str = "cosine"  # or "constant"
     warmup: float = 0.01  # share of the horizon
-    horizon: float = 1.0  # where the schedule ends, in runs: 8 stops this one after an eighth of it, as the published code on 8 devices
+    horizon: float = 1.0  # length of the schedule, in runs; at 8 the run ends after an eighth of it
     clip: float | None = 1.0  # largest global gradient norm; None: no clipping
     beta2: float = 0.999
 
@@ -323,7 +323,7 @@ class TrainConfig:
     steps: int = 1000
     batch_size: int = 256  # dialogues a step, over all devices and accumulation steps
     grad_accum: int = 1
-    loss_mean_rows: int = 0  # 0: one mean over all target tokens of a step | n: the mean of the means over n rows each
+    loss_mean_rows: int = 0  # 0: one mean over a step's targets | n: the mean of the means over n rows each
     objective: str = "answers"  # or "patches": a bare encoder learns what covers each patch of synthetic pictures
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     encoder_from: str | None = None  # directory or hub id of a vision tower; None: fresh, unless init_from has it

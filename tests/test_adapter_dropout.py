@@ -41,13 +41,15 @@ def test_a_tenth_is_dropped_and_the_rest_scaled():
 
 
 WIDTH, HEADS, ROWS, DRAWS, RATE = 4, 2, 3, 40_000, 0.3
-# Which kernels are zero, so that nothing is dropped behind them. A feed-forward part as wide as the layer: equal keys would give equal masks.
+# Which kernels are zero, so that nothing is dropped behind them. A feed-forward part as wide as the layer:
+# equal keys would give equal masks.
 PLACES = {"attention": {"down"}, "feed-forward": {"out"}, "all": set()}
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_it_falls_where_pytorch_has_it(place):
-    """Mean, spread and correlations of what comes out of the layer, over many draws, against the same layer of PyTorch in training mode."""
+    """Mean, spread and correlations of what comes out of the layer, over many draws, against the same layer
+    of PyTorch in training mode."""
     torch = pytest.importorskip("torch")
     settings = AdapterConfig("transformer", heads=HEADS, mlp=WIDTH, dropout=RATE)
     base = tiny.config()

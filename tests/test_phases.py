@@ -1,4 +1,5 @@
-"""The two phases of training, in the paper's settings and in those of the published code, and what the second takes from the first."""
+"""The two phases of training, in the paper's settings and in those of the published code, and what the second
+takes from the first."""
 
 import dataclasses
 import re
@@ -22,7 +23,8 @@ def settings(c):
 
 
 def test_original_is_what_was_published():
-    """4 rows a device (1 in phase 2) in a micro-batch, a schedule that counts the batches of 8 devices, no clipping, PyTorch's initialisation."""
+    """4 rows a device (1 in phase 2) in a micro-batch, a schedule that counts the batches of 8 devices, no
+    clipping, PyTorch's initialisation."""
     assert settings(pretrain.get_config("original").validate()) == (4, 8.0, None, "torch", "original")
     assert settings(sft.get_config("original").validate()) == (1, 8.0, None, "torch", "original")
 
@@ -66,7 +68,8 @@ def test_how_an_adapter_was_first_drawn_and_its_dropout_are_free_its_kind_is_not
 
 
 def test_train_takes_over_what_the_command_line_sets_beside_a_preset(tmp_path):
-    """kind=transformer is what the old preset had; with the new one's two encoders it cannot work, and must be seen to be refused."""
+    """kind=transformer is what the old preset had; with the new one's two encoders it cannot work, and must
+    be seen to be refused."""
     flags = "--config.model.preset=report-sum-mistral-7b", "--config.model.adapter.kind=transformer"
     said = run_command("train", "--config=configs/pretrain.py", *flags, f"--workdir={tmp_path / 'run'}", fails=True)
     assert "adapter.kind 'transformer' takes 1 of the two encoders" in said

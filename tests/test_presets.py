@@ -1,4 +1,5 @@
-"""Every preset has its parameters, counted on shapes; the page of them is what its command writes; a command line may change a preset."""
+"""Every preset has its parameters, counted on shapes; the page of them is what its command writes; a command
+line may change a preset."""
 
 import dataclasses
 import importlib.util
@@ -84,7 +85,8 @@ SUM = "--config.model.preset=report-sum-mistral-7b"
 
 @pytest.mark.parametrize("turn", [1, -1], ids=["preset first", "preset last"])
 def test_what_the_command_line_sets_wins_over_another_preset(turn):
-    """Also where it is what the old preset had: the new one has kind=sum, and 2048 rather than 128 for the tiny one's decoder."""
+    """Also where it is what the old preset had: the new one has kind=sum, and 2048 rather than 128 for the
+    tiny one's decoder."""
     c = command_line(*[SUM, "--config.model.adapter.kind=transformer"][::turn])
     assert (c.preset, c.adapter.kind, c.encoder2) == ("report-sum-mistral-7b", "transformer", encoder("dinov2-l"))
     c = command_line(*["--config.model.preset=omnifusion-tiny", "--config.model.decoder.embed=4096", "--config.model.layout=omnifusion"][::turn])

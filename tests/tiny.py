@@ -101,7 +101,8 @@ def image(c: ModelConfig, seed=0):
 
 
 def systems():
-    """Shapes by path of systems that together have every kind of parameter there is; of those after the first only the part that is new."""
+    """Shapes by path of systems that together have every kind of parameter there is; of those after the first
+    only the part that is new."""
     giant, mixed = preset("omnifusion-1.1"), preset("report-sum-mistral-7b")
     giant.encoder = encoder("dinov2-g-reg")
     mixed.adapter.shared_norm, mixed.adapter.bias = False, "one"

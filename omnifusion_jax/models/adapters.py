@@ -1,7 +1,8 @@
 """What turns encoder features into token embeddings.
 
 An adapter has two steps: `read(encoders, images)` takes from the encoders what it needs, and calling it on that gives embeddings [batch, rows, out].
-`images` holds one array for each encoder. A `key` turns dropout on. Fresh parameters are drawn by the row of `INITS` that `adapter.init` names.
+`images` holds one array for each encoder. A `key` turns dropout on. Fresh parameters are drawn by the row of `INITS`
+that `adapter.init` names.
 """
 
 import jax
@@ -149,7 +150,7 @@ class AttentionAdapter(SumAdapter):
         super().__init__(c, rngs=rngs)
         a, width = c.adapter, c.adapter.width or c.encoder.embed
         size, init = width // a.heads, INITS[a.init]
-        self.queries = dense(rngs, a.queries, width, fan_in=width)  # a parameter of its own, for which PyTorch has no default
+        self.queries = dense(rngs, a.queries, width, fan_in=width)  # PyTorch has no default
         self.query, self.key, self.value = (init.qkv(rngs, width, a.heads, size, fan_in=width) for _ in range(3))
         self.query_bias, self.key_bias, self.value_bias = (zeros(a.heads, size) for _ in range(3))
         self.out, self.out_bias = init.kernel(rngs, a.heads, size, width, fan_in=width), zeros(width)

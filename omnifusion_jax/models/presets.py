@@ -84,9 +84,9 @@ def preset(name) -> ModelConfig:
 def resolve(c: ModelConfig, given=()) -> ModelConfig:
     """Follows a changed preset name (`--config.model.preset=omnifusion-tiny`).
 
-    Two kinds of fields keep their values: those that the config file had changed against its own preset, and those that the command line
-    set, whatever they were before. `given` names the latter, as `model.adapter.kind`. Raises ConfigError for such a field of a part that the
-    new preset lacks.
+    Two kinds of fields keep their values: those that the config file had changed against its own preset, and those
+    that the command line set, whatever they were before. `given` names the latter, as `model.adapter.kind`. Raises
+    ConfigError for such a field of a part that the new preset lacks.
     """
     if c.preset == c.filled_from:
         return c
@@ -96,7 +96,7 @@ def resolve(c: ModelConfig, given=()) -> ModelConfig:
         path = f"model.{part}"
         ours, theirs, now = (getattr(m, part) for m in (c, old, new))
         if (ours is None) != (theirs is None) and not (ours and now and path in given):
-            setattr(new, part, ours)  # put in or taken out. `--config.model.encoder2=build` means the preset's own, where it has one
+            setattr(new, part, ours)  # put in or taken out; `=build` asks for the preset's own
         elif ours:
             keep(ours, theirs or ours, now, path, given)
     return new

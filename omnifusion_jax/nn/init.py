@@ -27,7 +27,8 @@ def linear(rngs, *shape, fan_in):
 
 
 def packed(rngs, *shape, fan_in):
-    """A share of `torch.nn.MultiheadAttention.in_proj_weight`: Xavier's uniform bound is taken over [3 * fan_in, fan_in] as a whole."""
+    """A share of `torch.nn.MultiheadAttention.in_proj_weight`: Xavier's bound, of all [3 * fan_in,
+    fan_in]."""
     return uniform(rngs, shape, (6 / (3 * fan_in + fan_in)) ** 0.5)
 
 
@@ -36,7 +37,8 @@ def uniform(rngs, shape, bound):
 
 
 class Init(NamedTuple):
-    """How a module's parameters are drawn: each a function (rngs, *shape, fan_in) -> Param. Biases of an attention are 0 in any case."""
+    """How parameters are drawn: functions (rngs, *shape, fan_in) -> Param. Biases of an attention are 0 in
+    any case."""
 
     kernel: object  # of a linear map
     bias: object

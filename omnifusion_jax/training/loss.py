@@ -13,10 +13,11 @@ def token_loss(logits, targets, weights):
 
 
 def by_rows(weights, rows):
-    """The loss weights [batch, ...] that turn the mean over target tokens into the mean of the means over `rows` consecutive rows each.
+    """Loss weights [batch, ...] that make the mean over target tokens one of the means over `rows` rows each.
 
-    So the published code averages: over micro-batches of 4 rows (phase 1) or 1 (phase 2), then over accumulation steps and devices. The weights
-    of such a group add up to 1; a group without targets, whose mean is NaN there, counts for nothing.
+    So the published code averages: over micro-batches of 4 rows (phase 1) or 1 (phase 2), then over accumulation steps
+    and devices. Weights of such a group add up to 1. A group without targets, whose mean is NaN there, counts for
+    nothing.
     """
     groups = weights.reshape(len(weights) // rows, -1)
     count = groups.sum(axis=1, keepdims=True)

@@ -9,9 +9,13 @@ from omnifusion_jax.config import OptimizerConfig
 from omnifusion_jax.models.axes import axes
 from omnifusion_jax.training.parts import factor
 
-# Whether weight decay pulls a parameter to zero. It is for what multiplies features: kernels and embedding tables, as in transformers' trainer.
-# Norms and biases keep their level. Vectors that are added to features or stand among them (positions, tokens, queries) carry information of
-# their own, as in timm. Factors whose zero would switch a part off (layer scale, weights of the mix) are left alone too.
+# Whether weight decay pulls a parameter to zero. It is for what multiplies features: kernels and embedding
+# tables,
+# as in transformers' trainer. Norms and biases keep their level. Vectors that are added to features or stand
+# among
+# them (positions, tokens, queries) carry information of their own, as in timm. Factors whose zero would
+# switch a
+# part off (layer scale, weights of the mix) are left alone too.
 DECAY = (
     (r"encoders/\d+/(patch|layers/(attention/(query|key|value|out)|gate|up|down))", True),
     (r"encoders/\d+/(class_token|registers|position|layers/scale\d)", False),
@@ -27,15 +31,20 @@ DECAY = (
 
 def decays(path):
     """Whether weight decay touches the parameter at `path`. Exactly one row of DECAY must match."""
-    hits = [decayed for pattern, decayed in DECAY if re.fullmatch(pattern, path)]
+    hits = [answer for pattern, answer in DECAY if re.fullmatch(pattern, path)]
     assert len(hits) == 1, f"{path}: {len(hits)} rows of DECAY match, exactly one must"
     return hits[0]
 
 
-def schedule(c: OptimizerConfig, steps):
-    """Step to learning rate: linear warm-up over a share of the horizon, then a cosine to zero at its end, or a constant.
+def decayed(params):
+    return {path: decays(path) for path in params}
 
-    The horizon is `c.horizon * steps`. The published code counts the batches of every device, so that on 8 devices its runs end at an eighth of it.
+
+def schedule(c: OptimizerConfig, steps):
+    """Step to learning rate: linear warm-up over a share of the horizon, then a cosine to zero or a constant.
+
+    The horizon is `c.horizon * steps`. The published code counts the batches of every device, so that on 8 devices
+    its runs end at an eighth of it.
     """
     horizon = round(c.horizon * steps)
     warmup = round(c.warmup * horizon)
@@ -76,7 +85,7 @@ def adafactor(rate, c):
 
 
 RULES = {
-    "adamw": lambda rate, c: optax.adamw(rate, b2=c.beta2, weight_decay=c.weight_decay, mask=lambda params: {path: decays(path) for path in params}),
+    "adamw": lambda rate, c: optax.adamw(rate, b2=c.beta2, weight_decay=c.weight_decay, mask=decayed),
     "adafactor": adafactor,
 }
 

@@ -46,9 +46,9 @@ def init_state(optimizer, params):
 def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat, loss_mean_rows=0):
     """The function (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
-    `skeleton` is the abstract module that trained and frozen arrays fill together; compute is in `dtype`. Metrics are scalars: loss (what is
-    minimised: the mean over target tokens, or over means of `loss_mean_rows` rows), targets (tokens), tokens (padding excluded), images, grad_norm,
-    bad (steps skipped so far).
+    `skeleton` is the abstract module that trained and frozen arrays fill together; compute is in `dtype`. Metrics are
+    scalars: loss (what is minimised: the mean over target tokens, or over means of `loss_mean_rows` rows each), targets
+    (tokens), tokens (padding excluded), images, grad_norm, bad (steps skipped so far).
     """
 
     def loss(params, frozen, batch, key):

@@ -1,4 +1,5 @@
-"""Where float32 is promised it is float32, whatever the type of weights and activations: against NumPy in float64 on the same bfloat16 numbers."""
+"""Where float32 is promised it is float32, whatever the type of weights and activations: against NumPy in
+float64 on the same bfloat16 numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from omnifusion_jax.nn.attention import attend
 from omnifusion_jax.nn.norms import LayerNorm, RMSNorm
 from omnifusion_jax.nn.rotary import rotary
 
-ROUNDING = 2.0**-7  # between neighbouring numbers of bfloat16, relative to the power of two below; a rounded result is off by half of it
+ROUNDING = 2.0**-7  # between neighbouring numbers of bfloat16, relative to the power of two below
 
 
 def half(a):
@@ -28,7 +29,8 @@ def wide(a):
 
 
 def rounded_once(y, expected):
-    """Whether y is the bfloat16 nearest to `expected`, but for a few that lie half-way. More than one rounding would miss many."""
+    """Whether y is the bfloat16 nearest to `expected`, but for a few that lie half-way. More than one
+    rounding would miss many."""
     assert y.dtype == jnp.bfloat16
     return (np.asarray(y) == np.asarray(half(expected))).mean() > 0.995
 
@@ -89,7 +91,8 @@ def test_attention_scores():
 
 
 def test_attention_scores_of_the_adapter():
-    """The same of its layer: embeddings, queries and keys so large that rounded scores would give other probabilities."""
+    """The same of its layer: embeddings, queries and keys so large that rounded scores would give other
+    probabilities."""
     c = tiny.config()
     c.adapter.heads, width = 1, c.encoder.embed
     shapes = nnx.parameters(nnx.eval_shape(lambda: TransformerAdapter(c, rngs=nnx.Rngs(0))))
@@ -121,7 +124,8 @@ def test_logits():
 
 
 def test_a_model_computes_in_its_type_though_the_table_of_embeddings_is_float32():
-    """So a training step holds it; its rows are cast where they are read, and nothing after them is float32 by accident."""
+    """So a training step holds it; its rows are cast where they are read, and nothing after them is float32
+    by accident."""
     c = tiny.config()
     arrays = {
         path: jnp.asarray(a, jnp.float32 if path == "decoder/embed" else jnp.bfloat16)

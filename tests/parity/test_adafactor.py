@@ -1,4 +1,5 @@
-"""The Adafactor of `:original` against the one of the published code, transformers' own, on the tensors that PyTorch's modules hold."""
+"""The Adafactor of `:original` against the one of the published code, transformers' own, on the tensors that
+PyTorch's modules hold."""
 
 import jax
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from omnifusion_jax.config import OptimizerConfig
 from omnifusion_jax.training.optimizer import make_optimizer
 
-# Ours, and from the array of one layer to PyTorch's tensor: nn.Linear's weight is [out, in], biases and norms are vectors
+# Ours, and from the array of one layer to PyTorch's tensor: nn.Linear's weight is [out, in], biases and norms
+# are vectors
 PAIRS = {
-    "decoder/layers/attention/query": ((2, 6, 2, 2, 4), lambda a: a.reshape(6, 16).T),  # [embed, kv_heads, group, head_dim], two layers
+    "decoder/layers/attention/query": ((2, 6, 2, 2, 4), lambda a: a.reshape(6, 16).T),  # two layers
     "decoder/layers/attention/out": ((2, 2, 2, 4, 6), lambda a: a.reshape(16, 6).T),
     "decoder/layers/up": ((2, 6, 10), lambda a: a.T),
     "decoder/layers/norm1/scale": ((2, 6), lambda a: a),

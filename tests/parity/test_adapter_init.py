@@ -1,4 +1,5 @@
-"""`adapter.init=torch` against PyTorch's own modules, each built many times: the same distribution of every array, biases too."""
+"""`adapter.init=torch` against PyTorch's own modules, each built many times: the same distribution of every
+array, biases too."""
 
 import dataclasses
 import functools
@@ -16,7 +17,8 @@ from omnifusion_jax.config import AdapterConfig
 from omnifusion_jax.models.adapters import ADAPTERS
 from omnifusion_jax.nn import nnx
 
-TIMES, WIDTH, FIRST, SECOND, MLP, OUT = 12, 16, 32, 24, 40, 48  # widths of what is between, of the encoders, of what is inside, of the decoder
+TIMES = 12
+WIDTH, FIRST, SECOND, MLP, OUT = 16, 32, 24, 40, 48  # of what is between, both encoders, what is inside, the decoder
 STATES = (CLIP.layers + 1, DINO.layers + 1)
 
 
@@ -39,7 +41,8 @@ linear = lambda name, width, out: named(name, *parts(Linear(width, out)))
 
 
 def mixes():
-    """A linear map for each layer of each encoder, and a norm an encoder; what the layers weigh is no module of PyTorch."""
+    """A linear map for each layer of each encoder, and a norm an encoder; what the layers weigh is no module
+    of PyTorch."""
     found = {}
     for i, (width, states) in enumerate(zip((FIRST, SECOND), STATES, strict=True)):
         maps, norm = [Linear(width, WIDTH) for _ in range(states)], LayerNorm(width)
@@ -87,7 +90,8 @@ def config(kind, init):
 def ours(kind, init):
     """Every array by path, [TIMES, ...]: one drawing for each of so many seeds."""
     make = lambda key: nnx.parameters(ADAPTERS[kind](config(kind, init), rngs=nnx.Rngs(params=key)))
-    return jax.device_get(jax.jit(jax.vmap(make))(jax.random.split(jax.random.key(0, impl="unsafe_rbg"), TIMES)))  # the default's code takes XLA long
+    key = jax.random.key(0, impl="unsafe_rbg")  # XLA takes long to compile the default's code
+    return jax.device_get(jax.jit(jax.vmap(make))(jax.random.split(key, TIMES)))
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
@@ -108,7 +112,8 @@ def test_every_array_is_drawn_as_in_pytorch(kind):
 
 
 def test_published_bounds():
-    """Of the transformer adapter, by the formulas: 1 / sqrt(fan_in), and Xavier's over the packed matrix of queries, keys and values."""
+    """Of the transformer adapter, by the formulas: 1 / sqrt(fan_in), and Xavier's over the packed matrix of
+    queries, keys and values."""
     bounds = {"qkv": (6 / (4 * FIRST)) ** 0.5, "out": FIRST**-0.5, "up": FIRST**-0.5, "up_bias": FIRST**-0.5, "linear_bias": FIRST**-0.5}
     bounds |= {"down": MLP**-0.5, "down_bias": MLP**-0.5, "linear": FIRST**-0.5, "qkv_bias": 0, "out_bias": 0}
     for path, bound in bounds.items():

@@ -1,4 +1,5 @@
-"""In bfloat16 we are no further from float32 than transformers in bfloat16 is, on average over random models."""
+"""In bfloat16 we are no further from float32 than transformers in bfloat16 is, on average over random
+models."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,8 @@ WHOLE = jax.jit(OmniFusion.__call__)
 
 
 def theirs(original, image, tokens):
-    """(hidden states of the vision tower, of the decoder after its last norm, logits of a dialogue) as float64."""
+    """(hidden states of the vision tower, of the decoder after its last norm, logits of a dialogue) as
+    float64."""
     kind = original.llm.dtype
     with torch.no_grad():
         states = original.clip(torch_models.pixels(C.encoder, image).to(kind), output_hidden_states=True).hidden_states
@@ -66,7 +68,8 @@ class Model(torch_models.Original):
 
 
 def in_half(tokenizer, exact):
-    """A model in bfloat16. Its table of rotary frequencies stays float32, as in a model that transformers loads in bfloat16."""
+    """A model in bfloat16. Its table of rotary frequencies stays float32, as in a model that transformers
+    loads in bfloat16."""
     made = Model(C, tokenizer)
     for module, other in zip(made.modules(), exact.modules(), strict=True):
         module.bfloat16()
@@ -76,7 +79,8 @@ def in_half(tokenizer, exact):
 
 
 def draw(exact, half, seed):
-    """Other parameters for both: numbers that bfloat16 can hold, so that what is compared is arithmetic, not the rounding of weights."""
+    """Other parameters for both: numbers that bfloat16 can hold, so that what is compared is arithmetic, not
+    the rounding of weights."""
     for i, (module, other) in enumerate(zip(exact.modules(), half.modules(), strict=True)):
         other.load_state_dict(torch_models.randomised(module, 10 * seed + i).state_dict())
         module.load_state_dict(other.state_dict())
@@ -86,7 +90,8 @@ def draw(exact, half, seed):
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory):
-    """[seeds, (ours, theirs), (encoder, decoder, whole)]: root mean square distance from transformers in float32, relative."""
+    """[seeds, (ours, theirs), (encoder, decoder, whole)]: root mean square distance from transformers in
+    float32, relative."""
     tokenizer = tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     layout, image = Layout(tokenizer, C, 256), tiny.image(C)
     roles = {False: "human", True: "gpt"}

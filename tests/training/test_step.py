@@ -1,4 +1,5 @@
-"""One step on objectives of a few numbers, whose gradients are known: keys, precision, broken steps, averaging, what lies where."""
+"""One step on objectives of a few numbers, whose gradients are known: keys, precision, broken steps,
+averaging, what lies where."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,8 @@ class Words(nnx.Module):
 
 
 class Toy(nnx.Module):
-    """A vector (of a path that the table of weight decay knows), and an embedding table where decoders have theirs."""
+    """A vector (of a path that the table of weight decay knows), and an embedding table where decoders have
+    theirs."""
 
     def __init__(self, head, embed):
         self.head, self.decoder = nnx.Param(head), Words(embed)
@@ -69,7 +71,7 @@ def test_every_micro_batch_draws_its_own(accumulate):
     """The sum of n independent draws has n times the variance of one, n equal draws n squared times."""
     state, step = begin(noise, {"head": np.zeros(20_000)}, grad_accum=accumulate)
     state, _ = step(state, batch_of(accumulate, 1))
-    assert_allclose((drawn(state) * accumulate).var(), accumulate, rtol=0.1)  # a target each: the sum was divided by their number
+    assert_allclose((drawn(state) * accumulate).var(), accumulate, rtol=0.1)  # one target each
 
 
 def test_metrics():
@@ -92,7 +94,8 @@ def test_metrics():
 
 
 def test_gradients_of_a_frequent_token_add_up_in_float32():
-    """A thousand ones: in bfloat16 the sum would stop at 256. What is no embedding table is computed with in bfloat16."""
+    """A thousand ones: in bfloat16 the sum would stop at 256. What is no embedding table is computed with in
+    bfloat16."""
     types = {}
 
     def loss(module, batch, key):
@@ -112,21 +115,29 @@ def test_gradients_of_micro_batches_add_up_in_float32():
     assert_array_equal(drawn(state) * 512, [512, 512])
 
 
-@pytest.mark.parametrize("broken", ["loss", "gradient"])
+BREAKS = {  # what makes the loss below NaN, its gradient, both
+    "loss": {"index": np.zeros((1, 1), np.int32)},
+    "gradient": {"tokens": np.zeros((1, 1), np.int32)},
+    "both": {"weights": np.full((1, 1), np.nan, np.float32)},
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS)
 def test_a_broken_step_leaves_no_trace_but_its_count(broken):
-    """A NaN in the loss, or in the gradient of a finite loss: sqrt has none at 0."""
+    """0 times the logarithm of 0 is no number, and the square root has no gradient at 0."""
 
     def loss(module, batch, key):
         x = module.head[...]
-        return batch.weights[0, 0] * (x @ x) + jnp.sqrt(batch.tokens[0, 0] * x[0]), batch.weights.sum()
+        value = batch.weights[0, 0] * (x @ x) + jnp.sqrt(batch.tokens[0, 0] * x[0])
+        return value + 0 * jnp.log(batch.index[0, 0].astype(jnp.float32)), batch.weights.sum()
 
-    good = [batch_of(1, 1), batch_of(1, 1, weights=np.full((1, 1), 2, np.float32))]
-    bad = batch_of(1, 1, weights=np.full((1, 1), np.nan, np.float32)) if broken == "loss" else batch_of(1, 1, tokens=np.zeros((1, 1), np.int32))
+    good, bad = [batch_of(1, 1), batch_of(1, 1, weights=np.full((1, 1), 2, np.float32))], batch_of(1, 1, **BREAKS[broken])
     start, step = begin(loss, {"head": [2.0, 3.0]}, make_optimizer(OptimizerConfig(warmup=0.0, weight_decay=0.1), 10, ((".*", 1.0),)))
     without, _ = step(step(start, good[0])[0], good[1])
     first, _ = step(start, good[0])
     second, metrics = step(first, bad)
-    assert np.isfinite(metrics["loss"]) == (broken == "gradient") and not np.isfinite(metrics["grad_norm"])
+    finite = bool(np.isfinite(metrics["loss"])), bool(np.isfinite(metrics["grad_norm"]))
+    assert finite == (broken == "gradient", broken == "loss")
     assert (int(second.step), int(second.bad_steps), int(metrics["bad"])) == (2, 1, 1)
     third, metrics = step(second, good[1])
     assert (int(third.step), int(third.bad_steps), int(metrics["bad"])) == (3, 1, 1)
