@@ -1,5 +1,6 @@
 """A model and a tokenizer small enough for any test."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def image(c: ModelConfig, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (1, c.encoder.image_size, c.encoder.image_size, 3), np.uint8)
 
 
+@functools.cache
 def systems():
     """Shapes by path of systems that together have every kind of parameter there is; of those after the first
     only the part that is new."""
