@@ -114,6 +114,7 @@ class AdapterConfig:
     activation: str = "gelu"  # | gelu_tanh; of the transformer layer it is ReLU
     dropout: float = 0.1  # of the transformer layer, in training only
     eps: float = 1e-5
+    init: str = "normal"  # fresh kernels: N(0, 1/fan_in), biases 0 | torch: PyTorch's defaults, biases too
     width: int | None = None  # that two encoders are brought to; None: the first one's
     bias: str = "layers"  # sum, attention: "layers", each linear map has its own | "one" for their sum | "none"
     shared_norm: bool = True  # sum, attention: one layer norm an encoder, not one a layer
@@ -124,6 +125,7 @@ class AdapterConfig:
     def validate(self):
         one_of("adapter.kind", self.kind, (*ONE_ENCODER, *TWO_ENCODERS))
         one_of("adapter.activation", self.activation, ("gelu", "gelu_tanh"))
+        one_of("adapter.init", self.init, ("normal", "torch"))
         one_of("adapter.bias", self.bias, ("layers", "one", "none"))
         one_of("adapter.align", self.align, ("pad", "interpolate"))
         check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")
@@ -247,9 +249,10 @@ LAYOUTS = {  # the trained vectors of each
 class OptimizerConfig:
     name: str = "adamw"  # or "adafactor"
     learning_rate: float = 1e-3
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # of matrices; training/optimizer.py has the table
     schedule: str = "cosine"  # or "constant"
-    warmup: float = 0.01  # share of all steps
+    warmup: float = 0.01  # share of the horizon
+    horizon: float = 1.0  # length of the schedule, in runs; at 8 the run ends after an eighth of it
     clip: float | None = 1.0  # largest global gradient norm; None: no clipping
     beta2: float = 0.999
 
@@ -258,7 +261,8 @@ class OptimizerConfig:
         one_of("optimizer.schedule", self.schedule, ("cosine", "constant"))
         check(self.name == "adamw" or not self.weight_decay, "optimizer.weight_decay works with adamw only")
         check(self.learning_rate > 0, f"optimizer.learning_rate {self.learning_rate} is not positive")
-        check(0 <= self.warmup < 1, f"optimizer.warmup is a share of all steps in [0, 1), not {self.warmup}")
+        check(0 <= self.warmup < 1, f"optimizer.warmup is a share of the horizon in [0, 1), not {self.warmup}")
+        check(self.horizon >= 1, f"optimizer.horizon is {self.horizon}: below 1 the rate would be 0 before the run ends")
 
 
 @dataclasses.dataclass
@@ -319,6 +323,7 @@ class TrainConfig:
     steps: int = 1000
     batch_size: int = 256  # dialogues a step, over all devices and accumulation steps
     grad_accum: int = 1
+    loss_mean_rows: int = 0  # 0: one mean over a step's targets | n: the mean of the means over n rows each
     objective: str = "answers"  # or "patches": a bare encoder learns what covers each patch of synthetic pictures
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     encoder_from: str | None = None  # directory or hub id of a vision tower; None: fresh, unless init_from has it
@@ -345,6 +350,8 @@ class TrainConfig:
         longest = self.model.decoder.max_length
         check(0 < self.data.max_length <= longest, f"data.max_length {self.data.max_length} is not in 1..{longest} (model.decoder.max_length)")
         check(self.batch_size % self.grad_accum == 0, f"batch_size {self.batch_size} is not a multiple of grad_accum")
+        groups = self.loss_mean_rows >= 0 and self.batch_size % (self.loss_mean_rows or 1) == 0
+        check(groups, f"batch_size {self.batch_size} is not a multiple of loss_mean_rows {self.loss_mean_rows}")
         one_of("objective", self.objective, ("answers", "patches"))
         one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
         one_of("remat", self.remat, ("none", "dots", "full"))

@@ -51,7 +51,7 @@ def starting_point(config):
         arrays, tokenizer = arrays | placed(mesh, decoder), tokenizer or found
     if config.init_from:
         stored, _ = read_config(config.init_from)
-        for part, free in (("encoder", ()), ("encoder2", ()), ("adapter", ("dropout",)), ("decoder", ("max_length",))):
+        for part, free in (("encoder", ()), ("encoder2", ()), ("adapter", ("dropout", "init")), ("decoder", ("max_length",))):
             same_settings(f"model.{part}", getattr(config.model, part), getattr(stored, part), config.init_from, but=free)
         arrays |= load_native(config.init_from, shardings=shardings(config.init_from, mesh))[1]
         tokenizer = tokenizer or Path(config.init_from)
@@ -114,7 +114,7 @@ def save_model(config, directory, trained, frozen, tokenizer_dir):
 
 def main(_):
     config, workdir = CONFIG.value, Path(WORKDIR.value).absolute()
-    config.model = resolve(config.model)
+    config.model = resolve(config.model, config_flags.get_override_values(flags.FLAGS["config"]))
     config.validate()
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(to_json(config))
