@@ -33,8 +33,10 @@ EACH = "[out, in]"  # the only form with a tensor a layer
 
 
 class Ambiguous(CheckpointError):
-    """Several readings fit. They are in `readings`, the likeliest first; `distances(views)` measures each, and is None
-    where the encoders and the decoder are not there. `config` lacks the adapter."""
+    """Several readings fit. They are in `readings`, the likeliest first; `config` lacks the adapter.
+
+    `distances(views)` measures each; None where the encoders and the decoder are not there.
+    """
 
     def __init__(self, message, readings, config, distances):
         super().__init__(message)

@@ -27,8 +27,8 @@ ADAPTERS = {"transformer": original.adapter_table, "sum": assign.table}  # names
 def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
     """Writes tokenizer/, tuned-model/, the encoder's directory, the adapter, the special vectors and omnifusion.json into the new directory `output`.
 
-    Of what phase 1 trained, the adapter, the vectors and omnifusion.json are written: what the original's phase 1
-    leaves for its phase 2.
+    Of what phase 1 trained, the adapter, the vectors and omnifusion.json are written: what the original's
+    phase 1 leaves for its phase 2.
 
     Args:
       checkpoint: a whole model, or adapter and special vectors alone.

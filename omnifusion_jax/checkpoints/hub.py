@@ -9,14 +9,17 @@ from omnifusion_jax.errors import CheckpointError
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::(\w[\w.-]*(?:/\w[\w.-]*)*))?")  # org/name, org/name:folder
 WANTED = ["*.json", "*.jinja", "*.safetensors", "*.pt", "*.model", "arrays/*"]
 
-# OmniFusion's repository holds three models. Its plain id is release 1.1; these are in folders that one names.
+# OmniFusion's repository holds three models. Its plain id is release 1.1; others are named by their folder.
 OTHERS = ["OmniMistral-v1_1-encoders-mix/*", "OmniMistral-model/*", "OmniMistral-tokenizer/*"]
-BESIDE = {"OmniMistral-model": ["OmniMistral-tokenizer/*", "projection", "special_embeddings.pt"]}  # what else makes release 1.0
+BESIDE = {  # what belongs to a folder and is not in it: release 1.0
+    "OmniMistral-model": ["OmniMistral-tokenizer/*", "projection", "special_embeddings.pt"],
+}
 
 
 def local(source, files=False) -> Path:
-    """The directory of a source: itself, that of a bundled model, or in a downloaded snapshot of the repository
-    `org/name`; of `org/name:folder` nothing but that folder is downloaded. Where `files` are taken, a file itself.
+    """The directory of a source: itself, that of a bundled model, or in a downloaded snapshot of `org/name`.
+
+    Of `org/name:folder` nothing but that folder is downloaded. Where `files` are taken, a file is itself.
 
     Raises:
       CheckpointError: there is no such directory, and no such repository or folder can be reached.
@@ -39,14 +42,14 @@ def local(source, files=False) -> Path:
 
 
 def patterns(folder, more=()):
-    """(what is wanted of a repository, what is not), as huggingface_hub matches names: `*` goes through folders."""
+    """(what is wanted of a repository, what is not), for huggingface_hub, whose `*` goes through folders."""
     if folder is None:
         return [*WANTED, *more], OTHERS
     return [*(f"{folder}/{pattern}" for pattern in (*WANTED, *more)), *BESIDE.get(folder, ())], []
 
 
 def holds_weights(snapshot, folder, unwanted):
-    """Whether a snapshot has the weights that were asked for; other models may lie in it from an earlier time."""
+    """Whether a snapshot has the weights that were asked for; others may lie in it from an earlier time."""
     from huggingface_hub.utils import filter_repo_objects  # rarely needed
 
     top = snapshot / (folder or "")

@@ -54,7 +54,7 @@ def read_phase1(directory, dtype, mesh, preset=None, assign=None):
     return config, placed(mesh, arrays) if mesh else arrays, None
 
 
-# name: (whether a directory is of that family, reader to (config, arrays, tokenizer), what makes it one, options of the reader)
+# name: (test of a directory, reader to (config, arrays, tokenizer), what makes it one, options of the reader)
 FAMILIES = {
     "native": (native.is_native, read_native, "arrays/ and config.json", ()),
     "llava": (llava.is_llava, read_llava, "config.json of type llava or llava_next", ()),
@@ -71,8 +71,8 @@ def load_checkpoint(source, vision=None, dtype=None, mesh=None, *, vision2=None,
     """Reads a checkpoint, recognising its format.
 
     Args:
-      source: directory or hub id: a native checkpoint (which may hold some parts only), a LLaVA of transformers, an
-        original OmniFusion directory, or what phase 1 of the original code writes.
+      source: directory or hub id (org/name, org/name:folder): a native checkpoint (which may hold some parts
+        only), a LLaVA of transformers, an original OmniFusion directory, or what its phase 1 writes.
       vision: vision tower as `load_encoder` takes it, for original directories that hold none.
       vision2: the second one, for the two-encoder model.
       assign: JSON file that tells the tensors of its adapter, see checkpoints/assign.py; None: found out.
@@ -82,7 +82,8 @@ def load_checkpoint(source, vision=None, dtype=None, mesh=None, *, vision2=None,
       mesh: over which the arrays are spread as they are read: no process reads or holds more than its devices' share. None: nothing is read yet.
 
     Raises:
-      CheckpointError: the source is not there, of no known format, unsafe, or incomplete, or its tokenizer is not of its decoder.
+      CheckpointError: the source is not there, of no known format, unsafe, or incomplete, or its tokenizer is
+        not of its decoder.
     """
     directory = hub.local(source, files=True)
     towers = [hub.local(tower, files=True) for tower in (vision or VISION.get(source), vision2) if tower]
@@ -119,7 +120,7 @@ def what_else(source, path):
 
 
 def check_tokenizer(directory, decoder: DecoderConfig, source):
-    """Raises CheckpointError where texts cannot be brought to `decoder` with the tokenizer in `directory`; None: there is none."""
+    """Raises CheckpointError where the tokenizer in `directory` (None: there is none) does not serve `decoder`."""
     if directory is None:
         raise CheckpointError(
             f"{source}: no tokenizer for the language model. Put tokenizer.json and tokenizer_config.json, or tokenizer.model, there"
@@ -134,8 +135,8 @@ def load_trained(source, model: ModelConfig) -> tuple[ModelConfig, dict, Path | 
     """What training goes on from: (the config it was made with, {path: Lazy}, tokenizer directory or None).
 
     Args:
-      source: a native directory, of a whole model or of what phase 1 trained; or what phase 1 of the original code
-        writes, which says little of the model that it belongs to.
+      source: a native directory, of a whole model or of what phase 1 trained; or what phase 1 of the original
+        code writes, which says little of the model that it belongs to.
       model: the config of the model that is to be trained, which says what the source does not.
 
     Raises:

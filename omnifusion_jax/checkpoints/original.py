@@ -20,7 +20,7 @@ RELEASES = {  # the decoder's folder: (the tokenizer's, presets)
     DECODER: (TOKENIZER, ("omnifusion-1.1", "omnifusion-1.1-mix")),
     FIRST: ("OmniMistral-tokenizer", ("omnifusion-1.0",)),
 }
-SUFFIXES = (".safetensors", ".pt", "")  # of the adapter's file and the vectors'; release 1.0 has a `projection` without one
+SUFFIXES = (".safetensors", ".pt", "")  # of the adapter's and the vectors' file; release 1.0 has none
 LAYER = "transformer_layer."  # what the tensors of the one-encoder adapter begin with
 ADVICE = (
     "Pass vision (--vision), a directory, or openai/clip-vit-large-patch14-336; for the two-encoder model vision2 (--vision2) besides, "
@@ -66,10 +66,10 @@ SPECIAL_TABLE = {name: (f"special/{name.lower()}", SAME) for name in ("USER", "B
 
 
 def locate(directory) -> tuple[Path, str] | None:
-    """(the directory with the files, the name of the decoder's folder there); None where there is nothing of the kind.
+    """(the directory with the files, the name of the decoder's folder there); None where there is no release.
 
-    The files lie in this directory, or in its only subfolder that has them, the two-encoder model apart, whose code
-    was never published. Those of release 1.0 lie beside its decoder's folder, which stands for it too.
+    The files lie in this directory, or in its only subfolder that has them, the two-encoder model apart,
+    whose code was never published. Those of release 1.0 lie beside its decoder's folder, which stands for it.
     """
     found = [d for d in sorted(directory.iterdir()) if d.is_dir() and holds(d, DECODER) and not d.name.endswith("encoders-mix")]
     if holds(directory, DECODER):
@@ -123,8 +123,8 @@ def read(source, vision=(), dtype=None, assign=None):
 
 
 class AdapterFile:
-    """The adapter in a directory: `tensors` by name, `settings` and `rows` of a picture where a pickled module says
-    them, and the number of vision `towers` that it joins.
+    """The adapter in a directory: `tensors` by name, `settings` and `rows` of a picture where a pickled
+    module says them, and the number of vision `towers` that it joins.
 
     Raises:
       CheckpointError: it is not there, unsafe, or a module that ours does not compute.
@@ -140,8 +140,8 @@ class AdapterFile:
 def read_joint(adapter: AdapterFile, config: ModelConfig, tower, dtype=None, assign=None, arrays=None):
     """{path: Lazy} of the adapter and the special vectors beside it.
 
-    `config` has the encoders and the decoder, and gets what the files say. `tower` is the encoder's name in errors.
-    `arrays` are those of the encoders and the decoder, which alone can rank readings of a two-encoder adapter.
+    `config` has encoders and decoder, and gets what the files say. `tower` names the encoder in errors.
+    `arrays` are those of encoders and decoder, without which readings of a two-encoder adapter have no rank.
     """
     directory, where = adapter.file.parent, assign or adapter.file
     if adapter.towers == 1:

@@ -27,7 +27,7 @@ def from_parts(decoder, vision, vision2=None, name=None, dtype=None) -> tuple[Ch
       dtype: "bfloat16", "float32" or a numpy type; None keeps what is stored, and the language model's for what is fresh.
 
     Raises:
-      CheckpointError: a part is not there, or of no known format, or the language model has no tokenizer of its own.
+      CheckpointError: a part is not there, or of no known format, or the language model has no tokenizer.
       ConfigError: the preset is not known, or joins another number of towers.
     """
     sources = [source for source in (vision, vision2) if source]

@@ -1,7 +1,7 @@
 """What phase 1 of the original code writes: the adapter's file and the special vectors', alone.
 
-They say their own sizes. All else, the encoder and the decoder before all, is that of a model: of the one that
-training goes on with, or of a preset.
+They say their own sizes. All else, the encoder and the decoder before all, is that of a model: of the one
+that training goes on with, or of a preset.
 """
 
 import copy
@@ -23,8 +23,10 @@ def is_phase1(directory: Path):
 
 
 def model_of(directory, name=None) -> ModelConfig:
-    """The model of the preset `name`; None: of the preset that omnifusion.json names, or the published one with as
-    many encoders. Its layout is the original's, unless omnifusion.json says otherwise when it is read."""
+    """The model of the preset `name`; None: of the one in omnifusion.json, or the published model.
+
+    Its layout is the original's, unless omnifusion.json says otherwise when it is read.
+    """
     file = directory / SETTINGS
     written = read_json(file).get("preset") if file.is_file() else None
     published = RELEASES[DECODER][1][AdapterFile(directory).towers - 1]
@@ -32,10 +34,10 @@ def model_of(directory, name=None) -> ModelConfig:
 
 
 def read(directory, model: ModelConfig, advice, dtype=None, assign=None):
-    """(ModelConfig, {path: Lazy}) of the adapter and the special vectors: `model` with the settings that the files say.
+    """(`model` with the settings that the files say, {path: Lazy} of the adapter and the special vectors).
 
     Raises:
-      CheckpointError: the files are unsafe, incomplete, or of another model; what differs is listed, with `advice`.
+      CheckpointError: the files are unsafe, incomplete, or of another model; what differs is listed.
     """
     adapter, config = AdapterFile(directory), copy.deepcopy(model)
     ours = sizes_of(model)
