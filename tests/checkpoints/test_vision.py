@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from parity.files import random_file
 from parity.vision_models import Hub, InternViT, OpenClip
 from PIL import Image
 
@@ -89,20 +90,6 @@ def write(directory, config, preprocessor=None):
     (directory / "config.json").write_text(json.dumps(config))
     if preprocessor:
         (directory / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-
-
-def random_file(path, tensors):
-    """A file of random bits that are read as bfloat16."""
-    rng = np.random.default_rng(0)
-    header, end = {}, 0
-    for name, t in tensors.items():
-        header[name] = {"dtype": "BF16", "shape": list(t.shape), "data_offsets": [end, end + 2 * t.numel()]}
-        end += 2 * t.numel()
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for t in tensors.values():
-            file.write(rng.bytes(2 * t.numel()))
 
 
 def random_arrays(c, seed=0):
