@@ -402,6 +402,8 @@ def test_one_file_may_be_the_encoder_of_a_release(source, tmp_path):
     random_file(tmp_path / "dinov2.safetensors", on_meta(Hub, c))
     with pytest.raises(CheckpointError, match="made for 9 rows a picture"):  # the adapter is for 32 channels: the encoder itself was read
         load_checkpoint(source, vision=tmp_path / "dinov2.safetensors")
+    with pytest.raises(CheckpointError, match=r"dinov2\.safetensors: a vision tower alone.*\.convert --vision=/.*/dinov2\.safetensors --decoder="):
+        load_checkpoint(tmp_path / "dinov2.safetensors")
 
 
 def test_every_written_family_is_a_family():
