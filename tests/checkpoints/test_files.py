@@ -59,6 +59,20 @@ def test_no_damage_to_a_safetensors_file_goes_unnoticed(file):
         read_safetensors(file)
 
 
+@pytest.mark.parametrize("second, size", [((8, 16), 16), ((12, 20), 20), ((4, 12), 12), ((0, 8), 8)])
+def test_tensors_lie_side_by_side(tmp_path, second, size):
+    """The second of two tensors of eight bytes: beside the first; after a gap; over its end; over all of it."""
+    file = tmp_path / "model.safetensors"
+    entries = {name: {"dtype": "F32", "shape": [2], "data_offsets": place} for name, place in (("a", (0, 8)), ("b", second))}
+    header = json.dumps(entries).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(size)))
+    if second == (8, 16):
+        assert read_safetensors(file)["b"].tobytes() == bytes(range(8, 16))
+    else:
+        with pytest.raises(CheckpointError, match=rf"b claims bytes {second[0]}\.\.{second[1]} of {size}"):
+            read_safetensors(file)
+
+
 def test_shards(tmp_path):
     write_safetensors(tmp_path / "1.safetensors", {"a": np.ones(2)})
     write_safetensors(tmp_path / "2.safetensors", {"b": np.ones(3)})
