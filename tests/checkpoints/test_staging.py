@@ -28,9 +28,10 @@ def test_what_came_in_the_meantime_stays(tmp_path):
     assert listed(tmp_path) == ["model", "model/other"]
 
 
-@pytest.mark.parametrize(
-    "number, said", [(errno.ENOSPC, "the disk became full while it was written, and nothing was kept. 7 bytes"), (errno.EIO, "Input/output error")]
-)
+FULL = "the disk became full while it was written, and nothing was kept. 7 bytes"
+
+
+@pytest.mark.parametrize("number, said", [(errno.ENOSPC, FULL), (errno.EDQUOT, FULL), (errno.EIO, "Input/output error")])
 def test_only_a_full_disk_is_called_one(tmp_path, number, said):
     kind = CheckpointError if said == FULL else OSError
     with pytest.raises(kind, match=said), written_beside(tmp_path / "model", 7):
