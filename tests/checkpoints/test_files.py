@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from omnifusion_jax.checkpoints.files import open_tensors, read_safetensors, write_safetensors
+from omnifusion_jax.checkpoints import files
+from omnifusion_jax.checkpoints.files import open_tensors, read_safetensors, write_safetensors, write_weights
 from omnifusion_jax.errors import CheckpointError
 
 
@@ -96,6 +97,18 @@ def test_shards(tmp_path):
     index.write_text("{")
     with pytest.raises(CheckpointError, match="not valid JSON"):
         open_tensors(tmp_path)
+
+
+def test_weights_over_the_limit_are_several_files(tmp_path, monkeypatch):
+    """Of 40 bytes: two of 20 fill the first to the last byte; the third alone is larger than a file should be."""
+    monkeypatch.setattr(files, "SHARD_BYTES", 40)
+    tensors = {"a": np.zeros(5, np.float32), "b": np.ones(5, np.float32), "c": np.full(25, 2, np.float16), "d": np.full(1, 3.0)}
+    write_weights(tmp_path, tensors)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    names = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    assert index == {"metadata": {"total_size": 98}, "weight_map": {"a": names[0], "b": names[0], "c": names[1], "d": names[2]}}
+    for name, a in tensors.items():
+        np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / index["weight_map"][name])[name], a)
 
 
 def test_a_directory_without_weights_says_what_was_looked_for(tmp_path):

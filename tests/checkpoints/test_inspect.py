@@ -26,6 +26,8 @@ def test_an_original_directory():
         ("special", "512", "1,024", "bfloat16"),
     ]
     assert "decoder/layers/up                       bfloat16 [4, 128, 384]            <- model.layers.{}.mlp.up_proj.weight" in text
+    other = told("omnifusion-tiny", dtype="float32")
+    assert "decoder/layers/up                       float32  [4, 128, 384]            <- model.layers.{}.mlp.up_proj.weight" in other
 
 
 def test_a_native_directory_of_some_parts(tmp_path):

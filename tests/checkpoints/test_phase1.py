@@ -94,9 +94,10 @@ def test_another_model_is_refused_with_what_differs(source):
     assert load_trained(directory, heads)[0].adapter.heads == 2  # what the pickled module says
     with pytest.raises(ConfigError, match=r"--config\.model\.adapter\.heads=2"):
         starting_point(TrainConfig(model=heads, init_from=str(directory), tokenizer="omnifusion-tiny-decoder"))
-    (directory / "omnifusion.json").write_text(json.dumps({"layout": "original", "prompt": "Hi.\n"}))
+    (directory / "omnifusion.json").write_text(json.dumps({"layout": "original", "prompt": "Hi.\n", "image": {"fit": "pad"}}))
     stored = load_trained(directory, C)[0]
-    assert (stored.layout, stored.prompt) == ("original", "Hi.\n") and C.layout == "omnifusion"
+    assert (stored.layout, stored.prompt, stored.image.fit) == ("original", "Hi.\n", "pad")
+    assert (C.layout, C.image.fit) == ("omnifusion", "crop")  # what training asks for stays as it is
 
 
 def test_training_starts_from_no_other_format(source, tmp_path):
