@@ -228,6 +228,7 @@ def test_tied_embeddings_become_a_head(foreign):
     arrays = from_foreign(llama.untied(tied, {"tie_word_embeddings": True}), TABLE, SHAPES, "here")
     np.testing.assert_array_equal(arrays["decoder/head"], np.asarray(arrays["decoder/embed"]).T)
     assert "lm_head.weight -> decoder/head: missing" in refusal(llama.untied(tied, {"tie_word_embeddings": False}))
+    assert llama.untied(foreign, {"tie_word_embeddings": True})["lm_head.weight"] is foreign["lm_head.weight"]  # one of its own
 
 
 @pytest.mark.parametrize("c", [EncoderConfig(), C.encoder, EncoderConfig(activation="gelu")])

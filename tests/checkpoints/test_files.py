@@ -33,6 +33,12 @@ def test_safetensors_are_written_and_read_as_the_library_does(file, tmp_path):
         assert opened.metadata() == {"format": "pt"}
 
 
+def test_values_begin_at_a_multiple_of_eight_bytes(tmp_path):
+    for n in range(1, 10):
+        write_safetensors(tmp_path / "a.safetensors", {"a" * n: np.ones(2)})
+        assert int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") % 8 == 0
+
+
 def test_no_damage_to_a_safetensors_file_goes_unnoticed(file):
     good = file.read_bytes()
     length = int.from_bytes(good[:8], "little")
