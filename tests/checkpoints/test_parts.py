@@ -11,7 +11,7 @@ from conftest import run_command
 import omnifusion_jax as of
 from omnifusion_jax.checkpoints.bundled import ASSETS
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
-from omnifusion_jax.checkpoints.parts import from_parts
+from omnifusion_jax.checkpoints.parts import from_parts, joined
 from omnifusion_jax.config import AdapterConfig
 from omnifusion_jax.errors import CheckpointError, ConfigError
 from omnifusion_jax.models.presets import preset
@@ -50,6 +50,15 @@ def test_two_towers():
         from_parts(DECODER, VISION, name="omnifusion-1.1-mix")
     with pytest.raises(ConfigError, match="no model preset 'gpt'"):
         from_parts(DECODER, VISION, name="gpt")
+
+
+def test_which_features_are_used_is_the_presets_affair():
+    """Of each tower for itself; a tower more than the preset has is used as its first."""
+    mix, tower, decoder = preset("omnifusion-1.1-mix"), load_encoder(VISION)[0], load_decoder(DECODER)[0]
+    mix.encoder.feature_layer, mix.encoder2.feature_layer, tower.feature_layer = -3, -1, -4
+    assert [encoder.feature_layer for encoder in joined(mix, [tower, tower], decoder).encoders] == [-3, -1]
+    mix.encoder2 = None
+    assert [encoder.feature_layer for encoder in joined(mix, [tower, tower], decoder).encoders] == [-3, -3]
 
 
 def greedy_by_transformers(text, count):
