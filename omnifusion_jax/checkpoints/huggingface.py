@@ -123,7 +123,7 @@ def preprocessor_json(c: EncoderConfig, fit="crop"):
 
 
 def apply_view(c: EncoderConfig, preprocessor, where):
-    """Sets how an encoder sees pictures as a preprocessor_config.json says; returns their fit (ImageConfig.fit).
+    """Sets how an encoder sees pictures as a preprocessor_config.json says; returns ImageConfig.fit.
 
     Raises:
       CheckpointError: pictures would come to a model of ours otherwise.

@@ -120,7 +120,7 @@ def what_else(source, path):
 
 
 def check_tokenizer(directory, decoder: DecoderConfig, source):
-    """Raises CheckpointError where the tokenizer in `directory` (None: no tokenizer) does not fit `decoder`."""
+    """Raises CheckpointError where `directory` (None: there is none) has no tokenizer for `decoder`."""
     if directory is None:
         raise CheckpointError(
             f"{source}: no tokenizer for the language model. Put tokenizer.json and tokenizer_config.json, or tokenizer.model, there"

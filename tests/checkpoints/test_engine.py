@@ -210,7 +210,7 @@ def test_only_whole_names_are_ignored(foreign):
 
 
 def test_where_rope_theta_stands():
-    """At the top in files of transformers 4, in rope_parameters in those of 5, which decides where both are there."""
+    """At the top in files of transformers 4, in rope_parameters in those of 5; the latter decides."""
     five = {"rope_type": "default", "rope_theta": 5e5}
     for settings, theta in (
         ({}, 10000.0),
@@ -228,7 +228,8 @@ def test_tied_embeddings_become_a_head(foreign):
     arrays = from_foreign(llama.untied(tied, {"tie_word_embeddings": True}), TABLE, SHAPES, "here")
     np.testing.assert_array_equal(arrays["decoder/head"], np.asarray(arrays["decoder/embed"]).T)
     assert "lm_head.weight -> decoder/head: missing" in refusal(llama.untied(tied, {"tie_word_embeddings": False}))
-    assert llama.untied(foreign, {"tie_word_embeddings": True})["lm_head.weight"] is foreign["lm_head.weight"]  # one of its own
+    own = llama.untied(foreign, {"tie_word_embeddings": True})  # a file that has a head all the same
+    assert own["lm_head.weight"] is foreign["lm_head.weight"]
 
 
 @pytest.mark.parametrize("c", [EncoderConfig(), C.encoder, EncoderConfig(activation="gelu")])

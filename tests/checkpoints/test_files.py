@@ -68,7 +68,7 @@ def test_no_damage_to_a_safetensors_file_goes_unnoticed(file):
 
 @pytest.mark.parametrize("second, size", [((8, 16), 16), ((12, 20), 20), ((4, 12), 12), ((0, 8), 8)])
 def test_tensors_lie_side_by_side(tmp_path, second, size):
-    """The second of two tensors of eight bytes: beside the first; after a gap; over its end; over all of it."""
+    """The second of two tensors of eight bytes: beside the first; after a gap; over its end; over all."""
     file = tmp_path / "model.safetensors"
     entries = {name: {"dtype": "F32", "shape": [2], "data_offsets": place} for name, place in (("a", (0, 8)), ("b", second))}
     header = json.dumps(entries).encode()
@@ -106,7 +106,7 @@ def test_shards(tmp_path):
 
 
 def test_weights_over_the_limit_are_several_files(tmp_path, monkeypatch):
-    """Of 40 bytes: two of 20 fill the first to the last byte; the third alone is larger than a file should be."""
+    """Of 40 bytes: two of 20 fill the first to the last byte; the third alone is larger than a file."""
     monkeypatch.setattr(files, "SHARD_BYTES", 40)
     tensors = {"a": np.zeros(5, np.float32), "b": np.ones(5, np.float32), "c": np.full(25, 2, np.float16), "d": np.full(1, 3.0)}
     write_weights(tmp_path, tensors)

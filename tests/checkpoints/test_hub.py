@@ -81,7 +81,7 @@ def repository(built, tmp_path_factory):
 
 @pytest.fixture
 def snapshot(repository, tmp_path, monkeypatch):
-    """What has been downloaded: one directory, into which every download adds files, as in the library's cache."""
+    """What has been downloaded: one directory to which every download adds, as in the library's cache."""
 
     def download(name, allow_patterns=None, ignore_patterns=None):
         if name != ID:
@@ -129,7 +129,7 @@ def test_the_two_encoder_release_by_its_folder(repository, snapshot):
 
 
 def test_what_was_downloaded_before_changes_nothing(repository, snapshot):
-    """All of them come to one directory; release 1.1 has no safetensors here, so that weights of another must not be taken for its own."""
+    """Release 1.1 has .bin files here; safetensors of another model must not be taken for its weights."""
     weights = repository / "OmniMistral-v1_1/tuned-model/model.safetensors"
     kept = weights.read_bytes()
     in_bins(weights.parent)
