@@ -114,7 +114,7 @@ def test_published_settings_are_the_presets(tmp_path, name):
 
 
 # Parameters of published models without a head over the patches; DINOv2's mask token is not ours. InternViT's
-# by hand: layers * ((4 + 2 * mlp / width) * width**2 + biases, norms, scales) + positions, class token, patches
+# by hand: a layer is (4 + 2 * mlp / width) * width**2 and biases, norms, scales
 COUNTS = {
     "clip-vit-b-32": 87_456_000, "clip-vit-b-16": 85_799_424, "clip-vit-l-14": 303_179_776, "clip-vit-l-14-336": 303_507_456,
     "clip-vit-bigg-14": 1_842_777_344, "siglip-base-16-512": 86_433_024, "siglip-so400m-14-384": 412_987_248,

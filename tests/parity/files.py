@@ -7,7 +7,7 @@ import numpy as np
 
 
 def random_file(path, tensors, filled=lambda name: True):
-    """Safetensors with random bits, read as bfloat16, where `filled(name)`; elsewhere a hole, read as zeros."""
+    """Safetensors: random bits, read as bfloat16, where `filled(name)`; elsewhere a hole, read as zeros."""
     rng = np.random.default_rng(0)
     header, end = {}, 0
     for name, t in tensors.items():
