@@ -329,7 +329,7 @@ class TrainConfig:
     encoder_from: str | None = None  # directory or hub id of a vision tower; None: fresh, unless init_from has it
     encoder2_from: str | None = None  # likewise
     decoder_from: str | None = None  # directory or hub id of a Mistral or Llama, likewise
-    init_from: str | None = None  # native directory: a whole model, or what phase 1 trained
+    init_from: str | None = None  # native directory, or what the original's phase 1 writes
     tokenizer: str | None = None  # directory with tokenizer.json; None: that of init_from or decoder_from
     train_parts: tuple = ()  # rows (regex, learning-rate factor or None); every parameter matches exactly one, None freezes
     compute_dtype: str = "bfloat16"  # masters are float32
