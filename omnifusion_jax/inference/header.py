@@ -9,7 +9,7 @@ from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference.fingerprint import fingerprint
 
 FORMAT = 1
-NAMES = ("model", "config.preset", "config.filled_from", "requests")  # told, not compared: they change no answer
+NAMES = ("model", "config.preset", "config.filled_from")  # told, not compared: they change no answer
 SHOWN = 12  # differences that are listed
 
 
@@ -74,4 +74,4 @@ def flat(value, name=""):
 
 def show(values, name):
     text = json.dumps(values[name], ensure_ascii=False) if name in values else "nothing"
-    return text if len(text) <= 60 else f"{text[:50]}... ({hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]})"
+    return text if len(text) <= 120 else f"{text[:50]} ... {text[-50:]} ({hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]})"
