@@ -38,29 +38,36 @@ def answer_file(model, source, target, images, generation, batch_size=16, retry_
     if target.resolve() == source.resolve():
         raise DataError(f"{target} is the file of requests: give another output")
     target.parent.mkdir(parents=True, exist_ok=True)
-    rows, made = finished(target, lines), header.header(model, images, generation)
+    rows, made, texts = finished(target, lines), header.header(model, images, generation), [line for _, line in lines]
+    failed, kept = list(map(is_error, rows)), len(rows)
     if rows:
-        header.agree(target, header.read(target), made)
+        theirs = header.read(target)
+        header.agree(target, theirs, made)
+        header.check_requests(target, theirs, texts, failed)
         os.truncate(target, sum(map(len, rows)))  # a line that was cut off
     else:
-        header.write(target, made)
+        header.write(target, made, header.Asked())
         target.write_bytes(b"")
-    kept, again = len(rows), [i for i, row in enumerate(rows) if is_error(row)] if retry_errors else []
+    again = [i for i in range(kept) if failed[i]] if retry_errors else []
 
     def answer(chosen):
         return answer_lines(model, [lines[i] for i in chosen], images, generation, batch_size)
 
     for chosen in portions(again, 4 * batch_size):  # portions, so that a cut-off run loses little
         for i, row in zip(chosen, answer(chosen), strict=True):
-            rows[i] = row
+            rows[i], failed[i] = row, is_error(row)
+        header.write(target, made, header.Asked())  # claims nothing while the two files are not of one time
         header.replace(target, b"".join(rows))
+    asked = header.Asked().add(texts[:kept], failed)
+    header.write(target, made, asked)
     with open(target, "ab") as out:
         for chosen in portions(range(kept, len(lines)), 4 * batch_size):
             new = answer(chosen)
             out.write(b"".join(new))
             out.flush()
-            rows += new
-    return Summary(len(rows), sum(map(is_error, rows)), kept, len(again))
+            failed += map(is_error, new)
+            header.write(target, made, asked.add([texts[i] for i in chosen], [failed[i] for i in chosen]))
+    return Summary(len(failed), sum(failed), kept, len(again))
 
 
 def portions(indices, size):

@@ -33,13 +33,31 @@ def read(target):
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         found = None
-    if not isinstance(found, dict):
+    if not (isinstance(found, dict) and isinstance(found.get("requests"), dict)):
         raise DataError(f"{file} is damaged: it should say what made the answers in {target}. {advice}")
     return found
 
 
-def write(target, made):
+def write(target, made, asked):
+    made = {**made, "requests": asked.told()}
     replace(beside(target), (json.dumps(made, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace"))
+
+
+class Asked:
+    """A running hash of the requests that have been answered. Errors are left out of it: such a line may be corrected and tried again."""
+
+    def __init__(self):
+        self.count, self.hash = 0, hashlib.sha256()
+
+    def add(self, lines, failed):
+        """Goes on with lines of text, of which `failed` (bool each) say that the answer is an error. Returns itself."""
+        for line, fails in zip(lines, failed, strict=True):
+            self.count += 1
+            self.hash.update(b"" if fails else line.strip().encode(errors="surrogatepass"))
+        return self
+
+    def told(self):
+        return {"answered": self.count, "digest": self.hash.hexdigest()[:16]}
 
 
 def replace(file, content):
@@ -52,9 +70,16 @@ def replace(file, content):
     os.replace(new, file)
 
 
+def check_requests(target, theirs, lines, failed):
+    """Raises DataError where a request is no longer what it was when the header was written, as far as answers reach that it knows of."""
+    n = theirs["requests"].get("answered")
+    if n in range(len(failed) + 1) and Asked().add(lines[:n], failed[:n]).told() != theirs["requests"]:
+        raise DataError(f"{target}: one of the first {n} requests was changed after it was answered. Give another output, or remove this one")
+
+
 def agree(target, theirs, ours):
     """Raises DataError with the settings in which the answers there were made otherwise."""
-    old, new = flat(theirs), flat(ours)
+    old, new = flat({key: value for key, value in theirs.items() if key != "requests"}), flat(ours)
     wrong = [name for name in {**old, **new} if name not in NAMES and old.get(name) != new.get(name)]
     if not wrong:
         return

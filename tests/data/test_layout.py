@@ -129,7 +129,18 @@ def published(turns, has_image, encode, rows, max_context_len):
     return ids[:max_context_len], mask[:max_context_len], {p: name for p, name in overwritten.items() if p < max_context_len}
 
 
-PHRASES = (" ", "\n", "What is it?", "<image>\nWhat?", "Сколько здесь яблок?", "Жёлтый круг", "It costs 3.50,\nI think.", "  two  spaces", "Да", "ok ")
+PHRASES = (
+    " ",
+    "\n",
+    "What is it?",
+    "<image>\nWhat?",
+    "Сколько здесь яблок?",
+    "Жёлтый круг",
+    "It costs 3.50,\nI think.",
+    "  two  spaces",
+    "Да",
+    "ok ",
+)
 texts = st.one_of(st.sampled_from(PHRASES), st.text("abcXYZ 019.,?!\nабвжЁяЫ", min_size=1, max_size=40))
 
 

@@ -184,7 +184,11 @@ def test_content_may_be_a_list_of_parts(tmp_path):
 
 @pytest.mark.parametrize("address", [URL, "https://example.org/a.png", "HTTP://example.org/a.png"])
 def test_an_address_is_not_a_name_in_the_folder(tmp_path, address):
-    for form in ({"type": "image_url", "image_url": {"url": address}}, {"type": "image_url", "image_url": address}, {"type": "image", "url": address}):
+    for form in (
+        {"type": "image_url", "image_url": {"url": address}},
+        {"type": "image_url", "image_url": address},
+        {"type": "image", "url": address},
+    ):
         path = written(tmp_path / "d.jsonl", lines(said([form, {"type": "text", "text": "What?"}])))
         assert JsonSource(path, "pics")[0].images == (address,)
     assert JsonSource(written(tmp_path / "d.jsonl", lines(said("What?", images=[address]))), "pics")[0].images == (address,)

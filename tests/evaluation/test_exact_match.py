@@ -67,7 +67,7 @@ def test_a_layout_that_teaches_no_end_counts_as_many_tokens_as_the_truth_has(tok
 
 
 def test_a_truth_that_ends_by_itself_may_be_reached(tokenizer, tmp_path):
-    """"</s>" in the data is the token, as the published code reads it."""
+    """ "</s>" in the data is the token, as the published code reads it."""
     model = parrot(tokenizer, tokenizer.eos, layout="original")
     figures, _ = exact_match(model, source(tmp_path, f"{SENTENCE}</s>"), max_new_tokens=40)
     assert figures == {"accuracy": 1.0, "questions": 1, "cut_to_truth": 0}
@@ -97,7 +97,9 @@ def test_a_picture_comes_with_the_turn_that_shows_it(tokenizer):
 
 def test_blank_pictures_are_black_and_of_the_same_size(tokenizer, tmp_path, monkeypatch):
     Image.new("RGB", (31, 17), "red").save(tmp_path / "a.png")
-    (tmp_path / "d.json").write_text(json.dumps([{"image": "a.png", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": SENTENCE}]}]))
+    (tmp_path / "d.json").write_text(
+        json.dumps([{"image": "a.png", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": SENTENCE}]}])
+    )
     model, seen = parrot(tokenizer, tokenizer.eos), []
     generate = model.generate
     monkeypatch.setattr(model, "generate", lambda requests, *args, **kwargs: (seen.append(requests), generate(requests, *args, **kwargs))[1])

@@ -260,6 +260,21 @@ def test_input_may_grow(model, files):
     assert run(model, files) == (2, 0, 1, 0)
 
 
+def test_a_request_may_not_change_once_it_is_answered_but_an_error_may(model, files):
+    write(files[0], ask("one", id="a"), "not JSON", ask("two", id="b"))
+    assert run(model, files) == (3, 1, 0, 0)
+    whole = files[1].read_bytes()
+    write(files[0], ask("one", id="a"), ask("corrected", id="2"), ask("two", id="b"))
+    assert run(model, files, retry_errors=True) == (3, 0, 3, 1)
+    assert read(files[1])[1] == alone(model, "2", user("corrected"))
+    write(files[0], ask("one", id="a"), ask("corrected again", id="2"), ask("two", id="b"))
+    with pytest.raises(DataError, match="one of the first 3 requests was changed after it was answered. Give another output, or remove this one"):
+        run(model, files)
+    write(files[0], ask("one", id="a"), ask("corrected", id="2"), ask("two", id="b"))
+    files[1].write_bytes(files[1].read_bytes()[: whole.index(b"\n") + 9])  # fewer answers than the header knows of
+    assert run(model, files) == (3, 0, 1, 0)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_errors_are_tried_again_on_demand(model, files, batch_size):
     late = [ask("What?", id=f"late{i}", images=[f"late{i}.png"]) for i in range(6)]
@@ -336,7 +351,7 @@ def test_the_same_model_under_another_name_goes_on(model, files):
     assert run(Model(small(), tiny.arrays(small()), model.tokenizer, name="moved"), files) == (2, 0, 1, 0)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]"])
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
 def test_answers_without_a_header_are_refused(model, files, content):
     write(files[0], ask("one"), ask("two"))
     run(model, files)
@@ -351,7 +366,7 @@ def test_answers_without_a_header_are_refused(model, files, content):
 
 def test_an_output_without_answers_begins_anew(model, files):
     write(files[0], ask("one"))
-    header(files).write_text('{"generation": {"seed": 9}}')
+    header(files).write_text('{"generation": {"seed": 9}, "requests": {}}')
     files[1].write_text('{"id": "1", "te')
     assert run(model, files) == (1, 0, 0, 0)
     made = json.loads(header(files).read_text())
