@@ -20,7 +20,10 @@ HELP = "/image FILE shows another picture, /image alone none, /new starts again,
 
 
 def pictures(name):
-    """[the file that was typed, opened], or [] for nothing: quotes around it are not part of it, ~ is one's home. Raises DataError."""
+    """The picture in the file that was typed, in a list; none for nothing. Raises DataError.
+
+    Quotes around the name are no part of it, ~ is one's home.
+    """
     name = name.strip()
     if name[:1] in ("'", '"') and name[-1:] == name[:1]:
         name = name[1:-1]
@@ -43,7 +46,10 @@ def answer(model, request, generation):
 
 
 def converse(model, images, generation):
-    """Reads lines until the end of input. A turn that cannot be answered is taken back; a line that begins with / is never said to the model."""
+    """Reads lines until the end of input.
+
+    A turn that cannot be answered is taken back; a line that begins with / is never said to the model.
+    """
     messages = []
     while True:
         try:

@@ -54,7 +54,10 @@ def define_generation():
 
 
 def define_mesh():
-    """Flags --mesh.data, --mesh.fsdp and --mesh.tensor. Returns a function that gives the mesh once flags are parsed; one device needs none."""
+    """Flags --mesh.data, --mesh.fsdp and --mesh.tensor.
+
+    Returns a function that gives the mesh once flags are parsed; one device needs none.
+    """
     holder = config_flags.DEFINE_config_dict("mesh", ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}))
 
     def parsed():

@@ -17,8 +17,9 @@ NEXT = object()  # the next of the pictures that stand beside the messages
 class Request:
     """A question to a model: pictures (path, data URL, PIL image or uint8 array) and the dialogue so far.
 
-    `messages` are `[{"role": "user", "content": "What is it?"}]`; `content` may be a list of parts, as OpenAI has it. `id` is what errors name it
-    by, and what its random numbers follow from; without one its place in the list is.
+    `messages` are `[{"role": "user", "content": "What is it?"}]`; `content` may be a list of parts, as OpenAI
+    has it. `id` is what errors name it by, and what its random numbers follow from; without one its place in
+    the list is.
     """
 
     messages: list
@@ -64,11 +65,12 @@ def turns(items, role, text, where):
 
 
 def assembled(turns, images, where):
-    """(turns of text alone, all pictures in order, how many each turn shows) where content may be a list of parts.
+    """What a Dialogue has after `where`, of turns whose content may be a list of parts.
 
-    Text parts are joined by newlines. An "image_url" brings its picture, an "image" without one stands for the next of `images`.
+    Text parts are joined by newlines. An "image_url" brings its picture, an "image" without one stands for
+    the next of `images`.
     """
-    spoken, shown, places = [], [], []
+    spoken, shown, places = [], [], []  # turns of text alone, all pictures in order, how many each turn shows
     for i, (role, content) in enumerate(turns):
         parts = [content] if isinstance(content, str) else [read_part(p, f"{where}: messages[{i}].content[{j}]") for j, p in enumerate(content)]
         texts = [part for part in parts if isinstance(part, str)]
@@ -121,7 +123,10 @@ def check_characters(text, where):
 
 
 def from_record(record, where, folder):
-    """A record of a data file, whose pictures are names relative to `folder`, or data URLs, to a Dialogue. Raises DataError naming `where`."""
+    """A record of a data file, whose pictures are names relative to `folder`, or data URLs, to a Dialogue.
+
+    Raises DataError naming `where`.
+    """
     dialogue = parse(record, where)
     for image in dialogue.images:
         if not isinstance(image, str):

@@ -26,11 +26,13 @@ ANSWER = "assistant"
 class Layout:
     """Lays dialogues out, as `config.layout` says.
 
-    "original" takes text as it is (a literal "<image>" is text, and so is a space); in LLaVA's form, the only one that the published loader knows,
-    whoever is not "human" is the assistant; no end of sequence follows an answer, and what exceeds `max_length` is cut off.
+    "original" takes text as it is (a literal "<image>" is text, and so is a space); in LLaVA's form, the only
+    one that the published loader knows, whoever is not "human" is the assistant; no end of sequence follows
+    an answer, and what exceeds `max_length` is cut off.
 
-    The others count and remove the marks of LLaVA data, the end-of-sequence token follows every answer and is a target, and a dialogue that is too
-    long, starts with the assistant or leaves nothing to learn is a DataError. "template" alone has a place for a system's turn.
+    The others count and remove the marks of LLaVA data, the end-of-sequence token follows every answer and is
+    a target, and a dialogue that is too long, starts with the assistant or leaves nothing to learn is a
+    DataError. "template" alone has a place for a system's turn.
     """
 
     def __init__(self, tokenizer, config, max_length):
@@ -114,7 +116,7 @@ class Layout:
         raise DataError(f"{where}: {n} tokens, but max_length is {self.max_length}. {advice}")
 
     def read(self, dialogue):
-        """The turns as this layout takes them: ("user", "assistant" or "system", text without what only marks a picture). Raises DataError."""
+        """The turns as this layout takes them, ("user", "assistant" or "system", text). Raises DataError."""
         if self.original and dialogue.marked:
             return [("user" if role == "human" else ANSWER, text) for role, text in dialogue.turns]
         for i, (role, _) in enumerate(dialogue.turns):
@@ -126,7 +128,10 @@ class Layout:
         return [(ROLES[role], text if self.original else without_marks(text)) for role, text in dialogue.turns]
 
     def messages(self, dialogue):
-        """The turns as a Request holds them: a model is asked in the words that it was taught with. Raises DataError."""
+        """The turns as a Request holds them: a model is asked in the words that it was taught with.
+
+        Raises DataError.
+        """
         if not self.original:
             check_marks(dialogue, len(dialogue.images))
         shown = places(dialogue, len(dialogue.images)) if self.template else [0] * len(dialogue.turns)
@@ -174,7 +179,9 @@ class Prepare:
 
 
 def places(dialogue, pictures):
-    """How many pictures each turn shows: as its parts or marks say, else all of them the first turn that is not the system's."""
+    """How many pictures each turn shows, as its parts or marks say; else the first has all, or the second
+    where the first is the system's.
+    """
     marks = [text.count(MARK) for _, text in dialogue.turns]
     if dialogue.places or any(marks):
         return dialogue.places or marks

@@ -27,7 +27,9 @@ class Template:
         self.form = forms[0]
 
     def __call__(self, turns, pictures, ask, where):
-        """(ids int32[n], loss weights float32[n]) of turns ("user", "assistant" or "system", text); `pictures` counts those of each turn."""
+        """(ids int32[n], loss weights float32[n]) of turns ("user", "assistant" or "system", text);
+        `pictures` counts those of each turn.
+        """
         text = self.render(turns, pictures, self.form, ask, where)
         if any(role == "system" and said not in text for role, said in turns):
             raise DataError(f"{where}: the chat template leaves the system's turn out. Say it in the first question")

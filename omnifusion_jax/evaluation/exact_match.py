@@ -1,7 +1,7 @@
 """Asks a model the questions of a data set and counts the answers that it gives back exactly.
 
-A layout that teaches no end of an answer ("original") leaves a model talking until it is stopped. There an answer is cut to as many tokens as the truth
-has, and the figure `cut_to_truth` says how many answers went on.
+A layout that teaches no end of an answer ("original") leaves a model talking until it is stopped. There an
+answer is cut to as many tokens as the truth has, and the figure `cut_to_truth` says how many answers went on.
 """
 
 import itertools
@@ -31,7 +31,7 @@ class Record(NamedTuple):
 
 
 def questions(dialogue, layout):
-    """Every assistant turn after a user's as (Request, question, truth): the true turns before it, what it asks, and the answer to give."""
+    """Every assistant turn after a user's as (Request of the true turns before it, question, truth)."""
     messages, turns = layout.messages(dialogue), layout.read(dialogue)
     shown = sum(pictures(message) for message in messages)  # those that stand at their turns; else all belong to the first
     for i, (role, truth) in enumerate(turns):
@@ -53,9 +53,9 @@ def blank(image):
 def exact_match(model, source, count=0, *, batch_size=64, max_new_tokens=32, blind=False):
     """Greedy answers to the first `count` questions of a source (0: all of a finite one).
 
-    Returns figures {"accuracy", "questions", with `blind` "blind_accuracy", and "cut_to_truth" where the layout teaches no end} and the list of
-    Records. An answer counts when it equals the truth exactly, outer spaces aside. Raises DataError for a dialogue that cannot be used, or when there
-    is no question.
+    Returns figures {"accuracy", "questions", with `blind` "blind_accuracy", and "cut_to_truth" where the
+    layout teaches no end} and the list of Records. An answer counts when it equals the truth exactly, outer
+    spaces aside. Raises DataError for a dialogue that cannot be used, or when there is no question.
     """
     layout, tokenizer = model.prepare.layout, model.tokenizer
     dialogues = (source[i] for i in range(len(source)))

@@ -21,16 +21,22 @@ class Summary(NamedTuple):
 
 
 def answer_file(model, source, target, images, generation, batch_size=16, retry_errors=False):
-    """Answers the request lines of `source` into `target`, one line each: {"id", "text", "tokens", "finish_reason", "error"}.
+    """Answers the request lines of `source` into `target`, in their order.
 
-    A file beside it, `TARGET.header.json`, says what made the answers: model, settings, folder of pictures. A run that was cut off goes on if they
-    are the same; a bad line gets an answer that tells its error and never stops the others.
+    An answer is a line {"id", "text", "tokens", "finish_reason", "error"}.
+    A file beside it, `TARGET.header.json`, says what made the answers: model, settings, folder of pictures. A
+    run that was cut off goes on if they are the same; a bad line gets an answer that tells its error and
+    never stops the others.
 
     Args:
-      source: JSONL of {"id", "images", "messages"}, or of LLaVA records, whose last assistant turn is left for the model to give.
+      source: JSONL of {"id", "images", "messages"}, or of LLaVA records, whose last assistant turn is left
+        for the model to give.
       images: folder that names of pictures are relative to.
-      retry_errors: lines of `target` that are errors are tried again and replaced; all others stay as they are, byte for byte.
-    Returns a Summary. Raises DataError when `source` is missing, `target` does not belong to it, or another model or other settings made it.
+      retry_errors: lines of `target` that are errors are tried again and replaced; all others stay as they
+        are, byte for byte.
+
+    Returns a Summary. Raises DataError when `source` is missing, `target` does not belong to it, or another
+    model or other settings made it.
     """
     if not source.is_file():
         raise DataError(f"{source} does not exist: it should hold one request a line")
@@ -92,7 +98,10 @@ def is_error(row):
 
 
 def finished(target, lines):
-    """The whole answers that `target` holds, as bytes with their line ends. Raises DataError when they answer other requests, or are no answers."""
+    """The whole answers that `target` holds, as bytes with their line ends.
+
+    Raises DataError when they answer other requests, or are no answers.
+    """
     if not target.exists():
         return []
     data = target.read_bytes()  # a cut may run through a character

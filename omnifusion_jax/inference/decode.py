@@ -37,8 +37,9 @@ def embed(model, batch):
 def start(decoder, x, segments, positions, words, knobs, rules):
     """Reads the prompts and chooses each one's first token.
 
-    x [batch, prompt, embed] and int32[batch, prompt] of segments and positions, padded on the left; a row without segments is blank and stays so.
-    `decoder` has its layers in list form. `words` uint32[batch, 2] stand for the requests, see `sampling.words`.
+    x [batch, prompt, embed] and int32[batch, prompt] of segments and positions, padded on the left; a row
+    without segments is blank and stays so. `decoder` has its layers in list form. `words` uint32[batch, 2]
+    stand for the requests, see `sampling.words`.
     """
     beams, room = rules.num_beams, rules.room
     c, (batch, prompt) = decoder.config, segments.shape

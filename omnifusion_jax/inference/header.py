@@ -44,13 +44,19 @@ def write(target, made, asked):
 
 
 class Asked:
-    """A running hash of the requests that have been answered. Errors are left out of it: such a line may be corrected and tried again."""
+    """A running hash of the requests that have been answered.
+
+    Errors are left out of it: such a line may be corrected and tried again.
+    """
 
     def __init__(self):
         self.count, self.hash = 0, hashlib.sha256()
 
     def add(self, lines, failed):
-        """Goes on with lines of text, of which `failed` (bool each) say that the answer is an error. Returns itself."""
+        """Goes on with lines of text, of which `failed` (bool each) say that the answer is an error.
+
+        Returns itself.
+        """
         for line, fails in zip(lines, failed, strict=True):
             self.count += 1
             self.hash.update(b"" if fails else line.strip().encode(errors="surrogatepass"))
@@ -71,7 +77,7 @@ def replace(file, content):
 
 
 def check_requests(target, theirs, lines, failed):
-    """Raises DataError where a request is no longer what it was when the header was written, as far as answers reach that it knows of."""
+    """Raises DataError where a request is not what it was when it was answered, as far as the header knows."""
     n = theirs["requests"].get("answered")
     if n in range(len(failed) + 1) and Asked().add(lines[:n], failed[:n]).told() != theirs["requests"]:
         raise DataError(f"{target}: one of the first {n} requests was changed after it was answered. Give another output, or remove this one")

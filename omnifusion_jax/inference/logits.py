@@ -105,9 +105,11 @@ def forbid(scores, tokens, hit):
 
 
 def penalise(scores, tokens, length, penalty):
-    """Makes tokens that are there already less likely: positive scores are divided by `penalty`, negative ones multiplied (arXiv 1909.05858).
+    """Makes tokens that are there already less likely: positive scores are divided by `penalty`, negative ones
+    multiplied (arXiv 1909.05858).
 
-    transformers 5 leaves out as many of a row's first tokens as padding stands before its prompt, though they are no part of it; here none is.
+    transformers 5 leaves out as many of a row's first tokens as padding stands before its prompt, though they
+    are no part of it; here none is.
     """
     there = jnp.broadcast_to(jnp.arange(tokens.shape[1]) < length, tokens.shape)
     seen = jnp.zeros(scores.shape, bool).at[jnp.arange(len(scores))[:, None], tokens].max(there)

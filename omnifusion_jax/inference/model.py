@@ -41,11 +41,13 @@ def forward(model, batch):
 class Model:
     """An OmniFusion model ready to answer: a `ModelConfig`, its parameters by path and a `Tokenizer`.
 
-    Where the parameters are spread over a mesh, requests and the KV cache are as well: rows by its axes `data` and `fsdp`, heads by `tensor`.
+    Where the parameters are spread over a mesh, requests and the KV cache are as well: rows by its axes
+    `data` and `fsdp`, heads by `tensor`.
     """
 
     def __init__(self, config: ModelConfig, arrays, tokenizer, dtype="float32", name=""):
-        """`arrays`: every parameter by path, layers stacked, NumPy or JAX; kept as `dtype`, "float32" or "bfloat16" (else ConfigError).
+        """`arrays`: every parameter by path, layers stacked, NumPy or JAX; kept as `dtype`, "float32" or
+        "bfloat16" (else ConfigError).
 
         `name` is what the model is called where its answers are kept.
         """
@@ -61,12 +63,14 @@ class Model:
     def generate(self, requests, generation=GREEDY, *, batch_size=16, on_error="raise"):
         """Answers a list of Requests, or one. Returns `list[Answer]` in their order.
 
-        Requests of similar length share a batch of at most `batch_size`; an answer does not depend on its neighbours. All pictures are in memory at
-        once (at 336 pixels 340 kB each): give very long lists in portions. What is drawn at random follows from `generation.seed` and a request's
-        id, or from its place in the list where it has none.
+        Requests of similar length share a batch of at most `batch_size`; an answer does not depend on its
+        neighbours. All pictures are in memory at once (at 336 pixels 340 kB each): give very long lists in
+        portions. What is drawn at random follows from `generation.seed` and a request's id, or from its place
+        in the list where it has none.
 
-        Raises DataError for a request that cannot be used, counted from 0 (`request 3`); with `on_error="record"` its Answer tells the error, and
-        the others are answered. Raises ConfigError for a `generation` that does not fit the vocabulary.
+        Raises DataError for a request that cannot be used, counted from 0 (`request 3`); with
+        `on_error="record"` its Answer tells the error, and the others are answered. Raises ConfigError for a
+        `generation` that does not fit the vocabulary.
         """
         one_of("on_error", on_error, ("raise", "record"))
         answers, samples, follow = {}, {}, self._rules(generation)
@@ -98,10 +102,12 @@ class Model:
         return text.pieces(self.tokenizer, self._tokens(state, generation, follow))
 
     def logits(self, requests, *, batch_size=4):
-        """Scores of every next token to a list of Requests, or one, without sampling: a list of float32[T, vocab] NumPy arrays.
+        """Scores of every next token to a list of Requests, or one, without sampling: a list of float32[T,
+        vocab] NumPy arrays.
 
-        T is the length of the whole laid-out sequence, feature slots and special vectors included. The last turn may be the assistant's; else the
-        sequence ends where an answer would begin. Raises DataError for a request that cannot be used.
+        T is the length of the whole laid-out sequence, feature slots and special vectors included. The last
+        turn may be the assistant's; else the sequence ends where an answer would begin. Raises DataError for
+        a request that cannot be used.
         """
         samples = {i: prompts.lay_out(request, f"request {i}", self.prepare) for i, request in enumerate(prompts.as_list(requests))}
         found = {}

@@ -11,7 +11,9 @@ from omnifusion_jax.inference.logits import process
 
 
 def words(name):
-    """uint32[2] that stand for a request in its random key: a hash of its id, a string, or of its place in a list, a number."""
+    """uint32[2] that stand for a request in its random key: a hash of its id, a string, or of its place in a
+    list, a number.
+    """
     digest = hashlib.sha256(f"{type(name).__name__}:{name}".encode(errors="surrogatepass")).digest()
     return np.frombuffer(digest[:8], "<u4")
 

@@ -18,7 +18,9 @@ SENTENCE = "A red circle"
 
 
 def parrot(tokenizer, then, **settings):
-    """A real model without attention and feed-forward: each token calls for the next of SENTENCE, whose last calls for the token `then`."""
+    """A real model without attention and feed-forward: each token calls for the next of SENTENCE, whose last
+    calls for the token `then`.
+    """
     c = tiny.config(**settings)
     c.encoder.layers, c.decoder.layers = 1, 1
     arrays = tiny.arrays(c)

@@ -194,7 +194,9 @@ QUESTIONS = ("What is it?", "How many circles?", "Left", "Сколько?", "A r
 
 
 def test_a_draw_follows_from_the_seed_and_the_id_alone(model, files):
-    """The same answer alone, in any order, with other neighbours, in batches of another size, and after a cut anywhere."""
+    """The same answer alone, in any order, with other neighbours, in batches of another size, and after a cut
+    anywhere.
+    """
     records = [ask(text, id=f"r{i}") for i, text in enumerate(QUESTIONS)]
     expected = {f"r{i}": alone(model, f"r{i}", user(text), generation=SAMPLED) for i, text in enumerate(QUESTIONS)}
     for batch_size, order in ((2, range(6)), (2, (3, 5, 0, 4, 2, 1)), (1, (5, 1))):
@@ -268,7 +270,7 @@ def test_a_request_may_not_change_once_it_is_answered_but_an_error_may(model, fi
     assert run(model, files, retry_errors=True) == (3, 0, 3, 1)
     assert read(files[1])[1] == alone(model, "2", user("corrected"))
     write(files[0], ask("one", id="a"), ask("corrected again", id="2"), ask("two", id="b"))
-    with pytest.raises(DataError, match="one of the first 3 requests was changed after it was answered. Give another output, or remove this one"):
+    with pytest.raises(DataError, match="one of the first 3 requests was changed after it was answered"):
         run(model, files)
     write(files[0], ask("one", id="a"), ask("corrected", id="2"), ask("two", id="b"))
     files[1].write_bytes(files[1].read_bytes()[: whole.index(b"\n") + 9])  # fewer answers than the header knows of

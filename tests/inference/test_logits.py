@@ -63,7 +63,9 @@ def test_repetition_penalty(text, penalty):
 
 
 def test_the_likeliest_token_stays_however_narrow_the_nucleus():
-    """1 - top_p rounds to 1 here, and so may the sum of all probabilities: still one token is left, as with Hugging Face."""
+    """1 - top_p rounds to 1 here, and so may the sum of all probabilities: still one token is left, as with
+    Hugging Face.
+    """
     scores = np.random.default_rng(0).normal(size=(ROWS, VOCAB)).astype(np.float32)
     mine = np.asarray(logits.top_p(scores, np.float32(1 - 1e-9)))
     np.testing.assert_array_equal(mine, theirs(hf.TopPLogitsWarper(1e-9), scores))

@@ -1,4 +1,6 @@
-"""Answers from a model that is spread over eight devices: batch and cache are cut into pieces, not copied, and the tokens stay the same."""
+"""Answers from a model that is spread over eight devices: batch and cache are cut into pieces, not copied,
+and the tokens stay the same.
+"""
 
 import jax
 import numpy as np

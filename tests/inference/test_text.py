@@ -25,7 +25,9 @@ def test_no_character_is_cut(tokenizer, text):
 
 @pytest.fixture(scope="module")
 def by_bytes(tmp_path_factory):
-    """A vocabulary of bytes, as GPT-2's family has it: no piece has a name that gives it away, and each alone is shown as incomplete."""
+    """A vocabulary of bytes, as GPT-2's family has it: no piece has a name that gives it away, and each alone
+    is shown as incomplete.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
     backend = Backend(models.BPE(vocabulary, [], unk_token="<unk>"))

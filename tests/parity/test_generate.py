@@ -65,7 +65,9 @@ def test_beams(pairs, beams, ngram):
 @pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`")
 @pytest.mark.parametrize("beams", [1, 3])
 def test_repetition_penalty(pairs, beams):
-    """One at a time: with a batch, theirs leaves out as many first tokens of an answer as there is padding before its prompt."""
+    """One at a time: with a batch, theirs leaves out as many first tokens of an answer as there is padding
+    before its prompt.
+    """
     plain = {"num_beams": beams, "no_repeat_ngram_size": 4}
     changed = 0
     ours, theirs, prompts = pairs[0]
