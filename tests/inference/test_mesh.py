@@ -10,7 +10,7 @@ import tiny
 from omnifusion_jax import sharding
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
-from omnifusion_jax.inference import decode
+from omnifusion_jax.inference import decode, prompts
 from omnifusion_jax.inference.fingerprint import fingerprint
 from omnifusion_jax.inference.model import Model
 from omnifusion_jax.models.axes import axes
@@ -74,6 +74,8 @@ def test_batch_and_cache_are_spread_and_the_tokens_are_equal(models, asked, name
 def test_a_row_for_every_piece(models, asked):
     """Fewer requests than devices: blank rows fill the batch up, and say nothing."""
     one, many = models
+    batch = many._assemble([prompts.lay_out(asked[0], "here", many.prepare, ask=True)], left=True)
+    assert all(len(a) == 4 and a.sharding.spec[0] == ROWS for a in [*batch[:-1], *batch.images])
     assert many.generate(asked[0], SETTINGS["sampled"])[0].tokens == one.generate(asked[0], SETTINGS["sampled"])[0].tokens
     assert "".join(many.stream(asked[0], SETTINGS["sampled"])) == one.generate(asked[0], SETTINGS["sampled"])[0].text
     np.testing.assert_allclose(many.logits(asked[0])[0], one.logits(asked[0])[0], atol=1e-4)
