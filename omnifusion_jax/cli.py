@@ -7,8 +7,9 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from omnifusion_jax.config import GenerationConfig
+from omnifusion_jax.config import GenerationConfig, MeshConfig
 from omnifusion_jax.errors import OmniFusionError
+from omnifusion_jax.sharding import make_mesh
 
 
 def run(main):
@@ -48,5 +49,20 @@ def define_generation():
         typed = {name: getattr(holder.value, name) for name in defaults if any(re.match(rf"--?(no)?generation\.{name}\b", word) for word in sys.argv)}
         base = GenerationConfig.official() if typed.pop("official", False) else GenerationConfig()
         return dataclasses.replace(base, **typed)
+
+    return parsed
+
+
+def define_mesh():
+    """Flags --mesh.data, --mesh.fsdp and --mesh.tensor.
+
+    Returns a function that gives the mesh once flags are parsed; one device needs none.
+    """
+    holder = config_flags.DEFINE_config_dict("mesh", ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}))
+
+    def parsed():
+        sizes = holder.value.to_dict()
+        MeshConfig(**sizes).validate()
+        return None if set(sizes.values()) == {1} else make_mesh(**sizes)
 
     return parsed
