@@ -30,6 +30,9 @@ class Checkpoints:
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), position=ocp.args.JsonSave(position))
         with writing(self.directory):
+            probe = self.directory / "probe"  # where no directory can be made, Orbax's threads would wait minutes for theirs
+            probe.mkdir(exist_ok=True)
+            probe.rmdir()
             self.manager.save(step, args=items, force=True)
         self.saved_at = time.monotonic()
 
@@ -66,8 +69,7 @@ class Checkpoints:
     def same_shapes(self, step, target):
         """Raises CheckpointError where the arrays of a checkpoint have other names or shapes than those of this run: it is not damaged then."""
         try:
-            with ocp.StandardCheckpointer() as reader:
-                stored = shapes(reader.metadata(self.directory / str(step) / "state").item_metadata.tree)
+            stored = shapes(ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / "state").tree)
         except Exception:  # damaged so much that not even that can be read
             return
         needed = shapes(target)
