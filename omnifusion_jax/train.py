@@ -28,7 +28,7 @@ def main(_):
         with stop:
             figures = run(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
     except Stopped:
-        state = f"the state after step {stop.step} is saved" if stop.step else "before the first step, nothing is saved"
+        state = f"the state after step {stop.step} is saved" if stop.step else "no step was done, so that there is nothing to save"
         print(f"stopped by {stop.asked.name}: {state}. The same command goes on: {shlex.join(sys.orig_argv)}", flush=True)
         return stop.status
     problems = figures.pop("problems", [])

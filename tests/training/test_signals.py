@@ -97,7 +97,7 @@ def begin(workdir, done, *options):
     return child
 
 
-def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path):
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path, capfd):
     """Once by a scheduler, once by Ctrl-C, to the end by the library: one curve, that of a run in one go."""
     workdir, steps = tmp_path / "run", 40
     options = ("--config.batch_size=4", f"--config.steps={steps}", "--config.log_every=1")
@@ -129,4 +129,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path):
     cut, whole = rows(workdir), rows(tmp_path / "whole")
     assert [row["step"] for row in cut] == [row["step"] for row in whole] == list(range(1, steps + 1))
     for one, other in zip(cut, whole, strict=True):
-        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
+        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=2e-3)  # on one device, and on one of eight
+    capfd.readouterr()
+    run(config, workdir)
+    assert f"all {steps} steps are done: nothing is left to train" in capfd.readouterr().out and rows(workdir) == cut
