@@ -1,5 +1,6 @@
 """Saving and resuming a run: the training state and the position in the data, by Orbax."""
 
+import shutil
 import time
 
 import jax
@@ -33,8 +34,18 @@ class Checkpoints:
             probe = self.directory / "probe"  # where no directory can be made, Orbax's threads would wait minutes for theirs
             probe.mkdir(exist_ok=True)
             probe.rmdir()
+            self.manager.wait_until_finished()
+            self.check_space(sum(a.nbytes for a in jax.tree.leaves(state)))
             self.manager.save(step, args=items, force=True)
         self.saved_at = time.monotonic()
+
+    def check_space(self, size):
+        """Raises CheckpointError where a checkpoint of `size` bytes does not fit: said beforehand, it is one message and not one a thread."""
+        if (free := shutil.disk_usage(self.directory).free) < size:
+            raise CheckpointError(
+                f"{self.directory} cannot be written: a checkpoint needs {size:,} bytes, {free:,} are free. Finished checkpoints are whole. "
+                "Make room, and run the same command again"
+            )
 
     def restore(self, state, shardings):
         """The newest (state, position) that can be read, placed as `shardings` says on whatever devices there are now, or None.

@@ -132,7 +132,8 @@ def disk(tmp_path):
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_full_disk_is_one_message_and_older_checkpoints_are_whole(disk):
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_full_disk_is_one_message_and_older_checkpoints_are_whole(disk, meanwhile, monkeypatch):
     directory = disk / "checkpoints"
     save(directory, 1, 2)
     free = shutil.disk_usage(disk).free
@@ -140,13 +141,16 @@ def test_a_full_disk_is_one_message_and_older_checkpoints_are_whole(disk):
     noise = np.random.default_rng(0).normal(size=(3, 40000)).astype(np.float32)  # 480 kB that no compression makes small
     large = state(3)._replace(params={"adapter/linear": noise})
     checkpoints = Checkpoints(directory, CheckpointConfig())
-    with pytest.raises(CheckpointError, match=r"checkpoints cannot be written: No space left on device\. Finished checkpoints are whole"):
+    if meanwhile:  # somebody else fills it while it is written
+        monkeypatch.setattr(Checkpoints, "check_space", lambda *_: None)
+    reason = "No space left on device" if meanwhile else "a checkpoint needs 480,012 bytes, .* are free"
+    with pytest.raises(CheckpointError, match=rf"checkpoints cannot be written: {reason}\. Finished checkpoints are whole"):
         checkpoints.save(3, jax.tree.map(jax.numpy.asarray, large), {})
         checkpoints.close()
     (disk / "other").unlink()
     assert restore(directory) == (2.0, 2, {"seen": 20})
-    save(directory, 3)
-    assert sorted(path.name for path in directory.iterdir()) == ["2", "3"]  # what was half written is gone
+    save(directory, 4)
+    assert sorted(path.name for path in directory.iterdir()) == ["2", "4"]  # what was half written is gone
 
 
 def test_a_read_only_disk_is_one_message(disk):
