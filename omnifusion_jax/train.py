@@ -16,6 +16,7 @@ from omnifusion_jax.checkpoints.load import load_decoder, load_encoder
 from omnifusion_jax.checkpoints.native import load_native, read_config, save_native, shardings
 from omnifusion_jax.cli import run
 from omnifusion_jax.config import HANDED_ON, ConfigError, same_settings, to_json
+from omnifusion_jax.data.check import start_check
 from omnifusion_jax.data.describe import describe
 from omnifusion_jax.data.layout import Layout, Prepare
 from omnifusion_jax.data.pictures import Lens
@@ -76,7 +77,9 @@ def make_batches(config, tokenizer):
     print(
         describe(source, prepare, tokenizer), f"\nThe loss of a model that knows nothing is ln {tokenizer.vocab} = {math.log(tokenizer.vocab):.1f}."
     )
-    return Batches(source, prepare, length=c.max_length, tiles=lens.room, on_bad_sample=c.on_bad_sample, **settings)
+    settings |= {"on_bad_sample": c.on_bad_sample, "bad_share": c.bad_share}
+    check = start_check(source, prepare, c.num_workers) if c.check == "first_epoch" else None
+    return Batches(source, prepare, length=c.max_length, tiles=lens.room, check=check, **settings)
 
 
 def evaluator(config, tokenizer):
@@ -123,6 +126,7 @@ def main(_):
     tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).fits(config.model.decoder.vocab)
     batches, evaluate = make_batches(config, tokenizer), evaluator(config, tokenizer)
     trained, frozen = train(config, workdir, batches, given, on_eval=evaluate and (lambda arrays: evaluate(arrays)[0]))
+    batches.close()
     save_model(config, workdir / "model", trained, frozen, tokenizer_dir)
     figures, records = evaluate({**trained, **frozen}) if evaluate else ({}, [])
     figures |= {"steps": config.steps, "data/skipped": batches.skipped}

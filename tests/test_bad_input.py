@@ -166,7 +166,8 @@ def test_too_many_bad_dialogues_stop_even_a_run_that_skips(prepare, tmp_path):
     path.write_text("\n".join([path.read_text()] * 2))
     run = batches(prepare, path, "skip")
     next(run)
-    with pytest.raises(DataError, match="2 of 6 samples are bad, more than 1%") as caught:
+    message = r"2 of the 6 records read in this epoch are bad; of all 8 no more than 1 may be \(data.bad_share=0.01\)"
+    with pytest.raises(DataError, match=message) as caught:
         next(run)
     assert f"{path}:2" in str(caught.value) and f"{path}:6" in str(caught.value)
 

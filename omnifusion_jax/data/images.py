@@ -82,7 +82,7 @@ def is_url(source):
 def short(source):
     """A name for messages: a path as it is; a URL, a data URL or what is too long for a path by its beginning, and how long it is."""
     name = os.fspath(source)
-    if isinstance(name, bytes) or not (is_data_url(name) or is_url(name) and len(name) > 60 or len(name) > LONGEST_NAME):
+    if isinstance(name, bytes) or not (is_data_url(name) or (is_url(name) and len(name) > 60) or len(name) > LONGEST_NAME):
         return name
     return f"{name[:40]}... ({len(name):,} characters)"
 
