@@ -190,6 +190,19 @@ def test_bad_files(prepare, tmp_path, content, words):
     assert str(caught.value).startswith(str(path)) and all(word in str(caught.value) for word in words)
 
 
+def test_a_folder_or_a_url_as_a_data_set(tmp_path):
+    def refused(path, words):
+        with pytest.raises(DataError) as caught:
+            open_source(str(path), "", 6)
+        assert str(caught.value) == words
+
+    refused(tmp_path, f"{tmp_path} is a folder: give the file in it, e.g. {tmp_path}/dialogues.json")
+    for name in ("readme.txt", "b.json", "a.jsonl"):
+        (tmp_path / name).touch()
+    refused(tmp_path, f"{tmp_path} is a folder: give the file in it, e.g. {tmp_path}/a.jsonl")
+    refused("https://x.org/a.json", "data.path=https://x.org/a.json is not fetched: download it, and give the path of the file")
+
+
 # --- settings
 
 

@@ -60,8 +60,9 @@ class Report:
 
 def reason(problem):
     """What a message of an error has in common with those of other records: its first sentence, without place, names and numbers."""
-    first = re.split(r"\. (?=[A-Z])", problem.rstrip(". "), maxsplit=1)[0]
-    return re.sub(r"""\d[\d,.]*""", "#", re.sub(r'"[^"]*"|\'[^\']*\'', '"..."', first.rsplit(": ", 1)[-1]))
+    unnamed = re.sub(r"""(?<!\w)("[^"]*"|'[^']*')""", '"..."', problem.rstrip(". "))
+    first = re.split(r"\. (?=[A-Z])", unnamed, maxsplit=1)[0]
+    return re.sub(r"\d[\d,.]*", "#", first.rsplit(": ", 1)[-1])
 
 
 @dataclasses.dataclass

@@ -97,7 +97,7 @@ def test_an_endless_source_costs_nothing_to_shuffle():
 # --- position
 
 
-@few
+@settings(max_examples=10, deadline=None)
 @given(count=st.integers(1, 30), batch_size=st.integers(1, 9), before=st.integers(0, 6), read_on=st.integers(0, 3), seed=st.integers(0, 9))
 def test_a_restored_position_goes_on_exactly(count, batch_size, before, read_on, seed):
     whole = take(numbers(Numbers(count), batch_size, seed=seed), before + 4)
