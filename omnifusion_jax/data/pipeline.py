@@ -123,8 +123,8 @@ class Batches:
         return self
 
     def __next__(self):
-        if self.samples is not None and self.check is not None:
-            self.ask()
+        if self.samples is not None:
+            self.checked()
         if self.samples is None:
             self.samples = Ahead(self.reader, self.order, self.seen, processes=self.num_workers, ahead=2 * self.batch_size)
         samples = []
@@ -154,8 +154,13 @@ class Batches:
     def limit(self):
         return f"of all {self.records:,} no more than {allowed(self.bad_share, self.records):,} may be (data.bad_share={self.bad_share:g})"
 
-    def ask(self):
-        """Prints what the check has found; raises DataError if that stops the run."""
+    def checked(self):
+        """Prints what the check has found; raises DataError if that stops the run. Waits for it the first time.
+
+        Called for the second batch, and by whoever compiles a step without running it, before the first.
+        """
+        if self.check is None:
+            return
         report = self.check.wait(0 if self.waited else WAIT)
         if report.bad and self.on_bad_sample == "raise":
             raise DataError(f"{report}\n({SKIP}; data.check=off starts without looking)")

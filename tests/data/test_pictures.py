@@ -87,3 +87,18 @@ def test_an_outline_knows_what_cannot_be_padded():
         with pytest.raises(DataError, match="16385 x 1 pixels cannot be padded to a square: the long side may have 16,384"):
             look(strip)
     assert Lens(ModelConfig()).outline(strip).views[0].shape == (1, 0, 0, 3)
+
+
+@pytest.mark.parametrize("newline", [False, True])
+def test_a_picture_takes_no_more_places_than_are_kept_for_it(newline):
+    """3 x 3 patches a tile: of the five grids 2 x 2 takes most, 9 + 36, and 6 ends of lines."""
+    encoder = EncoderConfig(image_size=24, patch=8)
+    lens = Lens(ModelConfig(encoder=encoder, image=ImageConfig(fit="tiles", newline=newline)))
+    taken = [len(lens.outline(Image.new("L", size)).walk) for size in ((48, 48), (24, 48), (48, 24), (24, 72), (72, 24))]
+    assert lens.slots == max(taken) == (51 if newline else 45) and lens.room == 5
+    assert Lens(ModelConfig(encoder=encoder)).slots == 9 and Lens(ModelConfig(encoder=encoder)).room == 1
+
+
+def test_the_limit_of_pixels_is_the_lens_s_own():
+    with pytest.raises(DataError, match=r"10 x 8 pixels; 1 to 79 \(max_pixels\)"):
+        Lens(ModelConfig(), max_pixels=79)(np.zeros((8, 10, 3), np.uint8))
