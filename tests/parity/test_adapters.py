@@ -40,7 +40,7 @@ def config(**adapter):
 
 def images(c, batch=2):
     rng = np.random.default_rng(0)
-    return tuple(rng.integers(0, 256, (batch, 1, size, size, 3), np.uint8) for size, _ in c.views)
+    return tuple(rng.integers(0, 256, (batch, 1, view.size, view.size, 3), np.uint8) for view in c.views)
 
 
 def states(model, images):
