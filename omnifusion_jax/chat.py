@@ -60,7 +60,7 @@ def converse(model, images, generation):
 def main(_):
     model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value)
     print(HELP)
-    converse(model, [IMAGE.value] if IMAGE.value else [], GENERATION())
+    converse(model, [IMAGE.value] if IMAGE.value else [], GENERATION.value)
 
 
 if __name__ == "__main__":

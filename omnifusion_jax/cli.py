@@ -1,22 +1,28 @@
 """What the command lines share."""
 
-import dataclasses
+import inspect
+import os
 import re
 import sys
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
 
-from omnifusion_jax.config import GenerationConfig
+from omnifusion_jax.config import GenerationConfig, MeshConfig, TrainConfig
 from omnifusion_jax.errors import OmniFusionError
+from omnifusion_jax.fields import changed, fields, nearest, read, values
+from omnifusion_jax.manual import page, short
+from omnifusion_jax.models.presets import resolve
+from omnifusion_jax.shipped import load
+
+flags.disclaim_key_flags()  # a flag defined through this file belongs to the command line that asks for it
+HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
+MISSING = re.compile(r"flag --(\S+)=None: Flag --\1 must have a value other than None\.")
 
 
-def run(main):
-    """`absl.app.run`, except that an error raised on purpose is one message on stderr and exit status 1, without a traceback."""
+def run(main, argv=None):
+    """`absl.app.run`, except that whatever is wrong on purpose is one line on stderr and exit status 1, and that --help ends with 0."""
 
     def guarded(argv):
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected {' '.join(argv[1:])}; options start with --")
         try:
             return main(argv)
         except OmniFusionError as error:
@@ -24,29 +30,103 @@ def run(main):
             return 1
 
     def parse(argv):
-        try:
-            return flags.FLAGS(argv)
-        except (KeyError, OmniFusionError) as error:  # KeyError: config_flags' word for a field that is not there
-            sys.exit(f"error: {error.args[0]}")
-        except flags.Error as error:  # what a config file raises comes wrapped, with its traceback
-            raised = re.findall(r"\w+Error: (.+)", str(error))
-            sys.exit(f"error: {raised[-1] if raised else error}\nPass --helpshort for the flags.")
+        module = sys.modules[main.__module__]
+        if HELP & set(argv[1:]):
+            show(page(inspect.getdoc(module), flags.FLAGS.get_key_flags_for_module(module)))
+            sys.exit()
+        return parsed(argv, [flag.name for flag in flags.FLAGS.get_key_flags_for_module(module)])
 
     logging.set_verbosity(logging.WARNING)  # checkpointing would print a page a save
-    app.run(guarded, flags_parser=parse)
+    app.run(guarded, argv, flags_parser=parse)
 
 
-def define_generation():
-    """Flags --generation.FIELD=value for every field of GenerationConfig, and --generation.official for the published recipe to start from.
+def show(text):
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads has read enough: --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    Returns a function that gives the GenerationConfig once flags are parsed.
+
+def parsed(argv, known, flag_values=flags.FLAGS):
+    """Takes the flags from `argv`, of which those `known` are suggested in place of an unknown one. Exits with one line where one is wrong."""
+    try:
+        rest = flag_values(argv)
+    except flags.UnrecognizedFlagError as error:
+        sys.exit(f"error: {unknown(error.flagname, known)}")
+    except (flags.Error, ValueError) as error:  # ValueError: --noNAME=value
+        message = MISSING.sub(r"--\1 is missing; --help says what it is", str(error))
+        sys.exit(f"error: {message.removeprefix('flag ')}")
+    if len(rest) > 1:
+        sys.exit(f"error: unexpected {' '.join(rest[1:])}: flags are written --NAME=value; --help lists them")
+    return rest
+
+
+def unknown(name, known):
+    """What to say of a flag that is not there."""
+    section = f"{name.rpartition('.')[0]}."
+    siblings = [other for other in known if other.startswith(f"{name}.")] or [other for other in known if "." in name and other.startswith(section)]
+    if meant := nearest(name, known):
+        return f"there is no flag --{name}; is --{meant} meant? --help lists all"
+    return f"there is no flag --{name}; " + (f"there are --{', --'.join(siblings)}" if siblings else "--help lists those there are")
+
+
+class Reader(flags.ArgumentParser):
+    """Makes the text of a flag a value of a dataclass field."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def parse(self, argument):
+        return read(argument, self.kind)
+
+
+class FieldFlag(flags.Flag):
+    """--NAME.FIELD: None stands for "not given" until `present` says otherwise."""
+
+    def __init__(self, name, field, default_text):
+        self.field, self.default_text = field, default_text
+        super().__init__(Reader(field.kind), flags.ArgumentSerializer(), name, None, field.meaning, boolean=field.kind is bool)
+
+
+class Given:
+    """Flags --NAME.FIELD=value for every field of a dataclass and of those in it.
+
+    `value` is, once flags are parsed, start(values given by path) with these values set; `given` are those values.
     """
-    defaults = {"official": False, **dataclasses.asdict(GenerationConfig())}
-    holder = config_flags.DEFINE_config_dict("generation", ConfigDict(defaults))
 
-    def parsed():
-        typed = {name: getattr(holder.value, name) for name in defaults if any(re.match(rf"--?(no)?generation\.{name}\b", word) for word in sys.argv)}
-        base = GenerationConfig.official() if typed.pop("official", False) else GenerationConfig()
-        return dataclasses.replace(base, **typed)
+    def __init__(self, name, cls, start=None, flag_values=flags.FLAGS):
+        self.start = start or (lambda given: cls())
+        texts = {path: short(value) for path, value in values(cls()).items()}  # not of parts that are None: they have no values yet
+        self.flags = {path: FieldFlag(f"{name}.{path}", field, texts.get(path)) for path, field in fields(cls).items()}
+        for flag in self.flags.values():
+            flags.DEFINE_flag(flag, flag_values)
 
-    return parsed
+    @property
+    def given(self):
+        return {path: flag.value for path, flag in self.flags.items() if flag.present}
+
+    @property
+    def value(self):
+        return changed(self.start(self.given), self.given)
+
+
+def define_generation(flag_values=flags.FLAGS):
+    official = flags.DEFINE_bool("generation.official", False, "Start from the recipe published with OmniFusion-1.1.", flag_values)
+    return Given("generation", GenerationConfig, lambda _: GenerationConfig.official() if official.value else GenerationConfig(), flag_values)
+
+
+def define_mesh(flag_values=flags.FLAGS):
+    return Given("mesh", MeshConfig, flag_values=flag_values)
+
+
+def define_config(flag_values=flags.FLAGS):
+    """The flag --config, a name or a file, and those of its fields. Another model.preset is followed before other fields are set."""
+    source = flags.DEFINE_string("config", None, "NAME[:VARIANT] of a shipped config, or FILE.py[:VARIANT]: see --help.", flag_values)
+
+    def start(given):
+        config = load(source.value)
+        config.model.preset = given.get("model.preset", config.model.preset)
+        config.model = resolve(config.model)
+        return config
+
+    return Given("config", TrainConfig, start, flag_values)

@@ -1,4 +1,7 @@
-"""python -m omnifusion_jax.train --config=configs/sft.py[:variant] [--config.a.b=value] --workdir=DIR"""
+"""python -m omnifusion_jax.train --config=CONFIG[:VARIANT] [--config.FIELD=value] --workdir=DIR
+
+CONFIG is the name of a config that comes with the package (pretrain, sft, tiny, report/table4, ...), or a file of your own that ends in .py.
+"""
 
 import dataclasses
 import json
@@ -8,13 +11,13 @@ from pathlib import Path
 
 import jax.numpy as jnp
 from absl import flags
-from ml_collections import config_flags
 
+from omnifusion_jax.changes import changes
 from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.checkpoints.lazy import placed
 from omnifusion_jax.checkpoints.load import load_decoder, load_encoder
 from omnifusion_jax.checkpoints.native import load_native, read_config, save_native, shardings
-from omnifusion_jax.cli import run
+from omnifusion_jax.cli import define_config, run
 from omnifusion_jax.config import HANDED_ON, ConfigError, same_settings, to_json
 from omnifusion_jax.data.describe import describe
 from omnifusion_jax.data.layout import Layout, Prepare
@@ -27,13 +30,12 @@ from omnifusion_jax.evaluation.patches import patch_accuracy
 from omnifusion_jax.evaluation.report import write_report
 from omnifusion_jax.inference.model import Model
 from omnifusion_jax.models.omnifusion import cast
-from omnifusion_jax.models.presets import resolve
 from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.training.loop import train
 
 CHOSEN = (*HANDED_ON, "image_size", "shortest_edge")  # what a model does with an encoder of its own accord
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant]")
+CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the finished model go; a run that was cut off goes on from there.")
 
 
@@ -114,11 +116,10 @@ def save_model(config, directory, trained, frozen, tokenizer_dir):
 
 def main(_):
     config, workdir = CONFIG.value, Path(WORKDIR.value).absolute()
-    config.model = resolve(config.model)
     config.validate()
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(to_json(config))
-    print(to_json(config))
+    print(changes(config, CONFIG.start({})), f"\nAll of it: {workdir / 'config.json'}")
     given, tokenizer_dir = starting_point(config)
     tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).fits(config.model.decoder.vocab)
     batches, evaluate = make_batches(config, tokenizer), evaluator(config, tokenizer)

@@ -1,0 +1,57 @@
+"""What --help prints: a command's flags, and the fields of the dataclasses that it takes as flags, with type, default and meaning."""
+
+import dataclasses
+import textwrap
+import types
+import typing
+
+from omnifusion_jax.fields import options
+
+WIDTH = 110
+COLUMNS = (30, 12, 14)  # field, type, default; the meaning has the rest
+
+
+def page(introduction, flags):
+    """Args: flags: those of absl; a flag that stands for a field of a dataclass has `field` and `default_text`."""
+    plain = [flag for flag in flags if not hasattr(flag, "field")]
+    sections = {}
+    for flag in flags:
+        if hasattr(flag, "field") and flag.default_text is not None:
+            section, _, path = flag.name.partition(".")
+            sections.setdefault(section, []).append(((path, spelt(flag.field.kind), flag.default_text), flag.help))
+    rows = [row((f"--{flag.name}",), flag.help + (f" Default: {flag.default}." if flag.default else "")) for flag in plain]
+    lines = [introduction, "", *rows]
+    for section, found in sections.items():
+        lines += ["", heading(section), "", row(("FIELD", "type", "default"), ""), *(row(cells, meaning) for cells, meaning in found)]
+    return "\n".join(lines)
+
+
+def heading(section):
+    defaults = "; a config has defaults of its own" if section == "config" else ""
+    return f"--{section}.FIELD=value, a list in quotes: '[1, 2]'{defaults}"
+
+
+def row(cells, meaning):
+    """Cells in their columns, then the meaning, on as many lines as it takes."""
+    widths = COLUMNS[: len(cells)]
+    start = "  " + " ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)) + " "
+    if not meaning:
+        return start.rstrip()
+    return textwrap.fill(meaning, WIDTH, initial_indent=start, subsequent_indent=" " * (2 + sum(widths) + len(widths)))
+
+
+def spelt(kind):
+    """A type as it is annotated; a tuple is typed as a list. A part that may be missing can only be set to None."""
+    names = {types.NoneType: "None", tuple: "list"}
+    found = [typing.get_origin(option) or option for option in options(kind) if not dataclasses.is_dataclass(option)]
+    return " | ".join(names.get(option) or option.__name__ for option in found)
+
+
+def short(value, room=COLUMNS[2]):
+    """A value as one would type it, cut where it is too long for its column."""
+    text = value if isinstance(value, str) and value.isprintable() and value else repr(lists(value))
+    return text if len(text) <= room else f"{text[: room - 3]}..."
+
+
+def lists(value):
+    return [lists(inner) for inner in value] if isinstance(value, tuple) else value
