@@ -63,11 +63,12 @@ def parsed(argv, known, flag_values=flags.FLAGS):
 
 def unknown(name, known):
     """What to say of a flag that is not there."""
-    section = f"{name.rpartition('.')[0]}."
-    siblings = [other for other in known if other.startswith(f"{name}.")] or [other for other in known if "." in name and other.startswith(section)]
-    if meant := nearest(name, known):
-        return f"there is no flag --{name}; is --{meant} meant? --help lists all"
-    return f"there is no flag --{name}; " + (f"there are --{', --'.join(siblings)}" if siblings else "--help lists those there are")
+    meant, parent = nearest(name, known), name.rpartition(".")[0]
+    for section in (name, parent) if not meant else (name,):
+        below = [other.removeprefix(f"{section}.").partition(".")[0] for other in known if other.startswith(f"{section}.")]
+        if below:
+            return f"there is no flag --{name}; --{section} has the fields {', '.join(dict.fromkeys(below))}"
+    return f"there is no flag --{name}; " + (f"is --{meant} meant? --help lists all" if meant else "--help lists those there are")
 
 
 class Reader(flags.ArgumentParser):

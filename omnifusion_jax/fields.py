@@ -108,7 +108,7 @@ def nearest(path, known):
     like = lambda a, b: difflib.SequenceMatcher(None, a, b).ratio()
     score = lambda other: (like(leaf, other.rpartition(".")[2]), like(path, other))
     best = max(known, key=score, default=None)
-    return best if best and score(best)[0] >= 0.6 else None
+    return best if best and score(best)[0] >= 0.7 else None
 
 
 # --- from text

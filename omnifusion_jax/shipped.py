@@ -53,7 +53,7 @@ def load(source):
     except OmniFusionError:
         raise
     except Exception as error:  # a user's own code: which line is what counts
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == Path(name).expanduser()]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == Path(name).expanduser().absolute()]
         where = f", line {getattr(error, 'lineno', None) or lines[-1]}" if lines or isinstance(error, SyntaxError) else ""
         raise ConfigError(f"{name}{where}: {type(error).__name__}: {error}") from error
     if not isinstance(found, TrainConfig):
