@@ -5,6 +5,7 @@ A config file builds a `TrainConfig`, the command line changes fields (types are
 
 import dataclasses
 import json
+import shlex
 import typing
 
 from omnifusion_jax.errors import ConfigError
@@ -417,7 +418,7 @@ def same_settings(name, ours, theirs, source, but=()):
     )
     fields = [f.name for f in dataclasses.fields(ours) if f.name not in but] if ours else ()
     wrong = [f"--config.{name}.{f}={getattr(theirs, f)}" for f in fields if getattr(ours, f) != getattr(theirs, f)]
-    check(not wrong, f"{source} was made with other settings than the config's {name}. To take them over: {' '.join(wrong)}")
+    check(not wrong, f"{source} was made with other settings than the config's {name}. To take them over: {shlex.join(wrong)}")
 
 
 def variant(table, name):
