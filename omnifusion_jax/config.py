@@ -5,6 +5,7 @@ A config file builds a `TrainConfig`, the command line changes fields (types are
 
 import dataclasses
 import json
+import re
 import shlex
 import typing
 
@@ -353,6 +354,11 @@ class TrainConfig:
         one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
         one_of("remat", self.remat, ("none", "dots", "full"))
         check(bool(self.train_parts), "train_parts is empty: rows (regex, learning-rate factor or None) say what is trained")
+        for pattern, _ in self.train_parts:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"train_parts: {pattern!r} is no regular expression: {error}") from None
         return self
 
 
