@@ -62,13 +62,15 @@ def parsed(argv, known, flag_values=flags.FLAGS):
 
 
 def unknown(name, known):
-    """What to say of a flag that is not there."""
-    meant, parent = nearest(name, known), name.rpartition(".")[0]
-    for section in (name, parent) if not meant else (name,):
-        below = [other.removeprefix(f"{section}.").partition(".")[0] for other in known if other.startswith(f"{section}.")]
-        if below:
-            return f"there is no flag --{name}; --{section} has the fields {', '.join(dict.fromkeys(below))}"
-    return f"there is no flag --{name}; " + (f"is --{meant} meant? --help lists all" if meant else "--help lists those there are")
+    """What to say of a flag that is not there: the one that is likely meant, or what there is in its place."""
+    there = f"there is no flag --{name}; "
+    within = lambda section: dict.fromkeys(other.removeprefix(f"{section}.").partition(".")[0] for other in known if other.startswith(f"{section}."))
+    if inside := within(name):  # a section
+        return there + f"--{name} has the fields {', '.join(inside)}"
+    if meant := nearest(name, known):
+        return there + f"is --{meant} meant? --help lists all"
+    section = name.rpartition(".")[0]
+    return there + (f"--{section} has the fields {', '.join(within(section))}" if within(section) else "--help lists those there are")
 
 
 class Reader(flags.ArgumentParser):

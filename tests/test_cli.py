@@ -1,5 +1,6 @@
 """What is typed: names and files of configs, values of fields, and the one line that says what is wrong with them."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from omnifusion_jax import cli, shipped
 from omnifusion_jax.changes import changes
 from omnifusion_jax.config import GenerationConfig, MeshConfig
 from omnifusion_jax.errors import ConfigError
+from omnifusion_jax.manual import page
 from omnifusion_jax.models.presets import preset
 
 ROOT = Path(__file__).parents[1]
@@ -196,7 +198,41 @@ def test_what_is_wrong_with_a_mesh_in_a_line():
     assert "--mesh has the fields data, fsdp, tensor" in said(cli.define_mesh, "--mesh.nonsense=1")
 
 
-# --- what a run says of its config
+def test_what_is_missing_in_a_line():
+    here = flags.FlagValues()
+    cli.define_config(here)
+    flags.mark_flag_as_required("config", here)
+    with pytest.raises(SystemExit, match=r"^error: --config is missing; --help says what it is$"):
+        cli.parsed(["train"], list(here), here)
+
+
+# --- --help, and what a run says of its config
+
+
+def test_help_lists_flags_and_fields():
+    here = flags.FlagValues()
+    cli.define_generation(here)
+    cli.define_config(here)
+    lines = [" ".join(line.split()) for line in page("python -m this", [here[name] for name in here]).splitlines()]
+    assert lines[0] == "python -m this"
+    expected = [
+        "--generation.official Start from the recipe published with OmniFusion-1.1.",
+        "num_beams int 1 above 1: beam search",
+        "banned list [] strings that may not be produced, as the",  # goes on in the next line
+        "init_from str | None None native directory: a whole model, or what phase 1",
+        "model.adapter.eps float 1e-05 of norms",
+    ]
+    assert [line for line in expected if line not in lines] == []
+    assert not any(line.startswith("model.encoder2.") for line in lines)  # those of the other encoder, told once
+
+
+def test_help_may_be_cut_off(monkeypatch):
+    """As by `--help | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        cli.show("x" * 100_000)
 
 
 def test_changes():
