@@ -9,7 +9,10 @@ ROOM = 60  # characters of a value
 
 
 def changes(config, file):
-    """Lines for the start of a run. `file` is the TrainConfig that the config file gives, before the command line changed it."""
+    """Lines for the start of a run.
+
+    `file` is the TrainConfig that the config file gives, before the command line changed it.
+    """
     name = config.model.preset
     beside = {path: pair for path, pair in differences(config, file).items() if not path.startswith("model.") or path == "model.preset"}
     model = differences(config.model, preset(name) if name in PRESETS else ModelConfig())
@@ -18,7 +21,7 @@ def changes(config, file):
 
 
 def differences(ours, theirs):
-    """{path: (our value, their value)} of two dataclasses, where they differ; None stands for a part that one has not."""
+    """{path: (our value, their value)} where two dataclasses differ; None stands for what the other has not."""
     ours, theirs = values(ours), values(theirs)
     return {path: (value, theirs.get(path)) for path, value in ours.items() if value != theirs.get(path)}
 

@@ -20,7 +20,9 @@ MISSING = re.compile(r"flag --(\S+)=None: Flag --\1 must have a value other than
 
 
 def run(main, argv=None):
-    """`absl.app.run`, except that whatever is wrong on purpose is one line on stderr and exit status 1, and that --help ends with 0."""
+    """`absl.app.run`, except that an error raised on purpose is one line on stderr and exit status 1, without a
+    traceback, and that --help ends with 0.
+    """
 
     def guarded(argv):
         try:
@@ -48,7 +50,7 @@ def show(text):
 
 
 def parsed(argv, known, flag_values=flags.FLAGS):
-    """Takes the flags from `argv`, of which those `known` are suggested in place of an unknown one. Exits with one line where one is wrong."""
+    """Takes the flags from `argv`. Exits with one line where one is wrong; those `known` are suggested instead."""
     try:
         rest = flag_values(argv)
     except flags.UnrecognizedFlagError as error:
@@ -62,7 +64,7 @@ def parsed(argv, known, flag_values=flags.FLAGS):
 
 
 def unknown(name, known):
-    """What to say of a flag that is not there: the one that is likely meant, or what there is in its place."""
+    """What to say of a flag that is not there: which one is likely meant, or what there is in its place."""
     there = f"there is no flag --{name}; "
     within = lambda section: dict.fromkeys(other.removeprefix(f"{section}.").partition(".")[0] for other in known if other.startswith(f"{section}."))
     if inside := within(name):  # a section
@@ -99,7 +101,7 @@ class Given:
 
     def __init__(self, name, cls, start=None, flag_values=flags.FLAGS):
         self.start = start or (lambda given: cls())
-        texts = {path: short(value) for path, value in values(cls()).items()}  # not of parts that are None: they have no values yet
+        texts = {path: short(value) for path, value in values(cls()).items()}  # not of parts that are None
         self.flags = {path: FieldFlag(f"{name}.{path}", field, texts.get(path)) for path, field in fields(cls).items()}
         for flag in self.flags.values():
             flags.DEFINE_flag(flag, flag_values)
@@ -123,7 +125,10 @@ def define_mesh(flag_values=flags.FLAGS):
 
 
 def define_config(flag_values=flags.FLAGS):
-    """The flag --config, a name or a file, and those of its fields. Another model.preset is followed before other fields are set."""
+    """The flag --config, a name or a file, and those of its fields.
+
+    Another model.preset is followed before other fields are set.
+    """
     source = flags.DEFINE_string("config", None, "NAME[:VARIANT] of a shipped config, or FILE.py[:VARIANT]: see --help.", flag_values)
 
     def start(given):

@@ -166,7 +166,8 @@ class DecoderConfig:
 class ImageConfig:
     """How a picture comes to the square that an encoder takes."""
 
-    # the centre; or pad: to a square, with the mean colour; squash; tiles: the whole, squashed, and then its tiles (arXiv 2404.06212)
+    # the centre; or pad: to a square, with the mean colour; squash; tiles: the whole, squashed, and then its
+    # tiles (arXiv 2404.06212)
     fit: str = "crop"
     # tiles: the (rows, columns) to choose from
     grids: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
@@ -184,7 +185,7 @@ class ModelConfig:
     """Encoders turn an image into features, an adapter turns features into token embeddings, a decoder reads them among text."""
 
     preset: str = "omnifusion-1.1"  # a row of PRESETS (docs/presets.md)
-    # the preset that filled the fields below; when `preset` is changed, models.presets.resolve fills them anew
+    # the preset that filled the fields below; when `preset` is changed, they are filled anew
     filled_from: str = "omnifusion-1.1"
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     # of adapters that take two; its fields are those of `encoder`, and another preset brings it
@@ -192,7 +193,7 @@ class ModelConfig:
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
-    layout: str = "omnifusion"  # how a dialogue becomes a sequence: or original, text, template (docs/data.md)
+    layout: str = "omnifusion"  # of a dialogue in tokens: or original, text, template (docs/data.md)
     prompt: str = "This is a dialog with AI assistant.\n"  # what stands before the first turn
     user: str = "User:"  # layout "text": what marks the turns of the user
     bot: str = "AI:"  # likewise, the turns of the model
@@ -323,7 +324,7 @@ class TrainConfig:
     steps: int = 1000  # of the optimizer
     batch_size: int = 256  # dialogues a step, over all devices and accumulation steps
     grad_accum: int = 1  # portions that a step's dialogues are taken in, one after the other
-    objective: str = "answers"  # or patches: a bare encoder learns what covers each patch of synthetic pictures
+    objective: str = "answers"  # or patches: a bare encoder names what covers each of them
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     encoder_from: str | None = None  # directory or hub id of a vision tower; None: fresh, unless init_from has it
     encoder2_from: str | None = None  # of the second, likewise

@@ -103,7 +103,7 @@ def strays(config):
 
 
 def nearest(path, known):
-    """The one of the known paths that `path` is likeliest to mean, by its last word first; None where none is like it."""
+    """The known path that `path` is likeliest to mean, by its last word first; None where none is like it."""
     leaf = path.rpartition(".")[2]
     like = lambda a, b: difflib.SequenceMatcher(None, a, b).ratio()
     score = lambda other: (like(leaf, other.rpartition(".")[2]), like(path, other))
@@ -123,8 +123,8 @@ SPOKEN = {int: "a whole number", float: "a number", bool: "true or false", str: 
 def read(text, kind):
     """The value of type `kind` that is written as `text`.
 
-    "None" is None where the annotation has `| None`, and so is nothing at all where it is `str | None`. Tuples are written as Python
-    lists: '["\\n", ":"]'. Raises ValueError that says what is expected.
+    "None" is None where the annotation has `| None`, and so is nothing at all where it is `str | None`. Tuples are
+    written as Python lists: '["\\n", ":"]'. Raises ValueError that says what is expected.
     """
     choices = options(kind)
     if types.NoneType in choices and (text == "None" or (text == "" and str in choices)):

@@ -1,4 +1,4 @@
-"""What --help prints: a command's flags, and the fields of the dataclasses that it takes as flags, with type, default and meaning."""
+"""What --help prints: a command's flags, and the fields that are flags too, with type, default and meaning."""
 
 import dataclasses
 import textwrap
@@ -12,7 +12,7 @@ COLUMNS = (30, 12, 14)  # field, type, default; the meaning has the rest
 
 
 def page(introduction, flags):
-    """Args: flags: those of absl; a flag that stands for a field of a dataclass has `field` and `default_text`."""
+    """Args: flags: those of absl; one that stands for a field of a dataclass has `field` and `default_text`."""
     plain = [flag for flag in flags if not hasattr(flag, "field")]
     sections = {}
     for flag in flags:
@@ -41,7 +41,7 @@ def row(cells, meaning):
 
 
 def spelt(kind):
-    """A type as it is annotated; a tuple is typed as a list. A part that may be missing can only be set to None."""
+    """A type as it is annotated; a tuple is typed as a list, a part that may be missing can only become None."""
     names = {types.NoneType: "None", tuple: "list"}
     found = [typing.get_origin(option) or option for option in options(kind) if not dataclasses.is_dataclass(option)]
     return " | ".join(names.get(option) or option.__name__ for option in found)

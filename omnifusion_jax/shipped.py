@@ -45,7 +45,8 @@ def module(name):
 def load(source):
     """The config that NAME[:VARIANT] or FILE.py[:VARIANT] stands for.
 
-    Raises ConfigError for an unknown name or variant, for whatever goes wrong in the file, and for attributes that are no fields.
+    Raises ConfigError for an unknown name or variant, for whatever goes wrong in the file, and for attributes that
+    are no fields.
     """
     name, colon, variant = source.partition(":")
     try:

@@ -1,6 +1,7 @@
 """python -m omnifusion_jax.train --config=CONFIG[:VARIANT] [--config.FIELD=value] --workdir=DIR
 
-CONFIG is the name of a config that comes with the package (pretrain, sft, tiny, report/table4, ...), or a file of your own that ends in .py.
+CONFIG is the name of a config that comes with the package (pretrain, sft, tiny, report/table4, ...), or a file of
+your own that ends in .py.
 """
 
 import dataclasses

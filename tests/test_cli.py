@@ -1,4 +1,4 @@
-"""What is typed: names and files of configs, values of fields, and the one line that says what is wrong with them."""
+"""What is typed: names and files of configs, values of fields, and the line that says what is wrong with them."""
 
 import os
 import sys

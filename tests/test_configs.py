@@ -183,7 +183,7 @@ def test_generation_at_the_edge_is_allowed():
 
 
 def test_the_published_recipe():
-    """The arguments of `generate` in the published code: max_new_tokens=50, num_beams=3, early_stopping, no_repeat_ngram_size=4, bad words."""
+    """The arguments of `generate` in the published code."""
     ends = {"ban_newline": True, "forced_eos": True}
     assert GenerationConfig.official() == GenerationConfig(50, 3, early_stopping=True, no_repeat_ngram_size=4, banned=("\n", "</s>", ":"), **ends)
 

@@ -1,4 +1,4 @@
-"""Fields of dataclasses as they are typed on a command line: what text becomes, what is refused, what a field means."""
+"""Fields as they are typed on a command line: what text becomes, what is refused, what a field means."""
 
 import dataclasses
 

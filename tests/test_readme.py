@@ -117,7 +117,7 @@ print(json.dumps(refused))
 
 @functools.cache
 def refused(module):
-    """What the flags of a command line say of each of its commands on the pages, {arguments: message or None}, from one process for all."""
+    """{arguments: what its flags refuse, or None} of every command of a module on the pages, from one process."""
     first = ("python", "-m", f"omnifusion_jax.{module}")
     found = [words[3:] for words in COMMANDS if words[:3] == first]
     command = [sys.executable, "-c", PARSE, first[2]]

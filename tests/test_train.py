@@ -1,4 +1,4 @@
-"""The command line `train` around its loop: what a run starts from, what it asks and what it leaves behind. Nothing is trained."""
+"""`train` around its loop: what a run starts from, what it asks and what it leaves behind. Nothing is trained."""
 
 import dataclasses
 import json
