@@ -60,7 +60,7 @@ def converse(model, images, generation):
 def main(_):
     model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value)
     print(HELP)
-    converse(model, [IMAGE.value] if IMAGE.value else [], GENERATION.value)
+    converse(model, [IMAGE.value] if IMAGE.value else [], GENERATION())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from omnifusion_jax.errors import OmniFusionError
 from omnifusion_jax.fields import changed, fields, nearest, read, values
 from omnifusion_jax.manual import page, short
 from omnifusion_jax.models.presets import resolve
+from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.shipped import load
 
 flags.disclaim_key_flags()  # a flag defined through this file belongs to the command line that asks for it
@@ -96,13 +97,14 @@ class FieldFlag(flags.Flag):
 class Given:
     """Flags --NAME.FIELD=value for every field of a dataclass and of those in it.
 
-    `value` is, once flags are parsed, start(values given by path) with these values set; `given` are those values.
+    `value` is, once flags are parsed, start(`given`) with the values set that were given, {path: value}. Where there is no
+    `start`, it is `defaults`, from which --help has its defaults too.
     """
 
-    def __init__(self, name, cls, start=None, flag_values=flags.FLAGS):
-        self.start = start or (lambda given: cls())
-        texts = {path: short(value) for path, value in values(cls()).items()}  # not of parts that are None
-        self.flags = {path: FieldFlag(f"{name}.{path}", field, texts.get(path)) for path, field in fields(cls).items()}
+    def __init__(self, name, defaults, start=None, flag_values=flags.FLAGS):
+        self.start = start or (lambda given: defaults)
+        texts = {path: short(value) for path, value in values(defaults).items()}  # not of parts that are None
+        self.flags = {path: FieldFlag(f"{name}.{path}", field, texts.get(path)) for path, field in fields(type(defaults)).items()}
         for flag in self.flags.values():
             flags.DEFINE_flag(flag, flag_values)
 
@@ -115,17 +117,8 @@ class Given:
         return changed(self.start(self.given), self.given)
 
 
-def define_generation(flag_values=flags.FLAGS):
-    official = flags.DEFINE_bool("generation.official", False, "Start from the recipe published with OmniFusion-1.1.", flag_values)
-    return Given("generation", GenerationConfig, lambda _: GenerationConfig.official() if official.value else GenerationConfig(), flag_values)
-
-
-def define_mesh(flag_values=flags.FLAGS):
-    return Given("mesh", MeshConfig, flag_values=flag_values)
-
-
 def define_config(flag_values=flags.FLAGS):
-    """The flag --config, a name or a file, and those of its fields.
+    """The flag --config, a name or a file, and those of its fields: a Given, whose start({}) is what the file says.
 
     Another model.preset is followed before other fields are set.
     """
@@ -137,4 +130,24 @@ def define_config(flag_values=flags.FLAGS):
         config.model = resolve(config.model)
         return config
 
-    return Given("config", TrainConfig, start, flag_values)
+    return Given("config", TrainConfig(), start, flag_values)
+
+
+def define_generation(flag_values=flags.FLAGS):
+    """Flags of GenerationConfig, and --generation.official. Returns a function that gives it once flags are parsed."""
+    official = flags.DEFINE_bool("generation.official", False, "Start from the recipe published with OmniFusion-1.1.", flag_values)
+    start = lambda given: GenerationConfig.official() if official.value else GenerationConfig()
+    holder = Given("generation", GenerationConfig(), start, flag_values)
+    return lambda: holder.value
+
+
+def define_mesh(flag_values=flags.FLAGS):
+    """Flags --mesh.data, --mesh.fsdp, --mesh.tensor. Returns a function that gives the mesh; one device needs none: None."""
+    holder = Given("mesh", MeshConfig(data=1, fsdp=1, tensor=1), flag_values=flag_values)
+
+    def mesh():
+        sizes = vars(holder.value)
+        holder.value.validate()
+        return None if set(sizes.values()) == {1} else make_mesh(**sizes)
+
+    return mesh

@@ -20,7 +20,7 @@ GENERATION = define_generation()
 
 def main(_):
     model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value)
-    done, failed, kept = answer_file(model, Path(INPUT.value), Path(OUTPUT.value), Path(IMAGES.value), GENERATION.value, BATCH.value)
+    done, failed, kept = answer_file(model, Path(INPUT.value), Path(OUTPUT.value), Path(IMAGES.value), GENERATION(), BATCH.value)
     print(f"{OUTPUT.value}: {done} answers, {failed} of them errors" + (f"; {kept} were there already" if kept else ""))
 
 

@@ -9,7 +9,7 @@ from absl import flags
 
 from omnifusion_jax import cli, shipped
 from omnifusion_jax.changes import changes
-from omnifusion_jax.config import GenerationConfig, MeshConfig
+from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.manual import page
 from omnifusion_jax.models.presets import preset
@@ -22,7 +22,7 @@ def typed(define, *arguments):
     here = flags.FlagValues()
     given = define(here)
     cli.parsed(["train", *arguments], list(here), here)
-    return given.value
+    return given() if callable(given) else given.value
 
 
 def config(*arguments):
@@ -140,7 +140,11 @@ def test_generation_starts_from_the_recipe():
     found = typed(cli.define_generation, "--generation.official", "--generation.banned=['a', '\\n']", "--generation.forced_eos=false")
     assert (found.banned, found.forced_eos, found.num_beams) == (("a", "\n"), False, 3)
     assert typed(cli.define_generation, "--generation.banned_tokens=[[1, 2], [3]]").banned_tokens == ((1, 2), (3,))
-    assert typed(cli.define_mesh, "--mesh.tensor=2") == MeshConfig(tensor=2)
+
+
+def test_a_mesh():
+    assert typed(cli.define_mesh) is None
+    assert typed(cli.define_mesh, "--mesh.tensor=2", "--mesh.fsdp=-1").shape == {"data": 1, "fsdp": 4, "tensor": 2}  # of eight devices
 
 
 @pytest.mark.parametrize(
@@ -196,6 +200,7 @@ def test_what_is_wrong_with_generation_in_a_line(words, message):
 def test_what_is_wrong_with_a_mesh_in_a_line():
     assert "--mesh.data=two: a whole number is expected" in said(cli.define_mesh, "--mesh.data=two")
     assert "--mesh has the fields data, fsdp, tensor" in said(cli.define_mesh, "--mesh.nonsense=1")
+    assert "mesh sizes (0, 1, 1): positive" in said(cli.define_mesh, "--mesh.data=0")
 
 
 def test_what_is_missing_in_a_line():
