@@ -67,8 +67,11 @@ def meanings(cls):
     return found
 
 
-def changed(config, values):
-    """A copy of a dataclass with other values, {path: value}. Raises ConfigError for a path into what is None."""
+def changed(config, values, at=""):
+    """A copy of a dataclass with other values, {path: value}. Raises ConfigError for a path into what is None.
+
+    `at` is where the dataclass stands, for messages: "model.".
+    """
     own, inside = {}, {}
     for path, value in values.items():
         name, _, rest = path.partition(".")
@@ -79,8 +82,9 @@ def changed(config, values):
     for name, below in inside.items():
         part = getattr(config, name)
         if part is None:
-            raise ConfigError(f"{name} is None, so {name}.{next(iter(below))} cannot be set: choose a model.preset that has it")
-        own[name] = changed(part, below)
+            path = f"{at}{name}"
+            raise ConfigError(f"{path} is None, so {path}.{next(iter(below))} cannot be set: choose a model.preset that has it")
+        own[name] = changed(part, below, f"{at}{name}.")
     return dataclasses.replace(config, **own)
 
 

@@ -170,7 +170,7 @@ def test_a_mesh():
         ("--noconfig.data.shuffle=1", "does not take an argument"),
         ("--config.train_parts=all", "--config.train_parts=all: a list like [['text', 0.5]] is expected"),
         ("--config.model.encoder2=build", "None (its fields have flags of their own) is expected"),
-        ("--config.model.encoder2.layers=2", "encoder2 is None, so encoder2.layers cannot be set"),
+        ("--config.model.encoder2.layers=2", "model.encoder2 is None, so model.encoder2.layers cannot be set"),
         ("--config.steps", "Missing value for flag --config.steps"),
         ("5", "unexpected 5: flags are written --NAME=value"),
     ],

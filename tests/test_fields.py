@@ -128,8 +128,8 @@ def test_values_are_set_in_a_copy():
     assert changed(GenerationConfig(), {"num_beams": 2}).num_beams == 2  # frozen
     with pytest.raises(ConfigError, match="num_beams is 0"):
         changed(GenerationConfig(), {"num_beams": 0})
-    with pytest.raises(ConfigError, match=r"encoder2 is None, so encoder2\.layers cannot be set"):
-        changed(ModelConfig(), {"encoder2.layers": 2})
+    with pytest.raises(ConfigError, match=r"^model\.encoder2 is None, so model\.encoder2\.layers cannot be set"):
+        changed(TrainConfig(), {"model.encoder2.layers": 2})
 
 
 def test_values_by_path():
