@@ -58,7 +58,7 @@ def parsed(argv, known, flag_values=flags.FLAGS):
         sys.exit(f"error: {unknown(error.flagname, known)}")
     except (flags.Error, ValueError) as error:  # ValueError: --noNAME=value
         message = MISSING.sub(r"--\1 is missing; --help says what it is", str(error))
-        sys.exit(f"error: {message.removeprefix('flag ')}")
+        sys.exit(f"error: {message.removeprefix('flag ')}".replace("\n", ". "))  # one a flag that is missing
     if len(rest) > 1:
         sys.exit(f"error: unexpected {' '.join(rest[1:])}: flags are written --NAME=value; --help lists them")
     return rest

@@ -206,9 +206,11 @@ def test_what_is_wrong_with_a_mesh_in_a_line():
 def test_what_is_missing_in_a_line():
     here = flags.FlagValues()
     cli.define_config(here)
-    flags.mark_flag_as_required("config", here)
-    with pytest.raises(SystemExit, match=r"^error: --config is missing; --help says what it is$"):
+    flags.DEFINE_string("workdir", None, "", here)
+    flags.mark_flags_as_required(["config", "workdir"], here)
+    with pytest.raises(SystemExit) as caught:
         cli.parsed(["train"], list(here), here)
+    assert str(caught.value) == "error: --config is missing; --help says what it is. --workdir is missing; --help says what it is"
 
 
 # --- --help, and what a run says of its config
