@@ -93,12 +93,12 @@ def test_what_a_run_leaves(bundled, tmp_path, final, parts, kind):
 def test_a_run_is_asked_what_its_config_says(bundled, tmp_path, monkeypatch):
     """Held-out questions, not those of training; so many tokens an answer; blank pictures too."""
     found, arrays = bundled
-    records = [{"id": "a", "conversations": [{"from": "human", "value": "Say hello."}, {"from": "gpt", "value": "Hello."}]}]
+    records = [{"id": "a", "conversations": [{"from": "human", "value": "Describe the picture."}, {"from": "gpt", "value": "Hello."}]}]
     (tmp_path / "held_out.json").write_text(json.dumps(records * 2))
     values = {"eval.path": str(tmp_path / "held_out.json"), "eval.count": 2, "eval.max_new_tokens": 1, "eval.blind": True, "model": found.config}
     evaluate = evaluator(changed(shipped.load("tiny:sft"), values), Tokenizer(Path(DECODER)))
     figures, asked = evaluate(arrays)
     assert figures["eval/questions"] == 2 and "eval/blind_accuracy" in figures
-    assert [record.question for record in asked] == ["Say hello."] * 2
+    assert [record.question for record in asked] == ["Describe the picture."] * 2
     tokenizer = Tokenizer(Path(DECODER))
     assert all(len(tokenizer.encode(record.answer)) <= 1 for record in asked)
