@@ -45,7 +45,8 @@ def main(variant, path="configs/tiny.py"):
     module = objective.module(config.model, rngs=nnx.Rngs(0))
     trained, frozen = split(config.train_parts, nnx.parameters(module))
     optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
-    step = make_step(module, objective, optimizer, seed=0, grad_accum=config.grad_accum, dtype=jnp.dtype(config.compute_dtype), remat=config.remat)
+    settings = {"grad_accum": config.grad_accum, "remat": config.remat, "loss_mean_rows": config.loss_mean_rows}
+    step = make_step(module, objective, optimizer, seed=0, dtype=jnp.dtype(config.compute_dtype), **settings)
     step, state, batch = jax.jit(step, donate_argnums=0), init_state(optimizer, trained), random_batch(config)
     seconds = []
     for _ in range(STEPS + 1):

@@ -2,21 +2,26 @@
 
 python -m omnifusion_jax.train --config=configs/pretrain.py --config.data.path=captions.json --config.data.images=images --workdir=runs/pretrain
 
-The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code.
+The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code. The paper names
+AdamW, rates and batch sizes; it mentions no clipping of gradients, and the published code has none.
 """
 
 from omnifusion_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig, variant
 from omnifusion_jax.models.presets import preset
 
 VARIANTS = {
-    "": {"batch_size": 256, "optimizer": OptimizerConfig(name="adamw", learning_rate=1e-3)},
-    "original": {"batch_size": 256, "optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-2, clip=None)},
+    "": {"optimizer": OptimizerConfig(name="adamw", learning_rate=1e-3, clip=None)},
+    "original": {
+        "optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-2, clip=None, horizon=8.0),  # 8 devices
+        "loss_mean_rows": 4,  # a device's micro-batch
+    },
 }
 
 
 def get_config(name=""):
     config = TrainConfig(
         steps=4900,  # one epoch of 1.25 million captions
+        batch_size=256,
         grad_accum=4,  # 64 rows at a time: 8 to a device on 8, one on 64
         model=preset("omnifusion-1.1"),
         encoder_from="openai/clip-vit-large-patch14-336",
@@ -28,5 +33,5 @@ def get_config(name=""):
         **variant(VARIANTS, name),
     )
     if name == "original":
-        config.model.layout = "original"
+        config.model.layout, config.model.adapter.init = "original", "torch"
     return config

@@ -14,10 +14,14 @@ def load(source, *, vision=None, dtype=None, mesh=None):
     """A model ready to answer.
 
     Args:
-      source: "omnifusion-tiny" (bundled), a native directory, one laid out like the OmniFusion release, a LLaVA of transformers, or a hub id.
+      source: "omnifusion-tiny" (bundled), a native directory, one laid out like the OmniFusion release, a
+        LLaVA of transformers, or a hub id.
       vision: the vision tower (directory, file or hub id), where the source does not hold one.
-      dtype: of parameters and computation, "float32" or "bfloat16"; None: float32 on CPUs, which are slow at anything else, bfloat16 elsewhere.
-      mesh: a `jax.sharding.Mesh` as `sharding.make_mesh` gives, over which the parameters are spread as they are read; None: one device.
+      dtype: of parameters and computation, "float32" or "bfloat16"; None: float32 on CPUs, which are slow at
+        anything else, bfloat16 elsewhere.
+      mesh: a `jax.sharding.Mesh` as `sharding.make_mesh` gives, over which the parameters are spread as they
+        are read, and requests when they are answered; None: one device.
+
     Raises CheckpointError when the source is unknown, unsafe or incomplete.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -31,4 +35,4 @@ def load(source, *, vision=None, dtype=None, mesh=None):
     if found.tokenizer is None:
         raise CheckpointError(f"{source} has no tokenizer: put tokenizer.json and tokenizer_config.json there")
     arrays = found.arrays if mesh else {path: jnp.asarray(a) for path, a in found.arrays.items()}
-    return Model(found.config, arrays, Tokenizer(found.tokenizer).fits(found.config.decoder.vocab), dtype=dtype)
+    return Model(found.config, arrays, Tokenizer(found.tokenizer).fits(found.config.decoder.vocab), dtype=dtype, name=str(source))

@@ -1,19 +1,33 @@
 """python -m omnifusion_jax.chat --model=M [--image=F]"""
 
+import os
+
 from absl import flags
 
 from omnifusion_jax.api import load
-from omnifusion_jax.cli import define_generation, run
+from omnifusion_jax.cli import define_generation, define_mesh, run
 from omnifusion_jax.data.dialogues import Request
+from omnifusion_jax.data.images import open_image
 from omnifusion_jax.errors import DataError
 
 MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
 VISION = flags.DEFINE_string("vision", None, "Vision tower, where the model does not hold one.")
 IMAGE = flags.DEFINE_string("image", None, "Picture to talk about.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Of parameters and computation; float32 on CPUs, else bfloat16, when not given.")
-GENERATION = define_generation()
+GENERATION, MESH = define_generation(), define_mesh()
 
 HELP = "/image FILE shows another picture, /image alone none, /new starts again, /quit or Ctrl-D leaves; Ctrl-C stops an answer."
+
+
+def pictures(name):
+    """The picture in the file that was typed, in a list; none for nothing. Raises DataError.
+
+    Quotes around the name are no part of it, ~ is one's home.
+    """
+    name = name.strip()
+    if name[:1] in ("'", '"') and name[-1:] == name[:1]:
+        name = name[1:-1]
+    return [open_image(os.path.expanduser(name))] if name else []
 
 
 def answer(model, request, generation):
@@ -32,7 +46,10 @@ def answer(model, request, generation):
 
 
 def converse(model, images, generation):
-    """Reads lines until the end of input. A turn that cannot be answered is taken back."""
+    """Reads lines until the end of input.
+
+    A turn that cannot be answered is taken back; a line that begins with / is never said to the model.
+    """
     messages = []
     while True:
         try:
@@ -43,24 +60,28 @@ def converse(model, images, generation):
         except EOFError:
             return
         command, _, rest = line.partition(" ")
-        if command == "/quit":
-            return
-        if command in ("/image", "/new"):
-            images, messages = [rest][: bool(rest)] if command == "/image" else images, []
-        elif line:
-            asked = [*messages, {"role": "user", "content": line}]
-            try:
+        try:
+            if command == "/quit":
+                return
+            if command == "/new":
+                messages = []
+            elif command == "/image":
+                images, messages = pictures(rest), []
+            elif line.startswith("/"):
+                print(f"there is no {command}. {HELP}")
+            elif line:
+                asked = [*messages, {"role": "user", "content": line}]
                 said = answer(model, Request(asked, images), generation)
-            except DataError as error:
-                print(f"error: {error}")
-                continue
-            messages = [*asked, {"role": "assistant", "content": said}] if said.strip() else messages
+                messages = [*asked, {"role": "assistant", "content": said}] if said.strip() else messages
+        except DataError as error:
+            print(f"error: {error}")
 
 
 def main(_):
-    model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value)
+    shown, generation = pictures(IMAGE.value or ""), GENERATION()  # before the model, which takes its time
+    model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH())
     print(HELP)
-    converse(model, [IMAGE.value] if IMAGE.value else [], GENERATION())
+    converse(model, shown, generation)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ class AdapterConfig:
     activation: str = "gelu"  # or gelu_tanh, of "mlp"; that of the transformer layer is ReLU
     dropout: float = 0.1  # of the transformer layer, in training only
     eps: float = 1e-5  # of norms
+    init: str = "normal"  # fresh kernels: N(0, 1/fan_in), biases 0; "torch": PyTorch's defaults, biases too
     width: int | None = None  # that two encoders are brought to; None: the first one's
     bias: str = "layers"  # sum, attention: each linear map has its own; "one": their sum has; or "none"
     shared_norm: bool = True  # sum, attention: one layer norm an encoder, not one a layer
@@ -126,6 +127,7 @@ class AdapterConfig:
     def validate(self):
         one_of("adapter.kind", self.kind, (*ONE_ENCODER, *TWO_ENCODERS))
         one_of("adapter.activation", self.activation, ("gelu", "gelu_tanh"))
+        one_of("adapter.init", self.init, ("normal", "torch"))
         one_of("adapter.bias", self.bias, ("layers", "one", "none"))
         one_of("adapter.align", self.align, ("pad", "interpolate"))
         check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")
@@ -252,9 +254,10 @@ LAYOUTS = {  # the trained vectors of each
 class OptimizerConfig:
     name: str = "adamw"  # or adafactor
     learning_rate: float = 1e-3  # the highest; factors of train_parts come on top
-    weight_decay: float = 0.0  # adamw: share of a weight, times the learning rate, that a step takes away
-    schedule: str = "cosine"  # to zero at the last step; or constant
-    warmup: float = 0.01  # share of all steps, in which the learning rate rises from zero
+    weight_decay: float = 0.0  # adamw: share of a matrix, times the learning rate, that a step takes away
+    schedule: str = "cosine"  # to zero at the horizon; or constant
+    warmup: float = 0.01  # share of the horizon, in which the learning rate rises from zero
+    horizon: float = 1.0  # length of the schedule, in runs; at 8 the run ends after an eighth of it
     clip: float | None = 1.0  # largest global gradient norm; None: no clipping
     beta2: float = 0.999  # adamw: how slowly the mean of squared gradients forgets
 
@@ -263,7 +266,8 @@ class OptimizerConfig:
         one_of("optimizer.schedule", self.schedule, ("cosine", "constant"))
         check(self.name == "adamw" or not self.weight_decay, "optimizer.weight_decay works with adamw only")
         check(self.learning_rate > 0, f"optimizer.learning_rate {self.learning_rate} is not positive")
-        check(0 <= self.warmup < 1, f"optimizer.warmup is a share of all steps in [0, 1), not {self.warmup}")
+        check(0 <= self.warmup < 1, f"optimizer.warmup is a share of the horizon in [0, 1), not {self.warmup}")
+        check(self.horizon >= 1, f"optimizer.horizon is {self.horizon}: below 1 the rate would be 0 before the run ends")
 
 
 @dataclasses.dataclass
@@ -324,12 +328,13 @@ class TrainConfig:
     steps: int = 1000  # of the optimizer
     batch_size: int = 256  # dialogues a step, over all devices and accumulation steps
     grad_accum: int = 1  # portions that a step's dialogues are taken in, one after the other
-    objective: str = "answers"  # or patches: a bare encoder names what covers each of them
+    loss_mean_rows: int = 0  # 0: one mean over a step's targets; n: the mean of the means over n rows each
+    objective: str = "answers"  # or patches: a bare encoder names what covers each patch of synthetic pictures
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     encoder_from: str | None = None  # directory or hub id of a vision tower; None: fresh, unless init_from has it
     encoder2_from: str | None = None  # of the second, likewise
     decoder_from: str | None = None  # directory or hub id of a Mistral or Llama, likewise
-    init_from: str | None = None  # native directory: a whole model, or what phase 1 trained
+    init_from: str | None = None  # native directory, or what the original's phase 1 writes
     tokenizer: str | None = None  # directory with tokenizer.json; None: that of init_from or decoder_from
     # rows (regex, learning-rate factor or None); every parameter matches exactly one, None freezes
     train_parts: tuple[tuple[str, float | None], ...] = ()
@@ -351,6 +356,8 @@ class TrainConfig:
         longest = self.model.decoder.max_length
         check(0 < self.data.max_length <= longest, f"data.max_length {self.data.max_length} is not in 1..{longest} (model.decoder.max_length)")
         check(self.batch_size % self.grad_accum == 0, f"batch_size {self.batch_size} is not a multiple of grad_accum")
+        groups = self.loss_mean_rows >= 0 and self.batch_size % (self.loss_mean_rows or 1) == 0
+        check(groups, f"batch_size {self.batch_size} is not a multiple of loss_mean_rows {self.loss_mean_rows}")
         one_of("objective", self.objective, ("answers", "patches"))
         one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
         one_of("remat", self.remat, ("none", "dots", "full"))
@@ -377,6 +384,7 @@ class GenerationConfig:
     top_p: float = 1.0  # sampling: the likeliest tokens that have this probability together
     early_stopping: bool = False  # beams: stop as soon as num_beams candidates are finished
     length_penalty: float = 1.0  # beams: score is the sum of log probabilities over length ** length_penalty
+    repetition_penalty: float = 1.0  # scores of generated tokens are divided by it, negative ones multiplied; 1: off
     no_repeat_ngram_size: int = 0  # 0: off
     banned: tuple[str, ...] = ()  # strings that may not be produced, as the tokenizer cuts them
     banned_tokens: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be produced
@@ -404,6 +412,7 @@ class GenerationConfig:
         check(self.num_beams == 1 or self.temperature == 0, "beams are not sampled: set num_beams=1 or temperature=0")
         check(0 < self.top_p <= 1, f"top_p {self.top_p} is not in (0, 1]")
         check(self.top_k >= 0, f"top_k is {self.top_k}; 0 means all")
+        check(self.repetition_penalty > 0, f"repetition_penalty is {self.repetition_penalty}; 1 means off")
         check(self.no_repeat_ngram_size >= 0, f"no_repeat_ngram_size is {self.no_repeat_ngram_size}; 0 means off")
         check(0 <= self.seed < 2**32, f"seed {self.seed} is not in [0, 2**32)")
 

@@ -19,7 +19,7 @@ from omnifusion_jax.checkpoints.export import export_original
 from omnifusion_jax.checkpoints.files import write_json
 from omnifusion_jax.checkpoints.inspect import inspect, lines
 from omnifusion_jax.checkpoints.llava_export import export_llava
-from omnifusion_jax.checkpoints.load import FAMILIES, load_checkpoint
+from omnifusion_jax.checkpoints.load import FAMILIES, check_tokenizer, load_checkpoint
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.parts import SEED, from_parts
 from omnifusion_jax.config import check
@@ -34,7 +34,7 @@ DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Type to write
 VISION = flags.DEFINE_string("vision", None, "Vision tower, for a source that holds none: openai/clip-vit-large-patch14-336, or a directory.")
 VISION2 = flags.DEFINE_string("vision2", None, "The second one, of a two-encoder model: facebook/dinov2-large, or a directory.")
 DECODER = flags.DEFINE_string("decoder", None, "Language model, to be put together with --vision (and --vision2) instead of a --source.")
-PRESET = flags.DEFINE_string("preset", None, "How such parts are joined: llava-1.5-7b, omnifusion-1.1, ...")
+PRESET = flags.DEFINE_string("preset", None, "How such parts are joined, or what model the original's phase 1 was run for: omnifusion-1.1, ...")
 ASSIGN = flags.DEFINE_string("assign", None, "JSON file that says what the tensors of a two-encoder adapter are.")
 CHECK = flags.DEFINE_string("check_with", None, "Picture on which the possible readings of a two-encoder adapter are measured.")
 
@@ -49,7 +49,8 @@ def main(_):
     jax.config.update("jax_platforms", "cpu")  # a model may be larger than an accelerator's memory
     start = time.time()
     check(bool(SOURCE.value) != bool(DECODER.value), "give --source, a whole checkpoint, or --vision and --decoder, the parts of one")
-    options = {"vision": VISION.value, "vision2": VISION2.value, "assign": ASSIGN.value, "family": FAMILY.value, "dtype": DTYPE.value}
+    options = {"vision": VISION.value, "vision2": VISION2.value, "assign": ASSIGN.value, "preset": PRESET.value}
+    options |= {"family": FAMILY.value, "dtype": DTYPE.value}
     if INSPECT.value:
         check(bool(SOURCE.value), "--inspect needs --source")
         print("\n".join(lines(*inspect(SOURCE.value, **options))))
@@ -71,9 +72,10 @@ def read(options):
     if DECODER.value:
         check(bool(VISION.value) and not (ASSIGN.value or FAMILY.value), "--decoder needs --vision, and takes no --assign and no --family")
         return from_parts(DECODER.value, VISION.value, VISION2.value, PRESET.value, DTYPE.value)
-    check(not PRESET.value, "--preset is for parts; a checkpoint says itself what it is")
     try:
         found = load_checkpoint(SOURCE.value, **options)
+        if "decoder" in found.parts:
+            check_tokenizer(found.tokenizer, found.config.decoder, SOURCE.value)
         if CHECK.value:
             print("--check_with has nothing to rank: the adapter's tensors are known, or told by --assign")
         return found, ()
@@ -85,6 +87,7 @@ def read(options):
 def offer(error, file):
     """Writes the likeliest reading for the user to correct, and ranks all of them where a picture is given."""
     check(not file.exists(), f"{file} is there already: pass it as --assign, or remove it for a new one. {error}")
+    check(not CHECK.value or error.distances, "--check_with: this source has no encoders and no decoder to look at a picture with")
     if CHECK.value:
         distances = error.distances(Lens(error.config)(CHECK.value).views)
         error.readings = [reading for _, reading in sorted(zip(distances, error.readings, strict=True), key=lambda row: row[0])]

@@ -1,11 +1,12 @@
 """python -m omnifusion_jax.generate --model=M --input=in.jsonl --output=out.jsonl [--images=DIR] [--generation.max_new_tokens=50]"""
 
+import signal
 from pathlib import Path
 
 from absl import flags
 
 from omnifusion_jax.api import load
-from omnifusion_jax.cli import define_generation, run
+from omnifusion_jax.cli import define_generation, define_mesh, run
 from omnifusion_jax.inference.batch_file import answer_file
 
 MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
@@ -14,14 +15,23 @@ DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Of parameters
 INPUT = flags.DEFINE_string("input", None, "JSONL of requests, or LLaVA records.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "JSONL of answers; one that is half written is continued.", required=True)
 IMAGES = flags.DEFINE_string("images", "", "Folder that image names are relative to.")
-BATCH = flags.DEFINE_integer("batch_size", 16, "Requests answered together.")
-GENERATION = define_generation()
+BATCH = flags.DEFINE_integer("batch_size", 16, "Requests answered together.", lower_bound=1)
+RETRY = flags.DEFINE_bool("retry_errors", False, "Lines of the output that are errors are tried again and replaced.")
+GENERATION, MESH = define_generation(), define_mesh()
 
 
 def main(_):
-    model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value)
-    done, failed, kept = answer_file(model, Path(INPUT.value), Path(OUTPUT.value), Path(IMAGES.value), GENERATION(), BATCH.value)
-    print(f"{OUTPUT.value}: {done} answers, {failed} of them errors" + (f"; {kept} were there already" if kept else ""))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is one's own Ctrl-C
+    try:
+        model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH())
+        files = Path(INPUT.value), Path(OUTPUT.value), Path(IMAGES.value)
+        done = answer_file(model, *files, GENERATION(), BATCH.value, RETRY.value)
+    except KeyboardInterrupt:
+        print(f"\nstopped; {OUTPUT.value} keeps the answers that are written. The same command goes on from there")
+        return 130
+    before = f"; {done.kept} were there already" * bool(done.kept) + f", {done.retried} errors tried again" * bool(done.retried)
+    advice = "; --retry_errors tries them again" * bool(done.errors)
+    print(f"{OUTPUT.value}: {done.answers} answers, {done.errors} of them errors{before}{advice}")
 
 
 if __name__ == "__main__":

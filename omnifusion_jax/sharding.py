@@ -38,13 +38,24 @@ def make_mesh(data=1, fsdp=-1, tensor=1, devices=None):
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
 
 
+def mesh_of(arrays):
+    """The mesh that arrays are spread over, or None: NumPy arrays and those of one device have none."""
+    shardings = (getattr(a, "sharding", None) for a in arrays)
+    return next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+
+
+def ways(mesh, axis):
+    """How many pieces a dimension of a logical axis is cut into."""
+    name = RULES.get(axis)
+    return math.prod(mesh.shape[n] for n in ((name,) if isinstance(name, str) else name)) if name else 1
+
+
 def spec(mesh, axes, shape):
     """The PartitionSpec of an array by its logical axes. A dimension that its mesh axis does not divide stays whole."""
     names = []
     for axis, size in zip(axes, shape, strict=True):
-        name = RULES.get(axis)
-        parts = math.prod(mesh.shape[n] for n in ((name,) if isinstance(name, str) else name)) if name else 1
-        names.append(name if parts > 1 and size % parts == 0 else None)
+        parts = ways(mesh, axis)
+        names.append(RULES[axis] if parts > 1 and size % parts == 0 else None)
     return PartitionSpec(*names)
 
 

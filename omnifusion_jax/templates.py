@@ -24,9 +24,9 @@ VICUNA = f"""\
 
 MISTRAL = f"""\
 {{%- for message in messages -%}}
-{{{{- ' ' if message['role'] == 'assistant' else '[INST] ' -}}}}
+{{{{- {{'assistant': ' ', 'system': '<<SYS>>\\n'}}.get(message['role'], '[INST] ') -}}}}
 {CONTENT}
-{{{{- eos_token if message['role'] == 'assistant' else ' [/INST]' -}}}}
+{{{{- {{'assistant': eos_token, 'system': '\\n<</SYS>>\\n\\n'}}.get(message['role'], ' [/INST]') -}}}}
 {{%- endfor -%}}
 """
 

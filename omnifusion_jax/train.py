@@ -53,11 +53,11 @@ def starting_point(config):
         same_settings("model.decoder", config.model.decoder, stored, config.decoder_from, but=("max_length",))
         arrays, tokenizer = arrays | placed(mesh, decoder), tokenizer or found
     if config.init_from:
-        stored, _ = read_config(config.init_from)
-        for part, free in (("encoder", ()), ("encoder2", ()), ("adapter", ("dropout",)), ("decoder", ("max_length",))):
+        stored, trained, found = load_trained(config.init_from, config.model)
+        for part, free in (("encoder", ()), ("encoder2", ()), ("adapter", ("dropout", "init")), ("decoder", ("max_length",))):
             same_settings(f"model.{part}", getattr(config.model, part), getattr(stored, part), config.init_from, but=free)
-        arrays |= load_native(config.init_from, shardings=shardings(config.init_from, mesh))[1]
-        tokenizer = tokenizer or Path(config.init_from)
+        arrays |= placed(mesh, trained)
+        tokenizer = tokenizer or found
     if tokenizer is None and config.objective == "answers":
         raise ConfigError("no tokenizer: set decoder_from, init_from or tokenizer (a directory with tokenizer.json)")
     return arrays, tokenizer

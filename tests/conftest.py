@@ -1,31 +1,69 @@
 """Set before JAX starts: eight simulated CPU devices, one thread a process where it matters, and no accelerator."""
 
+import ctypes
+import gc
 import importlib.util
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-ROOT = Path(__file__).parents[1]
+# What one worker or command compiled, the others load; so does the next run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 # PyTorch is the oracle of files that import it, or helpers that do; `make test` installs it
 NEEDS_TORCH = re.compile(r"^(import|from) (torch|models|oracle|parity|llava_models)\b", re.MULTILINE)
 collect_ignore = []
 if importlib.util.find_spec("torch") is None:
-    tests = Path(__file__).parent
     collect_ignore = [
-        str(file.relative_to(tests)) for file in sorted(tests.rglob("test_*.py")) if NEEDS_TORCH.search(file.read_text(encoding="utf-8"))
+        str(file.relative_to(Path(__file__).parent))
+        for file in sorted(Path(__file__).parent.rglob("test_*.py"))
+        if NEEDS_TORCH.search(file.read_text(encoding="utf-8"))
     ]
 
 
-def pytest_report_header():
-    return f"without PyTorch, which is not installed: {', '.join(collect_ignore)}" if collect_ignore else "with PyTorch"
+@pytest.fixture(scope="module", autouse=True)
+def memory_given_back():
+    """Programs of a module go with it: together they would take gigabytes."""
+    yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # a worker of pytest-xdist
+        session.config.workeroutput["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+peaks = []
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node):
+    peaks.append(getattr(node, "workeroutput", {}).get("peak", 0))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if peaks:
+        terminalreporter.write_line("largest memory of each worker: " + ", ".join(f"{peak / 2**20:.2f} GiB" for peak in peaks))
+    if collect_ignore:
+        terminalreporter.write_line(
+            f"NOT RUN, since PyTorch is not installed: {len(collect_ignore)} files, {', '.join(collect_ignore)}", yellow=True
+        )
 
 
 def run_command(name, *arguments, fails=False, given=""):

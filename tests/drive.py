@@ -55,7 +55,8 @@ def generate(decoder, prompts, generation, limit=ROOM):
     names = types.SimpleNamespace(eos=EOS, pad=PAD)
     follow = rules(generation, names, decoder.config.vocab, ROOM)
     turn = knobs(dataclasses.replace(generation, max_new_tokens=limit), ROOM)
-    state = decode.start(decoder, *pad(prompts), np.arange(len(prompts), dtype=np.int32), turn, follow)
+    drawn = np.arange(2 * len(prompts), dtype=np.uint32).reshape(-1, 2)
+    state = decode.start(decoder, *pad(prompts), drawn, turn, follow)
     state = decode.advance(decoder, state, np.int32(limit), follow)
     return [(tokens[:n].tolist(), float(p)) for tokens, n, p in zip(*jax.device_get(state.search.best()), strict=True)]
 

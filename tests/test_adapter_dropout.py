@@ -1,12 +1,17 @@
-"""Dropout of the adapter: with explicit keys in training, never in inference."""
+"""Dropout of the adapter: with explicit keys in training, as PyTorch has it there, never in inference."""
+
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 
 from omnifusion_jax.batch import FEATURE, Batch
-from omnifusion_jax.models.adapters import drop
-from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.config import AdapterConfig
+from omnifusion_jax.models.adapters import TransformerAdapter, drop
+from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.nn import nnx
 
 
@@ -15,15 +20,18 @@ def model():
     return c, nnx.with_parameters(abstract(c), tiny.arrays(c, "encoders", "adapter", "special", "decoder"))
 
 
+ADAPT = jax.jit(TransformerAdapter.__call__)
+
+
 def test_a_key_decides_what_is_dropped_and_none_drops_nothing():
     c, m = model()
     assert c.adapter.dropout == 0.1
-    x = np.random.default_rng(0).normal(size=(2, 9, c.encoder.embed)).astype(np.float32)
-    plain, a, b = m.adapter(x), m.adapter(x, jax.random.key(1)), m.adapter(x, jax.random.key(2))
-    np.testing.assert_array_equal(m.adapter(x), plain)
-    np.testing.assert_array_equal(m.adapter(x, jax.random.key(1)), a)
+    x = np.random.default_rng(0).normal(size=(1, 9, c.encoder.embed)).astype(np.float32).repeat(2, axis=0)
+    plain, a, b = ADAPT(m.adapter, x), ADAPT(m.adapter, x, jax.random.key(1)), ADAPT(m.adapter, x, jax.random.key(2))
+    np.testing.assert_array_equal(plain[0], plain[1])
+    np.testing.assert_array_equal(ADAPT(m.adapter, x, jax.random.key(1)), a)
     assert np.abs(a - plain).max() > 1e-3 and np.abs(a - b).max() > 1e-3
-    assert np.abs(a[0] - b[0]).max() > 1e-3  # each sample for itself
+    assert np.abs(a[0] - a[1]).max() > 1e-3  # the same picture twice in a batch: each is dropped for itself
 
 
 def test_a_tenth_is_dropped_and_the_rest_scaled():
@@ -32,11 +40,60 @@ def test_a_tenth_is_dropped_and_the_rest_scaled():
     np.testing.assert_allclose(y[y > 0], 1 / 0.9, rtol=1e-6)
 
 
+WIDTH, HEADS, ROWS, DRAWS, RATE = 4, 2, 3, 40_000, 0.3
+# Which kernels are zero, so that nothing is dropped behind them. A feed-forward part as wide as the layer:
+# equal keys would give equal masks.
+PLACES = {"attention": {"down"}, "feed-forward": {"out"}, "all": set()}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_it_falls_where_pytorch_has_it(place):
+    """Mean, spread and correlations of what comes out of the layer, over many draws, against the same layer
+    of PyTorch in training mode."""
+    torch = pytest.importorskip("torch")
+    settings = AdapterConfig("transformer", heads=HEADS, mlp=WIDTH, dropout=RATE)
+    base = tiny.config()
+    c = dataclasses.replace(base, adapter=settings, encoder=dataclasses.replace(base.encoder, embed=WIDTH, heads=1))
+    c.decoder = dataclasses.replace(c.decoder, embed=WIDTH)
+    rng = np.random.default_rng(5)
+    shapes = nnx.parameters(nnx.eval_shape(lambda: TransformerAdapter(c, rngs=nnx.Rngs(0))))
+    factor = lambda path: 0.0 if path.removesuffix("_bias") in PLACES[place] else 0.7
+    p = {path: rng.normal(size=a.shape).astype(np.float32) * factor(path) for path, a in shapes.items()}
+    p["linear"], p["linear_bias"] = np.eye(WIDTH, dtype=np.float32), np.zeros(WIDTH, np.float32)
+    p["up"], p["up_bias"] = np.eye(WIDTH, dtype=np.float32), np.ones(WIDTH, np.float32)
+    p["down"] = np.eye(WIDTH, dtype=np.float32) * (0 if "down" in PLACES[place] else 2)
+    for n in (1, 2):
+        p[f"norm{n}/scale"], p[f"norm{n}/bias"] = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32)
+    adapter = nnx.with_parameters(nnx.eval_shape(lambda: TransformerAdapter(c, rngs=nnx.Rngs(0))), {path: jnp.asarray(a) for path, a in p.items()})
+    x = np.repeat(rng.normal(size=(1, ROWS, WIDTH)).astype(np.float32), DRAWS, axis=0)
+
+    layer = torch.nn.TransformerEncoderLayer(WIDTH, HEADS, WIDTH, dropout=RATE, batch_first=True).train()
+    foreign = {"self_attn.in_proj_": "qkv", "self_attn.out_proj.": "out", "linear1.": "up", "linear2.": "down"}
+    state = {f"{name}bias": p[f"{ours}_bias"].reshape(-1) for name, ours in foreign.items()}
+    state |= {"self_attn.in_proj_weight": p["qkv"].reshape(WIDTH, -1).T, "self_attn.out_proj.weight": p["out"].reshape(-1, WIDTH).T}
+    state |= {"linear1.weight": p["up"].T, "linear2.weight": p["down"].T}
+    state |= {f"norm{n}.{t}": p[f"norm{n}/{o}"] for n in (1, 2) for t, o in (("weight", "scale"), ("bias", "bias"))}
+    layer.load_state_dict({name: torch.tensor(np.ascontiguousarray(a)) for name, a in state.items()})
+    torch.manual_seed(0)
+    with torch.no_grad():
+        theirs = layer(torch.tensor(x)).numpy().reshape(DRAWS, -1)
+        still = layer.eval()(torch.tensor(x[:1])).numpy()
+    np.testing.assert_allclose(ADAPT(adapter, x)[:1], still, atol=1e-5)
+    ours = np.asarray(ADAPT(adapter, x, jax.random.key(0))).reshape(DRAWS, -1)
+    spread = theirs.std(axis=0)
+    assert spread.min() > 0.05
+    np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), rtol=0, atol=0.03 * spread.max())
+    np.testing.assert_allclose(ours.std(axis=0), spread, rtol=0.03)
+    np.testing.assert_allclose(np.corrcoef(ours.T), np.corrcoef(theirs.T), rtol=0, atol=0.03)
+
+
 def test_logits_are_without_dropout_and_training_is_not():
     c, m = model()
     n = c.encoder.rows
     plane = np.zeros((1, n), np.int32)
     images = (tiny.image(c)[None],)
     batch = Batch(plane, plane + FEATURE, np.arange(n, dtype=np.int32)[None], plane.astype(np.float32), plane + 1, np.arange(n)[None], images)
-    np.testing.assert_array_equal(m(batch), m.decoder.logits(m.hidden(batch)))
-    assert np.abs(m.hidden(batch, jax.random.key(0)) - m.hidden(batch)).max() > 1e-3
+    hidden = jax.jit(OmniFusion.hidden)
+    plain = hidden(m, batch)
+    np.testing.assert_allclose(jax.jit(OmniFusion.__call__)(m, batch), m.decoder.logits(plain), rtol=0, atol=1e-5)
+    assert np.abs(hidden(m, batch, jax.random.key(0)) - plain).max() > 1e-3

@@ -100,7 +100,8 @@ BAD = {  # what is wrong -> (record, how its picture is written, what the messag
     "empty turn": (without_picture(HUMAN, ("gpt", " ")), nothing, ["turn 1 is empty. Remove the turn or write its text"]),
     "assistant first": (without_picture(ANSWER, HUMAN), nothing, ["starts with the assistant. The first turn must be the user's"]),
     "no answer": (without_picture(HUMAN), nothing, ["no turn of the assistant", "Add an answer or remove the dialogue"]),
-    "unknown role": (without_picture(("system", "Hi"), HUMAN, ANSWER), nothing, ["turn 0 is from 'system'; known are human, user, gpt, assistant"]),
+    "unknown role": (without_picture(("bard", "Hi"), HUMAN, ANSWER), nothing, ["turn 0 is from 'bard'; known are human, user, gpt, assistant"]),
+    "a system turn": (without_picture(("system", "Hi"), HUMAN, ANSWER), nothing, ["turn 0 is from 'system'", "belongs in model.prompt"]),
     "too long": (without_picture(("human", "cat " * 200), ANSWER), nothing, ["tokens, but max_length is 96", "Shorten or split", "data.max_length"]),
     "text that is no string": (
         without_picture(("human", 5), ANSWER),

@@ -4,6 +4,8 @@ import itertools
 import types
 
 import pytest
+from conftest import run_command
+from PIL import Image
 
 from omnifusion_jax import chat
 from omnifusion_jax.config import GenerationConfig
@@ -47,17 +49,59 @@ def test_turns_are_remembered_and_ctrl_c_stops_only_the_answer(monkeypatch, caps
     assert "a cat" in out and "it is  [stopped]" in out and "never" not in out
 
 
-def test_commands(monkeypatch, capsys):
+def draw(path, colour):
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8), colour).save(path)
+    return path
+
+
+def colours(pictures):
+    return [picture.getpixel((0, 0)) for picture in pictures]
+
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def test_commands(monkeypatch, tmp_path):
+    talker = Talker(["one"], ["two"], ["three"])
+    talk(monkeypatch, talker, f"/image {draw(tmp_path / 'a.png', RED)}", "first", "/new", "", "second", "/image", "third", "/quit", "unheard")
+    assert [(texts, colours(images)) for texts, images in talker.asked] == [(["first"], [RED]), (["second"], [RED]), (["third"], [])]
+
+
+@pytest.mark.parametrize("typed", ["'{}'", '"{}"', "  {}  ", "~/my pictures/b c.png"])
+def test_a_file_is_found_as_people_type_it(monkeypatch, tmp_path, typed):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = draw(tmp_path / "my pictures" / "b c.png", BLUE)
+    talker = Talker(["one"])
+    talk(monkeypatch, talker, f"/image {typed.format(file)}", "first")
+    assert colours(talker.asked[0][1]) == [BLUE]
+
+
+def test_a_picture_that_cannot_be_opened_changes_nothing(monkeypatch, capsys, tmp_path):
     talker = Talker(["one"], ["two"])
-    talk(monkeypatch, talker, "/image a.png", "first", "/new", "", "second", "/quit", "unheard")
-    assert talker.asked == [(["first"], ["a.png"]), (["second"], ["a.png"])]
+    talk(monkeypatch, talker, f"/image {draw(tmp_path / 'a.png', RED)}", "first", f"/image {tmp_path}/nowhere.png", "second")
+    texts, images = talker.asked[1]
+    assert texts == ["first", "one", "second"] and colours(images) == [RED]
+    assert f"error: {tmp_path}/nowhere.png" in capsys.readouterr().out
 
 
-def test_a_picture_that_cannot_be_read_is_an_error_not_the_end(monkeypatch, capsys):
-    talker = Talker([DataError("nowhere.png: no such file")], ["fine"])
-    talk(monkeypatch, talker, "/image nowhere.png", "what?", "/image", "and now?")
-    assert "error: nowhere.png" in capsys.readouterr().out
+def test_a_command_that_is_none_is_not_said_to_the_model(monkeypatch, capsys):
+    talker = Talker(["fine"])
+    talk(monkeypatch, talker, "/imagine a cat", "hello")
+    assert [texts for texts, _ in talker.asked] == [["hello"]]
+    assert "there is no /imagine. /image FILE shows" in capsys.readouterr().out
+
+
+def test_a_turn_that_fails_is_taken_back(monkeypatch, capsys):
+    talker = Talker([DataError("request: too long")], ["fine"])
+    talk(monkeypatch, talker, "what?", "and now?")
+    assert "error: request: too long" in capsys.readouterr().out
     assert talker.asked[1] == (["and now?"], [])
+
+
+def test_a_wrong_picture_stops_before_the_model_is_loaded(tmp_path):
+    said = run_command("chat", f"--image={tmp_path}/nowhere.png", "--model=/nowhere", fails=True)
+    assert said.count("\n") == 1 and said.startswith("error: ") and f"{tmp_path}/nowhere.png" in said
 
 
 @pytest.mark.parametrize("pieces", [[], [" ", "\n"], [KeyboardInterrupt()]])

@@ -1,15 +1,21 @@
-"""Every preset has its parameters, counted on shapes, and the page of them is what its command writes."""
+"""Every preset has its parameters, counted on shapes; the page of them is what its command writes; a command
+line may change a preset."""
 
+import dataclasses
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
+from omnifusion_jax import sharding
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.models.axes import axes
+from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.encoders import ENCODERS, encoder
 from omnifusion_jax.models.omnifusion import abstract
-from omnifusion_jax.models.presets import PRESETS, preset
+from omnifusion_jax.models.presets import PRESETS, preset, resolve
 from omnifusion_jax.nn import nnx
 
 ROOT = Path(__file__).parents[1]
@@ -24,9 +30,19 @@ def test_the_page_is_up_to_date():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_built_and_spread(name):
+    """Over eight devices, of which each gets little more than an eighth of the bytes."""
     c = preset(name)
     c.validate()
-    assert all(axes(path) for path in nnx.parameters(abstract(c)))
+    arrays = nnx.parameters(abstract(c))
+    placed = placements(sharding.make_mesh(fsdp=4, tensor=2), arrays)
+    each = {path: math.prod(placed[path].shard_shape(a.shape)) for path, a in arrays.items()}
+    whole = {path: a.size for path, a in arrays.items()}
+    assert all(each[path] <= size / 4 for path, size in whole.items() if size > 2**20)
+    encoders = [path for path in whole if not path.startswith("decoder/")]
+    large = name != "omnifusion-tiny"  # whose norms and biases weigh more
+    parts = {"encoders, adapter": (encoders, 4), "decoder": (set(whole) - set(encoders), 8)}
+    for part, (paths, devices) in parts.items():
+        assert sum(each[p] for p in paths) < (1.05 if large else 1.2) / devices * sum(whole[p] for p in paths), part
 
 
 def test_presets_share_nothing_that_could_be_changed():
@@ -54,3 +70,62 @@ def test_published_sizes():
 def test_unknown_names_list_the_known():
     with pytest.raises(ConfigError, match=r"no encoder 'clip'; choose from clip-vit-l-14-336"):
         encoder("clip")
+
+
+def command_line(*flags_given, file="configs/pretrain.py"):
+    """The model's config after a command line, as train.py has it."""
+    argv, values = ["train", f"--config={ROOT / file}", *flags_given], flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return resolve(values["config"].value.model, config_flags.get_override_values(values["config"]))
+
+
+SUM = "--config.model.preset=report-sum-mistral-7b"
+
+
+@pytest.mark.parametrize("turn", [1, -1], ids=["preset first", "preset last"])
+def test_what_the_command_line_sets_wins_over_another_preset(turn):
+    """Also where it is what the old preset had: the new one has kind=sum, and 2048 rather than 128 for the
+    tiny one's decoder."""
+    c = command_line(*[SUM, "--config.model.adapter.kind=transformer"][::turn])
+    assert (c.preset, c.adapter.kind, c.encoder2) == ("report-sum-mistral-7b", "transformer", encoder("dinov2-l"))
+    c = command_line(*["--config.model.preset=omnifusion-tiny", "--config.model.decoder.embed=4096", "--config.model.layout=omnifusion"][::turn])
+    assert (c.decoder.embed, c.decoder.layers, c.encoder.embed) == (4096, 4, 128)
+
+
+def test_what_the_config_file_changed_is_kept_too():
+    c = command_line(SUM, file="configs/pretrain.py:original")
+    assert (c.layout, c.adapter.init, c.adapter.kind) == ("original", "torch", "sum")
+    c = command_line(SUM, "--config.model.layout=omnifusion", file="configs/pretrain.py:original")
+    assert (c.layout, c.adapter.init) == ("omnifusion", "torch")
+
+
+@pytest.mark.parametrize("turn", [1, -1], ids=["preset first", "preset last"])
+def test_fields_of_a_part_that_only_the_new_preset_has(turn):
+    c = command_line(*["--config.model.encoder2=build", "--config.model.encoder2.image_size=336"], *[SUM][::turn])
+    assert c.encoder2 == dataclasses.replace(encoder("dinov2-l"), image_size=336)
+
+
+def test_fields_of_a_part_that_only_the_old_preset_has_are_refused():
+    with pytest.raises(ConfigError, match=r"model.encoder2.image_size is set to 448, but the new preset has no model.encoder2"):
+        table = "configs/report/table5.py:sum"
+        command_line("--config.model.preset=omnifusion-1.1", "--config.model.encoder2.image_size=448", file=table)
+    assert command_line("--config.model.preset=omnifusion-1.1", file="configs/report/table5.py:sum") == preset("omnifusion-1.1")
+
+
+def test_a_part_that_was_put_in_or_taken_out_stays_so():
+    c = preset("omnifusion-1.1")
+    c.preset, c.encoder2 = "omnifusion-tiny", encoder("dinov2-s")
+    c.encoder2.image_size = 140
+    assert resolve(c).encoder2 == dataclasses.replace(encoder("dinov2-s"), image_size=140)
+    c.preset = "report-sum-mistral-7b"  # has another one
+    assert resolve(c, {"model.encoder2.image_size": 140}).encoder2 == dataclasses.replace(encoder("dinov2-s"), image_size=140)
+    c = preset("report-sum-mistral-7b")
+    c.preset, c.encoder2 = "report-attention-mistral-7b", None
+    assert resolve(c).encoder2 is None and resolve(c, {"model.encoder2": None}).encoder2 is None
+
+
+def test_nothing_of_the_tables_is_changed():
+    before = repr([preset(name) for name in PRESETS])
+    command_line(SUM, "--config.model.adapter.kind=transformer", "--config.model.encoder.image_size=28")
+    assert repr([preset(name) for name in PRESETS]) == before

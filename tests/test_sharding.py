@@ -1,25 +1,25 @@
 """How arrays are spread: a golden file of every parameter, and meshes."""
 
 import json
+import math
+import re
 from pathlib import Path
 
 import jax
 import pytest
+import tiny
 
 from omnifusion_jax import sharding
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.models.axes import axes
-from omnifusion_jax.models.omnifusion import abstract
-from omnifusion_jax.models.presets import preset
-from omnifusion_jax.nn import nnx
+from omnifusion_jax.models.axes import AXES, axes
 
 GOLDEN = Path(__file__).parent / "golden" / "partition_specs.json"
 
 
 def specs():
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
-    arrays = nnx.parameters(abstract(preset("omnifusion-1.1")))
-    return {path: [*map(str, a.shape), str(sharding.spec(mesh, axes(path), a.shape))] for path, a in arrays.items()}
+    row = lambda path, a: [*map(str, a.shape), str(sharding.spec(mesh, axes(path), a.shape))]
+    return {name: {path: row(path, a) for path, a in arrays.items()} for name, arrays in tiny.systems().items()}
 
 
 def test_partition_specs_are_those_of_the_golden_file():
@@ -27,12 +27,15 @@ def test_partition_specs_are_those_of_the_golden_file():
     assert specs() == json.loads(GOLDEN.read_text())
 
 
+def test_the_golden_file_has_every_kind_of_parameter():
+    paths = {path for rows in json.loads(GOLDEN.read_text()).values() for path in rows}
+    assert not [pattern for pattern, _ in AXES if not any(re.fullmatch(pattern, path) for path in paths)]
+
+
 def test_large_arrays_are_all_spread():
-    for path, (*shape, spec) in specs().items():
-        size = 1
-        for n in shape:
-            size *= int(n)
-        assert size < 2**20 or "fsdp" in spec, path
+    for rows in specs().values():
+        for path, (*shape, spec) in rows.items():
+            assert math.prod(map(int, shape)) < 2**20 or "fsdp" in spec, path
 
 
 def test_a_mesh_takes_the_devices_it_needs():
@@ -52,4 +55,5 @@ def test_a_dimension_that_does_not_divide_stays_whole():
 
 if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text("{\n" + ",\n".join(f" {json.dumps(path)}: {json.dumps(row)}" for path, row in specs().items()) + "\n}\n")
+    lines = lambda rows: ",\n".join(f"  {json.dumps(path)}: {json.dumps(row)}" for path, row in rows.items())
+    GOLDEN.write_text("{\n" + ",\n".join(f" {json.dumps(name)}: {{\n{lines(rows)}\n }}" for name, rows in specs().items()) + "\n}\n")

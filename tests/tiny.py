@@ -1,9 +1,12 @@
 """A model and a tokenizer small enough for any test."""
 
+import functools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
+import optax
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -13,6 +16,11 @@ from omnifusion_jax.data.dialogues import Dialogue
 from omnifusion_jax.data.layout import Layout, Prepare
 from omnifusion_jax.data.pictures import Lens, Picture
 from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.models.encoders import encoder
+from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.models.presets import preset
+from omnifusion_jax.nn import nnx
+from omnifusion_jax.training.objectives import PatchReader
 
 PROMPT = "This is a dialog with AI assistant.\n"
 CORPUS = (PROMPT, "What is in the picture? A red circle and a blue square.", "How many circles are there? There are two circles to the left of it.")
@@ -20,6 +28,12 @@ VOCAB = 320
 RESERVED = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPACE = "\u2581"
+
+# An optimizer that changes nothing and keeps the gradient it was given
+RECORDER = optax.GradientTransformation(
+    lambda params: jax.tree.map(jax.numpy.zeros_like, params),
+    lambda gradient, state, params=None: (jax.tree.map(jax.numpy.zeros_like, gradient), gradient),
+)
 
 
 def make_tokenizer(directory) -> Tokenizer:
@@ -85,3 +99,25 @@ def arrays(c: ModelConfig, *parts, seed=0, dtype=np.float32):
 def image(c: ModelConfig, seed=0):
     """uint8[1, size, size, 3]"""
     return np.random.default_rng(seed).integers(0, 256, (1, c.encoder.image_size, c.encoder.image_size, 3), np.uint8)
+
+
+@functools.cache
+def systems():
+    """Shapes by path of systems that together have every kind of parameter there is; of those after the first
+    only the part that is new."""
+    giant, mixed = preset("omnifusion-1.1"), preset("report-sum-mistral-7b")
+    giant.encoder = encoder("dinov2-g-reg")
+    mixed.adapter.shared_norm, mixed.adapter.bias = False, "one"
+    shapes = lambda c, part: {path: a for path, a in nnx.parameters(abstract(c)).items() if path.startswith(part)}
+    reader = nnx.parameters(nnx.eval_shape(lambda: PatchReader(preset("omnifusion-tiny"), rngs=nnx.Rngs(0))))
+    return {
+        "omnifusion-1.1": shapes(preset("omnifusion-1.1"), ""),
+        "dinov2-g-reg": shapes(giant, "encoders/"),
+        "internvit-6b": shapes(preset("report-internvit-6b-mistral-7b"), "encoders/"),
+        "llava-next": shapes(preset("llava-next-mistral-7b"), ("adapter/", "special/")),
+        "concat": shapes(preset("report-concat-mistral-7b"), "adapter/"),
+        "sum": shapes(preset("report-sum-mistral-7b"), ("adapter/", "encoders/1/")),
+        "sum, norms apart": shapes(mixed, "adapter/"),
+        "attention": shapes(preset("report-attention-mistral-7b"), "adapter/"),
+        "patches": {"head": reader["head"]},
+    }

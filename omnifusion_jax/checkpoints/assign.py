@@ -33,7 +33,10 @@ EACH = "[out, in]"  # the only form with a tensor a layer
 
 
 class Ambiguous(CheckpointError):
-    """Several readings fit. They are in `readings`, the likeliest first; `distances(views)` measures each. `config` lacks the adapter."""
+    """Several readings fit. They are in `readings`, the likeliest first; `config` lacks the adapter.
+
+    `distances(views)` measures each; None where the encoders and the decoder are not there.
+    """
 
     def __init__(self, message, readings, config, distances):
         super().__init__(message)
@@ -276,7 +279,7 @@ def choose(tensors, c: ModelConfig, where, arrays=None):
         )
     if len(found) > 1:
         message = f"{where}: {len(found)} readings fit, the likeliest:\n" + "\n".join(lines(found[0]))
-        raise Ambiguous(message, found, c, lambda views: [distance(reading, tensors, c, arrays, views) for reading in found])
+        raise Ambiguous(message, found, c, arrays and (lambda views: [distance(reading, tensors, c, arrays, views) for reading in found]))
     return found[0]
 
 

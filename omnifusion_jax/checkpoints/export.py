@@ -20,14 +20,18 @@ from omnifusion_jax.errors import CheckpointError
 
 PUBLISHED = {("clip", 336, 14, 1024, 24): "clip-vit-large-patch14-336"}  # image size, patch, embed, layers: the name the original code asks for
 
+PHASE1 = ("adapter", "special")  # the parts that it trains
 ADAPTERS = {"transformer": original.adapter_table, "sum": assign.table}  # names by kind
 
 
 def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
     """Writes tokenizer/, tuned-model/, the encoder's directory, the adapter, the special vectors and omnifusion.json into the new directory `output`.
 
+    Of what phase 1 trained, the adapter, the vectors and omnifusion.json are written: what the original's
+    phase 1 leaves for its phase 2.
+
     Args:
-      checkpoint: a whole model.
+      checkpoint: a whole model, or adapter and special vectors alone.
       output: takes its name only when everything is written.
       dtype: "bfloat16", "float32" or a numpy type; None keeps the arrays' own.
       pickles: write projection.pt and special_embeddings.pt, which the original code loads and which need PyTorch to make. False writes
@@ -36,7 +40,9 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
     Raises:
       CheckpointError: parts are missing, `output` exists, the disk is full, or PyTorch is needed and not installed.
     """
-    check_whole(checkpoint)
+    whole = checkpoint.parts != PHASE1
+    if whole:
+        check_whole(checkpoint)
     config = checkpoint.config
     if config.adapter.kind not in ADAPTERS or config.special != LAYOUTS["original"]:
         raise CheckpointError(
@@ -44,26 +50,39 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
             f"{config.adapter.kind} with {', '.join(config.special) or 'none'}. Write --to=native, or --to=llava where that is possible"
         )
     torch = import_torch() if pickles else None
-    names = tower_names(config)
+    names = tower_names(config) if whole else []
     size = sum(a.size * np.dtype(dtype or a.dtype).itemsize for a in checkpoint.arrays.values())
     with written_beside(output, size) as partial:
-        copy_tokenizer(checkpoint.tokenizer, made(partial / original.TOKENIZER))
-        write_decoder(made(partial / original.DECODER), config.decoder, part(checkpoint, "decoder", llama.table(config.decoder), dtype))
-        for i, (name, encoder) in enumerate(zip(names, config.encoders, strict=True)):
-            arrays = arrays_of(checkpoint, f"encoders/{i}", dtype)
-            write_encoder(made(partial / name), encoder, arrays, config.image.fit, f"encoders/{i}")
-        adapter = part(checkpoint, "adapter", ADAPTERS[config.adapter.kind](config), dtype)
-        special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
-        if torch and config.adapter.kind == "transformer":
-            with classes_of_the_original(torch) as VisualToGPTMapping:
-                torch.save(VisualToGPTMapping(config, as_torch(torch, adapter)), partial / f"{original.ADAPTER}.pt")
-        else:  # the code of the two-encoder adapter was never published, so there is no class to pickle
-            write_safetensors(partial / f"{original.ADAPTER}.safetensors", adapter)
-        if torch:
-            torch.save(as_torch(torch, special), partial / f"{original.SPECIAL}.pt")
-        else:
-            write_safetensors(partial / f"{original.SPECIAL}.safetensors", special)
-        write_json(partial / original.SETTINGS, original.settings(config) | {original.ENCODERS: names})
+        if whole:
+            write_frozen(checkpoint, partial, names, dtype)
+        write_trained(checkpoint, partial, dtype, torch)
+        write_json(partial / original.SETTINGS, original.settings(config) | ({original.ENCODERS: names} if whole else {}))
+
+
+def write_frozen(checkpoint, directory, names, dtype):
+    """The tokenizer, the decoder, and the encoders under their `names`."""
+    config = checkpoint.config
+    copy_tokenizer(checkpoint.tokenizer, made(directory / original.TOKENIZER))
+    write_decoder(made(directory / original.DECODER), config.decoder, part(checkpoint, "decoder", llama.table(config.decoder), dtype))
+    for i, (name, encoder) in enumerate(zip(names, config.encoders, strict=True)):
+        arrays = arrays_of(checkpoint, f"encoders/{i}", dtype)
+        write_encoder(made(directory / name), encoder, arrays, config.image.fit, f"encoders/{i}")
+
+
+def write_trained(checkpoint, directory, dtype, torch):
+    """The adapter and the special vectors: pickles where there is `torch`."""
+    config = checkpoint.config
+    adapter = part(checkpoint, "adapter", ADAPTERS[config.adapter.kind](config), dtype)
+    special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
+    if torch and config.adapter.kind == "transformer":
+        with classes_of_the_original(torch) as VisualToGPTMapping:
+            torch.save(VisualToGPTMapping(config, as_torch(torch, adapter)), directory / f"{original.ADAPTER}.pt")
+    else:  # the code of the two-encoder adapter was never published, so there is no class to pickle
+        write_safetensors(directory / f"{original.ADAPTER}.safetensors", adapter)
+    if torch:
+        torch.save(as_torch(torch, special), directory / f"{original.SPECIAL}.pt")
+    else:
+        write_safetensors(directory / f"{original.SPECIAL}.safetensors", special)
 
 
 def check_whole(checkpoint):

@@ -76,12 +76,11 @@ class HuggingFace(Family):
 
     def prepare(self, config, preprocessor, where):
         trained_for = config.image_size
-        size, edge, _ = view(preprocessor, trained_for, where)
-        if not self.resizes and size != trained_for:
+        apply_view(config, preprocessor, where)
+        if not self.resizes and config.image_size != trained_for:
             sizes = (trained_for, {"height": trained_for, "width": trained_for}, {"shortest_edge": trained_for})
             require(preprocessor, {"crop_size": sizes, "size": sizes}, where)
-        config.image_size, config.shortest_edge, config.position_grid = size, edge, trained_for // config.patch
-        config.mean, config.std = tuple(preprocessor.get("image_mean", config.mean)), tuple(preprocessor.get("image_std", config.std))
+        config.position_grid = trained_for // config.patch
 
     def encoder_json(self, c: EncoderConfig, dtype):
         """The config.json of the tower alone."""
@@ -121,6 +120,18 @@ def preprocessor_json(c: EncoderConfig, fit="crop"):
         "image_mean": list(c.mean),
         "image_std": list(c.std),
     }
+
+
+def apply_view(c: EncoderConfig, preprocessor, where):
+    """Sets how an encoder sees pictures as a preprocessor_config.json says; returns ImageConfig.fit.
+
+    Raises:
+      CheckpointError: pictures would come to a model of ours otherwise.
+    """
+    c.image_size, edge, fit = view(preprocessor, c.image_size, where)
+    c.shortest_edge = None if edge == c.image_size else edge
+    c.mean, c.std = (tuple(preprocessor.get(f"image_{name}", getattr(c, name))) for name in ("mean", "std"))
+    return fit
 
 
 def view(preprocessor, size, where):

@@ -3,8 +3,8 @@
 import collections
 import dataclasses
 
-from omnifusion_jax.checkpoints import encoders, hub, llama, native
-from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
+from omnifusion_jax.checkpoints import encoders, hub, llama
+from omnifusion_jax.checkpoints.load import family_of, load_checkpoint, load_decoder, load_encoder
 
 
 def inspect(source, **options):
@@ -14,10 +14,10 @@ def inspect(source, **options):
       CheckpointError: it is none of them, or does not fit together.
     """
     directory = hub.local(source, files=True)
-    if directory.is_dir() and llama.is_llama(directory):
+    if family_of(directory) is None and directory.is_dir() and llama.is_llama(directory):
         config, arrays, _ = load_decoder(source)
         return config.model_type, {"decoder": config}, arrays
-    if not native.is_native(directory) and encoders.is_encoder(directory):
+    if family_of(directory) is None and encoders.is_encoder(directory):
         config, arrays = load_encoder(source)
         return next(name for name, family in encoders.VISION_FAMILIES.items() if family.knows(directory)), {"encoder": config}, arrays
     found = load_checkpoint(source, **options)

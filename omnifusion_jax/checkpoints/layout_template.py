@@ -82,9 +82,8 @@ def check_template(c: ModelConfig, tokenizer, written):
     ids = {c.special.index(name): theirs.mark(token) for name, token in tokens(c).items()}
     picture = Picture(tuple(np.zeros((1, size, size, 3), np.uint8) for size, _ in c.views), np.zeros(1, np.int32))
     for texts, pictures in PROBES:
-        turns = [(i % 2 == 1, text) for i, text in enumerate(texts)]
-        dialogue = Dialogue("export", tuple(("assistant" if is_answer else "user", text) for is_answer, text in turns))
-        sample = layout(dialogue, [picture] * pictures, ask=True)
+        turns = tuple((("user", "assistant")[i % 2], text) for i, text in enumerate(texts))
+        sample = layout(Dialogue("export", turns), [picture] * pictures, ask=True)
         ours = [
             int(token) if kind == TEXT else ids[int(index)] if kind == SPECIAL else template.image_id
             for token, kind, index in zip(sample.tokens, sample.kind, sample.index, strict=True)

@@ -1,5 +1,6 @@
 """What is OmniFusion's own in its published files: the adapter's and the special vectors' names, and what lies where."""
 
+import dataclasses
 from pathlib import Path
 
 from omnifusion_jax.checkpoints import encoders, llama
@@ -8,13 +9,18 @@ from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
 from omnifusion_jax.checkpoints.torch_files import read_torch_file, state_dict
-from omnifusion_jax.config import AdapterConfig, ModelConfig, tuples
+from omnifusion_jax.config import ModelConfig, tuples
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.presets import preset
 
 # What a source directory holds, beside a vision tower of any name
 TOKENIZER, DECODER, ADAPTER, SPECIAL, SETTINGS = "tokenizer", "tuned-model", "projection", "special_embeddings", "omnifusion.json"
-PUBLISHED = ("omnifusion-1.1", "omnifusion-1.1-mix")  # presets
+FIRST = "OmniMistral-model"  # the decoder's folder in release 1.0, beside the other files
+RELEASES = {  # the decoder's folder: (the tokenizer's, presets)
+    DECODER: (TOKENIZER, ("omnifusion-1.1", "omnifusion-1.1-mix")),
+    FIRST: ("OmniMistral-tokenizer", ("omnifusion-1.0",)),
+}
+SUFFIXES = (".safetensors", ".pt", "")  # of the adapter's and the vectors' file; release 1.0 has none
 LAYER = "transformer_layer."  # what the tensors of the one-encoder adapter begin with
 ADVICE = (
     "Pass vision (--vision), a directory, or openai/clip-vit-large-patch14-336; for the two-encoder model vision2 (--vision2) besides, "
@@ -59,18 +65,25 @@ def adapter_table(c: ModelConfig):
 SPECIAL_TABLE = {name: (f"special/{name.lower()}", SAME) for name in ("USER", "BOT", "SOI", "EOI")}
 
 
-def is_original(directory):
-    return (directory / DECODER).is_dir() and any(directory.glob(f"{ADAPTER}.*"))
+def locate(directory) -> tuple[Path, str] | None:
+    """(the directory with the files, the name of the decoder's folder there); None where there is no release.
 
-
-def locate(directory) -> Path | None:
-    """The directory with the files: this one, or its only subfolder of that kind (the two-encoder model, whose code was never published, apart)."""
-    if is_original(directory):
-        return directory
-    found = [d for d in sorted(directory.iterdir()) if d.is_dir() and is_original(d) and not d.name.endswith("encoders-mix")]
+    The files lie in this directory, or in its only subfolder that has them, the two-encoder model apart,
+    whose code was never published. Those of release 1.0 lie beside its decoder's folder, which stands for it.
+    """
+    found = [d for d in sorted(directory.iterdir()) if d.is_dir() and holds(d, DECODER) and not d.name.endswith("encoders-mix")]
+    if holds(directory, DECODER):
+        return directory, DECODER
     if len(found) > 1:
         raise CheckpointError(f"{directory}: several models here ({', '.join(d.name for d in found)}). Give the directory of one.")
-    return found[0] if found else None
+    if found:
+        return found[0], DECODER
+    top = directory.parent if directory.name == FIRST else directory
+    return (top, FIRST) if holds(top, FIRST) else None
+
+
+def holds(directory, decoder):
+    return (directory / decoder).is_dir() and any(directory.glob(f"{ADAPTER}*"))
 
 
 def read(source, vision=(), dtype=None, assign=None):
@@ -86,41 +99,68 @@ def read(source, vision=(), dtype=None, assign=None):
       CheckpointError: a file is missing, unsafe, or does not fit the others.
       assign.Ambiguous: a two-encoder adapter can be read in several ways.
     """
-    directory = locate(source)
-    tokenizer = fast_tokenizer(directory / TOKENIZER)
+    directory, folder = locate(source)
+    words, presets = RELEASES[folder]
+    tokenizer = fast_tokenizer(directory / words)
     if tokenizer is None:
-        raise CheckpointError(f"{directory}/{TOKENIZER}: neither tokenizer.json nor tokenizer.model is there")
-    adapter_file, special_file = (one_of_two(directory, name) for name in (ADAPTER, SPECIAL))
-    tensors, pickled = read_adapter(adapter_file)
-    published = any(name.startswith(LAYER) for name in tensors)
-    vision = vision or named_encoders(directory) or find_encoders(source, 1 if published else 2)
-    if len(vision) != (1 if published else 2):
-        raise CheckpointError(f"{adapter_file} is the adapter of {'one encoder' if published else 'two encoders'}, {len(vision)} given. {ADVICE}")
+        raise CheckpointError(f"{directory}/{words}: neither tokenizer.json nor tokenizer.model is there")
+    adapter = AdapterFile(directory)
+    vision = vision or named_encoders(directory) or find_encoders(directory if source.parent == directory else source, adapter.towers)
+    if len(vision) != adapter.towers:
+        number = "one encoder" if adapter.towers == 1 else "two encoders"
+        raise CheckpointError(f"{adapter.file} is the adapter of {number}, {len(vision)} given. {ADVICE}")
     towers = [encoders.read_encoder(path, dtype, f"encoders/{i}") for i, path in enumerate(vision)]
-    decoder, arrays = llama.read(directory / DECODER, dtype)
+    decoder, arrays = llama.read(directory / folder, dtype)
     config = ModelConfig(preset="", encoder=towers[0][0], decoder=decoder, layout="original")
-    config.encoder2 = None if published else towers[1][0]
+    config.encoder2 = towers[1][0] if adapter.towers == 2 else None
     config.image.fit = encoders.preferred_fit(vision[0])
     for _, tower in towers:
         arrays |= tower
-    if published:
-        config.adapter = AdapterConfig(mlp=len(tensors.get(f"{LAYER}linear1.bias", "")) or AdapterConfig.mlp)
-        made_for = pickled.pop(ROWS, None)
-        apply_settings(config, pickled, directory / SETTINGS)
-        if made_for not in (None, config.rows):
+    arrays |= read_joint(adapter, config, f"the vision tower {vision[0]}", dtype, assign, arrays)
+    if not config.preset:
+        config.preset = next((name for name in presets if shapes_of(config) == shapes_of(preset(name))), "omnifusion-custom")
+    return config, arrays, tokenizer
+
+
+class AdapterFile:
+    """The adapter in a directory: `tensors` by name, `settings` and `rows` of a picture where a pickled
+    module says them, and the number of vision `towers` that it joins.
+
+    Raises:
+      CheckpointError: it is not there, unsafe, or a module that ours does not compute.
+    """
+
+    def __init__(self, directory):
+        self.file = find(directory, ADAPTER)
+        self.tensors, self.settings = read_adapter(self.file)
+        self.rows = self.settings.pop(ROWS, None)
+        self.towers = 1 if any(name.startswith(LAYER) for name in self.tensors) else 2
+
+
+def read_joint(adapter: AdapterFile, config: ModelConfig, tower, dtype=None, assign=None, arrays=None):
+    """{path: Lazy} of the adapter and the special vectors beside it.
+
+    `config` has encoders and decoder, and gets what the files say. `tower` names the encoder in errors.
+    `arrays` are those of encoders and decoder, without which readings of a two-encoder adapter have no rank.
+    """
+    directory, where = adapter.file.parent, assign or adapter.file
+    if adapter.towers == 1:
+        config.adapter = dataclasses.replace(config.adapter, mlp=len(adapter.tensors.get(f"{LAYER}linear1.bias", "")) or config.adapter.mlp)
+        apply_settings(config, adapter.settings, directory / SETTINGS)
+        if adapter.rows not in (None, config.rows):
             raise CheckpointError(
-                f"{adapter_file}: the adapter was made for {made_for} rows a picture, the vision tower {vision[0]} gives {config.rows}. "
+                f"{adapter.file}: the adapter was made for {adapter.rows} rows a picture, {tower} gives {config.rows}. "
                 "Give the tower that it was trained with: openai/clip-vit-large-patch14-336 has 576"
             )
-        arrays |= from_foreign(tensors, adapter_table(config), shapes_of(config, "adapter"), adapter_file, dtype=dtype)
+        found = from_foreign(adapter.tensors, adapter_table(config), shapes_of(config, "adapter"), adapter.file, dtype=dtype)
     else:
-        tensors = divided(tensors, config)
-        reading = read_json(assign) if assign else choose(tensors, config, adapter_file, arrays)
-        config.adapter = adapter_config(reading, tensors, config, assign or adapter_file)
-        apply_settings(config, pickled, directory / SETTINGS)
-        arrays |= {path: a.astype(dtype or a.dtype) for path, a in assigned(reading, tensors, config, assign or adapter_file).items()}
-    arrays |= from_foreign(open_tensors(special_file), SPECIAL_TABLE, shapes_of(config, "special"), special_file, dtype=dtype)
-    return config, arrays, tokenizer
+        tensors = divided(adapter.tensors, config)
+        reading = read_json(assign) if assign else choose(tensors, config, adapter.file, arrays)
+        config.adapter = adapter_config(reading, tensors, config, where)
+        apply_settings(config, adapter.settings, directory / SETTINGS)
+        found = {path: a.astype(dtype or a.dtype) for path, a in assigned(reading, tensors, config, where).items()}
+    special = find(directory, SPECIAL)
+    return found | from_foreign(open_tensors(special), SPECIAL_TABLE, shapes_of(config, "special"), special, dtype=dtype)
 
 
 def named_encoders(directory):
@@ -141,8 +181,9 @@ def find_encoders(directory, count):
     return sorted(found, key=lambda path: encoders.family_of(path) is not encoders.VISION_FAMILIES["clip"])
 
 
-def one_of_two(directory, name):
-    found = [file for suffix in (".safetensors", ".pt") if (file := directory / f"{name}{suffix}").is_file()]
+def find(directory, name):
+    """The file `name` of one of SUFFIXES."""
+    found = [file for suffix in SUFFIXES if (file := directory / f"{name}{suffix}").is_file()]
     if not found:
         raise CheckpointError(f"{directory}: there is no {name}.pt or {name}.safetensors")
     return found[0]
@@ -191,8 +232,6 @@ def apply_settings(config, pickled, file):
             raise CheckpointError(f"{file}: {key} is {value!r:.100}, not of type {kind.__name__}")
         setattr(target, name, value)
     config.validate()
-    if not config.preset:
-        config.preset = next((name for name in PUBLISHED if shapes_of(config) == shapes_of(preset(name))), "omnifusion-custom")
 
 
 def settings(config: ModelConfig):

@@ -6,7 +6,7 @@ import jax
 
 from omnifusion_jax.checkpoints import encoders, hub, native
 from omnifusion_jax.checkpoints.engine import shapes_of
-from omnifusion_jax.checkpoints.load import Checkpoint, load_decoder, load_encoder
+from omnifusion_jax.checkpoints.load import Checkpoint, check_tokenizer, load_decoder, load_encoder
 from omnifusion_jax.config import HANDED_ON, AdapterConfig, ImageConfig, ModelConfig
 from omnifusion_jax.models.omnifusion import OmniFusion, cast
 from omnifusion_jax.models.presets import preset
@@ -27,12 +27,13 @@ def from_parts(decoder, vision, vision2=None, name=None, dtype=None) -> tuple[Ch
       dtype: "bfloat16", "float32" or a numpy type; None keeps what is stored, and the language model's for what is fresh.
 
     Raises:
-      CheckpointError: a part is not there, or of no known format.
+      CheckpointError: a part is not there, or of no known format, or the language model has no tokenizer.
       ConfigError: the preset is not known, or joins another number of towers.
     """
     sources = [source for source in (vision, vision2) if source]
     towers = [load_encoder(source, i, dtype) for i, source in enumerate(sources)]
     stored, arrays, tokenizer = load_decoder(decoder, dtype)
+    check_tokenizer(tokenizer, stored, decoder)
     config = joined(preset(name) if name else plain(sources), [c for c, _ in towers], stored)
     for _, found in towers:
         arrays = arrays | found

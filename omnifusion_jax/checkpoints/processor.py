@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from omnifusion_jax.checkpoints.files import read_json, require
-from omnifusion_jax.checkpoints.huggingface import preprocessor_json, view
+from omnifusion_jax.checkpoints.huggingface import apply_view, preprocessor_json
 from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.errors import CheckpointError
 
@@ -47,13 +47,12 @@ def apply_pictures(config: ModelConfig, pictures, where):
     kind = pictures.get("image_processor_type") or pictures.get("feature_extractor_type") or KINDS[tiles][0]
     kind = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     require({"image_processor_type": kind}, {"image_processor_type": KINDS[tiles]}, where)
-    size, edge, fit = view(pictures, encoder.image_size, where)
-    if size != encoder.image_size or (tiles and edge != size):
-        raise CheckpointError(f"{where}: pictures come to {edge} and then {size} pixels, the vision tower takes {encoder.image_size} a side")
+    trained_for, fit = encoder.image_size, apply_view(encoder, pictures, where)
+    if encoder.image_size != trained_for or (tiles and encoder.shortest_edge):
+        size, edge = encoder.view
+        raise CheckpointError(f"{where}: pictures come to {edge} and then {size} pixels, the vision tower takes {trained_for} a side")
     padded = kind == "LlavaImageProcessor" and pictures.get("do_pad", False)
     config.image.fit = "tiles" if tiles else "pad" if padded else fit
-    encoder.shortest_edge = None if edge == size else edge
-    encoder.mean, encoder.std = (tuple(pictures.get(f"image_{name}", default)) for name, default in (("mean", encoder.mean), ("std", encoder.std)))
 
 
 def tiled(config):

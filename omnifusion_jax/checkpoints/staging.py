@@ -44,6 +44,7 @@ def written_beside(directory, size=0):
     partial.mkdir(parents=True)
     try:
         yield partial
+        check_free(directory)  # still: it may have taken hours
         partial.replace(directory)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -20,16 +20,19 @@ from omnifusion_jax.data.tiles import NEWLINE
 from omnifusion_jax.errors import DataError
 
 MARK = "<image>"
+ANSWER = "assistant"
 
 
 class Layout:
     """Lays dialogues out, as `config.layout` says.
 
-    "original" takes text as it is (a literal "<image>" is text); whoever is not the human is the assistant, no end of sequence follows an answer, and
-    what exceeds `max_length` is cut off.
+    "original" takes text as it is (a literal "<image>" is text, and so is a space); in LLaVA's form, the only
+    one that the published loader knows, whoever is not "human" is the assistant; no end of sequence follows
+    an answer, and what exceeds `max_length` is cut off.
 
-    The others count and remove the marks of LLaVA data, the end-of-sequence token follows every answer and is a target, and a dialogue that is too
-    long, starts with the assistant or leaves nothing to learn is a DataError.
+    The others count and remove the marks of LLaVA data, the end-of-sequence token follows every answer and is
+    a target, and a dialogue that is too long, starts with the assistant or leaves nothing to learn is a
+    DataError. "template" alone has a place for a system's turn.
     """
 
     def __init__(self, tokenizer, config, max_length):
@@ -50,23 +53,21 @@ class Layout:
 
     def in_vectors(self, dialogue, turns, pictures, ask):
         yield from self.opening(pictures)
-        for is_answer, text in turns:
-            yield self.special("bot" if is_answer else "user")
-            yield self.answer(text) if is_answer else self.text(self.tokenizer.encode(text))
+        for role, text in turns:
+            yield self.special("bot" if role == ANSWER else "user")
+            yield self.answer(text) if role == ANSWER else self.text(self.tokenizer.encode(text))
         if ask:
             yield self.special("bot")
 
     def in_words(self, dialogue, turns, pictures, ask):
         yield from self.opening(pictures)
-        for i, (is_answer, text) in enumerate(turns):
-            answered = ask if i + 1 == len(turns) else turns[i + 1][0]
+        for i, (role, text) in enumerate(turns):
+            answered = ask if i + 1 == len(turns) else turns[i + 1][0] == ANSWER
             question = self.config.user + text + self.config.bot * answered
-            yield self.answer(text) if is_answer else self.text(self.tokenizer.encode(question))
+            yield self.answer(text) if role == ANSWER else self.text(self.tokenizer.encode(question))
 
     def in_template(self, dialogue, turns, pictures, ask):
-        marks = [text.count(MARK) for _, text in dialogue.turns]
-        places = marks if any(marks) else [len(pictures), *[0] * (len(turns) - 1)]
-        ids, targets = self.template(turns, places, ask, dialogue.where)
+        ids, targets = self.template(turns, places(dialogue, len(pictures)), ask, dialogue.where)
         here = np.flatnonzero(ids == self.template.image_id)
         if len(here) != len(pictures):
             raise DataError(f"{dialogue.where}: the chat template marks {len(here)} pictures, the dialogue has {len(pictures)}")
@@ -114,31 +115,51 @@ class Layout:
         advice = "Shorten or split the dialogue, or raise max_length (data.max_length in training)"
         raise DataError(f"{where}: {n} tokens, but max_length is {self.max_length}. {advice}")
 
+    def read(self, dialogue):
+        """The turns as this layout takes them, ("user", "assistant" or "system", text). Raises DataError."""
+        if self.original and dialogue.marked:
+            return [("user" if role == "human" else ANSWER, text) for role, text in dialogue.turns]
+        for i, (role, _) in enumerate(dialogue.turns):
+            if role not in ROLES:
+                raise DataError(f"{dialogue.where}: turn {i} is from {role!r}; known are {', '.join(ROLES)}")
+            if role == "system" and self.template is None:
+                place = f"layout {self.config.layout!r} has no place for it: what it says belongs in model.prompt"
+                raise DataError(f"{dialogue.where}: turn {i} is from 'system', and {place}")
+        return [(ROLES[role], text if self.original else without_marks(text)) for role, text in dialogue.turns]
+
+    def messages(self, dialogue):
+        """The turns as a Request holds them: a model is asked in the words that it was taught with.
+
+        Raises DataError.
+        """
+        if not self.original:
+            check_marks(dialogue, len(dialogue.images))
+        shown = places(dialogue, len(dialogue.images)) if self.template else [0] * len(dialogue.turns)
+        return [{"role": role, "content": content(text, n)} for (role, text), n in zip(self.read(dialogue), shown, strict=True)]
+
     def check(self, dialogue, images, ask):
-        """The turns as (is_answer, text). Raises DataError."""
-        where, turns = dialogue.where, dialogue.turns
+        """What `read` gives, if it can be laid out. Raises DataError."""
+        where = dialogue.where
         if images > 1:
             raise DataError(f"{where}: {images} pictures, but this layout has one place, before the first turn. Give one picture a dialogue")
-        for i, (_, text) in enumerate(turns):
-            if not text.strip():
+        for i, (_, text) in enumerate(dialogue.turns):
+            if not (text if self.original else text.strip()):
                 raise DataError(f"{where}: turn {i} is empty. Remove the turn or write its text")
+        turns = self.read(dialogue)
+        spoken = [role for role, _ in turns if role != "system"]
+        if ask and spoken[-1:] != ["user"]:
+            raise DataError(f"{where}: the last turn is the {(spoken or ['system'])[-1]}'s. End with a question")
         if self.original:
-            return [(role not in ("human", "user"), text) for role, text in turns]
-        for i, (role, _) in enumerate(turns):
-            if role not in ROLES:
-                raise DataError(f"{where}: turn {i} is from {role!r}; known are {', '.join(ROLES)}")
-        answers = [ROLES[role] == "assistant" for role, _ in turns]
-        if answers[0]:
+            return turns
+        if spoken[:1] == [ANSWER]:
             raise DataError(f"{where}: the dialogue starts with the assistant. The first turn must be the user's")
-        if ask and answers[-1]:
-            raise DataError(f"{where}: the last turn is the assistant's. End with a question")
-        if not ask and not any(answers):
+        if not ask and ANSWER not in spoken:
             raise DataError(f"{where}: no turn of the assistant, hence nothing to learn from. Add an answer or remove the dialogue")
         check_marks(dialogue, images)
-        texts = [without_marks(text) for _, text in turns]
+        texts = [text for _, text in turns]
         if "" in texts:
             raise DataError(f"{where}: turn {texts.index('')} holds nothing but {MARK}. Write its text")
-        return list(zip(answers, texts, strict=True))
+        return turns
 
 
 @dataclasses.dataclass
@@ -157,9 +178,27 @@ class Prepare:
         return self.layout(dialogue, pictures, ask)
 
 
+def places(dialogue, pictures):
+    """How many pictures each turn shows, as its parts or marks say; else the first has all, or the second
+    where the first is the system's.
+    """
+    marks = [text.count(MARK) for _, text in dialogue.turns]
+    if dialogue.places or any(marks):
+        return dialogue.places or marks
+    first = next((i for i, (role, _) in enumerate(dialogue.turns) if role != "system"), 0)
+    return [pictures * (i == first) for i in range(len(dialogue.turns))]
+
+
+def content(text, pictures):
+    """What a message says, with as many parts before it as it shows pictures."""
+    return [*[{"type": "image"}] * pictures, {"type": "text", "text": text}] if pictures else text
+
+
 def check_marks(dialogue, images):
     """Raises DataError unless the text of a Dialogue marks as many pictures as it has; messages need no marks."""
     marks = sum(text.count(MARK) for _, text in dialogue.turns)
+    if marks and dialogue.places:
+        raise DataError(f"{dialogue.where}: pictures stand as parts and as {MARK} in the text. Remove the marks")
     if marks != images and (dialogue.marked or marks):
         raise DataError(
             f'{dialogue.where}: the text has {marks} {MARK} {"mark" if marks == 1 else "marks"} but "image" lists {images} '

@@ -20,19 +20,23 @@ class Template:
     def __init__(self, source, image_token, tokenizer):
         self.source, self.image_token, self.tokenizer = source, image_token, tokenizer
         self.image_id = tokenizer.mark(image_token)
-        question = [(False, PROBE)]
+        question = [("user", PROBE)]
         forms = [form for form in FORMS if proper(self.try_render(question, [1], form), image_token)]
         if not forms:
             raise DataError(f"the chat template puts neither {image_token!r} nor the text of a turn where they belong; correct model.template")
         self.form = forms[0]
 
     def __call__(self, turns, pictures, ask, where):
-        """(ids int32[n], loss weights float32[n]) of turns (is_answer, text); `pictures` counts those of each turn."""
+        """(ids int32[n], loss weights float32[n]) of turns ("user", "assistant" or "system", text);
+        `pictures` counts those of each turn.
+        """
         text = self.render(turns, pictures, self.form, ask, where)
+        if any(role == "system" and said not in text for role, said in turns):
+            raise DataError(f"{where}: the chat template leaves the system's turn out. Say it in the first question")
         ids, offsets = self.tokenizer.encode_all(text)
         weights = np.zeros(len(ids), np.float32)
-        for i, (is_answer, _) in enumerate(turns):
-            if is_answer and not ask:
+        for i, (role, _) in enumerate(turns):
+            if role == "assistant" and not ask:
                 before, after = (self.render(turns[:n], pictures, self.form, n == i, where) for n in (i, i + 1))
                 if not (text.startswith(before) and text.startswith(after)):
                     raise DataError(f"{where}: the chat template changes earlier turns when another follows; it cannot be trained on")
@@ -40,7 +44,7 @@ class Template:
         return ids, weights
 
     def render(self, turns, pictures, form, ask, where):
-        messages = [form(is_answer, text, n, self.image_token) for (is_answer, text), n in zip(turns, pictures, strict=False)]
+        messages = [{"role": role, "content": form(text, n, self.image_token)} for (role, text), n in zip(turns, pictures, strict=False)]
         try:
             return renderer()([messages], chat_template=self.source, add_generation_prompt=ask, **self.tokenizer.names)[0][0]
         except (jinja2.TemplateError, TypeError, ValueError) as error:
@@ -57,13 +61,12 @@ def proper(text, image_token):
     return text.count(PROBE) == 1 and text.count(image_token) == 1 and "'type'" not in text
 
 
-def in_parts(is_answer, text, pictures, image_token):
-    parts = [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
-    return {"role": "assistant" if is_answer else "user", "content": parts}
+def in_parts(text, pictures, image_token):
+    return [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
 
 
-def in_one_string(is_answer, text, pictures, image_token):
-    return {"role": "assistant" if is_answer else "user", "content": f"{image_token}\n" * pictures + text}
+def in_one_string(text, pictures, image_token):
+    return f"{image_token}\n" * pictures + text
 
 
 FORMS = (in_parts, in_one_string)  # templates of vision-language models take the former, those of language models the latter

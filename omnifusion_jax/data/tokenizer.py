@@ -1,5 +1,6 @@
 """Text to token ids and back."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Tokenizer:
         self.names = {f"{role}_token": text(names.get(f"{role}_token") or default) for role, default in NAMES.items()}
         self.eos, self.pad = self._id("eos_token"), self._id("unk_token")
         self.adds_bos = names.get("add_bos_token", self.backend.encode("").ids[:1] == [self.backend.token_to_id(self.names["bos_token"])])
+        settled = json.dumps([self.names, self.adds_bos], sort_keys=True)
+        self.digest = hashlib.sha256(file.read_bytes() + settled.encode()).hexdigest()[:16]  # of all that its ids follow from
 
     def _id(self, name):
         token = self.names[name]

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from omnifusion_jax.inference.beam import Beams
 from omnifusion_jax.inference.logits import Knobs
-from omnifusion_jax.inference.sampling import Draws
+from omnifusion_jax.inference.sampling import Draws, keys
 from omnifusion_jax.nn.attention import AttentionSpec
+from omnifusion_jax.sharding import constrain
 
 
 class State(NamedTuple):
@@ -33,27 +34,27 @@ def embed(model, batch):
 
 
 @partial(jax.jit, static_argnames="rules")
-def start(decoder, x, segments, positions, index, knobs, rules):
+def start(decoder, x, segments, positions, words, knobs, rules):
     """Reads the prompts and chooses each one's first token.
 
-    x [batch, prompt, embed] and int32[batch, prompt] of segments and positions, padded on the left; a row without segments is blank and stays so.
-    `decoder` has its layers in list form. `index` int32[batch] are the requests' numbers, which sampling mixes into the seed.
+    x [batch, prompt, embed] and int32[batch, prompt] of segments and positions, padded on the left; a row
+    without segments is blank and stays so. `decoder` has its layers in list form. `words` uint32[batch, 2]
+    stand for the requests, see `sampling.words`.
     """
     beams, room = rules.num_beams, rules.room
     c, (batch, prompt) = decoder.config, segments.shape
     empty = [(jnp.zeros((batch, c.kv_heads, prompt, c.head_dim), x.dtype),) * 2 for _ in range(c.layers)]
-    hidden, cache = decoder(x, AttentionSpec.of(segments, positions, c.window), empty)
+    hidden, cache = decoder(x, AttentionSpec.of(segments, positions, c.window), spread(empty))
 
     def widen(a):  # a prompt is read once, then every beam gets its copy
         return jnp.repeat(a, beams, axis=0)
 
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(knobs.seed), index)
-    search = (Beams if beams > 1 else Draws).start(~segments.any(1), keys, rules)
+    search = (Beams if beams > 1 else Draws).start(~segments.any(1), keys(knobs.seed, words), rules)
     search = search.choose(widen(decoder.logits(hidden[:, -1])), 0, knobs, rules)
     return State(
         step=jnp.int32(1),
         knobs=knobs,
-        cache=jax.tree.map(lambda a: widen(jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0)))), cache),
+        cache=spread(jax.tree.map(lambda a: widen(jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0)))), cache)),
         # Slots that are not written yet lie in the future of every query: causality hides them, so these two never change.
         segments=widen(jnp.pad(segments, ((0, 0), (0, room)), constant_values=1)),
         positions=widen(jnp.concatenate([positions, positions[:, -1:] + 1 + jnp.arange(room)], axis=1)),
@@ -80,9 +81,14 @@ def advance(decoder, state, until, rules):
         spec = AttentionSpec(jnp.ones_like(here), here, state.segments, state.positions, decoder.config.window)
         hidden, cache = decoder(x, spec, cache, at)
         search = state.search.choose(decoder.logits(hidden[:, 0]), state.step, state.knobs, rules)
-        return state._replace(step=state.step + 1, cache=cache, search=search)
+        return state._replace(step=state.step + 1, cache=spread(cache), search=search)
 
     return jax.lax.while_loop(going, body, state)
+
+
+def spread(cache):
+    """The cache over the devices of a mesh, rows and heads apart; without a mesh as it is."""
+    return jax.tree.map(lambda a: constrain(a, "batch", "kv_heads", None, None), cache)
 
 
 def reorder(cache, parents, prompt):

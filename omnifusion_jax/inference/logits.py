@@ -27,6 +27,7 @@ class Rules:
     sample: bool = False
     top_k: int = 0
     nucleus: bool = False
+    penalised: bool = False
     no_repeat_ngram_size: int = 0
     banned: tuple[tuple[int, ...], ...] = ()
     forced_eos: bool = False
@@ -39,6 +40,7 @@ class Knobs(NamedTuple):
     seed: jax.Array  # uint32[]
     temperature: jax.Array  # float32[]
     rest: jax.Array  # float32[]: 1 - top_p
+    penalty: jax.Array  # float32[]: of repetition
     early_stopping: jax.Array  # bool[]
     norm: jax.Array  # float32[room]: what a beam's score is divided by when it has 1, 2, 3... tokens
 
@@ -64,6 +66,7 @@ def rules(g, tokenizer, vocab, room):
         sample=g.temperature > 0,
         top_k=g.top_k,
         nucleus=g.top_p < 1,
+        penalised=g.repetition_penalty != 1,
         no_repeat_ngram_size=g.no_repeat_ngram_size,
         banned=tuple(dict.fromkeys(ids for _, ids in bans if ids != (tokenizer.eos,))),
         forced_eos=g.forced_eos,
@@ -73,12 +76,14 @@ def rules(g, tokenizer, vocab, room):
 def knobs(g, room):
     """The Knobs for a GenerationConfig, NumPy. What is compared or divided by is made in double precision, as in Python."""
     norm = np.arange(1.0, room + 1) ** g.length_penalty
-    numbers = np.int32(g.max_new_tokens), np.uint32(g.seed), np.float32(g.temperature), np.float32(1 - g.top_p)
-    return Knobs(*numbers, np.bool_(g.early_stopping), norm.astype(np.float32))
+    numbers = np.float32(g.temperature), np.float32(1 - g.top_p), np.float32(g.repetition_penalty)
+    return Knobs(np.int32(g.max_new_tokens), np.uint32(g.seed), *numbers, np.bool_(g.early_stopping), norm.astype(np.float32))
 
 
 def process(scores, tokens, length, knobs, rules):
     """All processors in Hugging Face's order; `length` tokens are there."""
+    if rules.penalised:
+        scores = penalise(scores, tokens, length, knobs.penalty)
     if rules.no_repeat_ngram_size:
         scores = no_repeat_ngram(scores, tokens, length, rules.no_repeat_ngram_size)
     if rules.banned:
@@ -97,6 +102,18 @@ def forbid(scores, tokens, hit):
     """Minus infinity at `scores[row, tokens[row, i]]` wherever `hit[row, i]`."""
     rows = jnp.arange(len(scores))[:, None]
     return jnp.where(jnp.zeros(scores.shape, bool).at[rows, tokens].max(hit), -jnp.inf, scores)
+
+
+def penalise(scores, tokens, length, penalty):
+    """Makes tokens that are there already less likely: positive scores are divided by `penalty`, negative ones
+    multiplied (arXiv 1909.05858).
+
+    transformers 5 leaves out as many of a row's first tokens as padding stands before its prompt, though they
+    are no part of it; here none is.
+    """
+    there = jnp.broadcast_to(jnp.arange(tokens.shape[1]) < length, tokens.shape)
+    seen = jnp.zeros(scores.shape, bool).at[jnp.arange(len(scores))[:, None], tokens].max(there)
+    return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 def no_repeat_ngram(scores, tokens, length, n):

@@ -28,18 +28,24 @@ def lay_out(request, where, prepare, ask=None):
     return prepare(dialogue, ask=dialogue.turns[-1][0] in HUMAN if ask is None else ask)
 
 
+def as_list(requests):
+    """A Request alone is a list of one."""
+    return [requests] if isinstance(requests, Request) else list(requests)
+
+
 def chunks(samples, batch_size):
     """Lists of at most `batch_size` keys of `samples` (a dict), longest samples first: neighbours need about the same room."""
     order = sorted(samples, key=lambda i: -len(samples[i].tokens))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def assemble(samples, lens, left):
+def assemble(samples, lens, left, ways=1):
     """A Batch with room for the longest text, rounded up to a multiple of STEP; its rows are a power of two, blank ones fill it up.
 
+    Rows that are to be spread `ways` ways are a multiple of that besides.
     Where there are pictures, there is room for as many tiles and slots as a picture may have at most: how many it has changes no shape.
     """
-    rows = 1 << (len(samples) - 1).bit_length()
+    rows = -(-(1 << (len(samples) - 1).bit_length()) // ways) * ways
     pictures = -(-max(len(s.images[0]) for s in samples) // lens.room)
     length = bucket(max(len(s.tokens) - s.slots for s in samples)) + pictures * lens.slots
     tiles = pictures * lens.room

@@ -1,11 +1,26 @@
 """One sequence a row: the likeliest token, or one drawn at random."""
 
+import hashlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from omnifusion_jax.inference.logits import process
+
+
+def words(name):
+    """uint32[2] that stand for a request in its random key: a hash of its id, a string, or of its place in a
+    list, a number.
+    """
+    digest = hashlib.sha256(f"{type(name).__name__}:{name}".encode(errors="surrogatepass")).digest()
+    return np.frombuffer(digest[:8], "<u4")
+
+
+def keys(seed, words):
+    """A random key for each row of uint32[rows, 2]: it follows from the seed and these words alone."""
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row[0]), row[1]))(words)
 
 
 class Draws(NamedTuple):

@@ -1,7 +1,8 @@
 """What turns encoder features into token embeddings.
 
 An adapter has two steps: `read(encoders, images)` takes from the encoders what it needs, and calling it on that gives embeddings [batch, rows, out].
-`images` holds one array for each encoder. A `key` turns dropout on.
+`images` holds one array for each encoder. A `key` turns dropout on. Fresh parameters are drawn by the row of `INITS`
+that `adapter.init` names.
 """
 
 import jax
@@ -12,7 +13,7 @@ from omnifusion_jax.models.mix import Mix
 from omnifusion_jax.models.vit import ACTIVATIONS
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attention import attend
-from omnifusion_jax.nn.init import dense, zeros
+from omnifusion_jax.nn.init import INITS, dense, zeros
 from omnifusion_jax.nn.norms import LayerNorm
 from omnifusion_jax.nn.resize import resize_matrix
 
@@ -21,8 +22,8 @@ class LinearAdapter(nnx.Module):
     """One linear map."""
 
     def __init__(self, c: ModelConfig, *, rngs):
-        width, out = c.encoder.embed, c.decoder.embed
-        self.linear, self.linear_bias = dense(rngs, width, out, fan_in=width), zeros(out)
+        init, width, out = INITS[c.adapter.init], c.encoder.embed, c.decoder.embed
+        self.linear, self.linear_bias = init.kernel(rngs, width, out, fan_in=width), init.bias(rngs, out, fan_in=width)
 
     def read(self, encoders, images):
         return encoders[0](images[0])
@@ -38,10 +39,10 @@ class MlpAdapter(LinearAdapter):
     """Two layers with a GELU between, as in LLaVA-1.5 (arXiv 2310.03744)."""
 
     def __init__(self, c: ModelConfig, *, rngs):
-        width, hidden, out = c.encoder.embed, c.adapter.mlp, c.decoder.embed
+        init, width, hidden, out = INITS[c.adapter.init], c.encoder.embed, c.adapter.mlp, c.decoder.embed
         self.activation = c.adapter.activation
-        self.up, self.up_bias = dense(rngs, width, hidden, fan_in=width), zeros(hidden)
-        self.linear, self.linear_bias = dense(rngs, hidden, out, fan_in=hidden), zeros(out)
+        self.up, self.up_bias = init.kernel(rngs, width, hidden, fan_in=width), init.bias(rngs, hidden, fan_in=width)
+        self.linear, self.linear_bias = init.kernel(rngs, hidden, out, fan_in=hidden), init.bias(rngs, out, fan_in=hidden)
 
     def __call__(self, x, key=None):
         return super().__call__(self.activate(x @ self.up[...] + self.up_bias[...]))
@@ -62,13 +63,13 @@ class TransformerAdapter(LinearAdapter):
 
     def __init__(self, c: ModelConfig, *, rngs):
         a, width, out = c.adapter, c.adapter.width or c.encoder.embed, c.decoder.embed
-        self.dropout, size = a.dropout, width // a.heads
-        self.qkv, self.qkv_bias = dense(rngs, width, 3, a.heads, size, fan_in=width), zeros(3, a.heads, size)
-        self.out, self.out_bias = dense(rngs, a.heads, size, width, fan_in=width), zeros(width)
+        self.dropout, size, init = a.dropout, width // a.heads, INITS[a.init]
+        self.qkv, self.qkv_bias = init.qkv(rngs, width, 3, a.heads, size, fan_in=width), zeros(3, a.heads, size)
+        self.out, self.out_bias = init.kernel(rngs, a.heads, size, width, fan_in=width), zeros(width)
         self.norm1, self.norm2 = LayerNorm(width, a.eps), LayerNorm(width, a.eps)
-        self.up, self.up_bias = dense(rngs, width, a.mlp, fan_in=width), zeros(a.mlp)
-        self.down, self.down_bias = dense(rngs, a.mlp, width, fan_in=a.mlp), zeros(width)
-        self.linear, self.linear_bias = dense(rngs, width, out, fan_in=width), zeros(out)
+        self.up, self.up_bias = init.kernel(rngs, width, a.mlp, fan_in=width), init.bias(rngs, a.mlp, fan_in=width)
+        self.down, self.down_bias = init.kernel(rngs, a.mlp, width, fan_in=a.mlp), init.bias(rngs, width, fan_in=a.mlp)
+        self.linear, self.linear_bias = init.kernel(rngs, width, out, fan_in=width), init.bias(rngs, out, fan_in=width)
 
     def attention(self, x, key):  # [batch, rows, width]
         q, k, v = jnp.einsum("btd,dnkh->nbkth", x, self.qkv[...]) + self.qkv_bias[...][:, None, :, None]
@@ -86,8 +87,8 @@ class TransformerAdapter(LinearAdapter):
 
 
 class Projection(nnx.Module):
-    def __init__(self, width, out, *, rngs):
-        self.kernel, self.bias = dense(rngs, width, out, fan_in=width), zeros(out)
+    def __init__(self, width, out, init, *, rngs):
+        self.kernel, self.bias = init.kernel(rngs, width, out, fan_in=width), init.bias(rngs, out, fan_in=width)
 
     def __call__(self, x):
         return x @ self.kernel[...] + self.bias[...]
@@ -98,7 +99,8 @@ class ConcatAdapter(TransformerAdapter):
 
     def __init__(self, c: ModelConfig, *, rngs):
         super().__init__(c, rngs=rngs)
-        self.projections = nnx.List([Projection(e.embed, c.adapter.width or c.encoder.embed, rngs=rngs) for e in c.encoders])
+        width, init = c.adapter.width or c.encoder.embed, INITS[c.adapter.init]
+        self.projections = nnx.List([Projection(e.embed, width, init, rngs=rngs) for e in c.encoders])
 
     def read(self, encoders, images):
         return tuple(encoder(x) for encoder, x in zip(encoders, images, strict=True))
@@ -112,10 +114,10 @@ class SumAdapter(LinearAdapter):
     """Projection and summation, the adapter of the published two-encoder model: a `Mix` of each encoder's layers, added up, GELU, a linear map."""
 
     def __init__(self, c: ModelConfig, *, rngs):
-        width, out = c.adapter.width or c.encoder.embed, c.decoder.embed
+        init, width, out = INITS[c.adapter.init], c.adapter.width or c.encoder.embed, c.decoder.embed
         self.rows, self.align, self.activation = max(e.rows for e in c.encoders), c.adapter.align, c.adapter.activation
         self.mixes = nnx.List([Mix(e, c.adapter, width, rngs=rngs) for e in c.encoders])
-        self.linear, self.linear_bias = dense(rngs, width, out, fan_in=width), zeros(out)
+        self.linear, self.linear_bias = init.kernel(rngs, width, out, fan_in=width), init.bias(rngs, out, fan_in=width)
 
     def read(self, encoders, images):
         return tuple(mix(encoder, x) for mix, encoder, x in zip(self.mixes, encoders, images, strict=True))
@@ -147,11 +149,11 @@ class AttentionAdapter(SumAdapter):
     def __init__(self, c: ModelConfig, *, rngs):
         super().__init__(c, rngs=rngs)
         a, width = c.adapter, c.adapter.width or c.encoder.embed
-        size = width // a.heads
-        self.queries = dense(rngs, a.queries, width, fan_in=width)
-        self.query, self.key, self.value = (dense(rngs, width, a.heads, size, fan_in=width) for _ in range(3))
+        size, init = width // a.heads, INITS[a.init]
+        self.queries = dense(rngs, a.queries, width, fan_in=width)  # PyTorch has no default
+        self.query, self.key, self.value = (init.qkv(rngs, width, a.heads, size, fan_in=width) for _ in range(3))
         self.query_bias, self.key_bias, self.value_bias = (zeros(a.heads, size) for _ in range(3))
-        self.out, self.out_bias = dense(rngs, a.heads, size, width, fan_in=width), zeros(width)
+        self.out, self.out_bias = init.kernel(rngs, a.heads, size, width, fan_in=width), zeros(width)
 
     def __call__(self, mixed, key=None):
         x = jnp.concatenate([self.activate(part) for part in mixed], axis=1)

@@ -6,7 +6,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from omnifusion_jax.config import AdapterConfig, EncoderConfig
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.nn.init import dense, zeros
+from omnifusion_jax.nn.init import INITS
 from omnifusion_jax.nn.norms import LayerNorm
 
 
@@ -15,7 +15,9 @@ class LayerMap(nnx.Module):
 
     def __init__(self, c: AdapterConfig, width, out, states, *, rngs):
         self.weight = nnx.Param(jnp.full((), 1 / states))
-        self.kernel, self.bias = dense(rngs, width, out, fan_in=width), zeros(out) if c.bias == "layers" else None
+        init = INITS[c.init]
+        self.kernel = init.kernel(rngs, width, out, fan_in=width)
+        self.bias = init.bias(rngs, out, fan_in=width) if c.bias == "layers" else None
         self.norm = None if c.shared_norm else LayerNorm(width, c.eps)
 
     def __call__(self, norm, state):  # [batch, rows, width] to float32[batch, rows, out]
@@ -31,7 +33,7 @@ class Mix(nnx.Module):
         states = encoder.layers + 1 - c.first_state
         self.skipped = c.first_state
         self.norm = LayerNorm(encoder.embed, c.eps) if c.shared_norm else None
-        self.bias = zeros(out) if c.bias == "one" else None
+        self.bias = INITS[c.init].bias(rngs, out, fan_in=encoder.embed) if c.bias == "one" else None
         self.layers = nnx.stacked(lambda rngs: LayerMap(c, encoder.embed, out, states, rngs=rngs), states, rngs)
 
     def __call__(self, encoder, images):

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 
-from omnifusion_jax.config import AdapterConfig, DecoderConfig, EncoderConfig, ImageConfig, ModelConfig
+from omnifusion_jax.config import AdapterConfig, DecoderConfig, EncoderConfig, ImageConfig, ModelConfig, check
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.models.encoders import encoder as vision
 from omnifusion_jax.templates import TEMPLATES
@@ -81,14 +81,32 @@ def preset(name) -> ModelConfig:
     return dataclasses.replace(PRESETS[name](), preset=name, filled_from=name)
 
 
-def resolve(c: ModelConfig) -> ModelConfig:
-    """Follows a changed preset name (`--config.model.preset=omnifusion-tiny`); fields that were changed besides keep their values."""
+def resolve(c: ModelConfig, given=()) -> ModelConfig:
+    """Follows a changed preset name (`--config.model.preset=omnifusion-tiny`).
+
+    Two kinds of fields keep their values: those that the config file had changed against its own preset, and those
+    that the command line set, whatever they were before. `given` names the latter, as `model.adapter.kind`. Raises
+    ConfigError for such a field of a part that the new preset lacks.
+    """
     if c.preset == c.filled_from:
         return c
     old, new = preset(c.filled_from), preset(c.preset)
-    for ours, theirs, now in ((c, old, new), *((getattr(c, part), getattr(old, part), getattr(new, part)) for part in PARTS)):
-        for field in dataclasses.fields(ours) if ours and theirs and now else ():
-            name, value = field.name, getattr(ours, field.name)
-            if name not in (*PARTS, "preset", "filled_from") and value != getattr(theirs, name):
-                setattr(now, name, value)
+    keep(c, old, new, "model", given)
+    for part in PARTS:
+        path = f"model.{part}"
+        ours, theirs, now = (getattr(m, part) for m in (c, old, new))
+        if (ours is None) != (theirs is None) and not (ours and now and path in given):
+            setattr(new, part, ours)  # put in or taken out; `=build` asks for the preset's own
+        elif ours:
+            keep(ours, theirs or ours, now, path, given)
     return new
+
+
+def keep(ours, theirs, now, path, given):
+    """Brings to `now` the fields of `ours` that differ from `theirs`, or are `given`."""
+    names = [field.name for field in dataclasses.fields(ours) if field.name not in (*PARTS, "preset", "filled_from")]
+    for name in names:
+        value = getattr(ours, name)
+        if f"{path}.{name}" in given or value != getattr(theirs, name):
+            check(now is not None, f"{path}.{name} is set to {value}, but the new preset has no {path}. Leave it out, or choose one that has")
+            setattr(now, name, value)

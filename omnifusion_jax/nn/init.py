@@ -1,5 +1,7 @@
 """Fresh parameters."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -17,3 +19,33 @@ def zeros(*shape):
 
 def ones(*shape):
     return nnx.Param(jnp.ones(shape))
+
+
+def linear(rngs, *shape, fan_in):
+    """Weight or bias of `torch.nn.Linear`: U(-b, b) with b = 1 / sqrt(fan_in)."""
+    return uniform(rngs, shape, fan_in**-0.5)
+
+
+def packed(rngs, *shape, fan_in):
+    """A share of `torch.nn.MultiheadAttention.in_proj_weight`: Xavier's bound, of all [3 * fan_in,
+    fan_in]."""
+    return uniform(rngs, shape, (6 / (3 * fan_in + fan_in)) ** 0.5)
+
+
+def uniform(rngs, shape, bound):
+    return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+
+
+class Init(NamedTuple):
+    """How parameters are drawn: functions (rngs, *shape, fan_in) -> Param. Biases of an attention are 0 in
+    any case."""
+
+    kernel: object  # of a linear map
+    bias: object
+    qkv: object  # kernels of an attention's queries, keys and values
+
+
+INITS = {
+    "normal": Init(dense, lambda rngs, *shape, fan_in: zeros(*shape), dense),
+    "torch": Init(linear, linear, packed),
+}

@@ -86,7 +86,16 @@ def train(config, workdir, batches, given, on_eval=None):
         state = jax.jit(lambda p: init_state(optimizer, p), out_shardings=placed)(trained)
     del trained
 
-    step = make_step(skeleton, objective, optimizer, seed=config.seed, grad_accum=config.grad_accum, dtype=dtype, remat=config.remat)
+    step = make_step(
+        skeleton,
+        objective,
+        optimizer,
+        seed=config.seed,
+        grad_accum=config.grad_accum,
+        dtype=dtype,
+        remat=config.remat,
+        loss_mean_rows=config.loss_mean_rows,
+    )
     step = jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     monitor = Monitor(workdir, config.steps, int(state.step), config.log_every)
     try:

@@ -12,6 +12,18 @@ def token_loss(logits, targets, weights):
     return jnp.sum(weights * jnp.where(targets == UNKNOWN, 0.0, nll)), weights.sum()
 
 
+def by_rows(weights, rows):
+    """Loss weights [batch, ...] that make the mean over target tokens one of the means over `rows` rows each.
+
+    So the published code averages: over micro-batches of 4 rows (phase 1) or 1 (phase 2), then over accumulation steps
+    and devices. Weights of such a group add up to 1. A group without targets, whose mean is NaN there, counts for
+    nothing.
+    """
+    groups = weights.reshape(len(weights) // rows, -1)
+    count = groups.sum(axis=1, keepdims=True)
+    return (groups / jnp.where(count == 0, 1, count)).reshape(weights.shape)
+
+
 def answer_loss(decoder, hidden, batch, chunk=512):
     """The loss of a laid-out batch from hidden states [batch, seq, embed]: position t predicts token t + 1.
 

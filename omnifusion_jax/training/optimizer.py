@@ -1,5 +1,7 @@
 """Optimizers and schedules, all of them Optax's."""
 
+import re
+
 import jax
 import optax
 
@@ -7,12 +9,47 @@ from omnifusion_jax.config import OptimizerConfig
 from omnifusion_jax.models.axes import axes
 from omnifusion_jax.training.parts import factor
 
+# Whether weight decay pulls a parameter to zero. It is for what multiplies features: kernels and embedding
+# tables,
+# as in transformers' trainer. Norms and biases keep their level. Vectors that are added to features or stand
+# among
+# them (positions, tokens, queries) carry information of their own, as in timm. Factors whose zero would
+# switch a
+# part off (layer scale, weights of the mix) are left alone too.
+DECAY = (
+    (r"encoders/\d+/(patch|layers/(attention/(query|key|value|out)|gate|up|down))", True),
+    (r"encoders/\d+/(class_token|registers|position|layers/scale\d)", False),
+    (r"adapter/(qkv|query|key|value|out|up|down|linear|projections/\d+/kernel|mixes/\d+/layers/kernel)", True),
+    (r"adapter/(queries|mixes/\d+/layers/weight)", False),
+    (r"special/\w+", False),
+    (r"decoder/(embed|head|layers/(attention/(query|key|value|out)|gate|up|down))", True),
+    (r"head", True),  # of a bare encoder
+    (r".*(_bias|/bias)", False),
+    (r".*norm\d?/scale", False),
+)
+
+
+def decays(path):
+    """Whether weight decay touches the parameter at `path`. Exactly one row of DECAY must match."""
+    hits = [answer for pattern, answer in DECAY if re.fullmatch(pattern, path)]
+    assert len(hits) == 1, f"{path}: {len(hits)} rows of DECAY match, exactly one must"
+    return hits[0]
+
+
+def decayed(params):
+    return {path: decays(path) for path in params}
+
 
 def schedule(c: OptimizerConfig, steps):
-    """Step to learning rate: linear warm-up over a share of all steps, then a cosine to zero or a constant."""
-    warmup = round(c.warmup * steps)
+    """Step to learning rate: linear warm-up over a share of the horizon, then a cosine to zero or a constant.
+
+    The horizon is `c.horizon * steps`. The published code counts the batches of every device, so that on 8 devices
+    its runs end at an eighth of it.
+    """
+    horizon = round(c.horizon * steps)
+    warmup = round(c.warmup * horizon)
     main = {
-        "cosine": lambda: optax.cosine_decay_schedule(c.learning_rate, max(1, steps - warmup)),
+        "cosine": lambda: optax.cosine_decay_schedule(c.learning_rate, max(1, horizon - warmup)),
         "constant": lambda: optax.constant_schedule(c.learning_rate),
     }[c.schedule]()
     return optax.join_schedules([optax.linear_schedule(0.0, c.learning_rate, warmup), main], [warmup]) if warmup else main
@@ -23,7 +60,7 @@ def matrices(path, a):
     names = axes(path)
     layers = a.shape[0] if names[0] == "layers" else 1
     inner = a.shape[1:] if names[0] == "layers" else a.shape
-    if len(inner) == 1 or path.endswith("_bias"):
+    if len(inner) < 2 or path.endswith(("_bias", "scale")):  # vectors elsewhere, whose heads are apart here
         return a.reshape(layers, -1)
     into = a.shape[-1] if path.endswith("/out") else None  # heads are on the input side of an output projection, else on the output side
     return a.reshape(layers, -1, into) if into else a.reshape(layers, inner[0], -1)
@@ -48,7 +85,7 @@ def adafactor(rate, c):
 
 
 RULES = {
-    "adamw": lambda rate, c: optax.adamw(rate, b2=c.beta2, weight_decay=c.weight_decay),
+    "adamw": lambda rate, c: optax.adamw(rate, b2=c.beta2, weight_decay=c.weight_decay, mask=decayed),
     "adafactor": adafactor,
 }
 

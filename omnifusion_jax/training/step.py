@@ -12,6 +12,7 @@ from omnifusion_jax.batch import FEATURE
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.training.loss import by_rows
 
 
 class TrainState(NamedTuple):
@@ -42,11 +43,12 @@ def init_state(optimizer, params):
     return TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat):
+def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat, loss_mean_rows=0):
     """The function (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
-    `skeleton` is the abstract module that trained and frozen arrays fill together; compute is in `dtype`. Metrics are scalars: loss (mean over target
-    tokens), targets, tokens (padding excluded), images, grad_norm, bad.
+    `skeleton` is the abstract module that trained and frozen arrays fill together; compute is in `dtype`. Metrics are
+    scalars: loss (what is minimised: the mean over target tokens, or over means of `loss_mean_rows` rows each), targets
+    (tokens), tokens (padding excluded), images, grad_norm, bad (steps skipped so far).
     """
 
     def loss(params, frozen, batch, key):
@@ -56,7 +58,9 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat)
         return objective.loss(model, batch, key, remat)
 
     def step(state, frozen, batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key, targets = jax.random.fold_in(jax.random.key(seed), state.step), batch.weights.sum()
+        if loss_mean_rows:
+            batch = batch._replace(weights=by_rows(batch.weights, loss_mean_rows))
         gradient = jax.value_and_grad(loss, has_aux=True)
 
         def accumulate(total, item):
@@ -79,7 +83,7 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat)
         params, moments = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, (state.params, state.optimizer))
         metrics = {
             "loss": value / count,
-            "targets": count,
+            "targets": targets,
             "tokens": (batch.kind > 0).sum(),
             "images": (batch.kind == FEATURE).any(axis=1).sum(),
             "grad_norm": norm,

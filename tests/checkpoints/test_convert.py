@@ -26,8 +26,10 @@ def test_the_command_line(source, tmp_path):
     assert "omnifusion, omnifusion-custom" in done.stdout and "bytes" in done.stdout
     size = sum(a.size for a in load_checkpoint(tmp_path / "native").arrays.values() if a.dtype == np.float32)
     assert size == sum(np.prod(shape) for shape in shapes_of(tiny.config()).values())
-    again = run("-m", "omnifusion_jax.convert", f"--source={source}", f"--output={tmp_path / 'native'}")
-    assert again.returncode == 1 and again.stderr.startswith("error: ") and "Traceback" not in again.stderr
+    (tmp_path / "native/tokenizer.json").unlink()
+    refused = run("-m", "omnifusion_jax.convert", f"--source={tmp_path / 'native'}", f"--output={tmp_path / 'again'}")
+    assert refused.returncode == 1 and refused.stderr.startswith("error: ") and "Traceback" not in refused.stderr
+    assert "native: no tokenizer for the language model" in refused.stderr and not (tmp_path / "again").exists()
 
 
 def test_import_needs_no_torch(source, tmp_path):

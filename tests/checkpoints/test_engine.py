@@ -200,11 +200,36 @@ def test_decoder_settings_we_do_not_have_are_refused_by_name(change):
         llama.decoder_config({**llama.decoder_json(C.decoder, "float32"), **change}, "dir/config.json")
 
 
+def test_only_whole_names_are_ignored(foreign):
+    foreign["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+    assert from_foreign(foreign, TABLE, SHAPES, "here", ignore=llama.IGNORED).keys() == SHAPES.keys()
+    foreign["model.layers.0.self_attn.rotary_emb.inv_freq_scale"] = np.ones(8, np.float32)
+    assert "inv_freq_scale -> nowhere" in refusal(foreign, ignore=llama.IGNORED)
+    foreign["embeddings.position_ids"] = np.ones(8, np.float32)
+    assert "embeddings.position_ids -> nowhere" in refusal(foreign, ignore=("position_ids", *llama.IGNORED))
+
+
+def test_where_rope_theta_stands():
+    """At the top in files of transformers 4, in rope_parameters in those of 5; the latter decides."""
+    five = {"rope_type": "default", "rope_theta": 5e5}
+    for settings, theta in (
+        ({}, 10000.0),
+        ({"rope_theta": 1000000}, 1e6),
+        ({"rope_theta": 2e4, "rope_scaling": None}, 2e4),
+        ({"rope_parameters": five}, 5e5),
+        ({"rope_parameters": five, "rope_theta": 1e4}, 5e5),
+    ):
+        found = llama.decoder_config({"model_type": "mistral", **settings}).rope_theta
+        assert found == theta and type(found) is float
+
+
 def test_tied_embeddings_become_a_head(foreign):
     tied = {name: a for name, a in foreign.items() if name != "lm_head.weight"}
     arrays = from_foreign(llama.untied(tied, {"tie_word_embeddings": True}), TABLE, SHAPES, "here")
     np.testing.assert_array_equal(arrays["decoder/head"], np.asarray(arrays["decoder/embed"]).T)
     assert "lm_head.weight -> decoder/head: missing" in refusal(llama.untied(tied, {"tie_word_embeddings": False}))
+    own = llama.untied(foreign, {"tie_word_embeddings": True})  # a file that has a head all the same
+    assert own["lm_head.weight"] is foreign["lm_head.weight"]
 
 
 @pytest.mark.parametrize("c", [EncoderConfig(), C.encoder, EncoderConfig(activation="gelu")])

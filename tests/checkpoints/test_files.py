@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from omnifusion_jax.checkpoints.files import open_tensors, read_safetensors, write_safetensors
+from omnifusion_jax.checkpoints import files
+from omnifusion_jax.checkpoints.files import open_tensors, read_safetensors, write_safetensors, write_weights
 from omnifusion_jax.errors import CheckpointError
 
 
@@ -30,6 +31,12 @@ def test_safetensors_are_written_and_read_as_the_library_does(file, tmp_path):
     assert other["e"].shape == (0, 3) and list(other["i"]) == [0, 1, 2, 3, 4]
     with safetensors.safe_open(file, "np") as opened:
         assert opened.metadata() == {"format": "pt"}
+
+
+def test_values_begin_at_a_multiple_of_eight_bytes(tmp_path):
+    for n in range(1, 10):
+        write_safetensors(tmp_path / "a.safetensors", {"a" * n: np.ones(2)})
+        assert int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") % 8 == 0
 
 
 def test_no_damage_to_a_safetensors_file_goes_unnoticed(file):
@@ -59,6 +66,20 @@ def test_no_damage_to_a_safetensors_file_goes_unnoticed(file):
         read_safetensors(file)
 
 
+@pytest.mark.parametrize("second, size", [((8, 16), 16), ((12, 20), 20), ((4, 12), 12), ((0, 8), 8)])
+def test_tensors_lie_side_by_side(tmp_path, second, size):
+    """The second of two tensors of eight bytes: beside the first; after a gap; over its end; over all."""
+    file = tmp_path / "model.safetensors"
+    entries = {name: {"dtype": "F32", "shape": [2], "data_offsets": place} for name, place in (("a", (0, 8)), ("b", second))}
+    header = json.dumps(entries).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(size)))
+    if second == (8, 16):
+        assert read_safetensors(file)["b"].tobytes() == bytes(range(8, 16))
+    else:
+        with pytest.raises(CheckpointError, match=rf"b claims bytes {second[0]}\.\.{second[1]} of {size}"):
+            read_safetensors(file)
+
+
 def test_shards(tmp_path):
     write_safetensors(tmp_path / "1.safetensors", {"a": np.ones(2)})
     write_safetensors(tmp_path / "2.safetensors", {"b": np.ones(3)})
@@ -82,6 +103,18 @@ def test_shards(tmp_path):
     index.write_text("{")
     with pytest.raises(CheckpointError, match="not valid JSON"):
         open_tensors(tmp_path)
+
+
+def test_weights_over_the_limit_are_several_files(tmp_path, monkeypatch):
+    """Of 40 bytes: two of 20 fill the first to the last byte; the third alone is larger than a file."""
+    monkeypatch.setattr(files, "SHARD_BYTES", 40)
+    tensors = {"a": np.zeros(5, np.float32), "b": np.ones(5, np.float32), "c": np.full(25, 2, np.float16), "d": np.full(1, 3.0)}
+    write_weights(tmp_path, tensors)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    names = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    assert index == {"metadata": {"total_size": 98}, "weight_map": {"a": names[0], "b": names[0], "c": names[1], "d": names[2]}}
+    for name, a in tensors.items():
+        np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / index["weight_map"][name])[name], a)
 
 
 def test_a_directory_without_weights_says_what_was_looked_for(tmp_path):

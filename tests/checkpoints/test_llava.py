@@ -310,7 +310,7 @@ def test_grids_that_are_no_multiples(built, tmp_path):
 
 
 def test_what_is_missing_is_named(source):
-    with pytest.raises(CheckpointError, match="this checkpoint has its own encoder and names; leave out vision and assign"):
+    with pytest.raises(CheckpointError, match="the format llava says itself what vision would; leave out --vision"):
         load_checkpoint(source, vision="omnifusion-tiny-encoder")
     change(source / "generation_config.json", eos_token_id=[2, 7])
     with pytest.raises(CheckpointError, match=r"eos_token_id is \[2, 7\]; an answer ends with the tokenizer's one eos_token only"):

@@ -92,6 +92,11 @@ def test_part_of_a_model(tmp_path, arrays):
     assert not (tmp_path / "half").exists()
 
 
+def test_a_transposed_array_does_not_fit(tmp_path, arrays):
+    with pytest.raises(CheckpointError, match=r"adapter/up: has shape \[48, 32\], \[32, 48\] is needed"):
+        save_native(tmp_path / "model", C, arrays | {"adapter/up": arrays["adapter/up"].T})
+
+
 def test_every_misfit_is_in_one_error(saved, arrays):
     wrong = {path: a for path, a in arrays.items() if path != "special/bot"} | {"decoder/bias": np.ones(3), "adapter/up": np.ones((2, 2))}
     shutil.rmtree(saved / "arrays")

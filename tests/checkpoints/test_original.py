@@ -94,6 +94,18 @@ def test_what_is_exported_loads_where_the_original_code_runs(source, built, tmp_
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "exported/tokenizer").encode("red", add_special_tokens=False)
 
 
+def test_export_in_another_type(source, tmp_path):
+    """Every tensor of every file, with the values that were there."""
+    found = load_checkpoint(source)
+    export_original(found, tmp_path / "exported", dtype="float32")
+    files = ("tuned-model", "clip", "projection.pt", "special_embeddings.pt")
+    assert {str(a.dtype) for name in files for a in open_tensors(tmp_path / "exported" / name).values()} == {"float32"}
+    assert json.loads((tmp_path / "exported/tuned-model/config.json").read_text())["torch_dtype"] == "float32"
+    again = load_checkpoint(tmp_path / "exported")
+    for path, a in found.arrays.items():
+        np.testing.assert_array_equal(again.arrays[path], np.asarray(a).astype(np.float32))
+
+
 def test_import_in_another_type(source):
     assert {a.dtype for a in load_checkpoint(source, dtype="float32").arrays.values()} == {np.dtype(np.float32)}
 

@@ -1,13 +1,19 @@
 """Models put together from a vision tower and a language model."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
+import tokenizers
 from conftest import run_command
 
 import omnifusion_jax as of
+from omnifusion_jax.checkpoints.bundled import ASSETS
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
-from omnifusion_jax.checkpoints.parts import from_parts
-from omnifusion_jax.config import AdapterConfig, ConfigError
+from omnifusion_jax.checkpoints.parts import from_parts, joined
+from omnifusion_jax.config import AdapterConfig
+from omnifusion_jax.errors import CheckpointError, ConfigError
 from omnifusion_jax.models.presets import preset
 
 VISION, DECODER = "omnifusion-tiny-encoder", "omnifusion-tiny-decoder"
@@ -46,11 +52,73 @@ def test_two_towers():
         from_parts(DECODER, VISION, name="gpt")
 
 
+def test_which_features_are_used_is_the_presets_affair():
+    """Of each tower for itself; a tower more than the preset has is used as its first."""
+    mix, tower, decoder = preset("omnifusion-1.1-mix"), load_encoder(VISION)[0], load_decoder(DECODER)[0]
+    mix.encoder.feature_layer, mix.encoder2.feature_layer, tower.feature_layer = -3, -1, -4
+    assert [encoder.feature_layer for encoder in joined(mix, [tower, tower], decoder).encoders] == [-3, -1]
+    mix.encoder2 = None
+    assert [encoder.feature_layer for encoder in joined(mix, [tower, tower], decoder).encoders] == [-3, -3]
+
+
+def greedy_by_transformers(text, count):
+    """What the bundled language model goes on with, by the library it was written for."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(ASSETS / DECODER, dtype=torch.float32)
+    ids = torch.tensor([tokenizers.Tokenizer.from_file(str(ASSETS / DECODER / "tokenizer.json")).encode(text, add_special_tokens=False).ids])
+    settings = {"do_sample": False, "max_new_tokens": count, "pad_token_id": 0}
+    return model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :].tolist()
+
+
 def test_the_command_line(tmp_path):
     said = run_command("convert", f"--vision={VISION}", f"--decoder={DECODER}", "--preset=llava-1.5-7b", f"--output={tmp_path / 'native'}")
     adapter = 2 * (128 * 128 + 128)
     assert f"adapter    {adapter:>14,} parameters, freshly initialised (seed 0), to be trained" in said
     assert load_checkpoint(tmp_path / "native").missing == ()
-    assert of.load(tmp_path / "native").generate([of.Request(QUESTION)], of.GenerationConfig(max_new_tokens=3))
+    [answer] = of.load(tmp_path / "native").generate([of.Request(QUESTION)], of.GenerationConfig(max_new_tokens=3))
+    assert list(answer.tokens) == greedy_by_transformers("USER: What is it? ASSISTANT:", 3)
     refused = run_command("convert", f"--decoder={DECODER}", f"--output={tmp_path / 'none'}", fails=True)
     assert "--decoder needs --vision" in refused
+
+
+def test_a_part_alone_is_no_model_and_says_how_it_becomes_one():
+    for source in (VISION, ASSETS / VISION):
+        with pytest.raises(CheckpointError, match=rf"{source}: a vision tower alone.*\.convert --vision={source} --decoder=LANGUAGE_MODEL --output"):
+            of.load(source)
+    with pytest.raises(CheckpointError, match=r"a language model alone.*\.convert --decoder=omnifusion-tiny-decoder --vision=VISION_TOWER --output"):
+        load_checkpoint(DECODER)
+
+
+def change_tokenizer(directory, change):
+    values = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    change(values)
+    (directory / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+def one_too_many(values):
+    last = {"id": 852, "content": "<more>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    values["added_tokens"].append(last)
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer for the language model"),
+        (lambda d: (d / "tokenizer.json").write_text("{"), r"its tokenizer cannot be used: .*tokenizer\.json: not a tokenizer"),
+        (lambda d: (d / "tokenizer_config.json").write_text("{"), "its tokenizer cannot be used"),
+        (lambda d: (d / "tokenizer_config.json").write_text('{"eos_token": "<end>"}'), "names '<end>', which tokenizer.json does not know"),
+        (lambda d: change_tokenizer(d, one_too_many), r"853 tokens, model\.decoder\.vocab is 852"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_refused_before_anything_is_made(tmp_path, monkeypatch, spoil, said):
+    shutil.copytree(ASSETS / DECODER, tmp_path / "decoder")
+    spoil(tmp_path / "decoder")
+    monkeypatch.setattr("omnifusion_jax.checkpoints.parts.fresh", lambda *_: pytest.fail("parameters were made"))
+    with pytest.raises(CheckpointError, match=said):
+        from_parts(tmp_path / "decoder", VISION)
+    if (tmp_path / "decoder/tokenizer.json").is_file():
+        shutil.copytree(ASSETS / "omnifusion-tiny", tmp_path / "whole")
+        shutil.rmtree(tmp_path / "whole/tokenizer")
+        shutil.copytree(tmp_path / "decoder", tmp_path / "whole/tokenizer")
+        with pytest.raises(CheckpointError, match=said):
+            load_checkpoint(tmp_path / "whole", vision=VISION)

@@ -29,6 +29,9 @@ def test_the_released_tokenizer_from_its_sentencepiece_model(tmp_path, monkeypat
     for text in ("<image>\nWhat?", "</s>", "  two  spaces ", "\u0427\u0442\u043e   \u043d\u0430?", "\u65e5\u672c\x01\t"):
         assert converted.encode(text) == released.encode(text)
     assert fast_tokenizer(tmp_path) == converted.directory  # cached
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<s>"}))
+    assert (converted.eos, Tokenizer(fast_tokenizer(tmp_path)).eos) == (2, 1)  # by content
     (tmp_path / "tokenizer.model").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="not a sentencepiece model"):
         fast_tokenizer(tmp_path)

@@ -1,5 +1,6 @@
 """`read_torch_file` against torch's own files, and against files made to run code."""
 
+import collections
 import contextlib
 import copyreg
 import io
@@ -422,6 +423,38 @@ def test_unknown_module_classes_are_refused(tmp_path):
         saved(tmp_path, torch.zeros(2, dtype=torch.complex64))
     with pytest.raises(CheckpointError, match="contiguous"):
         saved(tmp_path, torch.zeros(1).expand(5))
+
+
+def test_all_that_a_pickle_can_name():
+    """The list in full: whoever adds to it answers for what the name lets a hostile file do."""
+    kinds = ("BFloat16", "Bool", "Byte", "Char", "Double", "Float", "Half", "Int", "Long", "Short")
+    assert {f"{module}.{name}" for module, name in torch_files.ALLOWED} == {f"torch.{kind}Storage" for kind in kinds} | {
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state",
+        "torch.nn.functional.relu",
+        "collections.OrderedDict",
+        "builtins.set",
+        "__builtin__.set",
+        "models.VisualToGPTMapping",
+        "__main__.VisualToGPTMapping",
+        "torch.nn.modules.activation.GELU",
+        "torch.nn.modules.activation.MultiheadAttention",
+        "torch.nn.modules.activation.ReLU",
+        "torch.nn.modules.container.ModuleList",
+        "torch.nn.modules.container.ParameterList",
+        "torch.nn.modules.container.Sequential",
+        "torch.nn.modules.dropout.Dropout",
+        "torch.nn.modules.linear.Linear",
+        "torch.nn.modules.linear.NonDynamicallyQuantizableLinear",
+        "torch.nn.modules.normalization.LayerNorm",
+        "torch.nn.modules.transformer.TransformerEncoderLayer",
+    }
+    stand_ins = {given for given in torch_files.ALLOWED.values() if isinstance(given, type) and issubclass(given, TorchModule)}
+    assert all(set(vars(given)) <= {"__module__", "__slots__", "__doc__"} for given in stand_ins)
+    assert {given for given in torch_files.ALLOWED.values() if callable(given)} - stand_ins == {
+        torch_files._rebuild_tensor, torch_files._rebuild_parameter, collections.OrderedDict, set,
+    }  # fmt: skip
 
 
 # Files that are not what they should be.

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ import tiny
 import torch
 import transformers
 from conftest import run_command
-from parity.torch_models import language, randomised
+from parity.two_encoders import LAYERS, WIDTH, Both, build
 from PIL import Image
 
 import omnifusion_jax as of
@@ -21,49 +19,7 @@ from omnifusion_jax.checkpoints.load import Checkpoint, load_checkpoint
 from omnifusion_jax.config import AdapterConfig
 from omnifusion_jax.errors import CheckpointError
 
-WIDTH, LAYERS = 32, 2
 transformers.utils.logging.disable_progress_bar()
-
-
-class VisualToGPTMapping(torch.nn.Module):
-    """What the unpublished class may have looked like: attributes, no module lists."""
-
-    def __init__(self, names, out):
-        super().__init__()
-        for name in names:
-            for n in range(LAYERS + 1):
-                setattr(self, f"{name}_proj_{n}", torch.nn.Linear(WIDTH, WIDTH))
-            setattr(self, f"{name}_norm", torch.nn.LayerNorm(WIDTH))
-            setattr(self, f"{name}_coef", torch.nn.Parameter(torch.ones(LAYERS + 1)))
-        self.out = torch.nn.Linear(WIDTH, out)
-
-
-VisualToGPTMapping.__module__, VisualToGPTMapping.__qualname__ = "models", "VisualToGPTMapping"
-
-
-def build(directory, monkeypatch, names):
-    """Everything but the tokenizer's training is made by PyTorch and transformers."""
-    c = tiny.config().decoder
-    tiny.make_tokenizer(directory / "tokenizer")
-    language(c).to(torch.bfloat16).save_pretrained(directory / "tuned-model")
-    block = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
-    clip = transformers.CLIPVisionConfig(**block, intermediate_size=48, image_size=24, patch_size=8)
-    dino = transformers.Dinov2Config(**block, mlp_ratio=2, image_size=40, patch_size=8)
-    for name, model in (("z-clip", transformers.CLIPVisionModel(clip)), ("a-dino", transformers.Dinov2Model(dino))):
-        randomised(model, 5).to(torch.bfloat16).save_pretrained(directory / name)
-    crop = {"do_resize": True, "size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": {"height": 16, "width": 16}, "resample": 3}
-    processor = {**crop, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
-    (directory / "a-dino/preprocessor_config.json").write_text(json.dumps(processor))
-    module = types.ModuleType("models")
-    module.VisualToGPTMapping = VisualToGPTMapping
-    monkeypatch.setitem(sys.modules, "models", module)
-    adapter = randomised(VisualToGPTMapping(names, c.embed), 7).to(torch.bfloat16)
-    torch.save(adapter, directory / "projection.pt")
-    torch.save(
-        {name: torch.full((c.embed,), n, dtype=torch.bfloat16) for n, name in enumerate(("USER", "BOT", "SOI", "EOI"))},
-        directory / "special_embeddings.pt",
-    )
-    return adapter
 
 
 def same(some, others):
@@ -87,10 +43,12 @@ def test_in_out_and_in_again(tmp_path, monkeypatch):
     same(again.arrays, found.arrays)
     assert again.config == c
 
-    picture = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
-    model = of.load(tmp_path / "exported", dtype="float32")
-    [answer] = model.generate([of.Request([{"role": "user", "content": "What is it?"}], [picture])], of.GenerationConfig(max_new_tokens=3))
-    assert len(answer.tokens) == 3 or answer.finish_reason == "stop"
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8))
+    talk = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A red circle."}]
+    [ours] = of.load(tmp_path / "exported", dtype="float32").logits([of.Request(talk, [picture])])
+    with torch.no_grad():
+        theirs = Both(tmp_path / "source", adapter).logits(picture, [(False, "What is it?"), (True, "A red circle.")]).numpy()
+    assert np.abs(ours - theirs).max() < 2e-5 * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("kinds", [("siglip", "clip"), ("clip", "clip")])

@@ -1,5 +1,6 @@
 """Where everything stands in a sequence: the published constants, the published loader written again, and every refusal."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT
 from omnifusion_jax.checkpoints.bundled import locate
-from omnifusion_jax.data.dialogues import Dialogue
+from omnifusion_jax.data.dialogues import Dialogue, parse
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
 
@@ -128,21 +129,32 @@ def published(turns, has_image, encode, rows, max_context_len):
     return ids[:max_context_len], mask[:max_context_len], {p: name for p, name in overwritten.items() if p < max_context_len}
 
 
-PHRASES = ("What is it?", "<image>\nWhat?", "Сколько здесь яблок?", "Жёлтый круг", "It costs 3.50,\nI think.", "  two  spaces", "Да", "ok ")
-texts = st.one_of(st.sampled_from(PHRASES), st.text("abcXYZ 019.,?!\nабвжЁяЫ", min_size=1, max_size=40)).filter(str.strip)
+PHRASES = (
+    " ",
+    "\n",
+    "What is it?",
+    "<image>\nWhat?",
+    "Сколько здесь яблок?",
+    "Жёлтый круг",
+    "It costs 3.50,\nI think.",
+    "  two  spaces",
+    "Да",
+    "ok ",
+)
+texts = st.one_of(st.sampled_from(PHRASES), st.text("abcXYZ 019.,?!\nабвжЁяЫ", min_size=1, max_size=40))
 
 
 @needs_real
 @few
 @given(
-    turns=st.lists(st.tuples(st.sampled_from(["human", "gpt"]), texts), min_size=1, max_size=6),
+    turns=st.lists(st.tuples(st.sampled_from(["human", "gpt", "user", "bard"]), texts), min_size=1, max_size=6),
     has_image=st.booleans(),
     rows=st.sampled_from([1, 36, 576]),
     max_length=st.integers(1, 700),
 )
 def test_original_is_the_published_loader(real, turns, has_image, rows, max_length):
     ids, mask, overwritten = published(turns, has_image, pieces().encode, rows, max_length)
-    sample = layout(real, "original", rows, max_length)(Dialogue("x", tuple(turns)), pictures(int(has_image), rows))
+    sample = layout(real, "original", rows, max_length)(Dialogue("x", tuple(turns), marked=True), pictures(int(has_image), rows))
     assert sample.tokens.tolist() == ids
     assert (sample.weights > 0).tolist() == mask and set(sample.weights.tolist()) <= {0.0, 1.0}
     names = {SPECIAL: {USER: "USER", BOT: "BOT", SOI: "SOI", EOI: "EOI"}, FEATURE: range(rows)}
@@ -172,8 +184,58 @@ def test_original_is_cut_on_the_right_after_insertion(tiny):
 
 
 def test_original_takes_any_speaker_but_the_human_for_the_assistant(tiny):
-    sample = layout(tiny, "original")(Dialogue("x", (("bard", "yes"), ("human", "no"), ("gpt", "cat"))), pictures(0))
-    assert weighted(sample) == [*tiny.encode("yes"), *tiny.encode("cat")]
+    turns = (("bard", "yes"), ("human", "no"), ("user", "what?"), ("gpt", "cat"))
+    sample = layout(tiny, "original")(Dialogue("x", turns, marked=True), pictures(0))
+    assert weighted(sample) == [*tiny.encode("yes"), *tiny.encode("what?"), *tiny.encode("cat")]
+    assert [*sample.index[sample.kind == SPECIAL]] == [BOT, USER, BOT, BOT]
+
+
+def test_original_reads_roles_of_messages_as_everybody_does(tiny):
+    """The published loader knows LLaVA's form alone, so that "user" is no more than a name there; with
+    messages it is a role.
+    """
+    lay = layout(tiny, "original")
+    sample = lay(Dialogue("x", (("user", "no"), ("assistant", "cat"))), pictures(0))
+    assert weighted(sample) == tiny.encode("cat") and [*sample.index[sample.kind == SPECIAL]] == [USER, BOT]
+    with pytest.raises(DataError, match="turn 0 is from 'bard'; known are human, user"):
+        lay(Dialogue("x", (("bard", "no"), ("assistant", "cat"))), pictures(0))
+    with pytest.raises(DataError, match=r"turn 0 is from 'system', and layout 'original' has no place for it: .* model.prompt"):
+        lay(Dialogue("x", (("system", "no"), ("assistant", "cat"))), pictures(0))
+
+
+def test_original_cuts_what_it_learns_from_but_never_a_question(tiny):
+    talk = dialogue("What is it? " * 20, marked=False, roles=("user",))
+    assert len(layout(tiny, "original", max_length=30)(talk, pictures(0)).tokens) == 30
+    with pytest.raises(DataError, match="tokens, but max_length is 30"):
+        layout(tiny, "original", max_length=30)(talk, pictures(0), ask=True)
+
+
+def test_the_words_before_an_answer_stand_only_before_one(tiny):
+    """Layout "text": a user who speaks twice is answered once."""
+    lay = helpers.layout(tiny, 512, layout="text", user="User:", bot="AI:", prompt="")
+    talk = Dialogue("x", (("user", "red"), ("user", "circle"), ("assistant", "cat"), ("user", "star")))
+    pieces = ["User:red", "User:circleAI:", "cat", "User:star"]
+    ids = [tiny.encode(piece) for piece in pieces]
+    asked = lay(talk, [], ask=True)
+    assert asked.tokens.tolist() == [*ids[0], *ids[1], *ids[2], tiny.eos, *tiny.encode("User:starAI:")]
+    assert lay(talk, []).tokens.tolist() == [*ids[0], *ids[1], *ids[2], tiny.eos, *ids[3]]
+
+
+@pytest.mark.parametrize("style", ["omnifusion", "original"])
+def test_a_request_repeats_what_training_read(tiny, style):
+    """What `messages` makes of a record is laid out, as a request, as the record itself is."""
+    lay, record = layout(tiny, style), dialogue("<image>\nWhat is it?", " red ", "Why?\n<image>" if style == "original" else "Why?")
+    again = Dialogue("x", tuple((m["role"], m["content"]) for m in lay.messages(dataclasses.replace(record, images=("a",)))))
+    asked, taught = lay(again, pictures(1), ask=True), lay(dialogue(*[text for _, text in record.turns], "cat"), pictures(1))
+    n = len(asked.tokens)
+    assert asked.tokens.tolist() == taught.tokens[:n].tolist() and asked.index.tolist() == taught.index[:n].tolist()
+    assert (taught.weights[n:] > 0).any()
+
+
+def test_parts_and_marks_together_are_refused(tiny):
+    talk = parse({"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "<image> What?"}]}], "images": ["a"]}, "x")
+    with pytest.raises(DataError, match="pictures stand as parts and as <image> in the text"):
+        layout(tiny)(talk, pictures(1), ask=True)
 
 
 def test_messages_need_no_mark_but_may_have_one(tiny):
@@ -217,7 +279,8 @@ REFUSED = {
     "a blank turn": (dialogue(" \n", "yes"), 0, False, ["turn 0 is empty"]),
     "nothing but a mark": (dialogue("<image>\n", "yes"), 1, False, ["turn 0 holds nothing but <image>", "Write its text"]),
     "the assistant first": (dialogue("Hello", "Hi", roles=("gpt", "human")), 0, False, ["starts with the assistant", "must be the user's"]),
-    "an unknown role": (dialogue("Be good", "Hi", roles=("system", "user")), 0, False, ["turn 0", "'system'", "human, user, gpt, assistant"]),
+    "an unknown role": (dialogue("Be good", "Hi", roles=("bard", "user")), 0, False, ["turn 0", "'bard'", "human, user, gpt, assistant"]),
+    "a system": (dialogue("Be good", "Hi", roles=("system", "user")), 0, False, ["turn 0 is from 'system'", "no place", "belongs in model.prompt"]),
     "no answer": (dialogue("Hello"), 0, False, ["no turn of the assistant", "Add an answer"]),
     "an answer to answer": (dialogue("Hello", "Hi"), 0, True, ["last turn is the assistant's", "End with a question"]),
     "too long": (dialogue("Hello " * 3000, "Hi"), 0, False, ["tokens, but max_length is 2048", "Shorten", "data.max_length"]),
@@ -233,7 +296,7 @@ def test_refusals(tiny, case):
     assert text.startswith("chat.json[7]: ") and all(word in text for word in words), text
 
 
-@pytest.mark.parametrize("case", ["two pictures", "an empty turn", "a blank turn"])
+@pytest.mark.parametrize("case", ["two pictures", "an empty turn", "an answer to answer"])
 def test_original_refuses_what_the_published_loader_cannot_read(tiny, case):
     talk, images, ask, words = REFUSED[case]
     with pytest.raises(DataError) as caught:
@@ -250,6 +313,12 @@ def test_a_broken_tokenizer_directory_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer"):
         Tokenizer(tmp_path)
+
+
+def test_a_vocabulary_may_have_rows_to_spare_but_none_too_few(tiny):
+    assert tiny.fits(tiny.vocab) is tiny and tiny.fits(tiny.vocab + 1) is tiny
+    with pytest.raises(DataError, match=f"has {tiny.vocab} tokens, model.decoder.vocab is {tiny.vocab - 1}: they belong to two models"):
+        tiny.fits(tiny.vocab - 1)
 
 
 def test_a_token_that_the_vocabulary_lacks_is_named(tmp_path, tiny):

@@ -164,6 +164,53 @@ def test_a_missing_file_and_another_encoding(tmp_path):
     refused(lambda: JsonSource(tmp_path / "d.json"), "d.json: not UTF-8 (byte 9)", "Save it as UTF-8")
 
 
+URL = "data:image/png;base64,iVBORw0KGgo="
+
+
+def said(*content, **more):
+    return {"messages": [{"role": "user", "content": part} for part in content], **more}
+
+
+def test_content_may_be_a_list_of_parts(tmp_path):
+    shown = [{"type": "image_url", "image_url": {"url": "b.jpg"}}, {"type": "text", "text": "And"}, {"type": "text", "text": "this?"}]
+    first = [{"type": "text", "text": "What?"}, {"type": "image"}]
+    path = written(tmp_path / "d.jsonl", lines(said(first, "Well?", shown, images=["a.jpg"])))
+    dialogue = JsonSource(path, "pics")[0]
+    assert dialogue.turns == (("user", "What?"), ("user", "Well?"), ("user", "And\nthis?"))
+    assert dialogue.images == (Path("pics/a.jpg"), Path("pics/b.jpg")) and dialogue.places == (1, 0, 1) and not dialogue.marked
+    alone = JsonSource(written(tmp_path / "e.jsonl", lines(said([{"type": "text", "text": "What?"}], images=["a.jpg"]))), "pics")[0]
+    assert (alone.turns, alone.images, alone.places) == ((("user", "What?"),), (Path("pics/a.jpg"),), ())
+
+
+@pytest.mark.parametrize("address", [URL, "https://example.org/a.png", "HTTP://example.org/a.png"])
+def test_an_address_is_not_a_name_in_the_folder(tmp_path, address):
+    for form in (
+        {"type": "image_url", "image_url": {"url": address}},
+        {"type": "image_url", "image_url": address},
+        {"type": "image", "url": address},
+    ):
+        path = written(tmp_path / "d.jsonl", lines(said([form, {"type": "text", "text": "What?"}])))
+        assert JsonSource(path, "pics")[0].images == (address,)
+    assert JsonSource(written(tmp_path / "d.jsonl", lines(said("What?", images=[address]))), "pics")[0].images == (address,)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([{"type": "input_audio"}], ["messages[0].content[0] is of type 'input_audio'; known are text, image_url, image"]),
+        (["What?"], ["messages[0].content[0] is of type None"]),
+        ([{"type": "text"}], ["messages[0].content[0] has no string 'text'"]),
+        ([{"type": "text", "text": "cut \ud83d"}], ["content[0] holds half a character"]),
+        ([{"type": "image_url", "image_url": {}}], ["content[0] has no string 'url'"]),
+        ([{"type": "image"}, {"type": "image"}], ['2 "image" parts name no picture, and "images" lists 1']),
+        ([{"type": "image_url", "image_url": "b.jpg"}], ['0 "image" parts name no picture, and "images" lists 1']),
+        (5, ["messages[0] is not an object with the strings 'role' and 'content', or a list of parts"]),
+    ],
+)
+def test_parts_that_cannot_be_read(content, words):
+    refused(lambda: parse(said(content, images=["a.jpg"]), "here"), "here: ", *words)
+
+
 def test_a_record_may_be_parsed_alone():
     assert parse(record(image=["x"]), "here").images == ("x",)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from omnifusion_jax.batch import FEATURE, TEXT
 from omnifusion_jax.config import ConfigError, ModelConfig
-from omnifusion_jax.data.dialogues import Dialogue
+from omnifusion_jax.data.dialogues import Dialogue, parse
 from omnifusion_jax.data.template import Template
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
@@ -30,6 +30,8 @@ PROMPTS = {
 }
 TALK = ("What?", "A cat.", "Why?")
 # of a language model: content is a string
+SYSTEM = "<<SYS>>\nBe brief.\n<</SYS>>\n\n[INST] <image>\nWhat? [/INST]"
+MARKED = Dialogue("b", (("user", "What?"), ("assistant", "A cat."), ("user", "<image>\nWhy?")))
 LANGUAGE = "{% for m in messages %}{{ bos_token if loop.first }}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{{ '<bot>' if add_generation_prompt }}"
 
 
@@ -62,13 +64,13 @@ def pictures(n):
 
 
 def turns(*texts):
-    return [(i % 2 == 1, text) for i, text in enumerate(texts)]
+    return [(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
 
 
 def answers(tokenizer, sample):
-    """The text of each run of targets."""
+    """Each run of targets, piece by piece as the vocabulary has them, spaces before them too."""
     edges = np.flatnonzero(np.diff(np.pad(sample.weights > 0, 1))).reshape(-1, 2)
-    return [tokenizer.backend.decode(sample.tokens[a:b].tolist(), skip_special_tokens=False) for a, b in edges]
+    return ["".join(map(tokenizer.backend.id_to_token, sample.tokens[a:b].tolist())) for a, b in edges]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -108,8 +110,49 @@ def test_features_stand_where_the_template_marks_the_picture(tokenizer):
 def test_targets_are_the_answers_and_their_end(tokenizer):
     for name in TEMPLATES:
         sample = layout(tokenizer, name)(dialogue("What?", "A cat.", "Why?", "It is red."), pictures(1))
-        assert [text.strip() for text in answers(tokenizer, sample)] == ["A cat.</s>", "It is red.</s>"]
+        assert answers(tokenizer, sample) == ["\u2581A\u2581cat.</s>", "\u2581It\u2581is\u2581red.</s>"]
         assert (sample.tokens[sample.weights > 0] == EOS).sum() == 2
+
+
+def test_targets_after_a_picture_are_not_moved_by_it(tokenizer):
+    """The picture stands between two answers: its four features take the place of one token."""
+    lay = layout(tokenizer)
+    plain, shown = lay(dialogue("What?", "A cat.", "Why?", "It is red."), []), dialogue("What?", "A cat.", "<image>\nWhy?", "It is red.")
+    sample = lay(shown, pictures(1))
+    assert answers(tokenizer, sample) == answers(tokenizer, plain) == ["\u2581A\u2581cat.</s>", "\u2581It\u2581is\u2581red.</s>"]
+    features = np.flatnonzero(sample.kind == FEATURE)
+    ends = np.flatnonzero(sample.tokens == EOS)
+    assert ends[0] < features[0] and features[-1] < ends[1] == len(sample.tokens) - 1
+
+
+def test_a_system_turn_stands_where_the_template_puts_it(tokenizer):
+    talk = Dialogue("chat.json[7]", (("system", "Be brief."), ("user", "What?")))
+    for name, text in (("llava-1.5", "Be brief. USER: <image>\nWhat? ASSISTANT:"), ("llava-next-mistral", SYSTEM)):
+        lay = layout(tokenizer, name)
+        assert lay.template.render(lay.read(talk), [0, 1], lay.template.form, True, "") == text
+        sample = lay(talk, pictures(1), ask=True)
+        before = tokenizer.backend.decode(sample.tokens[: np.flatnonzero(sample.kind == FEATURE)[0]].tolist())
+        assert "Be brief." in before and "What?" not in before  # the picture belongs to the first question
+    taught = layout(tokenizer)(Dialogue("here", (*talk.turns, ("assistant", "A cat."))), [])
+    assert answers(tokenizer, taught) == ["\u2581A\u2581cat.</s>"]
+
+
+def test_a_system_turn_that_the_template_would_lose_is_refused(tokenizer):
+    deaf = TEMPLATES["llava-1.5"].replace("for message in messages", "for message in messages if message['role'] != 'system'")
+    talk = Dialogue("chat.json[7]", (("system", "Be brief."), ("user", "What?")))
+    with pytest.raises(DataError, match=r"chat.json\[7\]: the chat template leaves the system's turn out"):
+        layout(tokenizer, deaf)(talk, [], ask=True)
+
+
+def test_a_picture_stands_where_the_parts_of_a_turn_show_it(tokenizer):
+    messages = [
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]},
+    ]
+    lay, picture = layout(tokenizer), np.zeros((32, 32, 3), np.uint8)
+    parts, marks = (lay(talk, pictures(1), ask=True) for talk in (parse({"messages": messages, "images": [picture]}, "a"), MARKED))
+    assert [a.tolist() for a in parts[:4]] == [a.tolist() for a in marks[:4]]
 
 
 def test_the_beginning_of_the_sequence_comes_once(tmp_path, tokenizer):

@@ -89,7 +89,7 @@ def test_no_step_copies_the_cache(decoder, beams):
     """A copy of the whole cache for every token would cost more than the token."""
     g = GenerationConfig(max_new_tokens=drive.ROOM, num_beams=beams)
     follow = rules(g, types.SimpleNamespace(eos=drive.EOS, pad=drive.PAD), VOCAB, drive.ROOM)
-    state = jax.eval_shape(decode.start, decoder, *drive.pad(drive.prompts(8, 4)), np.arange(4, dtype=np.int32), knobs(g, drive.ROOM), rules=follow)
+    state = jax.eval_shape(decode.start, decoder, *drive.pad(drive.prompts(8, 4)), np.zeros((4, 2), np.uint32), knobs(g, drive.ROOM), rules=follow)
     program = decode.advance.lower(decoder, state, np.int32(9), follow).compile().as_text()
     shape = ",".join(map(str, state.cache[0][0].shape))
     assert re.search(rf"f32\[{shape}\]", program) and not re.search(rf"f32\[{shape}\]\S* copy\(", program)

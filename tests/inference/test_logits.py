@@ -1,5 +1,6 @@
 """Each processor against its namesake in transformers, on random scores and texts."""
 
+import dataclasses
 import types
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,24 @@ def test_banned_sequences(text):
     np.testing.assert_array_equal(banned(*text), theirs(processor, *text))
 
 
+@quick
+@given(texts(), st.sampled_from([0.5, 1.2, 3.0]))
+def test_repetition_penalty(text, penalty):
+    scores, tokens, length = text
+    mine = logits.penalise(scores, tokens, length, np.float32(penalty))
+    np.testing.assert_array_equal(mine, theirs(hf.RepetitionPenaltyLogitsProcessor(penalty), scores, tokens, length))
+
+
+def test_the_likeliest_token_stays_however_narrow_the_nucleus():
+    """1 - top_p rounds to 1 here, and so may the sum of all probabilities: still one token is left, as with
+    Hugging Face.
+    """
+    scores = np.random.default_rng(0).normal(size=(ROWS, VOCAB)).astype(np.float32)
+    mine = np.asarray(logits.top_p(scores, np.float32(1 - 1e-9)))
+    np.testing.assert_array_equal(mine, theirs(hf.TopPLogitsWarper(1e-9), scores))
+    assert (np.isfinite(mine).sum(axis=1) == 1).all() and (mine.argmax(axis=1) == scores.argmax(axis=1)).all()
+
+
 def test_an_ngram_longer_than_the_room_bans_nothing():
     scores = np.zeros((1, VOCAB), np.float32)
     assert logits.no_repeat_ngram(scores, np.zeros((1, 3), np.int32), 3, 5) is scores
@@ -89,10 +108,12 @@ def test_top_p(text, p):
 def test_the_whole_chain(text, temperature, k, p):
     scores, tokens, length = text
     g = GenerationConfig(max_new_tokens=8, temperature=temperature, top_k=k, top_p=p, no_repeat_ngram_size=2, banned_tokens=BANNED, forced_eos=True)
+    g = dataclasses.replace(g, repetition_penalty=1.5)
     length = length % 8
     names = types.SimpleNamespace(eos=EOS, pad=0)
     mine = logits.process(scores, tokens, length, logits.knobs(g, ROOM), logits.rules(g, names, VOCAB, ROOM))
     chain = [
+        hf.RepetitionPenaltyLogitsProcessor(1.5),
         hf.NoRepeatNGramLogitsProcessor(2),
         hf.NoBadWordsLogitsProcessor([list(ids) for ids in BANNED], eos_token_id=EOS),
         hf.ForcedEOSTokenLogitsProcessor(8, EOS),

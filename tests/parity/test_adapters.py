@@ -162,6 +162,22 @@ def test_gradients_of_the_mix(settings, trained):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(np.abs(b).max(), 1e-3 * largest))
 
 
+def test_gradients_of_an_encoder_of_which_a_part_is_trained():
+    """One parameter is enough for the pass back through it; the others get none."""
+    c = config(kind="sum")
+    arrays, model = built(c)
+    combination, pixels = model.adapter.mixes[1], images(c)[1][:, 0]
+    tower = {path.removeprefix("encoders/1/"): jnp.asarray(a) for path, a in arrays.items() if path.startswith("encoders/1/")}
+    trained = {"layers/norm1/scale": tower.pop("layers/norm1/scale")}
+
+    def loss(f):
+        return lambda given: (f(combination, nnx.with_parameters(model.encoders[1], {**tower, **given}), pixels) ** 2).sum()
+
+    ours, theirs = (jax.jit(jax.grad(loss(f)))(trained)["layers/norm1/scale"] for f in (mix.mixed, naive))
+    assert np.abs(theirs).max() > 1e-3
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "with gradient"])
 def test_the_mix_keeps_no_stack_of_hidden_states(gradient):
     """Temporary memory, as the compiler counts it, of a deep encoder with many patches."""

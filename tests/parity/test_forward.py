@@ -1,5 +1,7 @@
 """Our models against Hugging Face's and PyTorch's, in float32, with the weights carried across by our converter."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attention import AttentionSpec
 from omnifusion_jax.training.loss import answer_loss
+from omnifusion_jax.training.objectives import OBJECTIVES
+from omnifusion_jax.training.parts import split
+from omnifusion_jax.training.step import init_state, make_step
 
 C = tiny.config(layout="original")
 TABLES = {
@@ -67,9 +72,13 @@ def model(arrays):
 
 @pytest.fixture(scope="module")
 def batch(tokenizer):
+    return laid_out(tokenizer, SAMPLES)
+
+
+def laid_out(tokenizer, dialogues):
     layout, picture = Layout(tokenizer, C, 256), tiny.picture(tiny.image(C)[0], C.encoder.patch)
     roles = {False: "human", True: "gpt"}
-    samples = [layout(Dialogue("here", tuple((roles[a], text) for a, text in turns)), [picture] if seen else []) for seen, turns in SAMPLES]
+    samples = [layout(Dialogue("here", tuple((roles[a], text) for a, text in turns)), [picture] if seen else []) for seen, turns in dialogues]
     return collate(samples, max(len(s.tokens) for s in samples), 1, (C.encoder.image_size,))
 
 
@@ -111,6 +120,14 @@ def test_logits_of_the_whole_model_with_and_without_a_picture(model, theirs, bat
         close(row[: len(expected)], expected)
 
 
+def wanted_gradients(theirs, loss):
+    """By path, of a loss in PyTorch."""
+    for t in (*theirs.adapter.parameters(), *theirs.llm.parameters(), *theirs.special.values()):
+        t.grad = None
+    loss.backward()
+    return ours(theirs.gradients())
+
+
 def test_loss_and_its_gradients(arrays, theirs, batch):
     frozen = {path: a for path, a in arrays.items() if path.startswith("encoders/")}
 
@@ -121,10 +138,30 @@ def test_loss_and_its_gradients(arrays, theirs, batch):
 
     value, gradients = jax.jit(jax.value_and_grad(loss))({path: a for path, a in arrays.items() if path not in frozen})
     expected = theirs.loss(pictured(SAMPLES))
-    expected.backward()
+    wanted = wanted_gradients(theirs, expected)
     assert 0 in batch.tokens[batch.weights > 0]  # an unknown token is a target
     close(value, expected)
-    wanted = ours(theirs.gradients())
     assert wanted.keys() == gradients.keys()
     for path in wanted:
         close(gradients[path], wanted[path])
+
+
+def test_a_step_with_the_mean_of_the_means_of_micro_batches(arrays, theirs, tokenizer):
+    """The published averaging, one dialogue a micro-batch, whatever rows we take at a time: here two, of four
+    dialogues of unequal length."""
+    c = dataclasses.replace(C, adapter=dataclasses.replace(C.adapter, dropout=0.0))
+    long = [(False, "What is it?"), (True, "There are two blue circles."), (False, "?"), (True, "A")]
+    more = [(True, [(False, "How many?"), (True, "Two.")]), (False, long)]
+    samples = SAMPLES + more
+    trained, frozen = split((("encoders/.*", None), ("(adapter|special|decoder)/.*", 1.0)), arrays)
+    settings = {"seed": 0, "grad_accum": 2, "dtype": np.dtype("float32"), "remat": "none", "loss_mean_rows": 1}
+    step = jax.jit(make_step(abstract(c), OBJECTIVES["answers"], tiny.RECORDER, **settings))
+    state, metrics = step(init_state(tiny.RECORDER, trained), frozen, laid_out(tokenizer, samples))
+    expected = torch.stack([theirs.loss(pictured([sample])) for sample in samples]).mean()
+    wanted = wanted_gradients(theirs, expected)
+    close(metrics["loss"], expected)
+    over_all = theirs.loss(pictured(samples)).item()
+    assert abs(float(metrics["loss"]) - over_all) > 1e-3
+    assert wanted.keys() == state.optimizer.keys()
+    for path in wanted:
+        close(state.optimizer[path], wanted[path])

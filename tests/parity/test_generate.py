@@ -62,6 +62,23 @@ def test_beams(pairs, beams, ngram):
     assert len(set(lengths)) > 8
 
 
+@pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`")
+@pytest.mark.parametrize("beams", [1, 3])
+def test_repetition_penalty(pairs, beams):
+    """One at a time: with a batch, theirs leaves out as many first tokens of an answer as there is padding
+    before its prompt.
+    """
+    plain = {"num_beams": beams, "no_repeat_ngram_size": 4}
+    changed = 0
+    ours, theirs, prompts = pairs[0]
+    for penalty in (1.3, 0.8):
+        mine = [tokens for tokens, _ in drive.generate(ours, prompts, GenerationConfig(repetition_penalty=penalty, **plain))]
+        for prompt, tokens in zip(prompts[:5], mine, strict=False):
+            assert [tokens] == oracle.generate(theirs, [prompt], drive.ROOM, drive.EOS, repetition_penalty=penalty, **plain)
+        changed += mine != [tokens for tokens, _ in drive.generate(ours, prompts, GenerationConfig(**plain))]
+    assert changed == 2
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_banned_sequences_and_forced_end(pairs, beams):
     recipe = {"num_beams": beams, "early_stopping": True, "no_repeat_ngram_size": 3, "forced_eos": True}

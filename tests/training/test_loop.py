@@ -113,6 +113,12 @@ def test_accumulation_over_a_mesh(reference, tokenizer, tmp_path):
     assert_allclose(curve, reference[0], rtol=1e-5)
 
 
+def test_the_mean_of_the_means_of_rows(reference, tokenizer, tmp_path):
+    """Another loss than the mean over all targets, since answers differ in length."""
+    curve, _, _ = fit(config(steps=1, loss_mean_rows=1), tokenizer, tmp_path)
+    assert abs(curve[0] - reference[0][0]) > 1e-3
+
+
 def test_frozen_parts_have_no_optimizer_state(tokenizer, tmp_path):
     """In the checkpoint that a run leaves: two moments for what is trained, nothing else."""
     _, trained, frozen = fit(config(steps=1, train_parts=PHASE1), tokenizer, tmp_path)

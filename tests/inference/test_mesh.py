@@ -1,0 +1,86 @@
+"""Answers from a model that is spread over eight devices: batch and cache are cut into pieces, not copied,
+and the tokens stay the same.
+"""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from omnifusion_jax import sharding
+from omnifusion_jax.config import GenerationConfig
+from omnifusion_jax.data.dialogues import Request
+from omnifusion_jax.inference import decode, prompts
+from omnifusion_jax.inference.fingerprint import fingerprint
+from omnifusion_jax.inference.model import Model
+from omnifusion_jax.models.axes import axes
+
+SETTINGS = {
+    "sampled": GenerationConfig(max_new_tokens=6, temperature=1.0, seed=1),
+    "beams": GenerationConfig(max_new_tokens=6, num_beams=2),
+}
+ROWS, HEADS = ("data", "fsdp"), "tensor"
+
+
+def small():
+    c = tiny.config()
+    c.encoder.layers, c.decoder.layers = 1, 1
+    return c
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """(on one device, on eight)"""
+    tokenizer, arrays, mesh = tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer")), tiny.arrays(small()), sharding.make_mesh(2, 2, 2)
+    spread = {path: jax.device_put(a, sharding.sharding(mesh, axes(path), a.shape)) for path, a in arrays.items()}
+    return Model(small(), arrays, tokenizer), Model(small(), spread, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def asked():
+    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    return [Request([{"role": "user", "content": text}], [picture], id=text) for text in ("What is it?", "Left", "How many?")]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_batch_and_cache_are_spread_and_the_tokens_are_equal(models, asked, name, monkeypatch):
+    one, many = models
+    seen = {}
+
+    def watch(stage):
+        program = getattr(decode, stage)
+
+        def run(*args):
+            seen[stage] = args, program(*args)
+            return seen[stage][1]
+
+        monkeypatch.setattr(decode, stage, run)
+
+    expected = one.generate(asked, SETTINGS[name], batch_size=1)
+    for stage in ("embed", "start", "advance"):
+        watch(stage)
+    found = many.generate(asked, SETTINGS[name], batch_size=4)
+    assert [a.tokens for a in found] == [a.tokens for a in expected]
+    batch, x = seen["embed"][0][1], seen["embed"][1]
+    assert all(a.sharding.spec[0] == ROWS for a in [*batch[:-1], *batch.images])
+    assert x.sharding.spec[0] == ROWS and len(x) == 4
+    _, state = seen["advance"]
+    rows = 4 * SETTINGS[name].num_beams
+    for a in [*state.cache[0]]:
+        assert a.sharding.spec[:2] == (ROWS, HEADS)
+        assert a.shape[:2] == (rows, 2) and {s.data.shape[:2] for s in a.addressable_shards} == {(rows // 4, 1)}
+
+
+def test_a_row_for_every_piece(models, asked):
+    """Fewer requests than devices: blank rows fill the batch up, and say nothing."""
+    one, many = models
+    batch = many._assemble([prompts.lay_out(asked[0], "here", many.prepare, ask=True)], left=True)
+    assert all(len(a) == 4 and a.sharding.spec[0] == ROWS for a in [*batch[:-1], *batch.images])
+    assert many.generate(asked[0], SETTINGS["sampled"])[0].tokens == one.generate(asked[0], SETTINGS["sampled"])[0].tokens
+    assert "".join(many.stream(asked[0], SETTINGS["sampled"])) == one.generate(asked[0], SETTINGS["sampled"])[0].text
+    np.testing.assert_allclose(many.logits(asked[0])[0], one.logits(asked[0])[0], atol=1e-4)
+
+
+def test_one_device_has_no_mesh_and_the_fingerprint_is_the_same(models):
+    assert fingerprint(models[0]) == fingerprint(models[1])
+    assert models[0].mesh is None and dict(models[1].mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
