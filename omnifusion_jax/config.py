@@ -298,12 +298,14 @@ class MeshConfig:
 
 @dataclasses.dataclass
 class CheckpointConfig:
-    every_steps: int = 500  # how often the state of the run is saved
-    keep: int = 2  # the newest so many states
+    every_steps: int = 500  # how often the state of the run is saved; 0: by time alone
+    every_minutes: float = 0.0  # besides; 0: by steps alone. With both 0 it is saved at the end and where the run is stopped
+    keep: int = 2  # the newest so many states; while one is written there is one more
     final: str = "trained"  # parts, is what the finished run writes to WORKDIR/model; or the complete model
 
     def validate(self):
-        check(self.every_steps > 0 and self.keep > 0, "checkpoint.every_steps and checkpoint.keep must be positive")
+        check(self.every_steps >= 0 and self.every_minutes >= 0, "checkpoint.every_steps and checkpoint.every_minutes must not be negative")
+        check(self.keep > 0, "checkpoint.keep must be positive")
         one_of("checkpoint.final", self.final, ("trained", "complete"))
 
 

@@ -15,7 +15,6 @@ import types
 import typing
 
 from omnifusion_jax.config import tuples
-from omnifusion_jax.errors import ConfigError
 
 
 class Field(typing.NamedTuple):
@@ -67,27 +66,6 @@ def meanings(cls):
     return found
 
 
-def changed(config, values, at=""):
-    """A copy of a dataclass with other values, {path: value}. Raises ConfigError for a path into what is None.
-
-    `at` is where the dataclass stands, for messages: "model.".
-    """
-    own, inside = {}, {}
-    for path, value in values.items():
-        name, _, rest = path.partition(".")
-        if rest:
-            inside.setdefault(name, {})[rest] = value
-        else:
-            own[name] = value
-    for name, below in inside.items():
-        part = getattr(config, name)
-        if part is None:
-            path = f"{at}{name}"
-            raise ConfigError(f"{path} is None, so {path}.{next(iter(below))} cannot be set: choose a model.preset that has it")
-        own[name] = changed(part, below, f"{at}{name}.")
-    return dataclasses.replace(config, **own)
-
-
 def values(config):
     """{path: value} of everything that a nested dataclass holds."""
     found = {}
@@ -118,7 +96,7 @@ def nearest(path, known):
 # --- from text
 
 
-TRUTH = {"true": True, "t": True, "1": True, "yes": True, "false": False, "f": False, "0": False, "no": False}
+TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 READERS = {int: int, float: float, bool: lambda text: TRUTH[text.lower()], str: lambda text: text}
 EXAMPLES = {int: 1, float: 0.5, bool: True, str: "text", tuple: [1, 2], types.NoneType: None}
 SPOKEN = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -128,12 +106,15 @@ def read(text, kind):
     """The value of type `kind` that is written as `text`.
 
     "None" is None where the annotation has `| None`, and so is nothing at all where it is `str | None`. Tuples are
-    written as Python lists: '["\\n", ":"]'. Raises ValueError that says what is expected.
+    written as Python lists: '["\\n", ":"]'. A part that may be None is "build", which config_flags does, or None.
+    Raises ValueError that says what is expected.
     """
     choices = options(kind)
     if types.NoneType in choices and (text == "None" or (text == "" and str in choices)):
         return None
     (one,) = (choice for choice in choices if choice is not types.NoneType)
+    if dataclasses.is_dataclass(one) and text == "build":
+        return text
     try:
         value = READERS.get(one, lambda text: tuples(ast.literal_eval(text)))(text)
     except (ValueError, SyntaxError, TypeError, KeyError):
@@ -158,7 +139,7 @@ def spoken(kind):
     nothing = " or None" if types.NoneType in options(kind) else ""
     one = next(choice for choice in options(kind) if choice is not types.NoneType)
     if dataclasses.is_dataclass(one):
-        return "None (its fields have flags of their own)"
+        return "None or build"
     return SPOKEN.get(one, f"a list like {example(one)}") + nothing
 
 

@@ -5,24 +5,19 @@ import textwrap
 import types
 import typing
 
-from omnifusion_jax.fields import options
+from omnifusion_jax.fields import fields, options, values
 
 WIDTH = 110
 COLUMNS = (30, 12, 14)  # field, type, default; the meaning has the rest
 
 
-def page(introduction, flags):
-    """Args: flags: those of absl; one that stands for a field of a dataclass has `field` and `default_text`."""
-    plain = [flag for flag in flags if not hasattr(flag, "field")]
-    sections = {}
-    for flag in flags:
-        if hasattr(flag, "field") and flag.default_text is not None:
-            section, _, path = flag.name.partition(".")
-            sections.setdefault(section, []).append(((path, spelt(flag.field.kind), flag.default_text), flag.help))
-    rows = [row((f"--{flag.name}",), flag.help + (f" Default: {flag.default}." if flag.default else "")) for flag in plain]
-    lines = [introduction, "", *rows]
-    for section, found in sections.items():
-        lines += ["", heading(section), "", row(("FIELD", "type", "default"), ""), *(row(cells, meaning) for cells, meaning in found)]
+def page(introduction, flags, sections=()):
+    """Args: flags: those of absl; sections: each a `name` and `defaults`, a dataclass of which each field is a flag too."""
+    lines = [introduction, "", *(row((f"--{flag.name}",), flag.help + (f" Default: {flag.default}." if flag.default else "")) for flag in flags)]
+    for section in sections:
+        known, defaults = fields(type(section.defaults)), values(section.defaults)  # the latter not of parts that are None
+        rows = [row((path, spelt(known[path].kind), short(value)), known[path].meaning) for path, value in defaults.items()]
+        lines += ["", heading(section.name), "", row(("FIELD", "type", "default"), ""), *rows]
     return "\n".join(lines)
 
 

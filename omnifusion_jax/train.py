@@ -4,139 +4,44 @@ CONFIG is the name of a config that comes with the package (pretrain, sft, tiny,
 your own that ends in .py.
 """
 
-import dataclasses
-import json
-import math
-import shutil
-from pathlib import Path
+import shlex
+import sys
 
-import jax.numpy as jnp
 from absl import flags
 
+from omnifusion_jax import cli
 from omnifusion_jax.changes import changes
-from omnifusion_jax.checkpoints.bundled import locate
-from omnifusion_jax.checkpoints.lazy import placed
-from omnifusion_jax.checkpoints.load import load_decoder, load_encoder
-from omnifusion_jax.checkpoints.native import load_native, read_config, save_native, shardings
-from omnifusion_jax.cli import define_config, run
-from omnifusion_jax.config import HANDED_ON, ConfigError, same_settings, to_json
-from omnifusion_jax.data.describe import describe
-from omnifusion_jax.data.layout import Layout, Prepare
-from omnifusion_jax.data.pictures import Lens
-from omnifusion_jax.data.pipeline import Batches, PatchSource, keep
-from omnifusion_jax.data.sources import open_source
-from omnifusion_jax.data.tokenizer import Tokenizer
-from omnifusion_jax.evaluation.exact_match import exact_match
-from omnifusion_jax.evaluation.patches import patch_accuracy
-from omnifusion_jax.evaluation.report import write_report
-from omnifusion_jax.inference.model import Model
-from omnifusion_jax.models.omnifusion import cast
-from omnifusion_jax.sharding import make_mesh
-from omnifusion_jax.training.loop import train
+from omnifusion_jax.overrides import ConfigFlags
+from omnifusion_jax.run import run
+from omnifusion_jax.training.signals import Stop, Stopped
 
-CHOSEN = (*HANDED_ON, "image_size", "shortest_edge")  # what a model does with an encoder of its own accord
-
-CONFIG = define_config()
+CONFIG = ConfigFlags()
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the finished model go; a run that was cut off goes on from there.")
-
-
-def starting_point(config):
-    """The parameters that the run starts from, by path, and the tokenizer's directory."""
-    arrays, tokenizer, mesh = {}, config.tokenizer and Path(locate(config.tokenizer)), make_mesh(**vars(config.mesh))
-    for i, (name, source) in enumerate({"encoder": config.encoder_from, "encoder2": config.encoder2_from}.items()):
-        if source:
-            stored, encoder = load_encoder(source, i)
-            same_settings(f"model.{name}", with_grid(getattr(config.model, name)), with_grid(stored), source, but=CHOSEN)
-            arrays |= placed(mesh, encoder)
-    if config.decoder_from:
-        stored, decoder, found = load_decoder(config.decoder_from)
-        same_settings("model.decoder", config.model.decoder, stored, config.decoder_from, but=("max_length",))
-        arrays, tokenizer = arrays | placed(mesh, decoder), tokenizer or found
-    if config.init_from:
-        stored, trained, found = load_trained(config.init_from, config.model)
-        for part, free in (("encoder", ()), ("encoder2", ()), ("adapter", ("dropout", "init")), ("decoder", ("max_length",))):
-            same_settings(f"model.{part}", getattr(config.model, part), getattr(stored, part), config.init_from, but=free)
-        arrays |= placed(mesh, trained)
-        tokenizer = tokenizer or found
-    if tokenizer is None and config.objective == "answers":
-        raise ConfigError("no tokenizer: set decoder_from, init_from or tokenizer (a directory with tokenizer.json)")
-    return arrays, tokenizer
-
-
-def with_grid(c):
-    """An encoder's config that names its grid of positions: weights fit by it, whatever the size of pictures."""
-    return c and dataclasses.replace(c, position_grid=c.grid)
-
-
-def make_batches(config, tokenizer):
-    """What the run learns from."""
-    c, side, lens = config.data, config.model.encoder.side, Lens(config.model, config.data.max_pixels)
-    settings = {"batch_size": config.batch_size, "sizes": lens.sizes, "seed": config.seed, "shuffle": c.shuffle, "num_workers": c.num_workers}
-    if config.objective == "patches":
-        return Batches(PatchSource(side), keep, length=side * side, **settings)
-    source = open_source(c.path, c.images, side)
-    prepare = Prepare(Layout(tokenizer, config.model, c.max_length), lens)
-    print(
-        describe(source, prepare, tokenizer), f"\nThe loss of a model that knows nothing is ln {tokenizer.vocab} = {math.log(tokenizer.vocab):.1f}."
-    )
-    return Batches(source, prepare, length=c.max_length, tiles=lens.room, on_bad_sample=c.on_bad_sample, **settings)
-
-
-def evaluator(config, tokenizer):
-    """A function from arrays to (figures by name, records to show), or None."""
-    c = config.eval
-    if config.objective == "patches":
-        return c.count and (lambda arrays: (named(patch_accuracy(config.model, arrays, c.count)), []))
-    if not c.path:
-        return None
-    source = open_source(c.path, c.images, config.model.encoder.side)
-
-    def evaluate(arrays):
-        model = Model(config.model, arrays, tokenizer, dtype=config.compute_dtype)
-        figures, records = exact_match(model, source, c.count, batch_size=c.batch_size, max_new_tokens=c.max_new_tokens, blind=c.blind)
-        return named(figures), records
-
-    return evaluate
-
-
-def named(figures):
-    return {f"eval/{name}": value for name, value in figures.items()}
-
-
-def save_model(config, directory, trained, frozen, tokenizer_dir):
-    """The finished model: what was trained, in float32, or the complete model in the type it computes in."""
-    complete = config.checkpoint.final == "complete"
-    arrays = cast({**trained, **frozen}, jnp.dtype(config.compute_dtype)) if complete else trained
-    arrays = {path: a for path, a in arrays.items() if path != "head"}  # a bare encoder's reading head is not part of a model
-    beside = directory.with_name("model.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    save_native(beside, config.model, arrays, tokenizer_dir)
-    shutil.rmtree(directory, ignore_errors=True)  # of an earlier, shorter run in the same place
-    beside.rename(directory)
+ALLOW_CHANGE = flags.DEFINE_bool("allow_change", False, "Go on although settings that change what the run means are not those it was begun with.")
 
 
 def main(_):
-    config, workdir = CONFIG.value, Path(WORKDIR.value).absolute()
+    """Exit status: 0 for a run that learned and for SIGTERM, 130 for Ctrl-C, 1 for an error or a run that learned nothing."""
+    config = CONFIG.value
     config.validate()
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(to_json(config))
-    print(changes(config, CONFIG.start({})), f"\nAll of it: {workdir / 'config.json'}")
-    given, tokenizer_dir = starting_point(config)
-    tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).fits(config.model.decoder.vocab)
-    batches, evaluate = make_batches(config, tokenizer), evaluator(config, tokenizer)
-    trained, frozen = train(config, workdir, batches, given, on_eval=evaluate and (lambda arrays: evaluate(arrays)[0]))
-    save_model(config, workdir / "model", trained, frozen, tokenizer_dir)
-    figures, records = evaluate({**trained, **frozen}) if evaluate else ({}, [])
-    figures |= {"steps": config.steps, "data/skipped": batches.skipped}
-    (workdir / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
-    write_report(workdir, records, earlier=config.init_from and Path(config.init_from).parent)
+    print(changes(config, CONFIG.file), f"\nAll of it: {WORKDIR.value}/config.json")
+    stop = Stop()
+    try:
+        with stop:
+            figures = run(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
+    except Stopped:
+        state = f"the state after step {stop.step} is saved" if stop.step else "no step was done, so that there is nothing to save"
+        print(f"stopped by {stop.asked.name}: {state}. The same command goes on: {shlex.join(sys.orig_argv)}", flush=True)
+        return stop.status
+    problems = figures.pop("problems", [])
     for name, value in figures.items():
         print(f"{name:22} {value:.4f}" if isinstance(value, float) else f"{name:22} {value}")
-    for problem in batches.bad.values():
-        print(f"left out: {problem}")
-    print(f"{workdir}/model, {workdir}/report.html")
+    print(f"{WORKDIR.value}/model, {WORKDIR.value}/report.html", flush=True)
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    run(main)
+    cli.run(main, CONFIG)

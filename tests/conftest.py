@@ -61,9 +61,7 @@ def pytest_terminal_summary(terminalreporter):
     if peaks:
         terminalreporter.write_line("largest memory of each worker: " + ", ".join(f"{peak / 2**20:.2f} GiB" for peak in peaks))
     if collect_ignore:
-        terminalreporter.write_line(
-            f"NOT RUN, since PyTorch is not installed: {len(collect_ignore)} files, {', '.join(collect_ignore)}", yellow=True
-        )
+        terminalreporter.write_line(f"NOT RUN, since PyTorch is not installed: {len(collect_ignore)} files, {', '.join(collect_ignore)}", yellow=True)
 
 
 def run_command(name, *arguments, fails=False, given=""):

@@ -13,26 +13,28 @@ from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.manual import page
 from omnifusion_jax.models.presets import preset
+from omnifusion_jax.overrides import ConfigFlags, GenerationFlags, MeshFlags
 
 ROOT = Path(__file__).parents[1]
+mesh = lambda _: MeshFlags()  # it has no flag but those of its fields
 
 
-def typed(define, *arguments):
-    """The value of flags after these words of a command line."""
+def typed(kind, *arguments):
+    """The value of such flags after these words of a command line."""
     here = flags.FlagValues()
-    given = define(here)
-    cli.parsed(["train", *arguments], list(here), here)
-    return given() if callable(given) else given.value
+    section = kind(here)
+    cli.parsed(["train", *arguments], list(here), [section], here)
+    return section.value
 
 
 def config(*arguments):
-    return typed(cli.define_config, *arguments)
+    return typed(ConfigFlags, *arguments)
 
 
-def said(define, *arguments):
+def said(kind, *arguments):
     """The line that a wrong command line ends with."""
     with pytest.raises((SystemExit, ConfigError)) as caught:
-        typed(define, *arguments)
+        typed(kind, *arguments)
     message = str(caught.value)
     assert "\n" not in message and "Traceback" not in message
     return message
@@ -80,7 +82,7 @@ def test_a_file_of_ones_own(elsewhere):
     ],
 )
 def test_a_config_that_is_not_there(source, words):
-    message = said(cli.define_config, f"--config={source}")
+    message = said(ConfigFlags, f"--config={source}")
     assert all(word in message for word in words)
 
 
@@ -98,7 +100,7 @@ def test_what_is_wrong_in_a_config_file(elsewhere, line, message):
     (elsewhere / "mine.py").write_text(
         f"from omnifusion_jax.config import TrainConfig\n\ndef get_config():\n    c = TrainConfig()\n    {line}\n    return c\n"
     )
-    assert said(cli.define_config, "--config=mine.py") == message
+    assert said(ConfigFlags, "--config=mine.py") == message
 
 
 # --- which values
@@ -122,6 +124,8 @@ def test_values_of_fields():
     assert found.model.encoder.shortest_edge == 128 and not found.data.shuffle and not found.eval.blind and found.steps == 5
     assert found.train_parts == (("adapter/.*", 0.5), ("(special|encoders|decoder)/.*", None))
     assert found.batch_size == 64  # of the file
+    assert isinstance(config("--config=tiny:sft", "--config.optimizer.clip=2").optimizer.clip, float)
+    assert config("--config=tiny", "--config.model.encoder2.layers=2", "--config.model.encoder2=build").model.encoder2.layers == 2
     assert config("--config=tiny:sft").model.decoder.window == 4096
 
 
@@ -135,29 +139,26 @@ def test_another_preset_is_followed_before_other_fields_are_set():
 
 
 def test_generation_starts_from_the_recipe():
-    assert typed(cli.define_generation) == GenerationConfig()
-    assert typed(cli.define_generation, "--generation.official") == GenerationConfig.official()
-    found = typed(cli.define_generation, "--generation.official", "--generation.banned=['a', '\\n']", "--generation.forced_eos=false")
+    assert typed(GenerationFlags) == GenerationConfig()
+    assert typed(GenerationFlags, "--generation.official") == GenerationConfig.official()
+    found = typed(GenerationFlags, "--generation.official", "--generation.banned=['a', '\\n']", "--generation.forced_eos=false")
     assert (found.banned, found.forced_eos, found.num_beams) == (("a", "\n"), False, 3)
-    assert typed(cli.define_generation, "--generation.banned_tokens=[[1, 2], [3]]").banned_tokens == ((1, 2), (3,))
+    assert typed(GenerationFlags, "--generation.banned_tokens=[[1, 2], [3]]").banned_tokens == ((1, 2), (3,))
 
 
 def test_a_mesh():
-    assert typed(cli.define_mesh) is None
-    assert typed(cli.define_mesh, "--mesh.tensor=2", "--mesh.fsdp=-1").shape == {"data": 1, "fsdp": 4, "tensor": 2}  # of eight devices
+    assert typed(mesh) is None
+    assert typed(mesh, "--mesh.tensor=2", "--mesh.fsdp=-1").shape == {"data": 1, "fsdp": 4, "tensor": 2}  # of eight devices
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            "--config.nonsense=1",
-            "there is no flag --config.nonsense; --config has the fields seed, steps, batch_size, grad_accum, objective, model, encoder_from,",
-        ),
+        ("--config.nonsense=1", "there is no flag --config.nonsense; --help lists those there are"),
         ("--config.optimizer.learning_rat=1", "there is no flag --config.optimizer.learning_rat; is --config.optimizer.learning_rate meant?"),
         ("--config.learning_rate=1", "is --config.optimizer.learning_rate meant?"),
-        ("--config.mesh.xyz=1", "there is no flag --config.mesh.xyz; --config.mesh has the fields data, fsdp, tensor"),
-        ("--config.mesh=1", "there is no flag --config.mesh; --config.mesh has the fields data, fsdp, tensor"),
+        ("--config.mesh.xyz=1", "there is no flag --config.mesh.xyz; --help lists those there are"),
+        ("--config.mesh=1", "there is no flag --config.mesh; --help lists those there are"),
         ("--xyz=1", "there is no flag --xyz; --help lists those there are"),
         ("--noconfig.data.shuffel", "is --config.data.shuffle meant?"),
         ("--confg=tiny", "is --config meant?"),
@@ -167,16 +168,17 @@ def test_a_mesh():
         ("--config.model.decoder.window=x", "--config.model.decoder.window=x: a whole number or None is expected"),
         ("--config.data.path=None", "--config.data.path=None: text is expected"),
         ("--config.data.shuffle=2", "--config.data.shuffle=2: true or false is expected"),
-        ("--noconfig.data.shuffle=1", "does not take an argument"),
+        ("--noconfig.data.shuffle=1", "there is no flag --noconfig.data.shuffle; is --config.data.shuffle meant?"),
+        ("--noconfig.steps", "is --config.steps meant?"),
         ("--config.train_parts=all", "--config.train_parts=all: a list like [['text', 0.5]] is expected"),
-        ("--config.model.encoder2=build", "None (its fields have flags of their own) is expected"),
-        ("--config.model.encoder2.layers=2", "model.encoder2 is None, so model.encoder2.layers cannot be set"),
-        ("--config.steps", "Missing value for flag --config.steps"),
+        ("--config.model.encoder2=dinov2-l", "--config.model.encoder2=dinov2-l: None or build is expected"),
+        ("--config.model.encoder2.layers=2", """model.encoder2.layers can not be applied because field "encoder2" is None"""),
+        ("--config.steps", "--config.steps has no value: it is written --config.steps=value"),
         ("5", "unexpected 5: flags are written --NAME=value"),
     ],
 )
 def test_what_is_wrong_in_a_line(words, message):
-    assert message in said(cli.define_config, "--config=tiny", words)
+    assert message in said(ConfigFlags, "--config=tiny", words)
 
 
 @pytest.mark.parametrize(
@@ -194,22 +196,22 @@ def test_what_is_wrong_in_a_line(words, message):
     ],
 )
 def test_what_is_wrong_with_generation_in_a_line(words, message):
-    assert message in said(cli.define_generation, words)
+    assert message in said(GenerationFlags, words)
 
 
 def test_what_is_wrong_with_a_mesh_in_a_line():
-    assert "--mesh.data=two: a whole number is expected" in said(cli.define_mesh, "--mesh.data=two")
-    assert "--mesh has the fields data, fsdp, tensor" in said(cli.define_mesh, "--mesh.nonsense=1")
-    assert "mesh sizes (0, 1, 1): positive" in said(cli.define_mesh, "--mesh.data=0")
+    assert "--mesh.data=two: a whole number is expected" in said(mesh, "--mesh.data=two")
+    assert "there is no flag --mesh.nonsense" in said(mesh, "--mesh.nonsense=1")
+    assert "mesh sizes (0, 1, 1): positive" in said(mesh, "--mesh.data=0")
 
 
 def test_what_is_missing_in_a_line():
     here = flags.FlagValues()
-    cli.define_config(here)
+    section = ConfigFlags(here)
     flags.DEFINE_string("workdir", None, "", here)
     flags.mark_flags_as_required(["config", "workdir"], here)
     with pytest.raises(SystemExit) as caught:
-        cli.parsed(["train"], list(here), here)
+        cli.parsed(["train"], list(here), [section], here)
     assert str(caught.value) == "error: --config is missing; --help says what it is. --workdir is missing; --help says what it is"
 
 
@@ -218,15 +220,14 @@ def test_what_is_missing_in_a_line():
 
 def test_help_lists_flags_and_fields():
     here = flags.FlagValues()
-    cli.define_generation(here)
-    cli.define_config(here)
-    lines = [" ".join(line.split()) for line in page("python -m this", [here[name] for name in here]).splitlines()]
+    sections = [GenerationFlags(here), ConfigFlags(here)]
+    lines = [" ".join(line.split()) for line in page("python -m this", [here[name] for name in here], sections).splitlines()]
     assert lines[0] == "python -m this"
     expected = [
         "--generation.official Start from the recipe published with OmniFusion-1.1.",
         "num_beams int 1 above 1: beam search",
         "banned list [] strings that may not be produced, as the",  # goes on in the next line
-        "init_from str | None None native directory: a whole model, or what phase 1",
+        "init_from str | None None native directory, or what the original's phase 1",
         "model.adapter.eps float 1e-05 of norms",
     ]
     assert [line for line in expected if line not in lines] == []
@@ -252,6 +253,7 @@ def test_changes():
         "optimizer.clip 1.5 (not None)",
         "As the preset omnifusion-1.1 says, except:",
         "model.adapter.dropout 0.3 (not 0.1)",
+        "model.adapter.init torch (not normal)",
         "model.layout original (not omnifusion)",
     ]
     other = config("--config=sft", "--config.model.preset=llava-1.5-7b")

@@ -12,6 +12,7 @@ from PIL import Image
 import omnifusion_jax as of
 from omnifusion_jax import cli, sharding, train
 from omnifusion_jax.data.questions import English, caption
+from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.synthetic import render, scene_and_rng
 
 
@@ -99,13 +100,21 @@ def test_training_runs_resumes_and_is_loaded(tmp_path):
     assert json.loads((tmp_path / "one" / "config.json").read_text())["model"]["encoder"]["image_size"] == 96  # all of it
     sft = ("--config=configs/tiny.py:sft", f"--config.init_from={tmp_path / 'one' / 'model'}", *short, "--config.eval.count=8")
     run_command("train", *sft, "--config.steps=2", f"--workdir={tmp_path / 'two'}")
-    assert "resuming from step 2" in run_command("train", *sft, "--config.steps=4", f"--workdir={tmp_path / 'two'}")
+    said = run_command("train", *sft, "--config.steps=4", f"--workdir={tmp_path / 'two'}", fails=True)
+    assert "steps: 2 -> 4" in said and "--allow_change" in said and "Traceback" not in said
+    said = run_command("train", *sft, "--config.steps=4", "--allow_change", f"--workdir={tmp_path / 'two'}")
+    assert "resuming from step 2" in said and "steps: 2 -> 4" in said
     steps = [json.loads(line)["step"] for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
-    assert 0 <= summary["eval/accuracy"] <= 1 and "eval/blind_accuracy" in summary
-    assert (tmp_path / "two" / "report.html").read_text().count("class='card") == 8
-    assert of.load(str(tmp_path / "two" / "model")).generate([of.Request([{"role": "user", "content": "Hello"}])])
+    source = open_source("synthetic:held-out", "", 6)
+    asked = [source[i] for i in range(8)]  # of one question each
+    requests = [of.Request([{"role": "user", "content": d.turns[0][1].replace("<image>", "").strip()}], list(d.images)) for d in asked]
+    answers = of.load(str(tmp_path / "two" / "model")).generate(requests, of.GenerationConfig(max_new_tokens=32))
+    right = sum(a.text.strip() == d.turns[1][1].strip() for a, d in zip(answers, asked, strict=True))
+    assert summary["eval/accuracy"] == right / 8 and summary["eval/questions"] == 8 and "eval/blind_accuracy" in summary
+    cards = (tmp_path / "two" / "report.html").read_text()
+    assert cards.count("class='card") == 8 and cards.count("class='card wrong'") == 8 - right
     with pytest.raises(of.CheckpointError, match="holds only adapter, special"):
         of.load(str(tmp_path / "one" / "model"))
 
@@ -113,8 +122,17 @@ def test_training_runs_resumes_and_is_loaded(tmp_path):
 def train_ends(*arguments):
     """(exit status, what it said) of the command line `train`, without another process."""
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-        cli.run(train.main, ["train", *arguments])
+        cli.run(train.main, train.CONFIG, argv=["train", *arguments])
     return ended.value.code
+
+
+def test_a_run_that_learned_nothing_is_no_success(tmp_path):
+    """Its model is written all the same."""
+    options = ("--config.steps=12", "--config.batch_size=8", "--config.log_every=4", "--config.optimizer.learning_rate=1e6")
+    said = run_command("train", "--config=configs/tiny.py:pretrain", *options, f"--workdir={tmp_path}", fails=True)
+    (problem,) = json.loads((tmp_path / "summary.json").read_text())["problems"]
+    assert f"problem: {problem}" in said and "gradient" in problem and "Traceback" not in said
+    assert (tmp_path / "model" / "config.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from settings import changed
 
 from omnifusion_jax import cli, shipped
 from omnifusion_jax.config import HALF, EncoderConfig, GenerationConfig, ModelConfig, TrainConfig, from_dict, same_settings, to_json
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.fields import changed
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import PRESETS, preset, resolve
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.overrides import ConfigFlags
 from omnifusion_jax.training import parts
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -116,7 +117,8 @@ REFUSED = [  # what is set in configs/pretrain.py, and what the message says
     ({"model.image.grids": ((0, 2),)}, "not pairs"),
     ({"mesh.data": -1}, "mesh sizes"),  # fsdp is -1 already
     ({"mesh.tensor": 0}, "mesh sizes"),
-    ({"checkpoint.every_steps": 0}, "must be positive"),
+    ({"checkpoint.every_steps": -1}, "must not be negative"),
+    ({"checkpoint.every_minutes": -0.1}, "must not be negative"),
     ({"checkpoint.keep": 0}, "must be positive"),
     ({"checkpoint.final": "all"}, "trained, complete"),
     ({"eval.batch_size": 0}, "eval.batch_size and eval.max_new_tokens must be positive"),
@@ -142,7 +144,7 @@ ALLOWED = [  # at the edge
     {"data.max_length": 1},
     {"mesh.data": -1, "mesh.fsdp": 1},
     {"grad_accum": 256},
-    {"checkpoint.every_steps": 1, "checkpoint.keep": 1},
+    {"checkpoint.every_steps": 0, "checkpoint.every_minutes": 0.0, "checkpoint.keep": 1},
 ]
 
 
@@ -198,8 +200,8 @@ def test_settings_of_two_checkpoints_are_compared_field_by_field():
     )
     taken = shlex.split(str(caught.value).partition("take them over: ")[2])  # as a shell reads it
     here = flags.FlagValues()
-    config = cli.define_config(here)
-    cli.parsed(["train", "--config=pretrain", *taken], [], here)
+    config = ConfigFlags(here)
+    cli.parsed(["train", "--config=pretrain", *taken], [], [config], here)
     same_settings("model.encoder", config.value.model.encoder, theirs, "there", but=("eps",))
     same_settings("model.encoder2", None, None, "there")
     with pytest.raises(ConfigError, match=r"there has a model\.encoder2, the config has none"):

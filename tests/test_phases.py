@@ -55,7 +55,7 @@ def test_rows_of_a_mean_that_do_not_divide_a_batch_are_refused(field, value):
 
 
 def test_how_an_adapter_was_first_drawn_and_its_dropout_are_free_its_kind_is_not(tmp_path):
-    from omnifusion_jax.train import starting_point
+    from omnifusion_jax.run import starting_point
 
     c = tiny.config()
     save_native(tmp_path / "model", c, tiny.arrays(c, "adapter", "special"), Path(locate("omnifusion-tiny-decoder")))

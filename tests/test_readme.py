@@ -20,6 +20,7 @@ from omnifusion_jax import cli, shipped
 from omnifusion_jax.checkpoints.bundled import BUNDLED, locate
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.overrides import ConfigFlags
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page.relative_to(ROOT) for pattern in ("*.md", "docs/*.md", "launch/*.md") for page in ROOT.glob(pattern))
@@ -174,8 +175,8 @@ def check_chat(arguments, desk):
 def check_train(arguments, desk):
     """Builds the config and applies what is set on the command line; nothing is trained."""
     here = flags.FlagValues()
-    config, workdir = cli.define_config(here), flags.DEFINE_string("workdir", None, "", here)
-    cli.parsed(["train", *arguments], list(here), here)
+    config, workdir = ConfigFlags(here), flags.DEFINE_string("workdir", None, "", here)
+    cli.parsed(["train", *arguments], list(here), [config], here)
     assert workdir.value
     config.value.validate()
 

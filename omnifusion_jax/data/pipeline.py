@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import functools
+import signal
 import weakref
 from typing import NamedTuple
 
@@ -76,6 +77,7 @@ class Batches:
         self.batch_size, self.num_workers, self.on_bad_sample = batch_size, num_workers, on_bad_sample
         self.collate = functools.partial(collate, length=length, tiles=tiles, sizes=sizes)
         self.bad, self.skipped, self.seen = {}, 0, 0
+        self.records = len(source)
         self.reader = Read(source, prepare)
         indices = grain.MapDataset.range(len(source)).seed(seed)
         self.indices = (indices.shuffle() if shuffle else indices).repeat()
@@ -90,7 +92,8 @@ class Batches:
         if self.num_workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain reads a flag of its own, which has no value outside a command line
-            samples = samples.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=ahead))
+            options = grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=ahead)
+            samples = samples.mp_prefetch(options, deaf)
         return iter(samples)
 
     def __iter__(self):
@@ -118,13 +121,22 @@ class Batches:
 
     def state(self):
         """A JSON-serialisable position."""
-        return {"seen": self.seen, "skipped": self.skipped, "bad": list(self.bad.items())}
+        return {"records": self.records, "seen": self.seen, "skipped": self.skipped, "bad": list(self.bad.items())}
 
     def restore(self, state):
         """Goes on where `state` was taken, over the same source and with the same seed."""
         self.seen, self.skipped, self.bad = state["seen"], state["skipped"], {where: problem for where, problem in state["bad"]}
         self.samples.close()
         self.samples = self.read(self.seen)
+
+    def close(self):
+        """Ends the worker processes."""
+        self.samples.close()
+
+
+def deaf(*_):
+    """In a worker process: Ctrl-C in a terminal reaches it too, but the step that a run ends with still needs it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def close(batches):

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import functools
 import time
 
 import jax
@@ -17,6 +18,8 @@ from omnifusion_jax.training.checkpoint import Checkpoints
 from omnifusion_jax.training.monitor import Monitor
 from omnifusion_jax.training.objectives import OBJECTIVES
 from omnifusion_jax.training.optimizer import make_optimizer
+from omnifusion_jax.training.resume import same_records, write_config
+from omnifusion_jax.training.signals import Stop, Stopped
 from omnifusion_jax.training.step import batch_sharding, init_state, make_step, state_shardings
 
 
@@ -53,15 +56,20 @@ def summary(trained, frozen):
     return lines
 
 
-def train(config, workdir, batches, given, on_eval=None):
+def train(config, workdir, batches, given, on_eval=None, allow_change=False, stop=None):
     """Runs `config.steps` steps, resuming from `workdir` when it holds a checkpoint.
 
     Args:
       batches: iterator with `state()` and `restore(state)`, as data.pipeline.Batches.
       given: parameters by path to start from, taken out of the dict; the others are drawn.
       on_eval: called as on_eval(arrays) every `eval.every_steps` steps; what it returns, figures by name, is logged.
-    Returns: (trained, frozen), arrays by path; trained ones are float32. Raises NotFinite after `max_bad_steps` skipped steps.
+      allow_change: go on although the data set has another number of records than when the run was saved.
+      stop: a signals.Stop that may end the run after a step, whose state is then saved; None: nothing does.
+    Returns: (trained, frozen), arrays by path; trained ones are float32.
+    Raises: NotFinite after `max_bad_steps` skipped steps; CheckpointError where no checkpoint fits or can be read, or none can be written;
+      ConfigError for another data set; Stopped.
     """
+    stop = stop or Stop()
     mesh = sharding.make_mesh(**vars(config.mesh))
     rows, shards = config.batch_size // config.grad_accum, mesh.shape["data"] * mesh.shape["fsdp"]
     devices = f"{shards} devices (mesh.data * mesh.fsdp)"
@@ -77,14 +85,19 @@ def train(config, workdir, batches, given, on_eval=None):
     optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
     shapes = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
     placed = state_shardings(mesh, shapes)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.every_steps, config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    position = {"data": batches.state(), "interval": None}
     if (found := checkpoints.restore(shapes, placed)) is not None:
         state, position = found
-        batches.restore(position)
-        print(f"resuming from step {int(state.step)}", flush=True)
+        same_records(position["data"]["records"], batches.state()["records"], allow_change)
+        batches.restore(position["data"])
+        stop.step = int(state.step)
+        left = f"resuming from step {stop.step}" if stop.step < config.steps else f"all {stop.step} steps are done: nothing is left to train"
+        print(left, flush=True)
     else:
         state = jax.jit(lambda p: init_state(optimizer, p), out_shardings=placed)(trained)
     del trained
+    write_config(config, workdir)
 
     step = make_step(
         skeleton,
@@ -97,46 +110,83 @@ def train(config, workdir, batches, given, on_eval=None):
         loss_mean_rows=config.loss_mean_rows,
     )
     step = jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
-    monitor = Monitor(workdir, config.steps, int(state.step), config.log_every)
-    try:
-        state = run(config, step, state, frozen, batches, checkpoints, monitor, batch_sharding(mesh), on_eval)
-    finally:
-        monitor.close()
-        checkpoints.close()
+    monitor = Monitor(workdir, config.steps, int(state.step), config.log_every, position["interval"])
+    with stop.deferred():
+        try:
+            state = run(config, step, state, frozen, batches, checkpoints, monitor, batch_sharding(mesh), on_eval, stop)
+        finally:
+            monitor.close()
+            checkpoints.close()
     return state.params, frozen
 
 
-def run(config, step, state, frozen, batches, checkpoints, monitor, placed, on_eval):
-    """Dispatches steps ahead of reading their metrics: those of step n are read while n + 1 runs."""
-    previous, before_run = None, int(state.bad_steps)
-    for n in range(int(state.step) + 1, config.steps + 1):
-        before = time.perf_counter()
-        batch = next(batches)
-        monitor.wait += time.perf_counter() - before
-        batch = jax.device_put(batch, placed)
-        first = monitor.pause() if previous is None else contextlib.nullcontext()  # it compiles
-        with first, jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"):
-            state, metrics = step(state, frozen, batch)
-        report(config, monitor, previous, before_run)
-        previous = (n, metrics)
-        saves = checkpoints.due(n) or n == config.steps
-        evaluates = on_eval and config.eval.every_steps and n % config.eval.every_steps == 0
-        if saves or evaluates:
-            jax.block_until_ready(state)  # both need the result; the time it takes is the step's
-            with monitor.pause():
-                if saves:
-                    checkpoints.save(n, state, batches.state())
-                if evaluates:
-                    monitor.log(n, on_eval({**state.params, **frozen}))
-    report(config, monitor, previous, before_run)
+def run(config, step, state, frozen, batches, checkpoints, monitor, placed, on_eval, stop):
+    """Dispatches steps ahead of reading their metrics: those of step n are read while n + 1 runs.
+
+    Where the run is asked to stop, the last step's state is saved, and Stopped goes on.
+    """
+    begun, unread = int(state.step), None
+    read = functools.partial(report, config, monitor, before_run=int(state.bad_steps))
+
+    def evaluates(n):
+        return n and on_eval and config.eval.every_steps and n % config.eval.every_steps == 0
+
+    def evaluate(n):
+        with monitor.pause(), stop.deferred(False):
+            monitor.log(n, on_eval({**state.params, **frozen}))
+
+    def settle(n, saves):
+        """Everything of step n: its metrics read, its state saved."""
+        jax.block_until_ready(state)  # the time it takes is the step's
+        read(unread)
+        with monitor.pause():
+            if saves:
+                checkpoints.save(n, state, {"data": position, "interval": monitor.interval()})
+                stop.step = n
+
+    done, position = begun, batches.state()
+    try:
+        if evaluates(begun) and not monitor.evaluated(begun):
+            evaluate(begun)  # it was cut off
+        for n in range(begun + 1, config.steps + 1):
+            stop.check()
+            before = time.perf_counter()
+            batch = following(batches, stop)
+            monitor.wait += time.perf_counter() - before
+            batch = jax.device_put(batch, placed)
+            first = monitor.pause() if n == begun + 1 else contextlib.nullcontext()  # it compiles
+            with first, jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"):
+                state, metrics = step(state, frozen, batch)
+            done, position = n, batches.state()
+            read(unread)
+            unread = n, metrics
+            saves = checkpoints.due(n) or n == config.steps
+            if saves or evaluates(n):
+                settle(n, saves)
+                unread = None
+            if evaluates(n):
+                evaluate(n)
+    except Stopped:
+        if done > begun:
+            settle(done, saves=True)
+        raise
     return state
 
 
-def report(config, monitor, previous, before_run):
-    """Reads the metrics of the step before; raises NotFinite when too many steps of this run were bad."""
-    if previous is None:
+def following(batches, stop):
+    """The next batch. Worker processes may have been stopped by the signal that is to stop the run: their failure is then no error."""
+    try:
+        return next(batches)
+    except Exception:
+        stop.check()
+        raise
+
+
+def report(config, monitor, step, before_run):
+    """Reads the metrics of `step`, a pair (number, arrays) or None; raises NotFinite when too many steps of this run were bad."""
+    if step is None:
         return
-    n, metrics = previous[0], {name: value.item() for name, value in jax.device_get(previous[1]).items()}
+    n, metrics = step[0], {name: value.item() for name, value in jax.device_get(step[1]).items()}
     monitor.step(n, metrics)
     if (bad := metrics["bad"] - before_run) >= config.max_bad_steps:
         raise NotFinite(

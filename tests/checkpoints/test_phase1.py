@@ -18,7 +18,7 @@ from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.config import AdapterConfig, TrainConfig
 from omnifusion_jax.errors import CheckpointError, ConfigError
 from omnifusion_jax.models.presets import preset
-from omnifusion_jax.train import starting_point
+from omnifusion_jax.run import starting_point
 
 C = tiny.config()
 NAMES = ("USER", "BOT", "SOI", "EOI")

@@ -367,7 +367,7 @@ def test_missing_and_extra_tensors_of_packed_files_are_listed(tmp_path):
 
 
 def test_the_same_weights_serve_pictures_of_another_size(tmp_path):
-    from omnifusion_jax.train import starting_point
+    from omnifusion_jax.run import starting_point
 
     c = small("dinov2-l", shortest_edge=30, position_grid=7)
     write_encoder(tmp_path, c, random_arrays(c))

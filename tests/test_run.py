@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from settings import changed
 
 import omnifusion_jax as of
 from omnifusion_jax import shipped
@@ -14,8 +15,7 @@ from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.native import load_native, save_native
 from omnifusion_jax.data.tokenizer import Tokenizer
-from omnifusion_jax.fields import changed
-from omnifusion_jax.train import evaluator, save_model, starting_point
+from omnifusion_jax.run import evaluator, save_model, starting_point
 
 DECODER = locate("omnifusion-tiny-decoder")
 
