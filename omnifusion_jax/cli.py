@@ -52,6 +52,7 @@ def parsed(argv, known, sections=(), flag_values=flags.FLAGS):
     Args: known: names of flags that are suggested instead, besides those of `sections`.
     """
     try:
+        argv = flag_values.read_flags_from_files(argv, force_gnu=False)  # --flagfile
         for section in sections:
             argv = section.take(argv)
         rest = flag_values(argv)

@@ -129,6 +129,13 @@ def test_values_of_fields():
     assert config("--config=tiny:sft").model.decoder.window == 4096
 
 
+def test_flags_in_a_file(tmp_path):
+    file = tmp_path / "flags"
+    file.write_text("--config=tiny:sft\n--config.steps=7\n--config.optimizer.clip=None\n")
+    found = config(f"--flagfile={file}", "--config.batch_size=3")
+    assert (found.steps, found.batch_size, found.optimizer.clip) == (7, 3, None)
+
+
 def test_another_preset_is_followed_before_other_fields_are_set():
     """Whatever their order, and although the kind is that of the old preset."""
     found = config("--config.model.adapter.kind=transformer", "--config=sft:original", "--config.model.preset=llava-1.5-7b").model

@@ -70,8 +70,9 @@ def test_generate_answers_a_file_and_goes_on_with_a_half_written_one(pictures, t
     lines.append({"id": "llava", "image": "4.png", "conversations": [{"from": "human", "value": "<image>\n" + English.count}]})
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    arguments = (f"--input={source}", f"--output={target}", f"--images={folder}", "--dtype=float32", "--generation.max_new_tokens=8")
+    arguments = (f"--input={source}", f"--output={target}", f"--images={folder}", "--dtype=bfloat16", "--generation.max_new_tokens=8")
     assert "5 answers, 1 of them errors" in run_command("generate", *arguments)
+    assert json.loads((tmp_path / "out.jsonl.header.json").read_text())["dtype"] == "bfloat16"  # not what a CPU has by itself
     whole = target.read_text()
     rows = [json.loads(line) for line in whole.splitlines()]
     assert [row["id"] for row in rows] == ["q0", "q1", "q2", "bad", "llava"]
