@@ -36,10 +36,10 @@ def row(cells, meaning):
 
 
 def spelt(kind):
-    """A type as it is annotated; a tuple is typed as a list, a part that may be missing can only become None."""
+    """A type as it is annotated; a tuple is typed as a list, a part that may be missing as "build" or None."""
     names = {types.NoneType: "None", tuple: "list"}
-    found = [typing.get_origin(option) or option for option in options(kind) if not dataclasses.is_dataclass(option)]
-    return " | ".join(names.get(option) or option.__name__ for option in found)
+    found = [typing.get_origin(option) or option for option in options(kind)]
+    return " | ".join("build" if dataclasses.is_dataclass(option) else names.get(option) or option.__name__ for option in found)
 
 
 def short(value, room=COLUMNS[2]):

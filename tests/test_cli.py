@@ -129,6 +129,13 @@ def test_values_of_fields():
     assert config("--config=tiny:sft").model.decoder.window == 4096
 
 
+def test_a_later_command_line_starts_anew():
+    section = ConfigFlags(flags.FlagValues())
+    assert section.take(["train", "--config.steps=7", "--workdir=x"]) == ["train", "--workdir=x"]
+    section.take(["train", "--config.seed=1"])
+    assert section.given == {"seed": 1}
+
+
 def test_flags_in_a_file(tmp_path):
     file = tmp_path / "flags"
     file.write_text("--config=tiny:sft\n--config.steps=7\n--config.optimizer.clip=None\n")
@@ -236,6 +243,7 @@ def test_help_lists_flags_and_fields():
         "banned list [] strings that may not be produced, as the",  # goes on in the next line
         "init_from str | None None native directory, or what the original's phase 1",
         "model.adapter.eps float 1e-05 of norms",
+        "model.encoder2 build | None None of adapters that take two; its fields are those",
     ]
     assert [line for line in expected if line not in lines] == []
     assert not any(line.startswith("model.encoder2.") for line in lines)  # those of the other encoder, told once
