@@ -25,7 +25,7 @@ from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
 def train(variant, workdir, *overrides):
     """Runs a variant of configs/tiny.py and gives its finished model."""
     if not (workdir / "summary.json").is_file():
-        command = [sys.executable, "-m", "omnifusion_jax.train", f"--config=configs/tiny.py:{variant}", f"--workdir={workdir}", *overrides]
+        command = [sys.executable, "-m", "omnifusion_jax.train", f"--config=tiny:{variant}", f"--workdir={workdir}", *overrides]
         print(" ".join(command), flush=True)
         subprocess.run(command, check=True)
     return load_checkpoint(workdir / "model")

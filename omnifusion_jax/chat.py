@@ -5,16 +5,17 @@ import os
 from absl import flags
 
 from omnifusion_jax.api import load
-from omnifusion_jax.cli import define_generation, define_mesh, run
+from omnifusion_jax.cli import run
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.images import open_image
 from omnifusion_jax.errors import DataError
+from omnifusion_jax.overrides import GenerationFlags, MeshFlags
 
 MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
 VISION = flags.DEFINE_string("vision", None, "Vision tower, where the model does not hold one.")
 IMAGE = flags.DEFINE_string("image", None, "Picture to talk about.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Of parameters and computation; float32 on CPUs, else bfloat16, when not given.")
-GENERATION, MESH = define_generation(), define_mesh()
+GENERATION, MESH = GenerationFlags(), MeshFlags()
 
 HELP = "/image FILE shows another picture, /image alone none, /new starts again, /quit or Ctrl-D leaves; Ctrl-C stops an answer."
 
@@ -78,11 +79,11 @@ def converse(model, images, generation):
 
 
 def main(_):
-    shown, generation = pictures(IMAGE.value or ""), GENERATION()  # before the model, which takes its time
-    model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH())
+    shown, generation = pictures(IMAGE.value or ""), GENERATION.value  # before the model, which takes its time
+    model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH.value)
     print(HELP)
     converse(model, shown, generation)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, GENERATION, MESH)

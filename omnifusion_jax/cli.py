@@ -1,23 +1,26 @@
 """What the command lines share."""
 
-import dataclasses
+import inspect
+import os
 import re
 import sys
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
 
-from omnifusion_jax.config import GenerationConfig, MeshConfig
 from omnifusion_jax.errors import OmniFusionError
-from omnifusion_jax.sharding import make_mesh
+from omnifusion_jax.fields import nearest
+from omnifusion_jax.manual import page
+
+HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
+MISSING = re.compile(r"flag --(\S+)=None: Flag --\1 must have a value other than None\.")
 
 
-def run(main):
-    """`absl.app.run`, except that an error raised on purpose is one message on stderr and exit status 1, without a traceback."""
+def run(main, *sections, argv=None):
+    """`absl.app.run` with the FieldFlags that `main` has, except that an error raised on purpose is one line on stderr
+    and exit status 1, without a traceback, and that --help ends with 0.
+    """
 
     def guarded(argv):
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected {' '.join(argv[1:])}; options start with --")
         try:
             return main(argv)
         except OmniFusionError as error:
@@ -25,44 +28,45 @@ def run(main):
             return 1
 
     def parse(argv):
-        try:
-            return flags.FLAGS(argv)
-        except (KeyError, OmniFusionError) as error:  # KeyError: config_flags' word for a field that is not there
-            sys.exit(f"error: {error.args[0]}")
-        except flags.Error as error:  # what a config file raises comes wrapped, with its traceback
-            raised = re.findall(r"\w+Error: (.+)", str(error))
-            sys.exit(f"error: {raised[-1] if raised else error}\nPass --helpshort for the flags.")
+        module = sys.modules[main.__module__]
+        own = flags.FLAGS.get_key_flags_for_module(module)
+        if HELP & set(argv[1:]):
+            show(page(inspect.getdoc(module), own, sections))
+            sys.exit()
+        return parsed(argv, [flag.name for flag in own], sections)
 
     logging.set_verbosity(logging.WARNING)  # checkpointing would print a page a save
-    app.run(guarded, flags_parser=parse)
+    app.run(guarded, argv, flags_parser=parse)
 
 
-def define_generation():
-    """Flags --generation.FIELD=value for every field of GenerationConfig, and --generation.official for the published recipe to start from.
+def show(text):
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads has read enough: --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    Returns a function that gives the GenerationConfig once flags are parsed.
+
+def parsed(argv, known, sections=(), flag_values=flags.FLAGS):
+    """Takes the flags from `argv`. Exits with one line where one is wrong.
+
+    Args: known: names of flags that are suggested instead, besides those of `sections`.
     """
-    defaults = {"official": False, **dataclasses.asdict(GenerationConfig())}
-    holder = config_flags.DEFINE_config_dict("generation", ConfigDict(defaults))
+    try:
+        argv = flag_values.read_flags_from_files(argv, force_gnu=False)  # --flagfile
+        for section in sections:
+            argv = section.take(argv)
+        rest = flag_values(argv)
+    except flags.UnrecognizedFlagError as error:
+        there = [*known, *(f"{section.name}.{path}" for section in sections for path in section.fields)]
+        sys.exit(f"error: {unknown(error.flagname, there)}")
+    except (flags.Error, ValueError) as error:  # ValueError: --noNAME=value, and ConfigError
+        message = MISSING.sub(r"--\1 is missing; --help says what it is", str(error))
+        sys.exit(f"error: {message.removeprefix('flag ')}".replace("\n", ". "))  # one a flag that is missing
+    if len(rest) > 1:
+        sys.exit(f"error: unexpected {' '.join(rest[1:])}: flags are written --NAME=value; --help lists them")
+    return rest
 
-    def parsed():
-        typed = {name: getattr(holder.value, name) for name in defaults if any(re.match(rf"--?(no)?generation\.{name}\b", word) for word in sys.argv)}
-        base = GenerationConfig.official() if typed.pop("official", False) else GenerationConfig()
-        return dataclasses.replace(base, **typed)
 
-    return parsed
-
-
-def define_mesh():
-    """Flags --mesh.data, --mesh.fsdp and --mesh.tensor.
-
-    Returns a function that gives the mesh once flags are parsed; one device needs none.
-    """
-    holder = config_flags.DEFINE_config_dict("mesh", ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}))
-
-    def parsed():
-        sizes = holder.value.to_dict()
-        MeshConfig(**sizes).validate()
-        return None if set(sizes.values()) == {1} else make_mesh(**sizes)
-
-    return parsed
+def unknown(name, known):
+    meant = nearest(name, known)
+    return f"there is no flag --{name}; " + (f"is --{meant} meant? --help lists all" if meant else "--help lists those there are")

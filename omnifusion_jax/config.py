@@ -5,6 +5,8 @@ A config file builds a `TrainConfig`, the command line changes fields (types are
 
 import dataclasses
 import json
+import re
+import shlex
 import typing
 
 from omnifusion_jax.errors import ConfigError
@@ -20,26 +22,26 @@ class EncoderConfig:
 
     image_size: int = 336  # pixels a side
     shortest_edge: int | None = None  # image.fit=crop: pixels of the shortest edge before the centre is cut out; None: image_size
-    patch: int = 14
-    embed: int = 1024
-    layers: int = 24
-    heads: int = 16
+    patch: int = 14  # pixels a side of a patch
+    embed: int = 1024  # width
+    layers: int = 24  # blocks
+    heads: int = 16  # of attention
     mlp: int = 4096  # hidden width of the feed-forward part
-    activation: str = "quick_gelu"  # | gelu | gelu_tanh | swiglu
-    norm: str = "layer"  # | rms
-    eps: float = 1e-5
-    class_token: bool = True
+    activation: str = "quick_gelu"  # or gelu, gelu_tanh, swiglu
+    norm: str = "layer"  # or rms
+    eps: float = 1e-5  # of norms
+    class_token: bool = True  # a trained token before the patches
     registers: int = 0  # tokens after the class token, without a position (arXiv 2309.16588)
-    patch_bias: bool = False
-    qkv_bias: bool = True
+    patch_bias: bool = False  # of the map from pixels
+    qkv_bias: bool = True  # of queries, keys and values
     qk_norm: bool = False  # an RMS norm of queries and keys over all heads at once
     layer_scale: bool = False  # a trained factor for every channel of what a block adds
     pre_norm: bool = True  # a norm before the first block
     post_norm: bool = True  # a norm after the last block
     position_grid: int | None = None  # patches a side that the positions were trained for; None: those of image_size
     position_resize: str = "bicubic"  # how they come to those of image_size: a row of nn/resize.py
-    mean: tuple = CLIP_MEAN
-    std: tuple = CLIP_STD
+    mean: tuple[float, float, float] = CLIP_MEAN  # of red, green and blue in [0, 1]: taken away from pixels
+    std: tuple[float, float, float] = CLIP_STD  # by which they are then divided
     feature_layer: int = -2  # hidden state that is handed on: 0 is the input of the first block, -1 the output of the last
     feature_norm: bool = False  # the post norm is applied to features too
     keep_class_token: bool = False  # the class token is a feature row too
@@ -108,15 +110,15 @@ class AdapterConfig:
     combination of all layers of both, added up; "attention", the same combinations read by trained queries.
     """
 
-    kind: str = "transformer"
-    heads: int = 4
+    kind: str = "transformer"  # or linear, mlp; concat, sum, attention take two encoders
+    heads: int = 4  # of the transformer layer, and of attention
     mlp: int = 2048  # hidden width of "mlp" and of the transformer layer
-    activation: str = "gelu"  # | gelu_tanh; of the transformer layer it is ReLU
+    activation: str = "gelu"  # or gelu_tanh, of "mlp"; that of the transformer layer is ReLU
     dropout: float = 0.1  # of the transformer layer, in training only
-    eps: float = 1e-5
-    init: str = "normal"  # fresh kernels: N(0, 1/fan_in), biases 0 | torch: PyTorch's defaults, biases too
+    eps: float = 1e-5  # of norms
+    init: str = "normal"  # fresh kernels: N(0, 1/fan_in), biases 0; "torch": PyTorch's defaults, biases too
     width: int | None = None  # that two encoders are brought to; None: the first one's
-    bias: str = "layers"  # sum, attention: "layers", each linear map has its own | "one" for their sum | "none"
+    bias: str = "layers"  # sum, attention: each linear map has its own; "one": their sum has; or "none"
     shared_norm: bool = True  # sum, attention: one layer norm an encoder, not one a layer
     first_state: int = 0  # sum, attention: the first hidden state of the combination; 0 is the input of the first block
     align: str = "pad"  # sum: the shorter sequence gets zeros at its end; "interpolate": its grid is brought to the longer one's
@@ -138,18 +140,18 @@ ONE_ENCODER, TWO_ENCODERS = ("linear", "mlp", "transformer"), ("concat", "sum", 
 class DecoderConfig:
     """A decoder of the Llama family: grouped-query attention, rotary positions, RMSNorm, SwiGLU, untied head. Mistral has a window besides."""
 
-    model_type: str = "mistral"  # or "llama": what Hugging Face calls it
-    vocab: int = 32000
-    embed: int = 4096
-    layers: int = 32
-    heads: int = 32
-    kv_heads: int = 8
-    head_dim: int = 128
-    mlp: int = 14336
-    rope_theta: float = 10000.0
-    eps: float = 1e-5
-    window: int | None = 4096
-    max_length: int = 32768
+    model_type: str = "mistral"  # or llama: what Hugging Face calls it
+    vocab: int = 32000  # tokens
+    embed: int = 4096  # width
+    layers: int = 32  # blocks
+    heads: int = 32  # of queries
+    kv_heads: int = 8  # of keys and values
+    head_dim: int = 128  # width of a head
+    mlp: int = 14336  # hidden width of the feed-forward part
+    rope_theta: float = 10000.0  # base of the rotary positions' wavelengths
+    eps: float = 1e-5  # of norms
+    window: int | None = 4096  # positions back that a token sees; None: all
+    max_length: int = 32768  # positions that it was trained for
 
     @property
     def group(self):
@@ -166,10 +168,11 @@ class DecoderConfig:
 class ImageConfig:
     """How a picture comes to the square that an encoder takes."""
 
-    fit: str = (
-        "crop"  # the centre | pad: to a square, with the mean colour | squash | tiles: the whole, squashed, and then its tiles (arXiv 2404.06212)
-    )
-    grids: tuple = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # tiles: the (rows, columns) to choose from
+    # the centre; or pad: to a square, with the mean colour; squash; tiles: the whole, squashed, and then its
+    # tiles (arXiv 2404.06212)
+    fit: str = "crop"
+    # tiles: the (rows, columns) to choose from
+    grids: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
     unpad: bool = False  # tiles: features of nothing but padding are left out, and the others stand in the order of the whole picture
     newline: bool = False  # tiles: a trained vector ends each row of that order
 
@@ -191,17 +194,19 @@ class View(typing.NamedTuple):
 class ModelConfig:
     """Encoders turn an image into features, an adapter turns features into token embeddings, a decoder reads them among text."""
 
-    preset: str = "omnifusion-1.1"
-    filled_from: str = "omnifusion-1.1"  # the preset that filled the fields below; when `preset` is changed, models.presets.resolve fills them anew
+    preset: str = "omnifusion-1.1"  # a row of PRESETS (docs/presets.md)
+    # the preset that filled the fields below; when `preset` is changed, they are filled anew
+    filled_from: str = "omnifusion-1.1"
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    # of adapters that take two; its fields are those of `encoder`, and another preset brings it
     encoder2: EncoderConfig | None = None
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
-    layout: str = "omnifusion"  # a row of LAYOUTS; see data/layout.py
-    prompt: str = "This is a dialog with AI assistant.\n"
-    user: str = "User:"  # layout "text": what marks the turns
-    bot: str = "AI:"
+    layout: str = "omnifusion"  # of a dialogue in tokens: or original, text, template (docs/data.md)
+    prompt: str = "This is a dialog with AI assistant.\n"  # what stands before the first turn
+    user: str = "User:"  # layout "text": what marks the turns of the user
+    bot: str = "AI:"  # likewise, the turns of the model
     template: str = ""  # layout "template": a chat template in Jinja, as Hugging Face has them
     image_token: str = "<image>"  # layout "template": what the template puts where a picture belongs
 
@@ -260,14 +265,14 @@ LAYOUTS = {  # the trained vectors of each
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    name: str = "adamw"  # or "adafactor"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0  # of matrices; training/optimizer.py has the table
-    schedule: str = "cosine"  # or "constant"
-    warmup: float = 0.01  # share of the horizon
+    name: str = "adamw"  # or adafactor
+    learning_rate: float = 1e-3  # the highest; factors of train_parts come on top
+    weight_decay: float = 0.0  # adamw: share of a matrix, times the learning rate, that a step takes away
+    schedule: str = "cosine"  # to zero at the horizon; or constant
+    warmup: float = 0.01  # share of the horizon, in which the learning rate rises from zero
     horizon: float = 1.0  # length of the schedule, in runs; at 8 the run ends after an eighth of it
     clip: float | None = 1.0  # largest global gradient norm; None: no clipping
-    beta2: float = 0.999
+    beta2: float = 0.999  # adamw: how slowly the mean of squared gradients forgets
 
     def validate(self):
         one_of("optimizer.name", self.name, ("adamw", "adafactor"))
@@ -283,10 +288,11 @@ class DataConfig:
     path: str = ""  # LLaVA JSON or JSONL, or synthetic:<kind>
     images: str = ""  # folder that image names are relative to
     num_workers: int = 0  # processes that read and lay out; 0: threads of this one
-    shuffle: bool = True
-    on_bad_sample: str = "raise"  # or "skip": left out, counted, reported; the run stops above `bad_share`
+    shuffle: bool = True  # anew in every epoch, by `seed`
+    on_bad_sample: str = "raise"  # or skip: left out, counted, reported; the run stops above `bad_share`
     bad_share: float = 0.01  # skip: share of the records that may be bad; one bad record always may
-    check: str = "first_epoch"  # every record's text and picture header, beside the first steps, in processes of its own; or "off"
+    # every record's text and picture header, while the step compiles, in processes of its own; or off
+    check: str = "first_epoch"
     max_length: int = 2048  # tokens of a laid-out dialogue, feature slots included
     max_pixels: int = 50_000_000  # larger pictures are refused by their header
 
@@ -299,9 +305,9 @@ class DataConfig:
 
 @dataclasses.dataclass
 class MeshConfig:
-    data: int = 1
-    fsdp: int = -1  # -1: whatever devices remain
-    tensor: int = 1
+    data: int = 1  # copies of the parameters
+    fsdp: int = -1  # devices that a copy is spread over; -1: whatever devices remain
+    tensor: int = 1  # devices that share the heads and hidden widths of the decoder
 
     def validate(self):
         sizes = (self.data, self.fsdp, self.tensor)
@@ -310,10 +316,10 @@ class MeshConfig:
 
 @dataclasses.dataclass
 class CheckpointConfig:
-    every_steps: int = 500  # 0: by time alone
-    every_minutes: float = 0.0  # besides; 0: by steps alone. With both 0 the state is saved at the end and where the run is stopped
-    keep: int = 2  # the newest ones; while one is written there is one more
-    final: str = "trained"  # what the finished run writes to WORKDIR/model: "trained" parts only, or the "complete" model
+    every_steps: int = 500  # how often the state of the run is saved; 0: by time alone
+    every_minutes: float = 0.0  # besides; 0: by steps alone. With both 0 it is saved at the end and where the run is stopped
+    keep: int = 2  # the newest so many states; while one is written there is one more
+    final: str = "trained"  # parts, is what the finished run writes to WORKDIR/model; or the complete model
 
     def validate(self):
         check(self.every_steps >= 0 and self.every_minutes >= 0, "checkpoint.every_steps and checkpoint.every_minutes must not be negative")
@@ -323,12 +329,12 @@ class CheckpointConfig:
 
 @dataclasses.dataclass
 class EvalConfig:
-    path: str = ""  # empty: no evaluation
-    images: str = ""
+    path: str = ""  # questions with answers, as data.path; empty: no evaluation
+    images: str = ""  # folder that image names are relative to
     count: int = 0  # questions asked; 0: all
     every_steps: int = 0  # 0: at the end only
-    batch_size: int = 64
-    max_new_tokens: int = 32
+    batch_size: int = 64  # questions asked at once
+    max_new_tokens: int = 32  # of an answer
     blind: bool = False  # ask the same questions about blank pictures too
 
     def validate(self):
@@ -338,23 +344,24 @@ class EvalConfig:
 
 @dataclasses.dataclass
 class TrainConfig:
-    seed: int = 0
-    steps: int = 1000
+    seed: int = 0  # of fresh parameters, the order of the data and dropout
+    steps: int = 1000  # of the optimizer
     batch_size: int = 256  # dialogues a step, over all devices and accumulation steps
-    grad_accum: int = 1
-    loss_mean_rows: int = 0  # 0: one mean over a step's targets | n: the mean of the means over n rows each
-    objective: str = "answers"  # or "patches": a bare encoder learns what covers each patch of synthetic pictures
+    grad_accum: int = 1  # portions that a step's dialogues are taken in, one after the other
+    loss_mean_rows: int = 0  # 0: one mean over a step's targets; n: the mean of the means over n rows each
+    objective: str = "answers"  # or patches: a bare encoder names what covers each patch of synthetic pictures
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     encoder_from: str | None = None  # directory or hub id of a vision tower; None: fresh, unless init_from has it
-    encoder2_from: str | None = None  # likewise
+    encoder2_from: str | None = None  # of the second, likewise
     decoder_from: str | None = None  # directory or hub id of a Mistral or Llama, likewise
     init_from: str | None = None  # native directory, or what the original's phase 1 writes
     tokenizer: str | None = None  # directory with tokenizer.json; None: that of init_from or decoder_from
-    train_parts: tuple = ()  # rows (regex, learning-rate factor or None); every parameter matches exactly one, None freezes
-    compute_dtype: str = "bfloat16"  # masters are float32
+    # rows (regex, learning-rate factor or None); every parameter matches exactly one, None freezes
+    train_parts: tuple[tuple[str, float | None], ...] = ()
+    compute_dtype: str = "bfloat16"  # or float32; parameters are kept in float32
     remat: str = "none"  # none | dots | full: what is kept of a decoder layer for its backward pass
     max_bad_steps: int = 10  # steps with a NaN or infinite loss that are skipped before the run stops
-    log_every: int = 10
+    log_every: int = 10  # steps between lines of metrics
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -375,6 +382,11 @@ class TrainConfig:
         one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
         one_of("remat", self.remat, ("none", "dots", "full"))
         check(bool(self.train_parts), "train_parts is empty: rows (regex, learning-rate factor or None) say what is trained")
+        for pattern, _ in self.train_parts:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"train_parts: {pattern!r} is no regular expression: {error}") from None
         return self
 
 
@@ -385,11 +397,11 @@ class GenerationConfig:
     `num_beams` > 1 is beam search with the semantics of Hugging Face's `generate`. Sampling starts with `temperature` > 0.
     """
 
-    max_new_tokens: int = 128
-    num_beams: int = 1
+    max_new_tokens: int = 128  # of an answer, the end of sequence included
+    num_beams: int = 1  # above 1: beam search
     temperature: float = 0.0  # 0: the likeliest token
-    top_k: int = 0  # 0: all
-    top_p: float = 1.0
+    top_k: int = 0  # sampling: so many of the likeliest tokens; 0: all
+    top_p: float = 1.0  # sampling: the likeliest tokens that have this probability together
     early_stopping: bool = False  # beams: stop as soon as num_beams candidates are finished
     length_penalty: float = 1.0  # beams: score is the sum of log probabilities over length ** length_penalty
     repetition_penalty: float = 1.0  # scores of generated tokens are divided by it, negative ones multiplied; 1: off
@@ -398,7 +410,7 @@ class GenerationConfig:
     banned_tokens: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be produced
     ban_newline: bool = False  # the bare newline token, which `banned` misses where the tokenizer puts a space before a newline
     forced_eos: bool = False  # the last possible token is the end-of-sequence token
-    seed: int = 0
+    seed: int = 0  # of sampling
 
     @classmethod
     def official(cls):
@@ -442,7 +454,7 @@ def same_settings(name, ours, theirs, source, but=()):
     )
     fields = [f.name for f in dataclasses.fields(ours) if f.name not in but] if ours else ()
     wrong = [f"--config.{name}.{f}={getattr(theirs, f)}" for f in fields if getattr(ours, f) != getattr(theirs, f)]
-    check(not wrong, f"{source} was made with other settings than the config's {name}. To take them over: {' '.join(wrong)}")
+    check(not wrong, f"{source} was made with other settings than the config's {name}. To take them over: {shlex.join(wrong)}")
 
 
 def variant(table, name):
@@ -469,4 +481,4 @@ def from_dict(cls, values):
 
 def tuples(value):
     """JSON has lists where configs have tuples."""
-    return tuple(map(tuples, value)) if isinstance(value, list) else value
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value

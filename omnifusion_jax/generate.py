@@ -6,8 +6,9 @@ from pathlib import Path
 from absl import flags
 
 from omnifusion_jax.api import load
-from omnifusion_jax.cli import define_generation, define_mesh, run
+from omnifusion_jax.cli import run
 from omnifusion_jax.inference.batch_file import answer_file
+from omnifusion_jax.overrides import GenerationFlags, MeshFlags
 
 MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
 VISION = flags.DEFINE_string("vision", None, "Vision tower, where the model does not hold one.")
@@ -17,15 +18,15 @@ OUTPUT = flags.DEFINE_string("output", None, "JSONL of answers; one that is half
 IMAGES = flags.DEFINE_string("images", "", "Folder that image names are relative to.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Requests answered together.", lower_bound=1)
 RETRY = flags.DEFINE_bool("retry_errors", False, "Lines of the output that are errors are tried again and replaced.")
-GENERATION, MESH = define_generation(), define_mesh()
+GENERATION, MESH = GenerationFlags(), MeshFlags()
 
 
 def main(_):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is one's own Ctrl-C
     try:
-        model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH())
+        model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH.value)
         files = Path(INPUT.value), Path(OUTPUT.value), Path(IMAGES.value)
-        done = answer_file(model, *files, GENERATION(), BATCH.value, RETRY.value)
+        done = answer_file(model, *files, GENERATION.value, BATCH.value, RETRY.value)
     except KeyboardInterrupt:
         print(f"\nstopped; {OUTPUT.value} keeps the answers that are written. The same command goes on from there")
         return 130
@@ -35,4 +36,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, GENERATION, MESH)

@@ -1,18 +1,21 @@
-"""python -m omnifusion_jax.train --config=configs/sft.py[:variant] [--config.a.b=value] --workdir=DIR"""
+"""python -m omnifusion_jax.train --config=CONFIG[:VARIANT] [--config.FIELD=value] --workdir=DIR
+
+CONFIG is the name of a config that comes with the package (pretrain, sft, tiny, report/table4, ...), or a file of
+your own that ends in .py.
+"""
 
 import shlex
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
 from omnifusion_jax import cli
-from omnifusion_jax.config import to_json
-from omnifusion_jax.models.presets import resolve
+from omnifusion_jax.changes import changes
+from omnifusion_jax.overrides import ConfigFlags
 from omnifusion_jax.run import run
 from omnifusion_jax.training.signals import Stop, Stopped
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant]")
+CONFIG = ConfigFlags()
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the finished model go; a run that was cut off goes on from there.")
 ALLOW_CHANGE = flags.DEFINE_bool("allow_change", False, "Go on although settings that change what the run means are not those it was begun with.")
 
@@ -20,9 +23,8 @@ ALLOW_CHANGE = flags.DEFINE_bool("allow_change", False, "Go on although settings
 def main(_):
     """Exit status: 0 for a run that learned and for SIGTERM, 130 for Ctrl-C, 1 for an error or a run that learned nothing."""
     config = CONFIG.value
-    config.model = resolve(config.model, config_flags.get_override_values(flags.FLAGS["config"]))
     config.validate()
-    print(to_json(config))
+    print(changes(config, CONFIG.file), f"\nAll of it: {WORKDIR.value}/config.json")
     stop = Stop()
     try:
         with stop:
@@ -42,4 +44,4 @@ def main(_):
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    cli.run(main)
+    cli.run(main, CONFIG)

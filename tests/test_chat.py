@@ -1,6 +1,7 @@
 """The terminal chat: Ctrl-C stops an answer, not the program."""
 
 import itertools
+import types
 
 import pytest
 from conftest import run_command
@@ -103,8 +104,14 @@ def test_a_wrong_picture_stops_before_the_model_is_loaded(tmp_path):
     assert said.count("\n") == 1 and said.startswith("error: ") and f"{tmp_path}/nowhere.png" in said
 
 
-@pytest.mark.parametrize("pieces", [[], [KeyboardInterrupt()]])
+@pytest.mark.parametrize("pieces", [[], [" ", "\n"], [KeyboardInterrupt()]])
 def test_an_answer_without_words_leaves_no_trace(monkeypatch, pieces):
     talker = Talker(pieces, ["yes"])
     talk(monkeypatch, talker, "what?", "again?")
     assert talker.asked[1][0] == ["again?"]
+
+
+def test_beams_are_known_only_when_all_is_said():
+    talker = Talker()
+    talker.generate = lambda requests, generation: [types.SimpleNamespace(text=f"{len(requests)} with {generation.num_beams}")]
+    assert chat.answer(talker, None, GenerationConfig(num_beams=3)) == "1 with 3"

@@ -1,14 +1,16 @@
 """The command lines as a user types them, on the bundled models."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from conftest import run_command
 from PIL import Image
 
 import omnifusion_jax as of
-from omnifusion_jax import sharding
+from omnifusion_jax import cli, sharding, train
 from omnifusion_jax.data.questions import English, caption
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.synthetic import render, scene_and_rng
@@ -68,8 +70,9 @@ def test_generate_answers_a_file_and_goes_on_with_a_half_written_one(pictures, t
     lines.append({"id": "llava", "image": "4.png", "conversations": [{"from": "human", "value": "<image>\n" + English.count}]})
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    arguments = (f"--input={source}", f"--output={target}", f"--images={folder}", "--dtype=float32", "--generation.max_new_tokens=8")
+    arguments = (f"--input={source}", f"--output={target}", f"--images={folder}", "--dtype=bfloat16", "--generation.max_new_tokens=8")
     assert "5 answers, 1 of them errors" in run_command("generate", *arguments)
+    assert json.loads((tmp_path / "out.jsonl.header.json").read_text())["dtype"] == "bfloat16"  # not what a CPU has by itself
     whole = target.read_text()
     rows = [json.loads(line) for line in whole.splitlines()]
     assert [row["id"] for row in rows] == ["q0", "q1", "q2", "bad", "llava"]
@@ -92,8 +95,10 @@ def test_chat_talks(pictures):
 def test_training_runs_resumes_and_is_loaded(tmp_path):
     """Both phases for a few steps; the second is cut off and goes on."""
     short = ("--config.batch_size=8", "--config.log_every=1", "--config.checkpoint.every_steps=2")
-    said = run_command("train", "--config=configs/tiny.py:pretrain", "--config.steps=3", *short, f"--workdir={tmp_path / 'one'}")
+    said = run_command("train", "--config=tiny:pretrain", "--config.steps=3", *short, f"--workdir={tmp_path / 'one'}")
     assert "trained  adapter" in said and "frozen   decoder" in said and "[[" in said
+    assert re.search(r"^As the config file says, except:\n  steps +3  \(not 250\)\n", said, re.MULTILINE) and "image_size" not in said
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["model"]["encoder"]["image_size"] == 96  # all of it
     sft = ("--config=configs/tiny.py:sft", f"--config.init_from={tmp_path / 'one' / 'model'}", *short, "--config.eval.count=8")
     run_command("train", *sft, "--config.steps=2", f"--workdir={tmp_path / 'two'}")
     said = run_command("train", *sft, "--config.steps=4", f"--workdir={tmp_path / 'two'}", fails=True)
@@ -115,6 +120,13 @@ def test_training_runs_resumes_and_is_loaded(tmp_path):
         of.load(str(tmp_path / "one" / "model"))
 
 
+def train_ends(*arguments):
+    """(exit status, what it said) of the command line `train`, without another process."""
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        cli.run(train.main, train.CONFIG, argv=["train", *arguments])
+    return ended.value.code
+
+
 def test_a_run_that_learned_nothing_is_no_success(tmp_path):
     """Its model is written all the same."""
     options = ("--config.steps=12", "--config.batch_size=8", "--config.log_every=4", "--config.optimizer.learning_rate=1e6")
@@ -127,13 +139,21 @@ def test_a_run_that_learned_nothing_is_no_success(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/tiny.py:pretrain", "--config.nonsense=1"], "nonsense"),
         (["--config=configs/tiny.py:nope"], "no variant 'nope'; choose from"),
-        (["--config=configs/tiny.py:sft", "--config.init_from=/nowhere"], "/nowhere"),
-        (["--config=configs/tiny.py:sft", "--config.init_from=", "--config.data.path=nowhere.json"], "nowhere.json does not exist"),
-        (["--config=configs/tiny.py:pretrain", "--config.tokenizer=/nowhere"], "/nowhere/tokenizer.json is missing"),
+        (["--config=tiny:sft", "--config.init_from=/nowhere"], "/nowhere"),
+        (["--config=tiny:sft", "--config.init_from=", "--config.data.path=nowhere.json"], "nowhere.json does not exist"),
+        (["--config=tiny:pretrain", "--config.tokenizer=/nowhere"], "/nowhere/tokenizer.json is missing"),
+        (["--config=tiny:pretrain", "--config.steps=0"], "steps is 0"),
+        (["--config=tiny:pretrain", "--config.model.preset=nope"], "no model preset 'nope'; choose from"),
     ],
 )
-def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path, arguments, message):
-    said = run_command("train", *arguments, f"--workdir={tmp_path}", fails=True)
-    assert message in said and "Traceback" not in said
+def test_a_run_that_cannot_start_says_why_in_a_line(tmp_path, capsys, arguments, message):
+    assert train_ends(*arguments, f"--workdir={tmp_path}") == 1
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("error: ") and len(said.splitlines()) == 1
+
+
+def test_a_misspelt_field_starts_nothing(tmp_path):
+    message = train_ends("--config=tiny:encoder", f"--workdir={tmp_path / 'run'}", "--config.optimizer.learning_rat=1")
+    assert message.startswith("error: there is no flag --config.optimizer.learning_rat; is --config.optimizer.learning_rate meant?")
+    assert not (tmp_path / "run").exists()

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
-from omnifusion_jax import sharding
+from omnifusion_jax import cli, sharding
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.encoders import ENCODERS, encoder
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import PRESETS, preset, resolve
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.overrides import ConfigFlags
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,10 +74,10 @@ def test_unknown_names_list_the_known():
 
 def command_line(*flags_given, file="configs/pretrain.py"):
     """The model's config after a command line, as train.py has it."""
-    argv, values = ["train", f"--config={ROOT / file}", *flags_given], flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
-    return resolve(values["config"].value.model, config_flags.get_override_values(values["config"]))
+    here = flags.FlagValues()
+    section = ConfigFlags(here)
+    cli.parsed(["train", f"--config={ROOT / file}", *flags_given], [], [section], here)
+    return section.value.model
 
 
 SUM = "--config.model.preset=report-sum-mistral-7b"

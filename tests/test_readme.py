@@ -1,5 +1,6 @@
 """What the pages show is done: README's Python is executed, commands are run where that is cheap, else their flags and configs are checked."""
 
+import functools
 import json
 import os
 import re
@@ -13,15 +14,17 @@ from typing import NamedTuple
 import pytest
 import tiny
 from absl import flags
-from ml_collections import config_flags
 from PIL import Image, ImageDraw
 
+from omnifusion_jax import cli, shipped
 from omnifusion_jax.checkpoints.bundled import BUNDLED, locate
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.overrides import ConfigFlags
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page.relative_to(ROOT) for pattern in ("*.md", "docs/*.md", "launch/*.md") for page in ROOT.glob(pattern))
+DIALOGUES = ROOT.parent / "shared/data/real_dialogues/dialogues.json"
 FENCE = re.compile(r"^```(\w+) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
 SAID = "What colour is the circle?\n/quit\n"  # in the chat
@@ -42,7 +45,7 @@ def blocks(page, language):
 
 
 def commands():
-    """(page:line, words) of every command on every page, once each."""
+    """{words: page:line} of every command on every page."""
     seen = {}
     for page in PAGES:
         for block in blocks(page, "sh"):
@@ -51,7 +54,10 @@ def commands():
                     words = tuple(shlex.split(command, comments=True))
                     if words and words not in seen:
                         seen[words] = f"{page}:{block.line}"
-    return [pytest.param(list(words), id=f"{where}:{' '.join(words)[:70]}") for words, where in seen.items()]
+    return seen
+
+
+COMMANDS = commands()
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +100,37 @@ def run(module, arguments, desk):
     return done.stdout
 
 
+PARSE = """
+import importlib, json, sys
+from absl import flags
+importlib.import_module(sys.argv[1])
+refused = []
+for words in json.load(sys.stdin):
+    flags.FLAGS.unparse_flags()
+    try:
+        left = flags.FLAGS(words)[1:]
+        refused.append(f"unexpected {left}" if left else None)
+    except flags.Error as error:
+        refused.append(str(error))
+print(json.dumps(refused))
+"""
+
+
+@functools.cache
+def refused(module):
+    """{arguments: what its flags refuse, or None} of every command of a module on the pages, from one process."""
+    first = ("python", "-m", f"omnifusion_jax.{module}")
+    found = [words[3:] for words in COMMANDS if words[:3] == first]
+    command = [sys.executable, "-c", PARSE, first[2]]
+    text = json.dumps([[module, *words] for words in found])
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, input=text, text=True, capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(zip(found, json.loads(done.stdout), strict=True))
+
+
 def parse(module, arguments):
     """Only parses the flags, of a command that needs the network or a large model."""
-    code = "import importlib, sys; from absl import flags; importlib.import_module(sys.argv[1]); flags.FLAGS(sys.argv[1:])"
-    command = [sys.executable, "-c", code, f"omnifusion_jax.{module}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert refused(module)[tuple(arguments)] is None
 
 
 def value(arguments, flag, default=None):
@@ -142,13 +173,12 @@ def check_chat(arguments, desk):
 
 
 def check_train(arguments, desk):
-    """Builds the config and applies the overrides; nothing is trained."""
-    argv, here = ["train", *arguments], flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", None, flag_values=here, sys_argv=argv)
-    flags.DEFINE_string("workdir", None, "", flag_values=here)
-    here(argv)
-    assert here.workdir
-    holder.value.validate()
+    """Builds the config and applies what is set on the command line; nothing is trained."""
+    here = flags.FlagValues()
+    config, workdir = ConfigFlags(here), flags.DEFINE_string("workdir", None, "", here)
+    cli.parsed(["train", *arguments], list(here), [config], here)
+    assert workdir.value
+    config.value.validate()
 
 
 def check_pytest(arguments, desk):
@@ -198,14 +228,18 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("words", commands())
+def check_command(words, desk):
+    known = [first for first in CHECKS if words[: len(first.split())] == first.split()]
+    assert len(known) == 1, f"no check for {' '.join(words)}: add one to CHECKS"
+    CHECKS[known[0]](words[len(known[0].split()) :], desk)
+
+
+@pytest.mark.parametrize("words", [pytest.param(list(words), id=f"{where}:{' '.join(words)[:70]}") for words, where in COMMANDS.items()])
 def test_command(words, desk, monkeypatch):
     if "--to=omnifusion" in words:
         pytest.importorskip("torch")
     monkeypatch.chdir(ROOT)
-    known = [first for first in CHECKS if words[: len(first.split())] == first.split()]
-    assert len(known) == 1, f"no check for {' '.join(words)}: add one to CHECKS"
-    CHECKS[known[0]](words[len(known[0].split()) :], desk)
+    check_command(words, desk)
 
 
 # --- what pages point to
@@ -218,6 +252,52 @@ def test_links(page):
     assert not missing
 
 
-def test_figures_have_their_place():
+# --- figures
+
+
+def table(text):
+    """The cells of a table's rows, without its head."""
+    return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if line.startswith("|")][2:]
+
+
+def figures():
+    """{what: (figure, command)} of README."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.search(r"<!-- figures -->\n.*\|.*\n<!-- /figures -->", text, re.DOTALL)
+    (block,) = re.findall(r"^<!-- figures -->$(.*?)^<!-- /figures -->$", text, re.DOTALL | re.MULTILINE)
+    return {what: (figure, command.strip("`")) for what, figure, command in table(block)}
+
+
+def figure(what, pattern):
+    return re.fullmatch(pattern, figures()[what][0]).groups()
+
+
+def test_figures_of_the_demo_are_those_of_its_page_and_its_configs():
+    """Which page says with what steps they came out; tests/test_bundled.py asks the bundled model."""
+    percent, count = figure("questions about held-out pictures, answered exactly", r"([\d.]+) % of (\d+)")
+    (blind,) = figure("the same questions about black pictures", r"([\d.]+) %")
+    assert 92 <= float(percent) <= 100 and 10 < float(blind) < 30
+    (row,) = [row for row in table((ROOT / "docs/tiny.md").read_text(encoding="utf-8")) if row[0] == "both phases (`make demo`)"]
+    pretrain, sft = shipped.load("tiny:pretrain"), shipped.load("tiny:sft")
+    assert int(count) == sft.eval.count
+    assert row == [
+        "both phases (`make demo`)",
+        f"{pretrain.steps} and {sft.steps}, {sft.batch_size}",
+        f"{float(percent) / 100:.3f}",
+        f"{count} questions; {float(blind) / 100:.3f} about black pictures",
+    ]
+
+
+def test_figures_that_are_counted_and_timed():
+    right, asked = figure("real dialogues given back word for word", r"(\d+) of (\d+) answers")
+    assert right == asked
+    if DIALOGUES.is_file():
+        records = json.loads(DIALOGUES.read_text(encoding="utf-8"))
+        assert int(asked) == sum(turn["from"] == "gpt" for record in records for turn in record["conversations"])
+    minutes, seconds = figure("both phases with evaluation, two CPU cores", r"(\d+) min (\d+) s")
+    assert 1 <= int(minutes) < 15 and int(seconds) < 60
+
+
+@pytest.mark.parametrize("what", figures())
+def test_a_figure_has_its_command(what, desk, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    check_command(shlex.split(figures()[what][1]), desk)

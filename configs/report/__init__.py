@@ -3,8 +3,8 @@
 import itertools
 from functools import partial
 
-from configs import pretrain, sft
 from omnifusion_jax.models.presets import REPORTED, preset
+from omnifusion_jax.shipped import pretrain, sft
 
 ENCODERS = {  # hub ids of what presets name
     "clip-l": "openai/clip-vit-large-patch14-336",

@@ -6,8 +6,8 @@ python -m omnifusion_jax.train --config=configs/report/table4.py:internvit-6b,sf
 A decoder may stand between: internvit-6b,vicuna-7b,sft.
 """
 
-from configs.report import variants
 from omnifusion_jax.config import variant
+from omnifusion_jax.shipped.report import variants
 
 VARIANTS = variants("clip-l", "bigg", "siglip-b", "internvit-6b")
 

@@ -6,8 +6,8 @@ python -m omnifusion_jax.train --config=configs/report/table5.py:sum,sft --confi
 A decoder may stand between: sum,vicuna-7b,sft.
 """
 
-from configs.report import variants
 from omnifusion_jax.config import variant
+from omnifusion_jax.shipped.report import variants
 
 VARIANTS = variants("clip-l", "concat", "sum", "attention")
 

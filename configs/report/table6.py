@@ -6,8 +6,8 @@ python -m omnifusion_jax.train --config=configs/report/table6.py:grid,sft --conf
 A decoder may stand between: grid,vicuna-7b,sft.
 """
 
-from configs.report import variants
 from omnifusion_jax.config import variant
+from omnifusion_jax.shipped.report import variants
 
 VARIANTS = variants("internvit-6b", "grid")
 

@@ -1,0 +1,13 @@
+"""Configs with other settings, for tests."""
+
+import copy
+
+from ml_collections.config_flags import config_path
+
+
+def changed(config, values):
+    """A copy of a config with {path: value} set in it: {"optimizer.clip": None}."""
+    config = copy.deepcopy(config)
+    for path, value in values.items():
+        config_path.set_value(path, config, value)
+    return config

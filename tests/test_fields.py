@@ -1,0 +1,147 @@
+"""Fields as they are typed on a command line: what text becomes, what is refused, what a field means."""
+
+import dataclasses
+
+import pytest
+
+from omnifusion_jax.config import EncoderConfig, GenerationConfig, MeshConfig, ModelConfig, TrainConfig
+from omnifusion_jax.fields import fields, nearest, read, strays, values
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("3", int, 3),
+        ("-1", int, -1),
+        ("3", float, 3.0),
+        ("1e-3", float, 0.001),
+        ("None", float | None, None),
+        ("2", float | None, 2.0),
+        ("None", int | None, None),
+        ("4096", int | None, 4096),
+        ("None", str | None, None),
+        ("", str | None, None),
+        ("runs/x", str | None, "runs/x"),
+        ("", str, ""),
+        ("12", str, "12"),
+        ("none", str, "none"),
+        ("true", bool, True),
+        ("False", bool, False),
+        ("0", bool, False),
+        ("[]", tuple[str, ...], ()),
+        ('["\\n", ":"]', tuple[str, ...], ("\n", ":")),
+        ("((1, 2), [3])", tuple[tuple[int, ...], ...], ((1, 2), (3,))),
+        ("(0.5, 1, 0)", tuple[float, float, float], (0.5, 1, 0)),
+        (
+            '[["adapter/.*", 1], ["decoder/.*", None]]',
+            tuple[tuple[str, float | None], ...],
+            (("adapter/.*", 1), ("decoder/.*", None)),
+        ),
+        ("(1, 'a')", tuple, (1, "a")),
+        ("None", EncoderConfig | None, None),
+        ("build", EncoderConfig | None, "build"),
+    ],
+)
+def test_text_becomes_a_value_of_its_type(text, kind, value):
+    assert read(text, kind) == value and type(read(text, kind)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("abc", int, "a whole number is expected"),
+        ("2.5", int, "a whole number is expected"),
+        ("", int, "a whole number is expected"),
+        ("None", int, "a whole number is expected"),
+        ("", int | None, "a whole number or None is expected"),
+        ("2.5", int | None, "a whole number or None is expected"),
+        ("none", float | None, "a number or None is expected"),
+        ("None", float, "a number is expected"),
+        ("None", bool, "true or false is expected"),
+        ("maybe", bool, "true or false is expected"),
+        ("None", str, "text is expected"),
+        ("abc", tuple[str, ...], "a list like ['text'] is expected"),
+        ("[1]", tuple[str, ...], "a list like ['text'] is expected"),
+        ("None", tuple[str, ...], "a list like ['text'] is expected"),
+        ("5", tuple[str, ...], "a list like ['text'] is expected"),
+        ("[True]", tuple[int, ...], "a list like [1] is expected"),
+        ("(1, 2)", tuple[float, float, float], r"a list like [0.5, 0.5, 0.5] is expected"),
+        ("[['a', 'b']]", tuple[tuple[str, float | None], ...], "a list like [['text', 0.5]] is expected"),
+        ("[1, 2", tuple, "a list like [1, 2] is expected"),
+        ("built", EncoderConfig | None, "None or build is expected"),
+    ],
+)
+def test_other_types_are_refused(text, kind, expected):
+    with pytest.raises(ValueError) as caught:
+        read(text, kind)
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("cls", [TrainConfig, GenerationConfig, MeshConfig])
+def test_every_field_has_a_meaning(cls):
+    assert [path for path, field in fields(cls).items() if not field.meaning] == []
+
+
+def test_a_meaning_is_the_comment_beside_or_above():
+    known = fields(TrainConfig)
+    assert known["optimizer.clip"].meaning == "largest global gradient norm; None: no clipping"
+    assert known["optimizer.clip"].kind == float | None
+    assert known["train_parts"].meaning.startswith("rows (regex, learning-rate factor or None)")  # in the line above
+    assert known["compute_dtype"].meaning.startswith("or float32")  # which a field with a comment above follows
+    assert "model.encoder2.layers" in known and "model.encoder2" in known and "model.encoder" not in known
+
+
+@dataclasses.dataclass
+class Base:
+    a: int = 1  # one
+    # first line,
+    # second line
+    b: str = "# no comment"  # and what stands beside
+
+    c: tuple[int, ...] = (
+        1,  # in the
+        2,
+    )  # middle
+
+
+@dataclasses.dataclass
+class Derived(Base):
+    d: "int | None" = None  # of its own
+    a: int = 2  # another one
+
+    def method(self):
+        e: int = 3  # no field
+        return e
+
+
+def test_meanings_of_several_lines_and_of_a_base_class():
+    found = {path: field.meaning for path, field in fields(Derived).items()}
+    assert found == {"a": "another one", "b": "first line, second line and what stands beside", "c": "in the middle", "d": "of its own"}
+    assert fields(Derived)["d"].kind == int | None
+
+
+def test_values_by_path():
+    found = values(ModelConfig())
+    assert found["encoder2"] is None and found["encoder.layers"] == 24 and "encoder" not in found
+
+
+def test_attributes_that_are_no_fields_are_found():
+    config = TrainConfig()
+    assert strays(config) == []
+    config.step, config.optimizer.learning_rat = 1, 2
+    assert strays(config) == ["step", "optimizer.learning_rat"]
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("optimizer.learning_rat", "optimizer.learning_rate"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("eval.batch_sise", "eval.batch_size"),
+        ("batchsize", "batch_size"),
+        ("model.decoder.layer", "model.decoder.layers"),
+        ("nonsense", None),
+    ],
+)
+def test_what_was_meant(path, meant):
+    assert nearest(path, fields(TrainConfig)) == meant

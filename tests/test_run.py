@@ -1,0 +1,104 @@
+"""`train` around its loop: what a run starts from, what it asks and what it leaves behind. Nothing is trained."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from settings import changed
+
+import omnifusion_jax as of
+from omnifusion_jax import shipped
+from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.load import load_checkpoint
+from omnifusion_jax.checkpoints.native import load_native, save_native
+from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.run import evaluator, save_model, starting_point
+
+DECODER = locate("omnifusion-tiny-decoder")
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    found = load_checkpoint("omnifusion-tiny", dtype="float32")
+    return found, {path: np.asarray(a) for path, a in found.arrays.items()}
+
+
+@pytest.fixture(scope="module")
+def phase_one(bundled, tmp_path_factory):
+    """What phase 1 leaves, its values told from others by their sign."""
+    found, arrays = bundled
+    folder = tmp_path_factory.mktemp("one") / "model"
+    c = dataclasses.replace(found.config, adapter=dataclasses.replace(found.config.adapter, dropout=0.25))
+    save_native(folder, c, {path: -a for path, a in arrays.items() if path.startswith(("adapter/", "special/"))}, DECODER)
+    return folder
+
+
+def test_phase_two_starts_from_its_parts_and_phase_one(bundled, phase_one):
+    """Other rates of dropout and longest sequences are no other model."""
+    config = changed(shipped.load("tiny:sft"), {"init_from": str(phase_one), "model.decoder.max_length": 128})
+    arrays, tokenizer = starting_point(config)
+    _, expected = bundled
+    assert {path.split("/")[0] for path in arrays} == {"encoders", "adapter", "special", "decoder"}
+    assert tokenizer == DECODER  # of decoder_from, before that of init_from
+    np.testing.assert_array_equal(arrays["adapter/linear"], -expected["adapter/linear"])
+    np.testing.assert_array_equal(arrays["encoders/0/position"], expected["encoders/0/position"])
+
+
+def test_a_tokenizer_that_is_named_comes_first(phase_one, tmp_path):
+    named = changed(shipped.load("tiny:sft"), {"init_from": str(phase_one), "tokenizer": str(tmp_path)})
+    assert starting_point(named)[1] == tmp_path
+    alone = changed(shipped.load("tiny:sft"), {"init_from": str(phase_one), "decoder_from": None})
+    assert starting_point(alone)[1] == phase_one
+    none = changed(alone, {"init_from": None})
+    with pytest.raises(of.ConfigError, match="no tokenizer: set decoder_from"):
+        starting_point(none)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model.decoder.rope_theta": 1e6}, "--config.model.decoder.rope_theta=10000.0"),
+        ({"model.adapter.heads": 2}, "--config.model.adapter.heads=4"),
+        ({"model.encoder.eps": 1e-6}, "--config.model.encoder.eps=1e-05"),
+    ],
+)
+def test_another_model_than_that_of_the_files_is_refused(phase_one, values, message):
+    config = changed(shipped.load("tiny:sft"), {"init_from": str(phase_one), **values})
+    with pytest.raises(of.ConfigError, match=message):
+        starting_point(config)
+
+
+PHASE_ONE, ALL = {"adapter", "special"}, {"encoders", "adapter", "special", "decoder"}
+
+
+@pytest.mark.parametrize(("final", "parts", "kind"), [("trained", PHASE_ONE, jnp.float32), ("complete", ALL, jnp.bfloat16)])
+def test_what_a_run_leaves(bundled, tmp_path, final, parts, kind):
+    """The trained parts in float32, or the whole model in the type it computes in; never the head of a bare encoder."""
+    _, arrays = bundled
+    config = changed(shipped.load("tiny:pretrain"), {"checkpoint.final": final, "compute_dtype": "bfloat16"})
+    trained = {path: a for path, a in arrays.items() if path.startswith(("adapter/", "special/"))}
+    frozen = {path: a for path, a in arrays.items() if path not in trained}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "earlier").write_text("of a shorter run")
+    save_model(config, tmp_path / "model", {**trained, "head": np.zeros((2, 2), np.float32)}, frozen, DECODER)
+    _, written = load_native(tmp_path / "model")
+    assert {path.split("/")[0] for path in written} == parts
+    assert {a.dtype for a in written.values()} == {jnp.dtype(kind)}
+    assert not (tmp_path / "model" / "earlier").exists() and not (tmp_path / "model.new").exists()
+
+
+def test_a_run_is_asked_what_its_config_says(bundled, tmp_path, monkeypatch):
+    """Held-out questions, not those of training; so many tokens an answer; blank pictures too."""
+    found, arrays = bundled
+    records = [{"id": "a", "conversations": [{"from": "human", "value": "Describe the picture."}, {"from": "gpt", "value": "Hello."}]}]
+    (tmp_path / "held_out.json").write_text(json.dumps(records * 2))
+    values = {"eval.path": str(tmp_path / "held_out.json"), "eval.count": 2, "eval.max_new_tokens": 1, "eval.blind": True, "model": found.config}
+    evaluate = evaluator(changed(shipped.load("tiny:sft"), values), Tokenizer(Path(DECODER)))
+    figures, asked = evaluate(arrays)
+    assert figures["eval/questions"] == 2 and "eval/blind_accuracy" in figures
+    assert [record.question for record in asked] == ["Describe the picture."] * 2
+    tokenizer = Tokenizer(Path(DECODER))
+    assert all(len(tokenizer.encode(record.answer)) <= 1 for record in asked)
