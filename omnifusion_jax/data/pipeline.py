@@ -13,7 +13,7 @@ from omnifusion_jax.data.ahead import Ahead
 from omnifusion_jax.data.sources import ENDLESS
 from omnifusion_jax.errors import DataError, OmniFusionError
 
-WAIT = 20  # seconds at most that the second batch waits for the check of the data
+WAIT = 20  # seconds at most that the first step waits for the check of the data
 SHOWN = 10  # bad records that a message names
 SKIP = "data.on_bad_sample=skip leaves such samples out and counts them"
 

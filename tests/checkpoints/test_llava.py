@@ -301,6 +301,13 @@ def test_settings_of_tiles_we_do_not_have(built, tmp_path, file, values, said):
         load_checkpoint(source)
 
 
+def test_tiles_are_not_cut_from_something_larger(built, tmp_path):
+    source = copy(built["llava_next"][0], tmp_path / "source")
+    change_pictures(source, size={"shortest_edge": 32})
+    with pytest.raises(CheckpointError, match="pictures come to 32 and then 24 pixels, the vision tower takes 24 a side"):
+        load_checkpoint(source)
+
+
 def test_grids_that_are_no_multiples(built, tmp_path):
     source = copy(built["llava_next"][0], tmp_path / "source")
     change(source / "config.json", image_grid_pinpoints=[[30, 24]])

@@ -60,6 +60,17 @@ def test_import_keeps_every_bit(source, built):
         same(to_foreign({path: a for path, a in found.arrays.items() if path.startswith(f"{part}/")}, table), tensors[part])
 
 
+def test_the_pickled_module_says_what_a_state_dict_does_not(source):
+    module = torch.load(source / "projection.pt", weights_only=False)
+    layer = module.transformer_layer
+    layer.self_attn.dropout = 0.25
+    for norm in (layer.norm1, layer.norm2):
+        norm.eps = 1e-3
+    torch.save(module, source / "projection.pt")
+    adapter = load_checkpoint(source).config.adapter
+    assert (adapter.eps, adapter.dropout, adapter.heads) == (1e-3, 0.25, C.adapter.heads)
+
+
 @pytest.mark.parametrize("pickles", [True, False])
 def test_import_native_export_import_is_the_same_to_the_bit(source, built, tmp_path, pickles):
     first = load_checkpoint(source)
