@@ -182,6 +182,14 @@ class ImageConfig:
         check(pairs and bool(self.grids), f"image.grids {self.grids} are not pairs of (rows, columns)")
 
 
+class View(typing.NamedTuple):
+    """A way of looking at a picture; encoders with equal ones share its pixels."""
+
+    size: int  # pixels a side
+    edge: int  # pixels of the shortest edge before the centre is cut out
+    fill: tuple[int, int, int] | None  # image.fit=pad: the colour of what is added, RGB
+
+
 @dataclasses.dataclass
 class ModelConfig:
     """Encoders turn an image into features, an adapter turns features into token embeddings, a decoder reads them among text."""
@@ -209,7 +217,12 @@ class ModelConfig:
     @property
     def views(self):
         """The different ways in which encoders look at a picture, in order: a picture is prepared once for each."""
-        return tuple(dict.fromkeys(encoder.view for encoder in self.encoders))
+        return tuple(dict.fromkeys(map(self.view, self.encoders)))
+
+    def view(self, encoder):
+        """How one of the encoders looks at a picture. What is padded has its own mean colour, as in LLaVA: 0 once normalised, to rounding."""
+        fill = tuple(int(255 * mean) for mean in encoder.mean) if self.image.fit == "pad" else None
+        return View(*encoder.view, fill)
 
     @property
     def rows(self):
@@ -276,12 +289,17 @@ class DataConfig:
     images: str = ""  # folder that image names are relative to
     num_workers: int = 0  # processes that read and lay out; 0: threads of this one
     shuffle: bool = True  # anew in every epoch, by `seed`
-    on_bad_sample: str = "raise"  # or skip: counted, reported, the run stops above 1 %
+    on_bad_sample: str = "raise"  # or skip: left out, counted, reported; the run stops above `bad_share`
+    bad_share: float = 0.01  # skip: share of the records that may be bad; one bad record always may
+    # every record's text and picture header, while the step compiles, in processes of its own; or off
+    check: str = "first_epoch"
     max_length: int = 2048  # tokens of a laid-out dialogue, feature slots included
     max_pixels: int = 50_000_000  # larger pictures are refused by their header
 
     def validate(self):
         one_of("data.on_bad_sample", self.on_bad_sample, ("raise", "skip"))
+        one_of("data.check", self.check, ("first_epoch", "off"))
+        check(0 <= self.bad_share <= 1, f"data.bad_share is a share of the records from 0 to 1, not {self.bad_share}")
         check(bool(self.path), "data.path is empty: give a LLaVA JSON file, --config.data.path=dialogues.json --config.data.images=FOLDER")
 
 

@@ -13,6 +13,7 @@ from omnifusion_jax.checkpoints.lazy import placed
 from omnifusion_jax.checkpoints.load import load_decoder, load_encoder, load_trained
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.config import HANDED_ON, ConfigError, same_settings
+from omnifusion_jax.data.check import start_check
 from omnifusion_jax.data.describe import describe
 from omnifusion_jax.data.layout import Layout, Prepare
 from omnifusion_jax.data.pictures import Lens
@@ -115,7 +116,9 @@ def make_batches(config, tokenizer):
     prepare = Prepare(Layout(tokenizer, config.model, c.max_length), lens)
     print(describe(source, prepare, tokenizer))
     print(f"The loss of a model that knows nothing is ln {tokenizer.vocab} = {unknowing(config, tokenizer):.1f}.")
-    return Batches(source, prepare, length=c.max_length, tiles=lens.room, on_bad_sample=c.on_bad_sample, **settings)
+    settings |= {"on_bad_sample": c.on_bad_sample, "bad_share": c.bad_share}
+    check = start_check(source, prepare, c.num_workers) if c.check == "first_epoch" else None
+    return Batches(source, prepare, length=c.max_length, tiles=lens.room, check=check, **settings)
 
 
 def evaluator(config, tokenizer):

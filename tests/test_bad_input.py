@@ -163,7 +163,8 @@ def test_too_many_bad_dialogues_stop_even_a_run_that_skips(prepare, tmp_path):
     path.write_text("\n".join([path.read_text()] * 2))
     run = batches(prepare, path, "skip")
     next(run)
-    with pytest.raises(DataError, match="2 of 6 samples are bad, more than 1%") as caught:
+    message = r"2 of the 6 records read in this epoch are bad; of all 8 no more than 1 may be \(data.bad_share=0.01\)"
+    with pytest.raises(DataError, match=message) as caught:
         next(run)
     assert f"{path}:2" in str(caught.value) and f"{path}:6" in str(caught.value)
 
@@ -184,6 +185,19 @@ def test_bad_files(prepare, tmp_path, content, words):
     with pytest.raises(DataError) as caught:
         batches(prepare, path)
     assert str(caught.value).startswith(str(path)) and all(word in str(caught.value) for word in words)
+
+
+def test_a_folder_or_a_url_as_a_data_set(tmp_path):
+    def refused(path, words):
+        with pytest.raises(DataError) as caught:
+            open_source(str(path), "", 6)
+        assert str(caught.value) == words
+
+    refused(tmp_path, f"{tmp_path} is a folder: give the file in it, e.g. {tmp_path}/dialogues.json")
+    for name in ("readme.txt", "b.json", "a.jsonl"):
+        (tmp_path / name).touch()
+    refused(tmp_path, f"{tmp_path} is a folder: give the file in it, e.g. {tmp_path}/a.jsonl")
+    refused("https://x.org/a.json", "data.path=https://x.org/a.json is not fetched: download it, and give the path of the file")
 
 
 # --- settings

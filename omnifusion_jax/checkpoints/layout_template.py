@@ -80,7 +80,7 @@ def check_template(c: ModelConfig, tokenizer, written):
     theirs = Tokenizer(written)
     layout, template = Layout(Tokenizer(tokenizer), c, c.decoder.max_length), Template(source(c, theirs.names["eos_token"]), c.image_token, theirs)
     ids = {c.special.index(name): theirs.mark(token) for name, token in tokens(c).items()}
-    picture = Picture(tuple(np.zeros((1, size, size, 3), np.uint8) for size, _ in c.views), np.zeros(1, np.int32))
+    picture = Picture(tuple(np.zeros((1, view.size, view.size, 3), np.uint8) for view in c.views), np.zeros(1, np.int32))
     for texts, pictures in PROBES:
         turns = tuple((("user", "assistant")[i % 2], text) for i, text in enumerate(texts))
         sample = layout(Dialogue("export", turns), [picture] * pictures, ask=True)

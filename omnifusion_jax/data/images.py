@@ -3,12 +3,16 @@
 NumPy and Pillow only: data workers need no accelerator. Scaling to [0, 1] and normalising are left to the device.
 """
 
+import base64
+import binascii
 import contextlib
 import io
 import os
+import re
 import threading
 import warnings
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,6 +21,7 @@ from omnifusion_jax.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_FILE_BYTES = 1 << 29  # 50 million uncompressed 16-bit RGBA pixels are 400 MB
+LONGEST_NAME = 256  # of a path that a message repeats whole: it can be looked up; of what is longer, and of URLs, 60 characters are shown
 LONGEST = 128  # squares in a row: no more of a strip is resized around the one that stays
 MAX_PADDED = 1 << 14  # a square of so many pixels a side takes 1 GB
 
@@ -28,6 +33,8 @@ FAULTS = (
     (Exception, "truncated, damaged, or of a kind Pillow does not decode. Copy it again, or save it as JPEG or PNG."),
 )
 
+ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
+
 _warning_filters = threading.Lock()  # they belong to the whole process, and pictures are read in threads
 
 
@@ -35,7 +42,8 @@ def open_image(source, *, max_pixels=50_000_000):
     """Opens one picture as an upright RGB `PIL.Image.Image` that shares no memory with `source`.
 
     Args:
-      source: path of a JPEG, PNG, WebP, BMP, TIFF or GIF file; a PIL image; or uint8[height, width], [height, width, 3 or 4].
+      source: path of a JPEG, PNG, WebP, BMP, TIFF or GIF file; such a file as a data URL (`data:image/png;base64,...`); a PIL image; or
+        uint8[height, width], [height, width, 3 or 4]. Other URLs are not fetched.
       max_pixels: largest width * height, read from the header before any pixel is decoded. Pillow itself stops at 2 * `Image.MAX_IMAGE_PIXELS`.
 
     EXIF orientation is applied. Alpha is dropped, not composited, as `CLIPImageProcessor` did in transformers 4.37, which OmniFusion was trained
@@ -45,12 +53,38 @@ def open_image(source, *, max_pixels=50_000_000):
       DataError: whatever is wrong with `source`; the message names it and says what to do. Animations and multi-page files are refused too.
     """
     with _named_faults(source):
-        opened = _read(source)  # before the lock: a slow disk must not hold up other threads
-        with _warning_filters, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # above all Pillow's own of many pixels: max_pixels decides
-            image = opened if isinstance(opened, Image.Image) else Image.open(opened, formats=FORMATS)
-            _check(image, max_pixels)
-        return _rgb(ImageOps.exif_transpose(image))
+        return _rgb(ImageOps.exif_transpose(_opened(_read(source), max_pixels)))
+
+
+def image_size(source, *, max_pixels=50_000_000):
+    """(width, height) of the upright picture that `open_image` makes of `source`, from the header of its file: no pixel is decoded.
+
+    Raises DataError for whatever the header shows to be wrong. Not seen are damage further on, levels of grey that have no scale, and an orientation
+    that a PNG file gives after its pixels.
+    """
+    with _named_faults(source), contextlib.ExitStack() as files:
+        opened = _read(source, lambda path: files.enter_context(open(path, "rb")))
+        image = _opened(opened, max_pixels)
+        _check_levels(image)
+        return image.size[::-1] if _lies(image) else image.size
+
+
+def is_data_url(source):
+    """Whether this is a string that holds a file itself, `data:image/png;base64,...`."""
+    return isinstance(source, str) and source[:5].lower() == "data:"
+
+
+def is_url(source):
+    """Whether this is a string that begins as a URL, `https://`, `s3://`, ...; data URLs are not meant."""
+    return isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
+
+
+def short(source):
+    """A name for messages: a path as it is; a URL, a data URL or what is too long for a path by its beginning, and how long it is."""
+    name = os.fspath(source)
+    if isinstance(name, bytes) or not (is_data_url(name) or (is_url(name) and len(name) > 60) or len(name) > LONGEST_NAME):
+        return name
+    return f"{name[:40]}... ({len(name):,} characters)"
 
 
 def fit(image, size, how="crop", shortest=None, fill=(0, 0, 0)):
@@ -87,12 +121,17 @@ def _crop(image, edge, _):
     return image.resize(tuple(edge * side // short for side in image.size), Image.Resampling.BICUBIC)
 
 
+def padded(size):
+    """Pixels a side of the square that "pad" makes of (width, height). Raises DataError where it would be too large."""
+    if max(size) > MAX_PADDED:
+        what = f"{size[0]} x {size[1]} pixels cannot be padded to a square: the long side may have {MAX_PADDED:,}"
+        raise DataError(f"{what}. Scale it down or cut it.")
+    return max(size)
+
+
 def _pad(image, edge, fill):
     """The middle of a square of `fill`, an odd pixel more below or to the right, and that to `edge` x `edge`."""
-    width, height = image.size
-    long = max(width, height)
-    if long > MAX_PADDED:
-        raise DataError(f"{width} x {height} pixels cannot be padded to a square: the long side may have {MAX_PADDED:,}. Scale it down or cut it.")
+    (width, height), long = image.size, padded(image.size)
     square = Image.new("RGB", (long, long), fill)
     square.paste(image, ((long - width) // 2, (long - height) // 2))
     return _squash(square, edge, fill)
@@ -116,24 +155,66 @@ def _named_faults(source):
     except MemoryError:  # the machine's fault, not the picture's
         raise
     except Exception as error:  # decoders meet hostile bytes and raise nearly anything
-        name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", "") or "the given image"
+        name = short(source) if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", "") or "the given image"
         text = error if isinstance(error, DataError) else next(text for kind, text in FAULTS if isinstance(error, kind))
         raise DataError(f"{name}: {text}") from error
 
 
-def _read(source):
-    """A PIL image, or the bytes of a file."""
+def _opened(file, max_pixels):
+    """A PIL image of a file, of which only the header has been read, and checked."""
+    with _warning_filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # above all Pillow's own of many pixels: max_pixels decides
+        image = file if isinstance(file, Image.Image) else Image.open(file, formats=FORMATS)
+        _check(image, max_pixels)
+    return image
+
+
+def _lies(image):
+    """Whether width and height of an image whose header has been read change places when it is set upright."""
+    if image.format == "TIFF":  # Pillow gives its upright size
+        return False
+    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode the picture to look for it behind the pixels
+        return False
+    return image.getexif().get(ORIENTATION) in range(5, 9)
+
+
+def _whole(path):
+    """The file in memory. Pillow opens pictures behind a lock, where a slow disk must not hold up other threads."""
+    return io.BytesIO(Path(path).read_bytes())
+
+
+def _read(source, opening=_whole):
+    """A PIL image, or a file: what `opening` makes of a path."""
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if not isinstance(source, (str, os.PathLike)):
         raise DataError(f"of type {type(source).__name__}. Give a path, a PIL image, or a uint8 array [height, width, 3].")
+    if is_data_url(source):
+        return io.BytesIO(_from_data_url(source))
+    if is_url(source):
+        raise DataError("not fetched: download it, and give the path of the file.")
     if not os.path.isfile(source):
         raise DataError("a folder or device. Give a picture file." if os.path.exists(source) else "there is no such file. Check the name.")
     if not 0 < (size := os.path.getsize(source)) <= MAX_FILE_BYTES:
         raise DataError(f"a file of {size:,} bytes; 1 to {MAX_FILE_BYTES:,} are allowed. " + ("Scale it down." if size else "Empty: copy it again."))
-    return io.BytesIO(Path(source).read_bytes())
+    return opening(source)
+
+
+def _from_data_url(url):
+    header, comma, payload = url.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise DataError("a data URL without base64. Write it as data:image/png;base64,... or give the path of a file.")
+    if len(payload) > MAX_FILE_BYTES * 4 // 3:
+        raise DataError(f"a data URL of {len(payload):,} characters; at most {MAX_FILE_BYTES:,} bytes are allowed. Scale the picture down.")
+    try:
+        data = base64.b64decode("".join(unquote(payload).split()), validate=True)
+    except (binascii.Error, ValueError):  # ValueError: characters outside ASCII
+        raise DataError("its base64 is damaged or cut off. Encode the picture again, or give the path of a file.") from None
+    if not data:
+        raise DataError("a data URL with nothing in it. Encode the picture again, or give the path of a file.")
+    return data
 
 
 def _from_array(array):
@@ -153,13 +234,17 @@ def _check(image, max_pixels):
         raise DataError(f"an animation or a document of {frames} frames. Save the frame you mean as a picture of its own.")
 
 
+def _check_levels(image):
+    if image.mode == "F":
+        raise DataError("its pixels are floats, which have no fixed white level. Save it with 8 or 16 bits.")
+
+
 def _rgb(image):
+    _check_levels(image)
     if image.mode.startswith("I"):  # older Pillow versions would clip 16-bit grey to white
         grey = np.asarray(image).astype(np.int32)
         if grey.min() < 0 or grey.max() > 65535:
             raise DataError(f"its grey values from {grey.min()} to {grey.max()} have no fixed white level. Save it with 8 or 16 bits.")
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    if image.mode == "F":
-        raise DataError("its pixels are floats, which have no fixed white level. Save it with 8 or 16 bits.")
     image.info.pop("transparency", None)  # dropped like any alpha; Pillow would try to keep it, and warn
     return image.convert("RGB")

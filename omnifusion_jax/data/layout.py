@@ -48,7 +48,7 @@ class Layout:
         parts = self.arrange(dialogue, turns, list(self.features(pictures)), ask)
         tokens, kind, index, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
         views = [np.concatenate(views) for views in zip(*(p.views for p in pictures), strict=True)]
-        views = views or [np.zeros((0, size, size, 3), np.uint8) for size, _ in self.config.views]
+        views = views or [np.zeros((0, view.size, view.size, 3), np.uint8) for view in self.config.views]
         return self.fit(Sample(tokens, kind, index, weights, tuple(views), sum(len(p.walk) for p in pictures)), dialogue.where, ask)
 
     def in_vectors(self, dialogue, turns, pictures, ask):

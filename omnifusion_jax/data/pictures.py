@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from omnifusion_jax.config import ModelConfig
-from omnifusion_jax.data.images import fit, open_image
-from omnifusion_jax.data.tiles import most, tiles, walk
+from omnifusion_jax.data.images import fit, image_size, open_image, padded
+from omnifusion_jax.data.tiles import best_grid, most, tiles, walk
 
 
 class Picture(NamedTuple):
@@ -37,18 +37,32 @@ class Lens:
 
     @property
     def sizes(self):
-        return tuple(size for size, _ in self.config.views)
+        return tuple(view.size for view in self.config.views)
 
     def __call__(self, source):
         c, picture = self.config, open_image(source, max_pixels=self.max_pixels)
         if c.image.fit == "tiles":
-            (size, _), grids = c.views[0], c.image.grids
-            order = walk(picture.size[::-1], grids, size, c.encoder.side, newline=c.image.newline, unpad=c.image.unpad)
-            return Picture((tiles(picture, size, grids),), order)
-        views = tuple(fit(picture, size, c.image.fit, shortest=shortest, fill=mean_colour(c.encoder.mean))[None] for size, shortest in c.views)
-        return Picture(views, np.arange(c.rows, dtype=np.int32))
+            return Picture((tiles(picture, c.views[0].size, c.image.grids),), self.order(picture.size))
+        views = tuple(fit(picture, view.size, c.image.fit, shortest=view.edge, fill=view.fill)[None] for view in c.views)
+        return Picture(views, self.order(picture.size))
 
+    def outline(self, source):
+        """The Picture of `source` with tiles of no pixels: all that its place in a sequence depends on, from the header of its file alone.
 
-def mean_colour(mean):
-    """What padding is filled with, so that it is 0 once normalised."""
-    return tuple(int(255 * x) for x in mean)
+        Raises DataError for what the header shows. A file that is damaged further on is found out when it is read.
+        """
+        size = image_size(source, max_pixels=self.max_pixels)
+        count = 1
+        if self.config.image.fit == "tiles":
+            rows, columns = best_grid(size[::-1], self.config.image.grids, self.config.views[0].size)
+            count += rows * columns
+        elif self.config.image.fit == "pad":
+            padded(size)
+        return Picture(tuple(np.zeros((count, 0, 0, 3), np.uint8) for _ in self.config.views), self.order(size))
+
+    def order(self, size):
+        """The walk of a picture of (width, height) pixels."""
+        c = self.config
+        if c.image.fit == "tiles":
+            return walk(size[::-1], c.image.grids, c.views[0].size, c.encoder.side, newline=c.image.newline, unpad=c.image.unpad)
+        return np.arange(c.rows, dtype=np.int32)

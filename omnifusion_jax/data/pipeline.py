@@ -1,22 +1,21 @@
 """From a source to batches: shuffle, lay out (in threads or worker processes), collect."""
 
-import atexit
 import dataclasses
 import functools
-import signal
-import weakref
+import math
 from typing import NamedTuple
 
-import grain
 import numpy as np
-from absl import flags
 
 from omnifusion_jax.batch import FEATURE, Sample, collate
 from omnifusion_jax.data import synthetic
+from omnifusion_jax.data.ahead import Ahead
 from omnifusion_jax.data.sources import ENDLESS
 from omnifusion_jax.errors import DataError, OmniFusionError
 
-TOLERATED = 0.01  # share of bad samples above which a run with on_bad_sample="skip" stops
+WAIT = 20  # seconds at most that the second batch waits for the check of the data
+SHOWN = 10  # bad records that a message names
+SKIP = "data.on_bad_sample=skip leaves such samples out and counts them"
 
 
 def keep(sample):
@@ -62,47 +61,77 @@ class Read:
             return BadSample(int(i), str(error))
 
 
+def allowed(bad_share, records):
+    """How many of the `records` of a source may be bad."""
+    return max(1, math.floor(bad_share * records))
+
+
+def hopeless(bad, read, bad_share):
+    """Whether `bad` of `read` records drawn at random are so many that no luck explains them where `bad_share` of all are bad: by 4 standard
+    deviations, and 3 records for small numbers (then less than one run in 10,000 would be stopped wrongly)."""
+    expected = bad_share * read
+    return bad > expected + 4 * math.sqrt(expected) + 3
+
+
 class Batches:
-    """An iterator of `Batch`es over a source, without end: every epoch holds each sample once, in an order of its own.
+    """An iterator of `Batch`es over a source, without end: every epoch holds each record once, in an order of its own.
 
-    The order follows from `seed` alone. Threads of this process or `num_workers` processes only decide how fast samples come; `state()` is the exact
-    position in the order, and may be restored with another number of workers. Processes start at the first batch and each imports the package and
-    holds the source; a script that uses them needs `if __name__ == "__main__":`, as with all of Python's spawned processes.
+    The order follows from `seed` and the number of records alone. Threads of this process or `num_workers` processes only
+    decide how fast samples come; `state()` is the exact position in the order, and may be restored with another number of
+    workers. They start at the first batch. `close` ends them, and may be called again; a batch asked for after it goes on.
 
-    A bad sample raises DataError, or with `on_bad_sample="skip"` is left out and counted in `skipped` and `bad` (index -> problem); then DataError is
-    raised when more than 1 % of the samples seen so far are bad, or of the first hundred more than one.
+    A bad sample raises DataError, or with `on_bad_sample="skip"` is left out and stands in `bad` (index -> problem). Then
+    DataError is raised when more than `bad_share` of the records, and more than one, turn out to be bad in one epoch; before
+    its end already when those read so far leave no doubt.
+
+    `check`: a data.check.Check of the same source. `checked` asks it, before the first step and for every batch after the first. Its
+    report is printed; what it finds raises DataError as above.
     """
 
-    def __init__(self, source, prepare, *, batch_size, length, tiles=1, sizes, seed=0, shuffle=True, num_workers=0, on_bad_sample="raise"):
-        self.batch_size, self.num_workers, self.on_bad_sample = batch_size, num_workers, on_bad_sample
-        self.collate = functools.partial(collate, length=length, tiles=tiles, sizes=sizes)
-        self.bad, self.skipped, self.seen = {}, 0, 0
-        self.records = len(source)
-        self.reader = Read(source, prepare)
-        indices = grain.MapDataset.range(len(source)).seed(seed)
-        self.indices = (indices.shuffle() if shuffle else indices).repeat()
-        self.samples = self.read(0)
-        if num_workers:
-            atexit.register(close, weakref.ref(self))
+    def __init__(
+        self,
+        source,
+        prepare,
+        *,
+        batch_size,
+        length,
+        tiles=1,
+        sizes,
+        seed=0,
+        shuffle=True,
+        num_workers=0,
+        on_bad_sample="raise",
+        bad_share=0.01,
+        check=None,
+    ):
+        import grain  # brings JAX along, which worker processes do without
 
-    def read(self, start):
-        """An iterator over the samples from the `start`-th on."""
-        ahead = -(-2 * self.batch_size // max(1, self.num_workers))  # two batches over all workers, and as much again on its way from them
-        samples = self.indices[start:].map(self.reader).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead))
-        if self.num_workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain reads a flag of its own, which has no value outside a command line
-            options = grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=ahead)
-            samples = samples.mp_prefetch(options, deaf)
-        return iter(samples)
+        self.batch_size, self.num_workers, self.shuffle = batch_size, num_workers, shuffle
+        self.on_bad_sample, self.bad_share, self.check, self.waited = on_bad_sample, bad_share, check, False
+        self.collate = functools.partial(collate, length=length, tiles=tiles, sizes=sizes)
+        self.records, self.seen, self.bad, self.bad_now = len(source), 0, {}, 0
+        self.reader, self.samples = Read(source, prepare), None
+        indices = grain.MapDataset.range(self.records).seed(seed)
+        self.order = (indices.shuffle() if shuffle else indices).repeat()
+
+    @property
+    def skipped(self):
+        """How many different records were left out."""
+        return len(self.bad)
 
     def __iter__(self):
         return self
 
     def __next__(self):
+        if self.samples is not None:
+            self.checked()
+        if self.samples is None:
+            self.samples = Ahead(self.reader, self.order, self.seen, processes=self.num_workers, ahead=2 * self.batch_size)
         samples = []
         while len(samples) < self.batch_size:
             sample = next(self.samples)
+            if self.seen % self.records == 0:
+                self.bad_now = 0  # an epoch begins
             self.seen += 1
             if isinstance(sample, BadSample):
                 self.skip(sample)
@@ -112,35 +141,58 @@ class Batches:
 
     def skip(self, sample):
         if self.on_bad_sample == "raise":
-            raise DataError(f"{sample.problem.rstrip('.')}. (data.on_bad_sample=skip leaves such samples out and counts them)")
+            others = self.check and self.check.wait(WAIT)  # hear of all at once, rather than of one a run
+            raise DataError(f"{sample.problem.rstrip('.')}. ({SKIP})" + (f"\n{others}" if others and others.bad else ""))
         self.bad[sample.where] = sample.problem
-        self.skipped += 1
-        if self.skipped > max(1, TOLERATED * max(self.seen, 100)):
-            shown = "\n  ".join(list(self.bad.values())[:10])
-            raise DataError(f"{self.skipped} of {self.seen} samples are bad, more than {TOLERATED:.0%}:\n  {shown}")
+        self.bad_now += 1
+        read = (self.seen - 1) % self.records + 1
+        too_many = self.bad_now > allowed(self.bad_share, self.records) or self.bad_now == self.records
+        if too_many or (self.shuffle and hopeless(self.bad_now, read, self.bad_share)):
+            shown = "\n  ".join(list(self.bad.values())[-SHOWN:])
+            raise DataError(f"{self.bad_now:,} of the {read:,} records read in this epoch are bad; {self.limit()}:\n  {shown}")
+
+    def limit(self):
+        return f"of all {self.records:,} no more than {allowed(self.bad_share, self.records):,} may be (data.bad_share={self.bad_share:g})"
+
+    def checked(self):
+        """Prints what the check has found; raises DataError if that stops the run. Waits for it the first time."""
+        if self.check is None:
+            return
+        report = self.check.wait(0 if self.waited else WAIT)
+        if report.bad and self.on_bad_sample == "raise":
+            raise DataError(f"{report}\n({SKIP}; data.check=off starts without looking)")
+        if report.bad > allowed(self.bad_share, self.records):
+            raise DataError(f"{report}\nToo many: {self.limit()}")
+        if report.done:
+            print(f"{report}\nThey are left out and counted." if report.bad else report, flush=True)
+            self.end_check()
+        elif not self.waited:
+            print(f"{report} so far; the check goes on beside training", flush=True)
+        self.waited = True
 
     def state(self):
         """A JSON-serialisable position."""
-        return {"records": self.records, "seen": self.seen, "skipped": self.skipped, "bad": list(self.bad.items())}
+        return {"records": self.records, "seen": self.seen, "bad_now": self.bad_now, "bad": list(self.bad.items())}
 
     def restore(self, state):
         """Goes on where `state` was taken, over the same source and with the same seed."""
-        self.seen, self.skipped, self.bad = state["seen"], state["skipped"], {where: problem for where, problem in state["bad"]}
-        self.samples.close()
-        self.samples = self.read(self.seen)
+        self.end_reading()
+        self.seen, self.bad_now, self.bad = state["seen"], state["bad_now"], {where: problem for where, problem in state["bad"]}
+        if self.check is not None and self.seen >= self.records:
+            self.end_check()  # all have been read
 
     def close(self):
-        """Ends the worker processes."""
-        self.samples.close()
+        """Ends threads and processes, those of the check too, which then says how far it came."""
+        self.end_reading()
+        if self.check is not None:
+            print(f"{self.check.report} when the run ended", flush=True)
+            self.end_check()
 
+    def end_reading(self):
+        if self.samples is not None:
+            self.samples.close()
+            self.samples = None
 
-def deaf(*_):
-    """In a worker process: Ctrl-C in a terminal reaches it too, but the step that a run ends with still needs it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def close(batches):
-    """Ends the worker processes of a `Batches` that is still there at exit, before multiprocessing takes away what they need for it."""
-    if (batches := batches()) is not None:
-        batches.samples.close()
-        batches.samples = None
+    def end_check(self):
+        self.check.close()
+        self.check = None

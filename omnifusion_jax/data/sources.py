@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omnifusion_jax.data import questions, synthetic
 from omnifusion_jax.data.dialogues import Dialogue, from_record
+from omnifusion_jax.data.images import is_data_url, is_url, short
 from omnifusion_jax.errors import DataError
 
 ENDLESS = 2**30  # synthetic samples in an epoch
@@ -21,6 +22,9 @@ class JsonSource:
 
     def read(self):
         """[(where, record or None, problem or None)]: a broken line is known at once and reported when its turn comes."""
+        if self.path.is_dir():
+            inside = sorted(file for file in self.path.iterdir() if file.suffix in (".json", ".jsonl"))
+            raise DataError(f"{self.path} is a folder: give the file in it, e.g. {inside[0] if inside else self.path / 'dialogues.json'}")
         if not self.path.is_file():
             raise DataError(f"{self.path} does not exist: data.path names a LLaVA JSON or JSONL file, or synthetic:captions")
         text = read_text(self.path)
@@ -110,5 +114,7 @@ class SyntheticSource:
 
 def open_source(path, images, side):
     """`synthetic:<kind>` or a file. Raises DataError."""
+    if is_url(path) or is_data_url(path):
+        raise DataError(f"data.path={short(path)} is not fetched: download it, and give the path of the file")
     kind = path.removeprefix("synthetic:")
     return SyntheticSource(kind, side) if kind != path else JsonSource(path, images)

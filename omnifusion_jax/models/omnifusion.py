@@ -42,7 +42,7 @@ class OmniFusion(nnx.Module):
     """
 
     def __init__(self, c: ModelConfig, *, rngs):
-        self.views = tuple(c.views.index(encoder.view) for encoder in c.encoders)
+        self.views = tuple(c.views.index(c.view(encoder)) for encoder in c.encoders)
         self.encoders = nnx.List([VisionTransformer(encoder, rngs=rngs) for encoder in c.encoders])
         self.adapter = ADAPTERS[c.adapter.kind](c, rngs=rngs)
         self.special = SpecialVectors(c.special, c.decoder.embed, rngs=rngs) if c.special else None

@@ -1,6 +1,5 @@
 """The training loop."""
 
-import contextlib
 import functools
 import time
 
@@ -60,7 +59,7 @@ def train(config, workdir, batches, given, on_eval=None, allow_change=False, sto
     """Runs `config.steps` steps, resuming from `workdir` when it holds a checkpoint.
 
     Args:
-      batches: iterator with `state()` and `restore(state)`, as data.pipeline.Batches.
+      batches: iterator with `state()`, `restore(state)` and `checked()`, as data.pipeline.Batches.
       given: parameters by path to start from, taken out of the dict; the others are drawn.
       on_eval: called as on_eval(arrays) every `eval.every_steps` steps; what it returns, figures by name, is logged.
       allow_change: go on although the data set has another number of records than when the run was saved.
@@ -154,8 +153,11 @@ def run(config, step, state, frozen, batches, checkpoints, monitor, placed, on_e
             batch = following(batches, stop)
             monitor.wait += time.perf_counter() - before
             batch = jax.device_put(batch, placed)
-            first = monitor.pause() if n == begun + 1 else contextlib.nullcontext()  # it compiles
-            with first, jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"):
+            if n == begun + 1:
+                with monitor.pause(), jax.set_mesh(placed.mesh):
+                    step = step.lower(state, frozen, batch).compile()
+                    batches.checked()  # what is wrong with the data shows before the first step
+            with jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"):
                 state, metrics = step(state, frozen, batch)
             done, position = n, batches.state()
             read(unread)

@@ -1,6 +1,7 @@
 """Files of tensors."""
 
 import json
+import os
 
 import ml_dtypes
 import numpy as np
@@ -37,6 +38,17 @@ def test_values_begin_at_a_multiple_of_eight_bytes(tmp_path):
     for n in range(1, 10):
         write_safetensors(tmp_path / "a.safetensors", {"a" * n: np.ones(2)})
         assert int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") % 8 == 0
+
+
+def test_what_the_system_writes_in_pieces_is_whole(tmp_path, monkeypatch):
+    """One call of pwrite may take less than it was given: here 5 bytes at a time."""
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: whole(file, data[:5], offset))
+    values = {"a": np.arange(7, dtype=np.float32), "b": np.arange(3, dtype=np.float64)}
+    write_safetensors(tmp_path / "a.safetensors", values)
+    theirs = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    for name, a in values.items():
+        np.testing.assert_array_equal(theirs[name], a)
 
 
 def test_no_damage_to_a_safetensors_file_goes_unnoticed(file):

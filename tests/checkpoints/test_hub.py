@@ -118,6 +118,7 @@ def test_release_1_0_by_its_folder(repository, snapshot, built):
         np.asarray(found.arrays["adapter/linear"]).astype(np.float32), built[1].adapter.linear.weight.detach().float().numpy().T
     )
     assert load_decoder(f"{ID}:OmniMistral-model")[0] == found.config.decoder
+    assert inspect(f"{ID}:OmniMistral-model", vision=repository.with_name("clip"))[0] == "omnifusion"  # not its decoder alone
 
 
 def test_the_two_encoder_release_by_its_folder(repository, snapshot):
@@ -125,7 +126,6 @@ def test_the_two_encoder_release_by_its_folder(repository, snapshot):
     found = load_checkpoint(f"{ID}:OmniMistral-v1_1-encoders-mix", **towers)
     assert mark(found) == 2.0 and found.config.adapter.kind == "sum"
     assert there(snapshot) == MIX
-    assert inspect(f"{ID}:OmniMistral-v1_1-encoders-mix", **towers)[0] == "omnifusion"
 
 
 def test_what_was_downloaded_before_changes_nothing(repository, snapshot):

@@ -52,6 +52,11 @@ def test_what_is_saved_is_loaded(saved, arrays):
     assert not saved.with_name("model.unfinished").exists()
 
 
+def test_a_part_comes_in_the_type_that_is_asked_for(saved):
+    for arrays in (load_encoder(saved, dtype="bfloat16")[1], load_decoder(saved, dtype="bfloat16")[1]):
+        assert {str(a.dtype) for a in arrays.values()} == {"bfloat16"}
+
+
 def test_types_are_kept_unless_one_is_asked_for(tmp_path):
     half = tiny.arrays(C, "adapter", dtype=ml_dtypes.bfloat16)
     save_native(tmp_path / "model", C, half)

@@ -32,7 +32,7 @@ def test_in_out_and_in_again(tmp_path, monkeypatch):
     adapter = build(tmp_path / "source", monkeypatch, ("clip", "dino"))
     found = load_checkpoint(tmp_path / "source")
     c = found.config
-    assert [e.embed for e in c.encoders] == [WIDTH] * 2 and c.views == ((24, 24), (16, 20)) and c.rows == 9
+    assert [e.embed for e in c.encoders] == [WIDTH] * 2 and c.views == ((24, 24, None), (16, 20, None)) and c.rows == 9
     assert (c.adapter.kind, c.adapter.bias, c.adapter.shared_norm, c.adapter.first_state) == ("sum", "layers", True, 0)
     assert (c.encoder.class_token, c.encoder.layer_scale, c.encoder2.layer_scale, c.encoder2.position_grid) == (True, False, True, 5)
     kernel = np.asarray(found.arrays["adapter/mixes/1/layers/kernel"]).astype(np.float32)

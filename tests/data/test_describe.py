@@ -32,6 +32,14 @@ def test_targets_are_marked_and_features_counted(tokenizer):
     )
 
 
+def test_a_target_begins_where_text_that_is_none_ends(tokenizer):
+    """In words a question and its answer are one run of text."""
+    assert render(layout(tokenizer, "text")(TALK, [tiny.picture(PICTURE)]), tokenizer, ("soi", "eoi")) == (
+        "This is a dialog with AI assistant.\n <SOI> <36 image features> <EOI> User:Where is the star?AI: [[top left</s>]]"
+        " User:Где кольцо?AI: [[слева вверху</s>]]"
+    )
+
+
 def test_the_original_layout_has_no_end_of_sequence(tokenizer):
     text = render(layout(tokenizer, "original")(TALK, []), tokenizer, NAMES)
     assert text.endswith("<USER> Где кольцо? <BOT> [[слева вверху]]") and "</s>" not in text and "<SOI>" not in text

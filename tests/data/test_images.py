@@ -1,5 +1,6 @@
 """Every kind of picture opens to the pixels Pillow means by it, every bad one is refused by name, and the crop is transformers' own."""
 
+import base64
 import struct
 import time
 import warnings
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from omnifusion_jax.data.images import FITS, fit, open_image
+from omnifusion_jax.data.images import FITS, fit, image_size, is_data_url, is_url, open_image, short
 from omnifusion_jax.errors import DataError
 
 REAL = Path(__file__).parents[2].parent / "shared/data/real_dialogues/images"
@@ -179,9 +180,109 @@ def test_files_that_are_no_pictures(tmp_path, as_type):
     refused(as_type(tmp_path), str(tmp_path), "folder")
 
 
-@pytest.mark.parametrize("path", ["", "a\0b.jpg", "x" * 5000, "https://example.org/cat.jpg"])
+@pytest.mark.parametrize("path", ["", "a\0b.jpg", "x" * 256, "c:/cat.jpg"])
 def test_paths_that_cannot_be(path):
-    refused(path, path, "no such file")
+    refused(path, f"{path}: there is no such file")
+
+
+@pytest.mark.parametrize("url", ["https://example.org/cat.jpg", "HTTP://example.org/", "s3://bucket/cat.jpg"])
+def test_urls_are_not_fetched(url):
+    assert is_url(url) and not is_data_url(url)
+    assert refused(url) == f"{url}: not fetched: download it, and give the path of the file."
+
+
+def test_no_message_repeats_a_long_name():
+    signed = "https://example.org/cat.jpg?signature=" + "f" * 1000
+    assert refused(signed) == f"{signed[:40]}... (1,038 characters): not fetched: download it, and give the path of the file."
+    assert refused("x" * 5000) == f"{'x' * 40}... (5,000 characters): there is no such file. Check the name."
+    deep = "/".join(["folder"] * 30) + "/cat.jpg"
+    assert short(deep) == short(Path(deep)) == deep  # what can be looked up is said whole
+    assert short(data_url(b"x" * 9)) == "data:image/png;base64,eHh4eHh4eHh4... (34 characters)"
+
+
+# --- data URLs
+
+
+def data_url(content, kind="image/png;base64"):
+    return f"data:{kind}," + base64.b64encode(content).decode()
+
+
+def test_a_data_url_is_a_picture(tmp_path):
+    content = saved(tmp_path / "p.png", Image.fromarray(noise(31, 17))).read_bytes()
+    plain = data_url(content)
+    folded = plain[:100] + "\n " + plain[100:]
+    for url in (plain, folded, data_url(content, "image/jpeg;name=cat;base64"), plain.replace("+", "%2B"), plain.replace("data:", "DATA:", 1)):
+        assert is_data_url(url) and not is_url(url)
+        np.testing.assert_array_equal(np.asarray(open_image(url)), noise(31, 17))
+        assert image_size(url) == (31, 17)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (data_url(noise(31, 17).tobytes())[:-1] + "*", "its base64 is damaged or cut off. Encode the picture again"),
+        (data_url(noise(31, 17).tobytes())[:-1], "its base64 is damaged"),
+        (data_url(b"") + "\u0431" * 80, "its base64 is damaged"),
+        (data_url(b"I am not a picture." * 20), "not an image in a known format"),
+        (data_url(b"I am not a picture." * 20, "text/plain;base64"), "not an image in a known format"),
+        (data_url(noise(31, 17).tobytes(), "image/png"), "a data URL without base64"),
+        ("data:image/png;base64" + "x" * 80, "a data URL without base64"),
+        (data_url(b"", f"image/png;{'x' * 80};base64"), "a data URL with nothing in it"),
+        (data_url(png(10, 9, 1) + bytes(300)), "10 x 9 pixels; 1 to 80 (max_pixels) are allowed"),
+    ],
+)
+def test_data_urls_that_hold_no_picture(url, words):
+    text = refused(url, words, f"{url[:40]}... ({len(url):,} characters): ", max_pixels=80)
+    assert url[:60] not in text
+
+
+def test_a_huge_data_url(monkeypatch):
+    monkeypatch.setattr("omnifusion_jax.data.images.MAX_FILE_BYTES", 99)
+    refused(data_url(bytes(102)), "a data URL of 136 characters; at most 99 bytes are allowed. Scale the picture down")
+    refused(data_url(bytes(99)), "not an image")
+
+
+# --- sizes from the header
+
+
+@pytest.fixture
+def no_pixels(monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("a pixel was decoded"))
+
+
+def test_a_size_is_read_without_a_pixel(tmp_path, request):
+    paths = [saved(tmp_path / name, make()) for name, make in PICTURES.items()]
+    paths.append(saved(tmp_path / "phone.jpg", Image.fromarray(noise(31, 17)), format="MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))]))
+    request.getfixturevalue("no_pixels")
+    for path in paths:
+        assert image_size(path) == (31, 17), path
+    assert image_size(noise(8, 6)) == image_size(Image.new("L", (8, 6))) == (8, 6)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+def test_a_size_is_that_of_the_upright_picture(tmp_path, suffix):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = saved(tmp_path / f"{orientation}.{suffix}", Image.new("RGB", (31, 17)), exif=exif)
+        assert image_size(path) == open_image(path).size == ((31, 17) if orientation < 5 else (17, 31))
+
+
+def test_what_a_header_shows_to_be_wrong(tmp_path, no_pixels):
+    def unsized(source, words, **options):
+        with pytest.raises(DataError, match=words):
+            image_size(source, **options)
+
+    (tmp_path / "text.jpg").write_text("not a picture at all")
+    (tmp_path / "bomb.png").write_bytes(png(20_000, 20_000, depth=1))
+    (tmp_path / "large.png").write_bytes(png(20, 10, depth=8))
+    unsized(tmp_path / "gone.jpg", "gone.jpg: there is no such file")
+    unsized(tmp_path / "text.jpg", "text.jpg: not an image in a known format")
+    unsized(tmp_path / "bomb.png", "more pixels than Pillow opens")
+    unsized(tmp_path / "large.png", r"20 x 10 pixels; 1 to 199 \(max_pixels\)", max_pixels=199)
+    unsized(saved(tmp_path / "f.tiff", Image.fromarray(GRADIENT.astype(np.float32))), "floats")
+    frames = [Image.fromarray(noise(16, 8, seed=i)) for i in range(3)]
+    unsized(saved(tmp_path / "moving.tiff", frames[0], save_all=True, append_images=frames[1:]), "3 frames")
 
 
 def test_formats_outside_the_list(tmp_path):

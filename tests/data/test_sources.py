@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.data import questions, synthetic
 from omnifusion_jax.data.describe import describe
 from omnifusion_jax.data.dialogues import Request, from_request, parse
 from omnifusion_jax.data.pipeline import Batches
@@ -159,7 +160,7 @@ def test_files_that_cannot_be_read(tmp_path, name, content, words):
 
 def test_a_missing_file_and_another_encoding(tmp_path):
     refused(lambda: open_source(str(tmp_path / "no.json"), "", 6), f"{tmp_path / 'no.json'} does not exist", "data.path names")
-    refused(lambda: JsonSource(tmp_path), "does not exist")  # a folder
+    refused(lambda: JsonSource(tmp_path), "is a folder: give the file in it")
     (tmp_path / "d.json").write_bytes('[{"id": "ж"}]'.encode("cp1251"))
     refused(lambda: JsonSource(tmp_path / "d.json"), "d.json: not UTF-8 (byte 9)", "Save it as UTF-8")
 
@@ -269,3 +270,29 @@ def test_the_pipeline_reads_every_real_picture():
     assert seen.sum() == 22 and (batch.index.max(axis=1) == np.where(seen, 35, 1)).all()  # two dialogues without a picture
     assert len({image.tobytes() for image in batch.images[0][seen]}) == 17
     assert "<SOI> <36 image features> <EOI>" in describe(source, prepare, tokenizer)
+
+
+def test_synthetic_dialogues_are_mixed_as_they_are_said_to_be():
+    """Of many dialogues one to four questions each, both languages, a fifth of "text" captions, which are one turn about the whole."""
+    talks = {kind: [SyntheticSource(kind, 6)[i].turns for i in range(400)] for kind in ("captions", "questions", "text", "held-out")}
+    pairs = {kind: [len(turns) // 2 for turns in said] for kind, said in talks.items()}
+    assert {*pairs["captions"]} == {*pairs["held-out"]} == {1} and {*pairs["questions"]} == {1, 2, 3, 4}
+    opening = {turns[0][1] for turns in talks["captions"]}
+    assert len(opening) == 2
+    english = sum(turns[0][1].isascii() for turns in talks["captions"])
+    assert 150 < english < 250
+    captions = sum(turns[0][1].endswith(tuple(opening)) for turns in talks["text"])
+    assert 50 < captions < 110  # 80, by three standard deviations
+
+
+def test_held_out_questions_are_about_held_out_scenes():
+    for i in range(5):
+        scene, rng = synthetic.scene_and_rng(i, "held-out")
+        question, answer = questions.questions(scene, rng, 1)[0]
+        held_out, in_words = SyntheticSource("held-out", 6)[i], SyntheticSource("held-out-text", 6)[i]
+        assert held_out.turns == (("user", question), ("assistant", answer))
+        assert (held_out.images[0] == synthetic.render(scene, rng)).all()
+        assert in_words.turns[0][1] == " ".join([*synthetic.patch_words(scene, 6), question])
+        scene, rng = synthetic.scene_and_rng(i, "train")
+        rng.integers(2)
+        assert (SyntheticSource("captions", 6)[i].images[0] == synthetic.render(scene, rng)).all()

@@ -183,6 +183,13 @@ def test_each_device_has_rows_of_its_own():
     assert sorted(rows.start for rows, _ in placed.devices_indices_map((16, 5)).values()) == list(range(0, 16, 2))
 
 
+def test_a_micro_batch_takes_rows_from_everywhere():
+    """Rows 0 and 2, then 1 and 3: so each device, which holds rows that follow one another, has its share of both."""
+    state, step = begin(lambda module, batch, key: (module.head[...].sum() * batch.tokens.max(), jnp.ones(())), {}, grad_accum=2)
+    state, _ = step(state, batch_of(4, 1, tokens=np.arange(4, dtype=np.int32)[:, None]))
+    assert_array_equal(drawn(state) * 2, [2 + 3, 2 + 3])
+
+
 def test_moments_lie_as_their_parameters_do():
     params = {
         "decoder/layers/up": jax.ShapeDtypeStruct((2, 8, 16), np.float32),
