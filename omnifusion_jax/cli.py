@@ -58,15 +58,12 @@ def parsed(argv, known, sections=(), flag_values=flags.FLAGS):
         rest = flag_values(argv)
     except flags.UnrecognizedFlagError as error:
         there = [*known, *(f"{section.name}.{path}" for section in sections for path in section.fields)]
-        sys.exit(f"error: {unknown(error.flagname, there)}")
+        meant = nearest(error.flagname, there)
+        advice = f"is --{meant} meant? --help lists all" if meant else "--help lists those there are"
+        sys.exit(f"error: there is no flag --{error.flagname}; {advice}")
     except (flags.Error, ValueError) as error:  # ValueError: --noNAME=value, and ConfigError
         message = MISSING.sub(r"--\1 is missing; --help says what it is", str(error))
         sys.exit(f"error: {message.removeprefix('flag ')}".replace("\n", ". "))  # one a flag that is missing
     if len(rest) > 1:
         sys.exit(f"error: unexpected {' '.join(rest[1:])}: flags are written --NAME=value; --help lists them")
     return rest
-
-
-def unknown(name, known):
-    meant = nearest(name, known)
-    return f"there is no flag --{name}; " + (f"is --{meant} meant? --help lists all" if meant else "--help lists those there are")

@@ -71,8 +71,8 @@ def values(config):
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        inside = values(value) if dataclasses.is_dataclass(value) else None
-        found |= {field.name: value} if inside is None else {f"{field.name}.{path}": v for path, v in inside.items()}
+        parts = {f".{path}": v for path, v in values(value).items()} if dataclasses.is_dataclass(value) else {"": value}
+        found |= {field.name + path: v for path, v in parts.items()}
     return found
 
 

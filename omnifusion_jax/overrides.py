@@ -46,9 +46,8 @@ class FieldFlags:
                 raise ConfigError(f"{name}={text}: {error}") from None
         return rest
 
-    def over(self, config):
+    def over(self, config, define=config_flags.DEFINE_config_dataclass):
         """A config with what was given: a copy of a dataclass, or the ConfigDict itself."""
-        define = config_flags.DEFINE_config_dict if isinstance(config, ConfigDict) else config_flags.DEFINE_config_dataclass
         given = sorted(self.given.items())  # a part before its fields
         words = [self.name, *(f"--{self.name}.{path}={value}" for path, value in given if value is not None)]
         here = flags.FlagValues()
@@ -92,7 +91,8 @@ class GenerationFlags(FieldFlags):
     @property
     def value(self):
         start = GenerationConfig.official() if self.official.value else self.defaults
-        return GenerationConfig(**self.over(ConfigDict(dataclasses.asdict(start))))  # frozen itself
+        settings = ConfigDict(dataclasses.asdict(start))  # for it is frozen itself
+        return GenerationConfig(**self.over(settings, config_flags.DEFINE_config_dict))
 
 
 class MeshFlags(FieldFlags):
