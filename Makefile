@@ -4,14 +4,21 @@ VENV ?= .venv
 # huge pages: a training step on a CPU is a third faster with them (docs/performance.md)
 RUN = JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python
 
-.PHONY: demo test lint tiny clean
+# workers run one computation a core; each has two threads for the eight devices that it simulates
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+.PHONY: demo test test-fast lint tiny clean
 
 demo: $(VENV)/installed
 	$(RUN) -m omnifusion_jax.train --config=configs/tiny.py:pretrain --workdir=runs/tiny/pretrain
 	$(RUN) -m omnifusion_jax.train --config=configs/tiny.py:sft --config.init_from=runs/tiny/pretrain/model --workdir=runs/tiny
 
 test: $(VENV)/installed-test lint
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(RUN) -m pytest -n 2 --dist worksteal
+	$(PYTEST) --durations=15
+
+# What a change most likely breaks, of every room
+test-fast: $(VENV)/installed-test lint
+	$(PYTEST) --durations=5 $(FAST)
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -87,6 +87,16 @@ def test_the_published_recipe(tmp_path):
     assert len({len(tokens) for tokens in expected}) > 1
 
 
+def test_the_mean_of_a_bfloat16_head_is_taken_in_more_digits(tmp_path):
+    """852 bfloat16 numbers near 1 add up to 256 and no further, where each next one is less than half a step."""
+    found = checkpoint(dtype="bfloat16")
+    head = found.arrays["decoder/head"]
+    head[:] = (np.asarray(head, np.float32) / 100 + 1).astype(head.dtype)
+    export_llava(found, tmp_path / "exported")
+    rows = open_tensors(tmp_path / "exported")["language_model.lm_head.weight"].astype(np.float64)
+    np.testing.assert_allclose(rows[852:], np.repeat(rows[:852].mean(0)[None], 5, axis=0), rtol=2**-8)
+
+
 def test_new_tokens_cannot_win(tmp_path):
     """Their logits are the mean of all others, whatever the hidden state; generation_config.json bans them besides."""
     export_llava(checkpoint(), tmp_path / "exported")
