@@ -1,6 +1,8 @@
 """Phase 1: the adapter and the four special vectors learn to put pictures into words, between a frozen CLIP and a frozen Mistral.
 
 python -m omnifusion_jax.train --config=configs/pretrain.py --config.data.path=captions.json --config.data.images=images --workdir=runs/pretrain
+python -m omnifusion_jax.train --config=configs/pretrain.py:original --config.data.path=captions.json --config.data.images=images \\
+    --workdir=runs/pretrain-original
 
 The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code. The paper names
 AdamW, rates and batch sizes; it mentions no clipping of gradients, and the published code has none.

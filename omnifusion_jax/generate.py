@@ -22,14 +22,15 @@ GENERATION, MESH = GenerationFlags(), MeshFlags()
 
 
 def main(_):
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is one's own Ctrl-C
+    asked = []
+    signal.signal(signal.SIGTERM, lambda number, frame: (asked.append(number), signal.default_int_handler(number, frame)))
     try:
         model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH.value)
         files = Path(INPUT.value), Path(OUTPUT.value), Path(IMAGES.value)
         done = answer_file(model, *files, GENERATION.value, BATCH.value, RETRY.value)
     except KeyboardInterrupt:
         print(f"\nstopped; {OUTPUT.value} keeps the answers that are written. The same command goes on from there")
-        return 130
+        return 0 if asked else 130  # a scheduler's stop is no failure
     before = f"; {done.kept} were there already" * bool(done.kept) + f", {done.retried} errors tried again" * bool(done.retried)
     advice = "; --retry_errors tries them again" * bool(done.errors)
     print(f"{OUTPUT.value}: {done.answers} answers, {done.errors} of them errors{before}{advice}")

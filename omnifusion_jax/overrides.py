@@ -71,7 +71,7 @@ class ConfigFlags(FieldFlags):
 
     @property
     def file(self):
-        """What the file says, before the command line changes it."""
+        """What the file says, before the command line changes it: a TrainConfig of one's own each time."""
         return load(self.source.value)
 
     @property

@@ -24,13 +24,13 @@ def main(_):
     """Exit status: 0 for a run that learned and for SIGTERM, 130 for Ctrl-C, 1 for an error or a run that learned nothing."""
     config = CONFIG.value
     config.validate()
-    print(changes(config, CONFIG.file), f"\nAll of it: {WORKDIR.value}/config.json")
+    print(changes(config, CONFIG.file), f"All of it: {WORKDIR.value}/config.json", sep="\n")
     stop = Stop()
     try:
         with stop:
             figures = run(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
     except Stopped:
-        state = f"the state after step {stop.step} is saved" if stop.step else "no step was done, so that there is nothing to save"
+        state = f"the state after step {stop.step} is saved" if stop.step else "there is nothing new to save"
         print(f"stopped by {stop.asked.name}: {state}. The same command goes on: {shlex.join(sys.orig_argv)}", flush=True)
         return stop.status
     problems = figures.pop("problems", [])

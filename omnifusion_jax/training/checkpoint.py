@@ -1,5 +1,7 @@
 """Saving and resuming a run: the training state and the position in the data, by Orbax."""
 
+import errno
+import os
 import shutil
 import time
 
@@ -8,6 +10,9 @@ import orbax.checkpoint as ocp
 
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.training.workdir import writing
+
+# by their words: errors of tensorstore carry no errno
+UNREACHABLE = [os.strerror(n) for n in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)]
 
 
 class Checkpoints:
@@ -53,7 +58,8 @@ class Checkpoints:
         Newer ones that cannot be read are named, and kept under `checkpoints.damaged`. `state` gives the shapes.
 
         Raises:
-          CheckpointError: none of them can be read, or one was made by a run of other shapes. Nothing is moved then.
+          CheckpointError: none of them can be read, the newest may be whole but is out of reach, or one was made by a run of other
+            shapes. Nothing is moved then.
         """
         target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)._asdict()
         damaged = {}
@@ -64,6 +70,11 @@ class Checkpoints:
             except (MemoryError, jax.errors.JaxRuntimeError):  # too large for this machine, and not to blame for it
                 raise
             except Exception as error:  # Orbax raises whatever the damaged file led it to
+                if words := next((words for words in UNREACHABLE if words in str(error)), None):
+                    raise CheckpointError(
+                        f"{self.directory}/{step} cannot be read now: {words}. It may be whole: see to the disk or the permissions, and run "
+                        "the same command again"
+                    ) from error
                 self.same_shapes(step, target)
                 damaged[step] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
                 continue

@@ -95,8 +95,8 @@ def train(config, workdir, batches, given, on_eval=None, allow_change=False, sto
         print(left, flush=True)
     else:
         state = jax.jit(lambda p: init_state(optimizer, p), out_shardings=placed)(trained)
+        write_config(config, workdir)
     del trained
-    write_config(config, workdir)
 
     step = make_step(
         skeleton,
@@ -112,14 +112,14 @@ def train(config, workdir, batches, given, on_eval=None, allow_change=False, sto
     monitor = Monitor(workdir, config.steps, int(state.step), config.log_every, position["interval"])
     with stop.deferred():
         try:
-            state = run(config, step, state, frozen, batches, checkpoints, monitor, batch_sharding(mesh), on_eval, stop)
+            state = run(config, workdir, step, state, frozen, batches, checkpoints, monitor, batch_sharding(mesh), on_eval, stop)
         finally:
             monitor.close()
             checkpoints.close()
     return state.params, frozen
 
 
-def run(config, step, state, frozen, batches, checkpoints, monitor, placed, on_eval, stop):
+def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, placed, on_eval, stop):
     """Dispatches steps ahead of reading their metrics: those of step n are read while n + 1 runs.
 
     Where the run is asked to stop, the last step's state is saved, and Stopped goes on.
@@ -141,7 +141,12 @@ def run(config, step, state, frozen, batches, checkpoints, monitor, placed, on_e
         with monitor.pause():
             if saves:
                 checkpoints.save(n, state, {"data": position, "interval": monitor.interval()})
+                write_config(config, workdir)  # not before: until now the checkpoints were of the config that stood there
                 stop.step = n
+
+    def save():
+        if done > begun:
+            settle(done, saves=True)
 
     done, position = begun, batches.state()
     try:
@@ -150,13 +155,15 @@ def run(config, step, state, frozen, batches, checkpoints, monitor, placed, on_e
         for n in range(begun + 1, config.steps + 1):
             stop.check()
             before = time.perf_counter()
-            batch = following(batches, stop)
+            batch = following(batches, stop, save)
             monitor.wait += time.perf_counter() - before
             batch = jax.device_put(batch, placed)
             if n == begun + 1:
                 with monitor.pause(), jax.set_mesh(placed.mesh):
                     step = step.lower(state, frozen, batch).compile()
+                    stop.check()
                     batches.checked()  # what is wrong with the data shows before the first step
+                    stop.check()
             with jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"):
                 state, metrics = step(state, frozen, batch)
             done, position = n, batches.state()
@@ -169,18 +176,21 @@ def run(config, step, state, frozen, batches, checkpoints, monitor, placed, on_e
             if evaluates(n):
                 evaluate(n)
     except Stopped:
-        if done > begun:
-            settle(done, saves=True)
+        save()
         raise
     return state
 
 
-def following(batches, stop):
-    """The next batch. Worker processes may have been stopped by the signal that is to stop the run: their failure is then no error."""
+def following(batches, stop, save):
+    """The next batch; where there is none, what was learned so far is saved before the error goes on.
+
+    Worker processes may have been stopped by the signal that is to stop the run: their failure is then no error.
+    """
     try:
         return next(batches)
     except Exception:
         stop.check()
+        save()
         raise
 
 

@@ -50,9 +50,11 @@ class Board:
 class Monitor:
     """Collects the scalars of each step and writes their figures every `every` steps, as `{"step": 10, "train/loss": 2.31, ...}`.
 
-    The first step has a line of its own, with the loss before anything is learned. Figures of an interval: loss is the mean over its target
-    tokens of finite steps; input_wait the share of its time in which this process waited for data (the device may still have worked on the
-    step before). Compilation, saving and evaluation are not in its time: see `pause`.
+    The first step has a line of its own, with the loss before anything is learned. Figures of an interval: loss
+    is the mean over its target tokens of finite steps (with `loss_mean_rows` that of the steps' means, each
+    counted by its target tokens); input_wait the share of its time in which this process waited for data (the
+    device may still have worked on the step before). Compilation, saving and evaluation are not in its time: see
+    `pause`.
 
     Args:
       start: the step that the run goes on from; lines of later ones are removed.

@@ -10,12 +10,9 @@ from omnifusion_jax.models.axes import axes
 from omnifusion_jax.training.parts import factor
 
 # Whether weight decay pulls a parameter to zero. It is for what multiplies features: kernels and embedding
-# tables,
-# as in transformers' trainer. Norms and biases keep their level. Vectors that are added to features or stand
-# among
-# them (positions, tokens, queries) carry information of their own, as in timm. Factors whose zero would
-# switch a
-# part off (layer scale, weights of the mix) are left alone too.
+# tables, as in transformers' trainer. Norms and biases keep their level. Vectors that are added to features
+# or stand among them (positions, tokens, queries) carry information of their own, as in timm. Factors whose
+# zero would switch a part off (layer scale, weights of the mix) are left alone too.
 DECAY = (
     (r"encoders/\d+/(patch|layers/(attention/(query|key|value|out)|gate|up|down))", True),
     (r"encoders/\d+/(class_token|registers|position|layers/scale\d)", False),

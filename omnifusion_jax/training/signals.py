@@ -1,7 +1,6 @@
 """SIGTERM and Ctrl-C: a run ends at a place from which it can go on."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
@@ -65,8 +64,6 @@ class Stop:
             if byte[0] == signal.SIGINT and interrupts == 1:
                 print("\nCtrl-C: the run comes to a clean end; once more ends it at once", file=sys.stderr, flush=True)
             if interrupts > 1:
-                for child in multiprocessing.active_children():
-                    child.kill()
                 os._exit(STATUS[signal.SIGINT])
 
     def check(self):

@@ -1,5 +1,6 @@
 """Checkpoints that were damaged, belong to another model, or meet a full or read-only disk."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from omnifusion_jax.config import CheckpointConfig
@@ -97,6 +99,17 @@ def test_the_one_before_a_damaged_checkpoint_is_used(checkpoints, harm, capfd):
     assert (checkpoints.parent / "checkpoints.damaged" / "3").is_dir()
     save(checkpoints, 3)  # in its place
     assert restore(checkpoints) == (3.0, 3, {"seen": 30})
+
+
+def test_a_checkpoint_out_of_reach_is_not_taken_for_damaged(checkpoints, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", fails)  # a disk that fails for a while
+    with pytest.raises(CheckpointError, match="3 cannot be read now: Input/output error"):
+        restore(checkpoints)
+    monkeypatch.undo()
+    assert restore(checkpoints)[0] == 3.0
 
 
 def test_when_all_are_damaged_each_is_named_and_none_is_touched(checkpoints):

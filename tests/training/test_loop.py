@@ -210,6 +210,8 @@ def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path):
     cut = tmp_path / "cut"
     with pytest.raises(Interrupted):
         fit(c, tokenizer, cut, wrap=lambda inner: Ends(inner, 4))
+    assert saved(cut, 4).position["data"]["seen"] == 4 * 16  # what was learned before the data failed
+    shutil.rmtree(cut / "checkpoints" / "4")  # as a machine that dies leaves it
     worthless = {path: a if path.startswith("encoders/") else 0 * a for path, a in start(c).items()}
     counted = []
     curve, trained, _ = fit(c, tokenizer, cut, worthless, wrap=lambda inner: counted.append(Ends(inner, 99)) or counted[0])
