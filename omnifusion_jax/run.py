@@ -1,6 +1,7 @@
 """A training run from its config to a finished model: what the command line `train` does."""
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -67,8 +68,8 @@ def run(config, workdir, allow_change=False, stop=None):
         with writing(workdir):
             (workdir / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
             write_report(workdir, records, earlier=config.init_from and Path(config.init_from).parent)
-    for problem in batches.bad.values():
-        print(f"left out: {problem}")
+    for line in batches.left_out():
+        print(line)
     return figures
 
 
@@ -117,7 +118,7 @@ def make_batches(config, tokenizer):
     print(describe(source, prepare, tokenizer))
     print(f"The loss of a model that knows nothing is ln {tokenizer.vocab} = {unknowing(config, tokenizer):.1f}.")
     settings |= {"on_bad_sample": c.on_bad_sample, "bad_share": c.bad_share}
-    check = start_check(source, prepare, c.num_workers) if c.check == "first_epoch" else None
+    check = functools.partial(start_check, source, prepare, c.num_workers) if c.check == "first_epoch" else None
     return Batches(source, prepare, length=c.max_length, tiles=lens.room, check=check, **settings)
 
 

@@ -15,7 +15,7 @@ from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.native import load_native, save_native
 from omnifusion_jax.data.tokenizer import Tokenizer
-from omnifusion_jax.run import evaluator, save_model, starting_point
+from omnifusion_jax.run import evaluator, make_batches, save_model, starting_point
 
 DECODER = locate("omnifusion-tiny-decoder")
 
@@ -88,6 +88,18 @@ def test_what_a_run_leaves(bundled, tmp_path, final, parts, kind):
     assert {path.split("/")[0] for path in written} == parts
     assert {a.dtype for a in written.values()} == {jnp.dtype(kind)}
     assert not (tmp_path / "model" / "earlier").exists() and not (tmp_path / "model.new").exists()
+
+
+@pytest.mark.parametrize("check", ["first_epoch", "off"])
+def test_no_check_begins_before_something_is_read(tmp_path, check):
+    """A run that is finished or was checked reads nothing, and starts no process."""
+    (tmp_path / "d.json").write_text(json.dumps([{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}] * 8))
+    values = {"data.path": str(tmp_path / "d.json"), "data.check": check, "batch_size": 2}
+    batches = make_batches(changed(shipped.load("tiny:sft"), values), Tokenizer(Path(DECODER)))
+    assert batches.check is None
+    next(batches)
+    assert (batches.check is None) == (check == "off")
+    batches.close()
 
 
 def test_a_run_is_asked_what_its_config_says(bundled, tmp_path, monkeypatch):

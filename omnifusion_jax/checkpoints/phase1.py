@@ -36,10 +36,12 @@ def model_of(directory, name=None) -> ModelConfig:
 def read(directory, model: ModelConfig, advice, dtype=None, assign=None):
     """(`model` with the settings that the files say, {path: Lazy} of the adapter and the special vectors).
 
+    The layout is the original's, which alone its code knows, unless omnifusion.json says otherwise.
+
     Raises:
       CheckpointError: the files are unsafe, incomplete, or of another model; what differs is listed.
     """
-    adapter, config = AdapterFile(directory), copy.deepcopy(model)
+    adapter, config = AdapterFile(directory), dataclasses.replace(copy.deepcopy(model), layout="original")
     ours = sizes_of(model)
     differing = [f"{name} is {size} there, {ours[name]} here" for name, size in sizes(adapter).items() if ours[name] != size]
     if differing:

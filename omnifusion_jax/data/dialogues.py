@@ -1,15 +1,14 @@
 """Dialogues as people write them down: LLaVA JSON, or messages with roles."""
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
+from omnifusion_jax.data.images import is_data_url, is_url
 from omnifusion_jax.errors import DataError
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 FORMS = (("conversations", "from", "value"), ("messages", "role", "content"))  # LLaVA's and OpenAI's: key, speaker, what is said
-ADDRESS = re.compile(r"(data|https?):", re.IGNORECASE)  # begins a picture's name that is no file's
 NEXT = object()  # the next of the pictures that stand beside the messages
 
 
@@ -131,7 +130,8 @@ def from_record(record, where, folder):
     for image in dialogue.images:
         if not isinstance(image, str):
             raise DataError(f'{dialogue.where}: "image" must name a file or a list of files, not hold a {type(image).__name__}')
-    return dataclasses.replace(dialogue, images=tuple(image if ADDRESS.match(image) else Path(folder, image) for image in dialogue.images))
+    addressed = [image if is_url(image) or is_data_url(image) else Path(folder, image) for image in dialogue.images]
+    return dataclasses.replace(dialogue, images=tuple(addressed))
 
 
 def from_request(request, where="request"):

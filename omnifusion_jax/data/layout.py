@@ -149,6 +149,10 @@ class Layout:
         spoken = [role for role, _ in turns if role != "system"]
         if ask and spoken[-1:] != ["user"]:
             raise DataError(f"{where}: the last turn is the {(spoken or ['system'])[-1]}'s. End with a question")
+        if self.template is None and any(dialogue.places[1:]):
+            later = next(i for i, n in enumerate(dialogue.places) if i and n)
+            advice = "Move it to the first turn, or use a model whose layout is 'template'"
+            raise DataError(f"{where}: turn {later} shows a picture, but this layout shows pictures before the first turn. {advice}")
         if self.original:
             return turns
         if spoken[:1] == [ANSWER]:

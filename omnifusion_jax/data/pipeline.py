@@ -80,12 +80,14 @@ class Batches:
     decide how fast samples come; `state()` is the exact position in the order, and may be restored with another number of
     workers. They start at the first batch. `close` ends them, and may be called again; a batch asked for after it goes on.
 
-    A bad sample raises DataError, or with `on_bad_sample="skip"` is left out and stands in `bad` (index -> problem). Then
+    A bad sample raises DataError, or with `on_bad_sample="skip"` is left out and stands in `bad` (index -> problem, None
+    where an earlier start met it). Then
     DataError is raised when more than `bad_share` of the records, and more than one, turn out to be bad in one epoch; before
     its end already when those read so far leave no doubt.
 
-    `check`: a data.check.Check of the same source. `checked` asks it, before the first step and for every batch after the first. Its
-    report is printed; what it finds raises DataError as above.
+    `check`: a function that starts a data.check.Check of the same source, or gives None. It is called when the first sample
+    is read, unless an earlier start came through its check or through an epoch. `checked` asks the Check, before the first
+    step and for every batch after the first. Its report is printed; what it finds raises DataError as above.
     """
 
     def __init__(
@@ -107,9 +109,11 @@ class Batches:
         import grain  # brings JAX along, which worker processes do without
 
         self.batch_size, self.num_workers, self.shuffle = batch_size, num_workers, shuffle
-        self.on_bad_sample, self.bad_share, self.check, self.waited = on_bad_sample, bad_share, check, False
+        self.on_bad_sample, self.bad_share = on_bad_sample, bad_share
+        self.start_check, self.check, self.waited, self.all_checked = check, None, False, False
         self.collate = functools.partial(collate, length=length, tiles=tiles, sizes=sizes)
-        self.records, self.seen, self.bad, self.bad_now = len(source), 0, {}, 0
+        self.records, self.content = len(source), getattr(source, "fingerprint", None)
+        self.seen, self.bad, self.bad_now = 0, {}, 0
         self.reader, self.samples = Read(source, prepare), None
         indices = grain.MapDataset.range(self.records).seed(seed)
         self.order = (indices.shuffle() if shuffle else indices).repeat()
@@ -126,6 +130,7 @@ class Batches:
         if self.samples is not None:
             self.checked()
         if self.samples is None:
+            self.begin_check()
             self.samples = Ahead(self.reader, self.order, self.seen, processes=self.num_workers, ahead=2 * self.batch_size)
         samples = []
         while len(samples) < self.batch_size:
@@ -142,14 +147,28 @@ class Batches:
     def skip(self, sample):
         if self.on_bad_sample == "raise":
             others = self.check and self.check.wait(WAIT)  # hear of all at once, rather than of one a run
+            self.end_check()
             raise DataError(f"{sample.problem.rstrip('.')}. ({SKIP})" + (f"\n{others}" if others and others.bad else ""))
         self.bad[sample.where] = sample.problem
         self.bad_now += 1
         read = (self.seen - 1) % self.records + 1
         too_many = self.bad_now > allowed(self.bad_share, self.records) or self.bad_now == self.records
         if too_many or (self.shuffle and hopeless(self.bad_now, read, self.bad_share)):
-            shown = "\n  ".join(list(self.bad.values())[-SHOWN:])
+            shown = "\n  ".join(map(self.problem, list(self.bad)[-SHOWN:]))
             raise DataError(f"{self.bad_now:,} of the {read:,} records read in this epoch are bad; {self.limit()}:\n  {shown}")
+
+    def problem(self, index):
+        """What is wrong with a record that was left out; it is read again where an earlier start of the run met it."""
+        if self.bad[index] is None:
+            again = self.reader(index)
+            fine = f"record {index} could not be used when an earlier start of the run read it; now it can"
+            self.bad[index] = again.problem if isinstance(again, BadSample) else fine
+        return self.bad[index]
+
+    def left_out(self):
+        """Lines that name the records left out, the first `SHOWN` of them."""
+        lines = [f"left out: {self.problem(index)}" for index in list(self.bad)[:SHOWN]]
+        return lines + [f"left out: {self.skipped - SHOWN:,} more"] * (self.skipped > SHOWN)
 
     def limit(self):
         return f"of all {self.records:,} no more than {allowed(self.bad_share, self.records):,} may be (data.bad_share={self.bad_share:g})"
@@ -160,39 +179,51 @@ class Batches:
             return
         report = self.check.wait(0 if self.waited else WAIT)
         if report.bad and self.on_bad_sample == "raise":
+            self.end_check()
             raise DataError(f"{report}\n({SKIP}; data.check=off starts without looking)")
         if report.bad > allowed(self.bad_share, self.records):
+            self.end_check()
             raise DataError(f"{report}\nToo many: {self.limit()}")
         if report.done:
             print(f"{report}\nThey are left out and counted." if report.bad else report, flush=True)
+            self.all_checked = report.failed is None
             self.end_check()
         elif not self.waited:
             print(f"{report} so far; the check goes on beside training", flush=True)
         self.waited = True
 
     def state(self):
-        """A JSON-serialisable position."""
-        return {"records": self.records, "seen": self.seen, "bad_now": self.bad_now, "bad": list(self.bad.items())}
+        """A JSON-serialisable position, and what was learned of the data: cheap, for it is asked for after every batch."""
+        data = {"records": self.records, "content": self.content, "checked": self.all_checked}
+        return data | {"seen": self.seen, "bad_now": self.bad_now, "bad": list(self.bad)}
 
     def restore(self, state):
-        """Goes on where `state` was taken, over the same source and with the same seed."""
+        """Goes on where `state` was taken, with the same seed. What was learned of another source is forgotten."""
         self.end_reading()
-        self.seen, self.bad_now, self.bad = state["seen"], state["bad_now"], {where: problem for where, problem in state["bad"]}
-        if self.check is not None and self.seen >= self.records:
-            self.end_check()  # all have been read
+        same = (state["records"], state["content"]) == (self.records, self.content)
+        self.seen, self.bad_now, self.bad = state["seen"], state["bad_now"] * same, dict.fromkeys(state["bad"]) if same else {}
+        self.all_checked = same and state["checked"]
+        if self.all_checked or (same and self.seen >= self.records):  # all have been looked at
+            self.start_check = None
+            self.end_check()
 
     def close(self):
         """Ends threads and processes, those of the check too, which then says how far it came."""
         self.end_reading()
         if self.check is not None:
             print(f"{self.check.report} when the run ended", flush=True)
-            self.end_check()
+        self.end_check()
 
     def end_reading(self):
         if self.samples is not None:
             self.samples.close()
             self.samples = None
 
+    def begin_check(self):
+        if self.start_check is not None:
+            self.check, self.start_check = self.start_check(), None
+
     def end_check(self):
-        self.check.close()
-        self.check = None
+        if self.check is not None:
+            self.check.close()
+            self.check = None

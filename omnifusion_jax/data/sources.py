@@ -1,5 +1,9 @@
-"""Where dialogues come from. A source has a length and gives the `Dialogue` at an index, the same one every time."""
+"""Where dialogues come from. A source has a length and gives the `Dialogue` at an index, the same one every time.
 
+Its `fingerprint`, if it has one, is a string that other data does not share: a run that goes on asks for the same one.
+"""
+
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +16,10 @@ ENDLESS = 2**30  # synthetic samples in an epoch
 
 
 class JsonSource:
-    """A LLaVA JSON list or a JSONL file, held in memory; pictures are named relative to `images`."""
+    """A LLaVA JSON list or a JSONL file, held in memory; pictures are named relative to `images`.
+
+    `fingerprint` is of the file's text, not of the pictures that it names.
+    """
 
     def __init__(self, path, images=""):
         self.path, self.images = Path(path), Path(images)
@@ -28,6 +35,7 @@ class JsonSource:
         if not self.path.is_file():
             raise DataError(f"{self.path} does not exist: data.path names a LLaVA JSON or JSONL file, or synthetic:captions")
         text = read_text(self.path)
+        self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         if not text.strip():
             return []
         if self.path.suffix == ".jsonl":
@@ -97,7 +105,7 @@ class SyntheticSource:
     def __init__(self, kind, side):
         if kind not in SYNTHETIC:
             raise DataError(f"there is no synthetic:{kind}; choose from {', '.join(SYNTHETIC)}")
-        self.kind, self.side = kind, side
+        self.kind, self.side, self.fingerprint = kind, side, f"synthetic:{kind}"
         self.split, self.say, self.in_words = SYNTHETIC[kind]
 
     def __len__(self):

@@ -31,7 +31,7 @@ class Template:
         `pictures` counts those of each turn.
         """
         text = self.render(turns, pictures, self.form, ask, where)
-        if any(role == "system" and said not in text for role, said in turns):
+        if any(role == "system" and said.strip() not in text for role, said in turns):
             raise DataError(f"{where}: the chat template leaves the system's turn out. Say it in the first question")
         ids, offsets = self.tokenizer.encode_all(text)
         weights = np.zeros(len(ids), np.float32)

@@ -17,7 +17,7 @@ from omnifusion_jax.training.checkpoint import Checkpoints
 from omnifusion_jax.training.monitor import Monitor
 from omnifusion_jax.training.objectives import OBJECTIVES
 from omnifusion_jax.training.optimizer import make_optimizer
-from omnifusion_jax.training.resume import same_records, write_config
+from omnifusion_jax.training.resume import same_data, write_config
 from omnifusion_jax.training.signals import Stop, Stopped
 from omnifusion_jax.training.step import batch_sharding, init_state, make_step, state_shardings
 
@@ -88,7 +88,7 @@ def train(config, workdir, batches, given, on_eval=None, allow_change=False, sto
     position = {"data": batches.state(), "interval": None}
     if (found := checkpoints.restore(shapes, placed)) is not None:
         state, position = found
-        same_records(position["data"]["records"], batches.state()["records"], allow_change)
+        same_data(position["data"], batches.state(), allow_change)
         batches.restore(position["data"])
         stop.step = int(state.step)
         left = f"resuming from step {stop.step}" if stop.step < config.steps else f"all {stop.step} steps are done: nothing is left to train"

@@ -81,14 +81,22 @@ def compare(config, workdir, newest, allow_change):
         print(f"the run in {workdir} goes on with other settings (then -> now):{listed(changed)}", flush=True)
 
 
-def same_records(then, now, allow_change):
-    """Compares the number of records of the data set with that of the checkpoint. Raises ConfigError, or prints, as `compare`."""
-    if then == now:
+def same_data(then, now, allow_change):
+    """Compares the data set's number of records and its content, of two `Batches.state()`: of the checkpoint, and of this start.
+
+    Raises ConfigError, or prints, as `compare`.
+    """
+    if then["records"] != now["records"]:
+        what = f"the data set had {then['records']:,} records when the run was saved, now it has {now['records']:,}"
+        lost, so = "its place in the data is lost", "in another order"
+    elif then["content"] != now["content"]:
+        what = f"the data set has as many records as when the run was saved, {now['records']:,}, but its file (data.path) says something else"
+        lost, so = "the run would go on with other data than it was begun with", "with what the file says now"
+    else:
         return
-    what = f"the data set had {then:,} records when the run was saved, now it has {now:,}"
     if not allow_change:
-        raise ConfigError(f"{what}: its place in the data is lost. Give the former data, or --allow_change to go on anyway")
-    print(f"{what}: the run goes on in another order", flush=True)
+        raise ConfigError(f"{what}: {lost}. Give the former data, or --allow_change to go on anyway")
+    print(f"{what}: the run goes on {so}", flush=True)
 
 
 READING = ("layout", "prompt", "user", "bot", "template", "image_token")  # of a ModelConfig: how a dialogue is put to the model

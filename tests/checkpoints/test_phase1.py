@@ -15,12 +15,12 @@ from omnifusion_jax.checkpoints.export import export_original
 from omnifusion_jax.checkpoints.inspect import inspect
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_trained
 from omnifusion_jax.checkpoints.native import save_native
-from omnifusion_jax.config import AdapterConfig, TrainConfig
+from omnifusion_jax.config import AdapterConfig, ModelConfig, TrainConfig
 from omnifusion_jax.errors import CheckpointError, ConfigError
 from omnifusion_jax.models.presets import preset
 from omnifusion_jax.run import starting_point
 
-C = tiny.config()
+C = dataclasses.replace(tiny.config(), layout="original")
 NAMES = ("USER", "BOT", "SOI", "EOI")
 
 
@@ -76,6 +76,17 @@ def test_training_starts_from_it(source):
         starting_point(TrainConfig(model=C, init_from=str(directory)))
 
 
+def test_another_layout_than_the_original_is_refused_unless_the_files_say_it(source):
+    directory, *_ = source
+    ours = dataclasses.replace(C, layout="omnifusion")
+    asked = TrainConfig(model=ours, init_from=str(directory), tokenizer="omnifusion-tiny-decoder")
+    with pytest.raises(ConfigError, match=r"model\.layout: 'original' -> 'omnifusion'\n.*--config\.model\.layout=original"):
+        starting_point(asked)
+    (directory / "omnifusion.json").write_text(json.dumps({"layout": "omnifusion"}))
+    starting_point(asked)
+    assert load_trained(directory, ours)[0] == ours
+
+
 def test_another_model_is_refused_with_what_differs(source):
     directory, *_ = source
     with pytest.raises(
@@ -97,7 +108,7 @@ def test_another_model_is_refused_with_what_differs(source):
     (directory / "omnifusion.json").write_text(json.dumps({"layout": "original", "prompt": "Hi.\n", "image": {"fit": "pad"}}))
     stored = load_trained(directory, C)[0]
     assert (stored.layout, stored.prompt, stored.image.fit) == ("original", "Hi.\n", "pad")
-    assert (C.layout, C.image.fit) == ("omnifusion", "crop")  # what training asks for stays as it is
+    assert (C.prompt, C.image.fit) == (ModelConfig().prompt, "crop")  # what training asks for stays as it is
 
 
 def test_training_starts_from_no_other_format(source, tmp_path):

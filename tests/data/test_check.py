@@ -1,5 +1,6 @@
 """What is wrong with a data set is counted by reason while a run compiles, and decides whether it trains."""
 
+import functools
 import json
 import os
 import time
@@ -97,7 +98,7 @@ def test_reasons_are_the_same_whatever_the_record(one, other):
 
 
 def run(prepare, source, on_bad_sample="raise", bad_share=0.01, **settings):
-    check = start_check(source, prepare, 1)
+    check = functools.partial(start_check, source, prepare, 1)
     return Batches(source, prepare, batch_size=2, length=96, sizes=(96,), on_bad_sample=on_bad_sample, bad_share=bad_share, check=check, **settings)
 
 
@@ -111,7 +112,7 @@ def test_a_good_set_is_said_to_be_good_before_the_second_batch(prepare, tmp_path
     assert batches.check is None
 
 
-def test_one_problem_anywhere_stops_a_strict_run_with_the_count_of_all(prepare, tmp_path):
+def test_one_problem_anywhere_stops_a_strict_run_with_the_count_of_all(prepare, tmp_path, capsys):
     batches = run(prepare, data(tmp_path, 501, WRONG), seed=1)
     next(batches)
     with pytest.raises(DataError) as caught:
@@ -119,14 +120,18 @@ def test_one_problem_anywhere_stops_a_strict_run_with_the_count_of_all(prepare, 
     message = str(caught.value)
     assert message.startswith("data: 501 records checked (text, headers of pictures), 8 cannot be used:\n  4 x # tokens")
     assert message.endswith("(data.on_bad_sample=skip leaves such samples out and counts them; data.check=off starts without looking)")
+    batches.close()
+    assert capsys.readouterr().out == ""  # it has been said
 
 
-def test_a_bad_sample_in_the_first_batch_is_not_reported_alone(prepare, tmp_path):
+def test_a_bad_sample_in_the_first_batch_is_not_reported_alone(prepare, tmp_path, capsys):
     batches = run(prepare, data(tmp_path, 501, WRONG), shuffle=False)
     with pytest.raises(DataError) as caught:
         next(batches)
     first, second, *_ = str(caught.value).splitlines()
     assert "gone.png: there is no such file" in first and second == "data: 501 records checked (text, headers of pictures), 8 cannot be used:"
+    batches.close()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_run_that_skips_goes_on_below_its_share_and_stops_above(prepare, tmp_path, capsys):
@@ -139,6 +144,8 @@ def test_a_run_that_skips_goes_on_below_its_share_and_stops_above(prepare, tmp_p
     next(stopped)
     with pytest.raises(DataError, match=r"Too many: of all 501 no more than 7 may be \(data.bad_share=0.0158\)"):
         next(stopped)
+    stopped.close()
+    assert capsys.readouterr().out == ""
 
 
 class Slow(JsonSource):
@@ -154,7 +161,7 @@ def test_a_check_that_takes_long_goes_on_beside_training(prepare, tmp_path, caps
     data(tmp_path, 501, {0: talk(0, image="gone.png"), 400: talk(400, image="gone.png")})
     slow = start_check(Slow(tmp_path / "d.jsonl", tmp_path), prepare, 1)
     source = JsonSource(tmp_path / "d.jsonl", tmp_path)
-    batches = Batches(source, prepare, batch_size=2, length=96, sizes=(96,), on_bad_sample="skip", check=slow, seed=1)
+    batches = Batches(source, prepare, batch_size=2, length=96, sizes=(96,), on_bad_sample="skip", check=lambda: slow, seed=1)
     while not slow.report.checked:
         time.sleep(0.1)
     next(batches)
@@ -187,25 +194,40 @@ def test_a_check_that_breaks_says_so_and_training_goes_on(prepare, tmp_path, cap
 
     data(tmp_path, 20, {})
     check = start_check(Broken(tmp_path / "d.jsonl", tmp_path), prepare, 1)
-    batches = Batches(JsonSource(tmp_path / "d.jsonl", tmp_path), prepare, batch_size=2, length=96, sizes=(96,), check=check)
+    batches = Batches(JsonSource(tmp_path / "d.jsonl", tmp_path), prepare, batch_size=2, length=96, sizes=(96,), check=lambda: check)
     next(batches)
     next(batches)
+    assert not batches.state()["checked"]
     out = capsys.readouterr().out
     assert out.startswith("data: 0 of 20 records checked") and 'The check itself ended early: "a programmer\'s mistake"' in out
 
 
-def test_a_second_epoch_is_not_checked_again(prepare, tmp_path):
-    source = data(tmp_path, 20, {})
+def test_what_has_been_checked_is_not_checked_again(prepare, tmp_path):
+    """By the check of an earlier start, or by an epoch of training; other data is."""
+    source, started = data(tmp_path, 20, {}), []
+    make = lambda: Batches(source, prepare, batch_size=2, length=96, sizes=(96,), check=lambda: started.append(1))
     first = run(prepare, source)
-    for _ in range(9):
-        next(first)
-    within = first.state()
     next(first)
-    through = first.state()
-    later, earlier = run(prepare, source), run(prepare, source)
-    later.restore(through)
-    earlier.restore(within)
-    assert later.check is None and earlier.check is not None
+    begun = first.state()
+    next(first)
+    done = first.state()
+    assert (begun["checked"], done["checked"]) == (False, True)
+    for state, checks in (
+        (done, 0),
+        (begun, 1),
+        (begun | {"seen": 20}, 0),
+        (begun | {"seen": 19}, 1),
+        (done | {"content": "other"}, 1),
+        (done | {"records": 21, "seen": 40}, 1),
+    ):
+        later, started[:] = make(), []
+        later.restore(json.loads(json.dumps(state)))
+        assert not started  # nothing is read yet, and perhaps never
+        next(later)
+        later.close()
+        next(later)
+        assert len(started) == checks, state
+        later.close()
 
 
 def test_synthetic_pictures_are_not_checked(prepare):

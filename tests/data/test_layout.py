@@ -238,6 +238,21 @@ def test_parts_and_marks_together_are_refused(tiny):
         layout(tiny)(talk, pictures(1), ask=True)
 
 
+def in_parts(*shows):
+    """Questions and answers of one part each, of text; the question of turn i shows a picture where `shows[i]`."""
+    content = [[{"type": "text", "text": "Why?"}, *[{"type": "image"}] * shown] for shown in shows]
+    turns = [{"role": ("user", "assistant")[i % 2], "content": parts} for i, parts in enumerate(content)]
+    return parse({"messages": turns, "images": ["a"]}, "chat.json[7]")
+
+
+@pytest.mark.parametrize("style", ["omnifusion", "original", "text"])
+def test_a_picture_of_a_later_turn_is_not_moved_before_the_first(tiny, style):
+    lay = layout(tiny, style)
+    with pytest.raises(DataError, match=r"^chat\.json\[7\]: turn 2 shows a picture, but .* before the first turn\. Move it to the first turn"):
+        lay(in_parts(False, False, True), pictures(1), ask=True)
+    assert (lay(in_parts(True, False, False), pictures(1), ask=True).kind == FEATURE).sum() == 4
+
+
 def test_messages_need_no_mark_but_may_have_one(tiny):
     lay = layout(tiny)
     plain, marked = (lay(dialogue(text, "yes", roles=("user", "assistant"), marked=False), pictures(1)) for text in ("Why?", "<image>\nWhy?"))

@@ -88,7 +88,7 @@ def test_an_endless_source_costs_nothing_to_shuffle():
     start = time.perf_counter()
     batches = numbers(Numbers(ENDLESS), 64)
     seen = flat(take(batches, 10))
-    batches.restore({"records": ENDLESS, "seen": 2**29, "bad_now": 0, "bad": []})
+    batches.restore(batches.state() | {"seen": 2**29})
     seen += flat(take(batches, 1))
     assert time.perf_counter() - start < 20
     assert len(set(seen)) == len(seen) and max(seen) > 2**29 and min(seen) < 2**28
@@ -213,11 +213,47 @@ def test_too_many_bad_samples_stop_the_run_at_the_same_place_after_a_restart():
     assert resumed.state() == whole_run.state()
 
 
-def test_a_source_of_another_length_is_not_gone_on_with():
-    batches = numbers(Numbers(24))
+def test_a_state_holds_no_messages_and_they_are_read_again():
+    first = numbers(Numbers(100, bad={3, 97}), on_bad_sample="skip", bad_share=0.1)
+    take(first, 25)
+    assert sorted(first.state()["bad"]) == [3, 97] and "number" not in json.dumps(first.state())
+    again, mended = (numbers(Numbers(100, bad=bad), on_bad_sample="skip", bad_share=0.1) for bad in ({3, 97}, {3}))
+    for later in (again, mended):
+        later.restore(through_json(first.state()))
+        assert later.skipped == 2
+    assert again.left_out() == first.left_out() and sorted(again.left_out())[0] == "left out: number 3: bad. Do without it"
+    assert sorted(mended.left_out())[1].startswith("left out: record 97 could not be used when an earlier start")
+
+
+@pytest.mark.parametrize("bad", [0, 10, 11, 1300])
+def test_the_end_names_ten_records_and_counts_the_others(bad):
+    batches = numbers(Numbers(3000, bad=set(range(bad))), on_bad_sample="skip", bad_share=0.5, shuffle=False)
     take(batches, 1)
-    with pytest.raises(DataError, match="the data has 25 records, it had 24 when the checkpoint was written"):
-        numbers(Numbers(25)).restore(through_json(batches.state()))
+    lines = batches.left_out()
+    assert lines[:10] == [f"left out: number {i}: bad. Do without it" for i in range(min(bad, 10))]
+    assert lines[10:] == {11: ["left out: 1 more"], 1300: ["left out: 1,290 more"]}.get(bad, [])
+
+
+def test_what_was_learned_of_other_data_is_forgotten():
+    """The position is kept: whether to go on with other data at all is asked elsewhere."""
+    first = numbers(Numbers(30, bad={3}), on_bad_sample="skip")
+    take(first, 7)
+    edited = Numbers(30)
+    edited.fingerprint = "other"
+    for source in (Numbers(3), edited):
+        later = numbers(source, on_bad_sample="skip")
+        later.restore(through_json(first.state()))
+        assert (later.seen, later.bad, later.bad_now) == (first.seen, {}, 0) and first.skipped == 1
+
+
+def test_a_state_tells_the_content_of_a_file(tmp_path):
+    def content(name, text):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return numbers(JsonSource(tmp_path / name)).state()["content"]
+
+    assert content("a.jsonl", '{"id": "a"}') == content("b.jsonl", '{"id": "a"}') != content("c.jsonl", '{"id": "b"}')
+    captions, questions = (numbers(SyntheticSource(kind, 6)).state()["content"] for kind in ("captions", "questions"))
+    assert captions != questions
 
 
 def test_a_defect_is_not_taken_for_a_bad_sample():

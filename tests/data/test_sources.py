@@ -183,7 +183,7 @@ def test_content_may_be_a_list_of_parts(tmp_path):
     assert (alone.turns, alone.images, alone.places) == ((("user", "What?"),), (Path("pics/a.jpg"),), ())
 
 
-@pytest.mark.parametrize("address", [URL, "https://example.org/a.png", "HTTP://example.org/a.png"])
+@pytest.mark.parametrize("address", [URL, "https://example.org/a.png", "HTTP://example.org/a.png", "s3://bucket/a.png", "file:///a.png"])
 def test_an_address_is_not_a_name_in_the_folder(tmp_path, address):
     for form in (
         {"type": "image_url", "image_url": {"url": address}},

@@ -144,6 +144,14 @@ def test_a_system_turn_that_the_template_would_lose_is_refused(tokenizer):
         layout(tokenizer, deaf)(talk, [], ask=True)
 
 
+def test_a_system_turn_may_lose_the_white_space_around_it(tokenizer):
+    """As in Llama-3's template, which trims what every turn says."""
+    trimming = LANGUAGE.replace("m['content']", "m['content'] | trim")
+    talk = Dialogue("chat.json[7]", (("system", " Be brief.\n"), ("user", "What?")))
+    sample = layout(tokenizer, trimming)(talk, [], ask=True)
+    assert "Be brief." in tokenizer.backend.decode(sample.tokens.tolist())
+
+
 def test_a_picture_stands_where_the_parts_of_a_turn_show_it(tokenizer):
     messages = [
         {"role": "user", "content": "What?"},

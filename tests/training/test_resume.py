@@ -7,7 +7,7 @@ import pytest
 
 from omnifusion_jax.config import DataConfig, ModelConfig, TrainConfig
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.training.resume import compare, differences, meaning, same_reading, same_records, write_config
+from omnifusion_jax.training.resume import compare, differences, meaning, same_data, same_reading, write_config
 from omnifusion_jax.training.workdir import locked
 
 
@@ -114,11 +114,20 @@ def test_a_config_that_cannot_be_compared(tmp_path, text, capsys):
 
 
 def test_another_number_of_records(capsys):
-    same_records(24, 24, False)
-    with pytest.raises(ConfigError, match="had 24 records when the run was saved, now it has 30"):
-        same_records(24, 30, False)
-    same_records(24, 30, True)
+    then, now = {"records": 24, "content": "a", "seen": 7}, {"records": 30, "content": "b", "seen": 0}
+    same_data(then, then | {"seen": 0}, False)
+    with pytest.raises(ConfigError, match="had 24 records when the run was saved, now it has 30: its place in the data is lost"):
+        same_data(then, now, False)
+    same_data(then, now, True)
     assert "had 24 records" in capsys.readouterr().out
+
+
+def test_a_data_file_that_was_edited_in_place(capsys):
+    then, now = ({"records": 24, "content": content} for content in "ab")
+    with pytest.raises(ConfigError, match=r"as many records as when the run was saved, 24, but its file \(data\.path\) says something else"):
+        same_data(then, now, False)
+    same_data(then, now, True)
+    assert "goes on with what the file says now" in capsys.readouterr().out
 
 
 def test_phase_2_reads_as_phase_1_did(capsys):
