@@ -15,12 +15,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Programs run a few times here: half of the time it takes to compile them would go into making them fast.
+FAST_COMPILATION = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST_COMPILATION}"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # What one worker or command compiled, the others load; so does the next run.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # PyTorch is the oracle of files that import it, or helpers that do; `make test` installs it
 NEEDS_TORCH = re.compile(r"^(import|from) (torch|models|oracle|parity|llava_models)\b", re.MULTILINE)
@@ -64,9 +66,12 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"NOT RUN, since PyTorch is not installed: {len(collect_ignore)} files, {', '.join(collect_ignore)}", yellow=True)
 
 
-def run_command(name, *arguments, fails=False, given=""):
-    """Runs `python -m omnifusion_jax.NAME` on one device from the repository's root; returns what it printed, stderr included."""
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+def run_command(name, *arguments, fails=False, given="", flags=FAST_COMPILATION):
+    """Runs `python -m omnifusion_jax.NAME` on one device from the repository's root; returns what it printed, stderr included.
+
+    `flags` are XLA's: none for a run of many steps.
+    """
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", f"omnifusion_jax.{name}", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, input=given, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
     assert (done.returncode != 0) == fails, done.stdout[-4000:]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from conftest import ROOT
+from conftest import FAST_COMPILATION, ROOT
 
 import omnifusion_jax as of
 
@@ -19,7 +19,7 @@ def test_a_stop_keeps_what_is_written_and_says_how_to_go_on(tmp_path):
     drawn = {"max_new_tokens": 6, "temperature": 1.0, "seed": 5}
     arguments = [f"--input={source}", f"--output={target}", "--batch_size=2", "--dtype=float32", "--mesh.data=2"]
     arguments += [f"--generation.{name}={value}" for name, value in drawn.items()]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {FAST_COMPILATION}", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "omnifusion_jax.generate", *arguments]
     run = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     until = time.monotonic() + 300

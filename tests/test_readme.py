@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(page.relative_to(ROOT) for pattern in ("*.md", "docs/*.md", "launch/*.md") for page in ROOT.glob(pattern))
 DIALOGUES = ROOT.parent / "shared/data/real_dialogues/dialogues.json"
 FENCE = re.compile(r"^```(\w+) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": FAST_COMPILATION, "PYTHONPATH": str(ROOT)}
 SAID = "What colour is the circle?\n/quit\n"  # in the chat
 
 

@@ -26,6 +26,7 @@ def test_a_few_real_dialogues_come_back_word_for_word(tmp_path):
         f"--config.eval.path={file}",
         "--config.data.max_length=96",
         f"--workdir={tmp_path / 'run'}",
+        flags="",
     )
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["eval/questions"] == 5

@@ -188,7 +188,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(original, tmp_pa
         save_native(source, C, arrays, tmp_path / "tokenizer")
     before = content(source)
     command = [sys.executable, "-c", KILLED, f"--source={source}", f"--output={output}", f"--to={to}"]
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"XLA_FLAGS": FAST_COMPILATION, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "40"], env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not output.exists() and content(source) == before

@@ -163,6 +163,7 @@ def test_two_batches_from_two_workers_and_out(ending):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
     )
     out, err = started.communicate(timeout=120)
     ended = time.time()

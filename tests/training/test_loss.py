@@ -1,5 +1,7 @@
 """The loss: one sum over target tokens, one count."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -15,6 +17,11 @@ from omnifusion_jax.training.loss import answer_loss
 def model(seed=0):
     c = tiny.config()
     return nnx.with_parameters(abstract(c), tiny.arrays(c, "encoders", "adapter", "special", "decoder", seed=seed))
+
+
+@functools.partial(jax.jit, static_argnames="chunk")  # op by op it would take minutes
+def loss(m, batch, chunk=512):
+    return answer_loss(m.decoder, m.hidden(batch), batch, chunk)
 
 
 def batch_of(rows, length, rng, positions=None):
@@ -33,9 +40,12 @@ def batch_of(rows, length, rng, positions=None):
     return Batch(tokens, np.where(used, TEXT, 0).astype(np.int32), np.zeros(shape, np.int32), weights, segments, places, images)
 
 
+forward = jax.jit(lambda m, batch: m(batch))
+
+
 def plain(m, batch):
     """The same in the open: all logits at once, NumPy."""
-    logits = np.asarray(m(batch), np.float64)[:, :-1]
+    logits = np.asarray(forward(m, batch), np.float64)[:, :-1]
     logits -= logits.max(-1, keepdims=True)
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     targets, weights = batch.tokens[:, 1:], batch.weights[:, 1:]
@@ -46,7 +56,7 @@ def plain(m, batch):
 @pytest.mark.parametrize("chunk", [4, 7, 31, 32, 512])
 def test_chunks_change_nothing(chunk):
     m, batch = model(), batch_of([[20], [31], [32]], 32, np.random.default_rng(1))
-    total, count = answer_loss(m.decoder, m.hidden(batch), batch, chunk)
+    total, count = loss(m, batch, chunk)
     expected, targets = plain(m, batch)
     assert_allclose(total, expected, rtol=2e-5)
     assert count == targets > 0
@@ -55,12 +65,12 @@ def test_chunks_change_nothing(chunk):
 def test_an_unknown_target_costs_nothing_but_counts():
     m, batch = model(), batch_of([[12]], 12, np.random.default_rng(2))
     batch.weights[:, 5] = 1
-    before, count = answer_loss(m.decoder, m.hidden(batch), batch)
+    before, count = loss(m, batch)
     other = batch._replace(tokens=np.where(np.arange(12) == 11, 0, batch.tokens), weights=batch.weights.copy())
     other.weights[:, 11] = 1
     same = batch._replace(weights=other.weights * (np.arange(12) != 11))
-    without, fewer = answer_loss(m.decoder, m.hidden(same), same)
-    total, more = answer_loss(m.decoder, m.hidden(other), other)
+    without, fewer = loss(m, same)
+    total, more = loss(m, other)
     assert_allclose(total, without, rtol=1e-5)
     assert more == fewer + 1
     assert np.isfinite(before) and count > 0
@@ -80,9 +90,8 @@ def test_packed_equals_unpacked_in_value_and_gradient():
     single = Batch(*(apart(a) for a in packed[:6]), (np.zeros((3, 1, 24, 24, 3), np.uint8),))
     single = single._replace(segments=(single.segments > 0).astype(np.int32))
     m = model()
-    loss = lambda m, b: answer_loss(m.decoder, m.hidden(b), b)[0]
-    a, ga = jax.value_and_grad(loss)(m, packed)
-    b, gb = jax.value_and_grad(loss)(m, single)
+    gradient = jax.jit(jax.value_and_grad(lambda m, b: loss(m, b)[0]))
+    (a, ga), (b, gb) = gradient(m, packed), gradient(m, single)
     assert_allclose(a, b, rtol=1e-5)
     for x, y in zip(jax.tree.leaves(ga.decoder), jax.tree.leaves(gb.decoder), strict=True):
         assert_allclose(x, y, atol=2e-5 * max(1e-3, float(np.abs(y).max())))
@@ -91,5 +100,5 @@ def test_packed_equals_unpacked_in_value_and_gradient():
 def test_a_sample_without_targets_gives_zero_not_nan():
     m, batch = model(), batch_of([[8]], 8, np.random.default_rng(4))
     batch.weights[:] = 0
-    total, count = answer_loss(m.decoder, m.hidden(batch), batch)
+    total, count = loss(m, batch)
     assert total == 0 and count == 0

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import FAST_COMPILATION, ROOT
 
 from omnifusion_jax.config import MeshConfig
 from omnifusion_jax.errors import ConfigError
@@ -89,7 +89,7 @@ def rows(workdir):
 def begin(workdir, done, *options):
     """Starts a training on the command line and waits for three lines of metrics after step `done`."""
     command = [sys.executable, "-m", "omnifusion_jax.train", "--config=configs/tiny.py:pretrain", f"--workdir={workdir}", *options]
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILATION, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     until = time.monotonic() + 600
     while sum(row["step"] > done for row in rows(workdir)) < 3 and child.poll() is None and time.monotonic() < until:
