@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 import tiny
 from absl import flags
+from conftest import FAST_COMPILATION
 from PIL import Image, ImageDraw
 
 from omnifusion_jax import cli, shipped

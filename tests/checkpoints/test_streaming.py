@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny
+from conftest import FAST_COMPILATION
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
