@@ -302,3 +302,9 @@ def test_figures_that_are_counted_and_timed():
 def test_a_figure_has_its_command(what, desk, monkeypatch):
     monkeypatch.chdir(ROOT)
     check_command(shlex.split(figures()[what][1]), desk)
+
+
+def test_the_fast_tests_are_there():
+    said = subprocess.run(["make", "-n", "test-fast"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = re.findall(r" (tests/\S+)", said)
+    assert len(names) > 10 and not [name for name in names if not (ROOT / name).exists()]
