@@ -166,12 +166,13 @@ def test_errors_stay_with_their_lines(model, files):
         ask("fine too", id="h"),
         '{"id": "\\ud83d", "messages": []}',  # half a character
         ask([{"type": "video"}], id="j"),
+        {"id": "k", "messages": [*ask("What?")["messages"], {"role": "assistant", "content": "A cat"}]},  # no LLaVA record: nothing is left out
     )
     source = files[0]
-    assert run(model, files) == (11, 9, 0, 0)
+    assert run(model, files) == (12, 10, 0, 0)
     rows = read(files[1])
-    assert [row["id"] for row in rows] == ["a", "2", "c", "d", "e", "f", "g", "8", "h", "\ud83d", "j"]
-    assert [row["error"] is None for row in rows] == [True, *[False] * 7, True, False, False]
+    assert [row["id"] for row in rows] == ["a", "2", "c", "d", "e", "f", "g", "8", "h", "\ud83d", "j", "k"]
+    assert [row["error"] is None for row in rows] == [True, *[False] * 7, True, *[False] * 3]
     errors = [row["error"] for row in rows]
     assert all(row["finish_reason"] == "error" and row["text"] == "" and row["tokens"] == [] for row in rows if row["error"])
     for line, words in {
@@ -183,6 +184,7 @@ def test_errors_stay_with_their_lines(model, files):
         7: ":7 (id \"g\"): turn 0 is from 'robot'; known are human, user",
         8: ":8: a dialogue is an object",
         11: ":11 (id \"j\"): messages[0].content[0] is of type 'video'; known are text",
+        12: ':12 (id "k"): the last turn is the assistant\'s. End with a question',
     }.items():
         assert errors[line - 1].startswith(f"{source}{words}"), errors[line - 1]
 
