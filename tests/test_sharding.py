@@ -51,6 +51,9 @@ def test_a_dimension_that_does_not_divide_stays_whole():
     mesh = sharding.make_mesh(fsdp=8)
     assert sharding.spec(mesh, ["embed", "mlp"], (16, 6)) == jax.sharding.PartitionSpec("fsdp", None)
     assert sharding.spec(mesh, ["embed", "mlp"], (12, 6)) == jax.sharding.PartitionSpec(None, None)
+    both = sharding.make_mesh(data=2, fsdp=4)  # a batch goes over the two of them
+    assert sharding.spec(both, ["batch"], (8,)) == jax.sharding.PartitionSpec(("data", "fsdp"))
+    assert sharding.spec(both, ["batch"], (6,)) == jax.sharding.PartitionSpec(None)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import pytest
 import tiny
 
 from omnifusion_jax.batch import TEXT, Batch
+from omnifusion_jax.config import AdapterConfig
 from omnifusion_jax.models.adapters import TransformerAdapter
 from omnifusion_jax.models.decoder import Decoder
+from omnifusion_jax.models.mix import LayerMap
 from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.models.vit import HeadsNorm
 from omnifusion_jax.nn import nnx
@@ -108,6 +110,18 @@ def test_attention_scores_of_the_adapter():
     y = adapter.attention(x, None)
     assert y.dtype == jnp.bfloat16
     assert np.sqrt(((wide(y) - expected) ** 2).mean() / (expected**2).mean()) < 0.01
+
+
+def test_what_a_layer_adds_to_the_mix():
+    """One share of a sum over all layers: what is rounded here is rounded 25 times."""
+    rng = np.random.default_rng(5)
+    layer = LayerMap(AdapterConfig("sum"), 64, 32, states=4, rngs=nnx.Rngs(0))
+    layer = nnx.with_parameters(layer, {path: half(rng.normal(size=a.shape)) for path, a in nnx.parameters(layer).items()})
+    x, plain = half(rng.normal(size=(2, 7, 64))), lambda state: state
+    y = layer(plain, x)
+    expected = wide(layer.weight[...]) * (wide(x) @ wide(layer.kernel[...]) + wide(layer.bias[...]))
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_logits():

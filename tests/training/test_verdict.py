@@ -28,6 +28,7 @@ LEARNED = {
     "too short to tell": rows(6.95, 6.95, every=4),
     "learned by heart: no loss, and no gradient": rows((7.0, 5.0), (1.0, 1.0), (1e-6, 1e-7), (0.0, 0.0)),
     "a gradient that was 0 for a while": rows((5.0, 3.0), (4.0, 0.0), (4.0, 2.0), (4.0, 2.0)),
+    "a gradient that was 0 once, late": rows((5.0, 3.0), (4.0, 2.0), (4.0, 0.0), (4.0, 2.0)),
     "some steps that were skipped": rows((5.0, 3.0), (4.0, 3.0), (NAN, NAN), (3.0, 2.0)),
     "a first step that was skipped": rows((NAN, NAN), (1.3, 2.0), (1.2, 2.0), (1.1, 2.0)),
     "with evaluations": [*rows(5.0, 3.0), {"step": 20, "eval/accuracy": 0.0}],
