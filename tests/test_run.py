@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from settings import changed
 
 import omnifusion_jax as of
@@ -99,6 +100,17 @@ def test_no_check_begins_before_something_is_read(tmp_path, check):
     assert batches.check is None
     next(batches)
     assert (batches.check is None) == (check == "off")
+    batches.close()
+
+
+def test_pictures_above_the_config_s_limit_are_refused(tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    talk = [{"from": "human", "value": "<image>\nHi."}, {"from": "gpt", "value": "Hello."}]
+    (tmp_path / "d.json").write_text(json.dumps([{"image": "a.png", "conversations": talk}] * 4))
+    values = {"data.path": str(tmp_path / "d.json"), "data.images": str(tmp_path), "data.check": "off", "batch_size": 2, "data.max_pixels": 1599}
+    batches = make_batches(changed(shipped.load("tiny:sft"), values), Tokenizer(Path(DECODER)))
+    with pytest.raises(of.DataError, match="40 x 40 pixels; 1 to 1,599"):
+        next(batches)
     batches.close()
 
 

@@ -41,6 +41,16 @@ def test_a_deferred_signal_waits_for_the_check():
     assert reached == ["after the signal"] and stop.status == 130
 
 
+def test_a_ctrl_c_after_a_scheduler_s_stop_is_the_first(monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with pytest.raises(Stopped), Stop() as stop, stop.deferred():
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)  # the thread that listens
+    assert not ended and stop.status == 0
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_within_a_deferred_block_evaluation_is_cut_off(inside):
     reached = []
