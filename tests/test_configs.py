@@ -178,6 +178,7 @@ def test_settings_at_the_edge_are_allowed(values):
         ({"top_p": 0.0}, "top_p 0.0 is not in"),
         ({"top_p": 1.1}, "top_p 1.1 is not in"),
         ({"top_k": -1}, "top_k is -1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1"),
         ({"seed": 2**32}, "seed 4294967296 is not in"),
         ({"seed": -1}, "seed -1 is not in"),

@@ -102,3 +102,10 @@ def test_a_sample_without_targets_gives_zero_not_nan():
     batch.weights[:] = 0
     total, count = loss(m, batch)
     assert total == 0 and count == 0
+
+
+def test_layers_are_computed_again_where_that_is_asked_for():
+    m, batch = model(), batch_of([[8]], 8, np.random.default_rng(5))
+    traced = {how: str(jax.make_jaxpr(lambda m, how=how: m.hidden(batch, remat=how))(m)) for how in ("none", "dots", "full")}
+    assert "prevent_cse" not in traced["none"] and "policy=None" in traced["full"]
+    assert "prevent_cse" in traced["dots"] and "policy=None" not in traced["dots"]
