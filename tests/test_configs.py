@@ -229,3 +229,9 @@ def test_nothing_is_said_twice_in_a_settled_encoder():
     assert c.settled() == EncoderConfig(image_size=336)
     other = EncoderConfig(image_size=336, shortest_edge=384, position_grid=16)
     assert other.settled() == other
+
+
+def test_defaults_that_pages_promise():
+    c = TrainConfig()
+    assert (c.data.bad_share, c.data.check, c.data.on_bad_sample) == (0.01, "first_epoch", "raise")  # README: "more than 1 %"
+    assert (c.checkpoint.every_minutes, c.loss_mean_rows, c.optimizer.horizon, c.model.adapter.init) == (0.0, 0, 1.0, "normal")
