@@ -122,6 +122,7 @@ def test_what_nobody_refers_to_ends(processes):
     assert gone(workers) and not any(thread.is_alive() for thread in threads)
 
 
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs of a shell do not
 SCRIPT = """
     import os, signal, sys, time
     from omnifusion_jax.data.pipeline import Batches, keep
@@ -156,14 +157,13 @@ def test_two_batches_from_two_workers_and_out(ending):
     """Within 2 s, with nothing on stderr but what is meant, and no process that stays; without `if __name__ == "__main__":`."""
     code, status, error = ENDINGS[ending]
     started = subprocess.Popen(
-        [sys.executable, "-W", "default", "-c", textwrap.dedent(SCRIPT) + code],
+        [sys.executable, "-W", "default", "-c", HEARS + textwrap.dedent(SCRIPT) + code],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
     )
     out, err = started.communicate(timeout=120)
     ended = time.time()
