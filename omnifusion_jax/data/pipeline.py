@@ -67,8 +67,10 @@ def allowed(bad_share, records):
 
 
 def hopeless(bad, read, bad_share):
-    """Whether `bad` of `read` records drawn at random are so many that no luck explains them where `bad_share` of all are bad: by 4 standard
-    deviations, and 3 records for small numbers (then less than one run in 10,000 would be stopped wrongly)."""
+    """Whether `bad` of `read` records drawn at random are more than chance explains where `bad_share` of all are bad.
+
+    By 4 standard deviations, and 3 records for small numbers: less than one run in 10,000 would be stopped wrongly.
+    """
     expected = bad_share * read
     return bad > expected + 4 * math.sqrt(expected) + 3
 
@@ -81,9 +83,8 @@ class Batches:
     workers. They start at the first batch. `close` ends them, and may be called again; a batch asked for after it goes on.
 
     A bad sample raises DataError, or with `on_bad_sample="skip"` is left out and stands in `bad` (index -> problem, None
-    where an earlier start met it). Then
-    DataError is raised when more than `bad_share` of the records, and more than one, turn out to be bad in one epoch; before
-    its end already when those read so far leave no doubt.
+    where an earlier start met it). Then DataError is raised when more than `bad_share` of the records, and more than one,
+    turn out to be bad in one epoch; before its end already when those read so far leave no doubt.
 
     `check`: a function that starts a data.check.Check of the same source, or gives None. It is called when the first sample
     is read, unless an earlier start came through its check or through an epoch. `checked` asks the Check, before the first

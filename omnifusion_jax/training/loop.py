@@ -191,6 +191,8 @@ def following(batches, stop, save):
     except Exception:
         stop.check()
         save()
+        if stop.step:
+            print(f"no next batch: the state after step {stop.step} is saved, and the same command goes on from there", flush=True)
         raise
 
 

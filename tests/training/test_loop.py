@@ -201,7 +201,7 @@ def saved(workdir, step):
         return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), position=ocp.args.JsonRestore()))
 
 
-def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path):
+def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path, capsys):
     """With dropout, whose keys follow from the step; between two lines of the metrics; from the checkpoint alone, what is given being worthless."""
     c = config(dropout=0.2, steps=7, log_every=4, checkpoint=CheckpointConfig(every_steps=3))
     c.optimizer.schedule = "constant"
@@ -211,6 +211,7 @@ def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path):
     with pytest.raises(Interrupted):
         fit(c, tokenizer, cut, wrap=lambda inner: Ends(inner, 4))
     assert saved(cut, 4).position["data"]["seen"] == 4 * 16  # what was learned before the data failed
+    assert "no next batch: the state after step 4 is saved" in capsys.readouterr().out
     shutil.rmtree(cut / "checkpoints" / "4")  # as a machine that dies leaves it
     worthless = {path: a if path.startswith("encoders/") else 0 * a for path, a in start(c).items()}
     counted = []
