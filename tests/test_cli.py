@@ -118,12 +118,13 @@ def test_values_of_fields():
         "--config.eval.blind=false",
         "--config.steps",
         "5",
+        "--config.model.prompt=Two\nlines.\n",
         "--config.train_parts=[['adapter/.*', 0.5], ['(special|encoders|decoder)/.*', None]]",
     )
     assert (found.optimizer.clip, found.init_from, found.encoder_from, found.model.decoder.window) == (None, None, None, None)
     assert found.model.encoder.shortest_edge == 128 and not found.data.shuffle and not found.eval.blind and found.steps == 5
     assert found.train_parts == (("adapter/.*", 0.5), ("(special|encoders|decoder)/.*", None))
-    assert found.batch_size == 64  # of the file
+    assert found.batch_size == 64 and found.model.prompt == "Two\nlines.\n"  # the former of the file
     assert isinstance(config("--config=tiny:sft", "--config.optimizer.clip=2").optimizer.clip, float)
     assert config("--config=tiny", "--config.model.encoder2.layers=2", "--config.model.encoder2=build").model.encoder2.layers == 2
     assert config("--config=tiny:sft").model.decoder.window == 4096

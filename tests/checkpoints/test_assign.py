@@ -180,3 +180,17 @@ def test_what_cannot_be_read_is_listed():
     c = config()
     with pytest.raises(CheckpointError, match=r"cannot be read as a projection-and-summation adapter[^$]*mystery \[3, 5\]"):
         read({"mystery": np.zeros((3, 5), np.float32)}, c)
+
+
+def test_far_too_small_is_as_wrong_as_far_too_large():
+    """A reading ranks by how far its embeddings are from those that the decoder knows, whichever way."""
+    c = config()
+    arrays = tiny.arrays(c, "encoders", "decoder", "adapter")
+    views = tuple(np.random.default_rng(i).integers(0, 256, (1, view.size, view.size, 3), np.uint8) for i, view in enumerate(c.views))
+    found = {}
+    for factor in (1e-6, 1.0, 1e6):
+        scaled = {path: a * factor if path.startswith("adapter/linear") else a for path, a in arrays.items()}
+        tensors = torch_names(c, scaled, name="{0}_map_{1}")
+        known = ModelConfig(encoder=c.encoder, encoder2=c.encoder2, decoder=c.decoder)
+        found[factor] = assign.distance(assign.choose(tensors, known, "here"), tensors, known, arrays, views)
+    assert found[1e-6] > 8 > found[1.0] >= 0 and found[1e6] > 8

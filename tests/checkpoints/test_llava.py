@@ -6,11 +6,13 @@ import re
 import llava_models as lm
 import numpy as np
 import pytest
+import tiny
 import torch
 import transformers as hf
 from llava_models import agree, requests
 
 import omnifusion_jax as of
+from omnifusion_jax.checkpoints import processor
 from omnifusion_jax.checkpoints.files import open_tensors, write_safetensors
 from omnifusion_jax.checkpoints.llava_export import export_llava
 from omnifusion_jax.checkpoints.load import load_checkpoint
@@ -104,6 +106,14 @@ def test_pictures_are_prepared_as_the_processor_says(tmp_path, fit, pictures, pi
     ours = of.load(tmp_path)
     assert ours.config.image.fit == fit
     agree(ours, model, processor, requests()[:6], beams=(1,))
+
+
+def test_a_processor_that_says_nothing_of_padding_does_not_pad():
+    """As transformers' own, whose do_pad is false by default."""
+    assert hf.LlavaImageProcessorPil().do_pad is False
+    config = tiny.config()
+    processor.apply_pictures(config, {"image_processor_type": "LlavaImageProcessor", "size": {"shortest_edge": 24}, "crop_size": 24}, "here")
+    assert config.image.fit == "crop"
 
 
 # --- files

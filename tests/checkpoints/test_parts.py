@@ -5,12 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
 import tokenizers
 from conftest import run_command
 
 import omnifusion_jax as of
 from omnifusion_jax.checkpoints.bundled import ASSETS
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
+from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.parts import from_parts, joined
 from omnifusion_jax.config import AdapterConfig
 from omnifusion_jax.errors import CheckpointError, ConfigError
@@ -50,6 +52,19 @@ def test_two_towers():
         from_parts(DECODER, VISION, name="omnifusion-1.1-mix")
     with pytest.raises(ConfigError, match="no model preset 'gpt'"):
         from_parts(DECODER, VISION, name="gpt")
+
+
+def test_the_first_tower_of_a_model_with_two_may_become_the_second(tmp_path):
+    """It alone is read, whatever stands beside it."""
+    c = tiny.config(encoder2=tiny.config().encoder)
+    c.adapter = AdapterConfig("sum", width=16)
+    arrays = tiny.arrays(c, "encoders")
+    save_native(tmp_path / "both", c, arrays)
+    _, found = load_encoder(tmp_path / "both", number=1)
+    first = {path.replace("encoders/0", "encoders/1"): a for path, a in arrays.items() if path.startswith("encoders/0/")}
+    assert found.keys() == first.keys()
+    for path, a in first.items():
+        np.testing.assert_array_equal(found[path], a)
 
 
 def test_which_features_are_used_is_the_presets_affair():

@@ -57,8 +57,9 @@ def test_the_order_of_towers_is_kept(tmp_path, kinds):
     c = tiny.config()
     siglip = dataclasses.replace(c.encoder, activation="gelu_tanh", eps=1e-6, class_token=False, patch_bias=True, pre_norm=False)
     towers = {"siglip": siglip, "clip": dataclasses.replace(c.encoder, embed=16)}
-    towers["clip"].keep_class_token = True
-    c.encoder, c.encoder2, c.adapter = towers[kinds[0]], towers[kinds[1]], AdapterConfig("sum", width=16)
+    towers["clip"].keep_class_token = mixed = kinds[0] != kinds[1]
+    align = "pad" if mixed else "interpolate"  # which no class token has a place in
+    c.encoder, c.encoder2, c.adapter = towers[kinds[0]], towers[kinds[1]], AdapterConfig("sum", width=16, align=align)
     c.validate()
     tiny.make_tokenizer(tmp_path / "tokenizer")
     given = Checkpoint(c, tiny.arrays(c), tmp_path / "tokenizer", "native")
@@ -66,7 +67,7 @@ def test_the_order_of_towers_is_kept(tmp_path, kinds):
     again = load_checkpoint(tmp_path / "exported")
     same(again.arrays, given.arrays)
     assert [e.class_token for e in again.config.encoders] == [kind == "clip" for kind in kinds]
-    assert again.config.rows == c.rows == 10
+    assert again.config.rows == c.rows == 9 + mixed and again.config.adapter == c.adapter
 
 
 def test_the_users_choice_between_readings(tmp_path, monkeypatch):

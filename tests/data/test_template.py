@@ -169,10 +169,13 @@ def test_the_beginning_of_the_sequence_comes_once(tmp_path, tokenizer):
     assert own.tokens[0] == BOS and (own.tokens == BOS).sum() == 1
     tiny.make_tokenizer(tmp_path)  # whose tokenizer.json adds none
     assert layout(Tokenizer(tmp_path))(dialogue("What?"), [], ask=True).tokens[0] != BOS
+    digests = set()
     for says in (True, False):
         settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"add_bos_token": says}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
         assert (layout(Tokenizer(tmp_path))(dialogue("What?"), [], ask=True).tokens[0] == BOS) == says
+        digests.add(Tokenizer(tmp_path).digest)
+    assert len(digests) == 2  # answers of the one are not gone on with by the other
 
 
 def test_a_template_of_a_language_model_gets_a_string(tokenizer):
@@ -211,6 +214,10 @@ def test_dialogues_that_the_template_cannot_show(tokenizer):
     forgetful = "{% set messages = messages[-2:] %}" + TEMPLATES["llava-1.5"]
     with pytest.raises(DataError, match="changes earlier turns when another follows; it cannot be trained on"):
         layout(tokenizer, forgetful)(dialogue("What?", "A cat.", "Why?", "It is red."), [])
+    rewriting = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] if loop.last or m['role'] == 'user' else '-' }}{% endfor %}"
+    rewriting += "{{ '<assistant>' if add_generation_prompt }}"
+    with pytest.raises(DataError, match="changes earlier turns when another follows"):
+        layout(tokenizer, rewriting)(dialogue("What?", "A cat.", "Why?", "It is red."), [])
     first_only = TEMPLATES["llava-1.5"].replace("if part['type'] == 'image'", "if part['type'] == 'image' and loop.index < 2 and not seen")
     first_only = first_only.replace("{%- for message in messages -%}", "{%- for message in messages -%}{%- set seen = not loop.first -%}")
     with pytest.raises(DataError, match="the chat template marks 0 pictures, the dialogue has 1"):

@@ -134,6 +134,15 @@ def test_embeddings(adapter):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
+def test_dropout_reaches_the_layer_that_reads_two_encoders():
+    c = config(kind="concat")
+    _, model = built(c)
+    features = tuple(jnp.ones((2, encoder.rows, encoder.embed)) for encoder in c.encoders)
+    call = jax.jit(lambda adapter, key: adapter(features, key))
+    plain, dropped = call(model.adapter, None), call(model.adapter, jax.random.key(0))
+    assert np.abs(plain - dropped).max() > 1e-3
+
+
 def naive(combination, encoder, images):
     """The mix with every hidden state at hand."""
     seen = jax.vmap(encoder.features)(encoder.hidden_states(images))[combination.skipped :]

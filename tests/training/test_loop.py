@@ -95,20 +95,15 @@ def test_it_learns_and_leaves_frozen_parts_alone(reference):
     assert not [path for path, a in trained.items() if np.abs(a - given[path]).max() == 0]
 
 
-@pytest.mark.parametrize("accumulate", [2, 8])
-def test_accumulation_is_exact(reference, tokenizer, tmp_path, accumulate):
-    curve, _, _ = fit(config(grad_accum=accumulate), tokenizer, tmp_path)
+def test_accumulation_is_exact(reference, tokenizer, tmp_path):
+    curve, _, _ = fit(config(grad_accum=8), tokenizer, tmp_path)
     assert_allclose(curve, reference[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", [(8, 1), (1, 8), (2, 4), (4, 2)])
-def test_every_mesh_gives_the_same_losses(reference, tokenizer, tmp_path, mesh):
-    curve, _, _ = fit(config(MeshConfig(*mesh)), tokenizer, tmp_path)
-    assert_allclose(curve, reference[0], rtol=1e-5)
-
-
-def test_accumulation_over_a_mesh(reference, tokenizer, tmp_path):
-    curve, _, _ = fit(config(MeshConfig(2, 4), grad_accum=2), tokenizer, tmp_path)
+@pytest.mark.parametrize(("mesh", "accumulate"), [((8, 1), 1), ((2, 4), 2)])
+def test_every_mesh_gives_the_same_losses(reference, tokenizer, tmp_path, mesh, accumulate):
+    """As does a run that goes on with another one, below."""
+    curve, _, _ = fit(config(MeshConfig(*mesh), grad_accum=accumulate), tokenizer, tmp_path)
     assert_allclose(curve, reference[0], rtol=1e-5)
 
 
@@ -128,7 +123,7 @@ def test_frozen_parts_have_no_optimizer_state(tokenizer, tmp_path):
 
 
 def flops(c):
-    """Of the compiled step, as the compiler counts them: a scan's body once, which is the same for all."""
+    """Of the step, as the compiler counts them: a scan's body once, which is the same for all."""
     objective = OBJECTIVES["answers"]
     skeleton = nnx.eval_shape(lambda: objective.module(c.model, rngs=nnx.Rngs(0)))
     trained, frozen = split(c.train_parts, nnx.parameters(skeleton))
@@ -138,7 +133,7 @@ def flops(c):
     integers = plane(np.int32, LENGTH)
     batch = Batch(integers, integers, integers, plane(np.float32, LENGTH), integers, integers, (plane(np.uint8, 1, 24, 24, 3),))
     step = make_step(skeleton, objective, optimizer, seed=0, grad_accum=1, dtype=np.dtype("float32"), remat="none")
-    return jax.jit(step).lower(state, frozen, batch).compile().cost_analysis()["flops"]
+    return jax.jit(step).lower(state, frozen, batch).cost_analysis()["flops"]
 
 
 def test_frozen_parts_cost_no_backward_pass():
@@ -311,7 +306,7 @@ def test_adafactor_in_bfloat16_with_remat_follows_float32(tokenizer, tmp_path):
     """Close to it, and not it; weights stay in float32, what is frozen does not."""
     curves = []
     for dtype, remat in (("float32", "none"), ("bfloat16", "full")):
-        c = config(compute_dtype=dtype, remat=remat, steps=4)
+        c = config(compute_dtype=dtype, remat=remat, steps=4, train_parts=PHASE1)
         c.optimizer.name, c.optimizer.learning_rate, c.optimizer.schedule = "adafactor", 1e-2, "constant"
         curve, trained, frozen = fit(c, tokenizer, tmp_path / dtype)
         assert {a.dtype.name for a in trained.values()} == {"float32"} and {a.dtype.name for a in frozen.values()} == {dtype}

@@ -109,8 +109,8 @@ def begin(workdir, done, *options):
 
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path, capfd):
     """Once by a scheduler, once by Ctrl-C, to the end by the library: one curve, that of a run in one go."""
-    workdir, steps = tmp_path / "run", 40
-    options = ("--config.batch_size=4", f"--config.steps={steps}", "--config.log_every=1")
+    workdir, steps = tmp_path / "run", 30
+    options = ("--config.batch_size=2", f"--config.steps={steps}", "--config.log_every=1")
     child = begin(workdir, 0, *options)
     with pytest.raises(ConfigError, match=f"in use by process {child.pid} "), locked(workdir):
         pass
@@ -131,7 +131,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path, capfd):
     assert "Traceback" not in said
 
     config = tiny.get_config("pretrain")
-    config.batch_size, config.steps, config.log_every = 4, steps, 1
+    config.batch_size, config.steps, config.log_every = 2, steps, 1
     config.mesh = MeshConfig(1, 1)  # of eight devices in this process
     config.validate()
     assert run(config, workdir) == {"steps": steps, "data/skipped": 0}
