@@ -32,10 +32,10 @@ def with_mlp():
     found = load_checkpoint("omnifusion-tiny", dtype="float32")
     width = found.config.decoder.embed
     config = dataclasses.replace(found.config, adapter=AdapterConfig("mlp", mlp=width))
-    kept = ("adapter/linear", "adapter/linear_bias")
+    kept = ("adapter/linear/kernel", "adapter/linear/bias")
     arrays = {path: np.asarray(a) for path, a in found.arrays.items() if not path.startswith("adapter/") or path in kept}
-    arrays["adapter/up"] = np.random.default_rng(0).normal(size=(config.encoder.embed, width)).astype(np.float32) * 0.1
-    arrays["adapter/up_bias"] = np.zeros(width, np.float32)
+    arrays["adapter/up/kernel"] = np.random.default_rng(0).normal(size=(config.encoder.embed, width)).astype(np.float32) * 0.1
+    arrays["adapter/up/bias"] = np.zeros(width, np.float32)
     return dataclasses.replace(found, config=config, arrays=arrays)
 
 

@@ -5,11 +5,13 @@ A config file builds a `TrainConfig`, the command line changes fields (types are
 
 import dataclasses
 import json
+import math
 import re
 import shlex
 import typing
 
 from omnifusion_jax.errors import ConfigError
+from omnifusion_jax.tables import DECODERS
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,16 +31,20 @@ class EncoderConfig:
     mlp: int = 4096  # hidden width of the feed-forward part
     activation: str = "quick_gelu"  # or gelu, gelu_tanh, swiglu
     norm: str = "layer"  # or rms
+    norm_order: str = "pre"  # of a block: norms before attention and feed-forward part; "post": after them
     eps: float = 1e-5  # of norms
     class_token: bool = True  # a trained token before the patches
     registers: int = 0  # tokens after the class token, without a position (arXiv 2309.16588)
     patch_bias: bool = False  # of the map from pixels
     qkv_bias: bool = True  # of queries, keys and values
+    key_bias: bool = True  # false: queries and values alone have one, as in EVA-02 and Whisper
     qk_norm: bool = False  # an RMS norm of queries and keys over all heads at once
     layer_scale: bool = False  # a trained factor for every channel of what a block adds
     pre_norm: bool = True  # a norm before the first block
     post_norm: bool = True  # a norm after the last block
     position_grid: int | None = None  # patches a side that the positions were trained for; None: those of image_size
+    rope_theta: float | None = None  # rotary positions by row and column: base of their wavelengths; None: there are none
+    rope_grid: int | None = None  # patches a side that rotary positions count in; None: those of image_size
     position_resize: str = "bicubic"  # how they come to those of image_size: a row of nn/resize.py
     mean: tuple[float, float, float] = CLIP_MEAN  # of red, green and blue in [0, 1]: taken away from pixels
     std: tuple[float, float, float] = CLIP_STD  # by which they are then divided
@@ -88,6 +94,9 @@ class EncoderConfig:
     def validate(self):
         one_of("encoder.activation", self.activation, ("quick_gelu", "gelu", "gelu_tanh", "swiglu"))
         one_of("encoder.norm", self.norm, ("layer", "rms"))
+        one_of("encoder.norm_order", self.norm_order, ("pre", "post"))
+        rotates = self.rope_theta is None or self.embed // self.heads % 4 == 0
+        check(rotates, "encoder.rope_theta needs heads of a width that 4 divides: pairs for rows and for columns")
         one_of("encoder.position_resize", self.position_resize, ("bicubic", "bicubic_antialias", "bicubic_offset"))
         check(self.image_size >= self.patch, f"encoder.image_size {self.image_size} is less than encoder.patch {self.patch}")
         check(self.embed % self.heads == 0, f"encoder.embed {self.embed} is not a multiple of encoder.heads {self.heads}")
@@ -105,12 +114,13 @@ HANDED_ON = ("feature_layer", "feature_norm", "keep_class_token")  # of an Encod
 class AdapterConfig:
     """What turns features into token embeddings.
 
-    One encoder: "linear"; "mlp", two layers and a GELU; "transformer", one post-norm layer, then a linear map.
+    One encoder: "linear"; "mlp", two layers and a GELU; "transformer", one post-norm layer, then a linear map;
+    "resampler", trained queries that read the features.
     Two encoders (arXiv 2404.06212, section 3.1): "concat", both sequences one after the other through a transformer layer; "sum", a trained
     combination of all layers of both, added up; "attention", the same combinations read by trained queries.
     """
 
-    kind: str = "transformer"  # or linear, mlp; concat, sum, attention take two encoders
+    kind: str = "transformer"  # or linear, mlp, resampler; concat, sum, attention take two encoders
     heads: int = 4  # of the transformer layer, and of attention
     mlp: int = 2048  # hidden width of "mlp" and of the transformer layer
     activation: str = "gelu"  # or gelu_tanh, of "mlp"; that of the transformer layer is ReLU
@@ -122,7 +132,7 @@ class AdapterConfig:
     shared_norm: bool = True  # sum, attention: one layer norm an encoder, not one a layer
     first_state: int = 0  # sum, attention: the first hidden state of the combination; 0 is the input of the first block
     align: str = "pad"  # sum: the shorter sequence gets zeros at its end; "interpolate": its grid is brought to the longer one's
-    queries: int = 576  # attention: rows that come out
+    queries: int = 576  # attention, resampler: rows that come out
 
     def validate(self):
         one_of("adapter.kind", self.kind, (*ONE_ENCODER, *TWO_ENCODERS))
@@ -133,14 +143,24 @@ class AdapterConfig:
         check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")
 
 
-ONE_ENCODER, TWO_ENCODERS = ("linear", "mlp", "transformer"), ("concat", "sum", "attention")
+ONE_ENCODER, TWO_ENCODERS = ("linear", "mlp", "transformer", "resampler"), ("concat", "sum", "attention")
+
+
+@dataclasses.dataclass(unsafe_hash=True)  # modules carry it as static data
+class RopeScaling:
+    """How Llama 3.1 stretches rotary positions: wavelengths that the first training saw in full are kept."""
+
+    factor: float = 8.0  # by which low frequencies are divided
+    low: float = 1.0  # turns over trained_length, up to which a frequency is low
+    high: float = 4.0  # turns from which on it is kept
+    trained_length: int = 8192  # positions of the first training
 
 
 @dataclasses.dataclass(unsafe_hash=True)  # modules carry it as static data
 class DecoderConfig:
-    """A decoder of the Llama family: grouped-query attention, rotary positions, RMSNorm, SwiGLU, untied head. Mistral has a window besides."""
+    """A decoder of the families of Llama, Mistral and Qwen: grouped-query attention, rotary positions, RMSNorm, SwiGLU."""
 
-    model_type: str = "mistral"  # or llama: what Hugging Face calls it
+    family: str = "mistral"  # or llama, qwen2, qwen3: what Hugging Face calls its model_type
     vocab: int = 32000  # tokens
     embed: int = 4096  # width
     layers: int = 32  # blocks
@@ -149,17 +169,23 @@ class DecoderConfig:
     head_dim: int = 128  # width of a head
     mlp: int = 14336  # hidden width of the feed-forward part
     rope_theta: float = 10000.0  # base of the rotary positions' wavelengths
+    rope_scaling: RopeScaling | None = None  # as Llama 3.1 has it
     eps: float = 1e-5  # of norms
     window: int | None = 4096  # positions back that a token sees; None: all
     max_length: int = 32768  # positions that it was trained for
+    qkv_bias: bool = False  # of queries, keys and values
+    qk_norm: bool = False  # an RMS norm of each head's queries and keys
+    tied: bool = False  # the head is the table of embeddings
+    embed_scale: float = 1.0  # factor of token embeddings
+    residual_scale: float = 1.0  # factor of what a block adds
+    logit_scale: float = 1.0  # factor of the scores
 
     @property
     def group(self):
         return self.heads // self.kv_heads
 
     def validate(self):
-        one_of("decoder.model_type", self.model_type, ("mistral", "llama"))
-        check(self.model_type == "mistral" or self.window is None, "decoder.window: llama has none")
+        DECODERS[self.family]
         check(self.heads % self.kv_heads == 0, f"decoder.heads {self.heads} is not a multiple of decoder.kv_heads {self.kv_heads}")
         check(self.head_dim % 2 == 0, f"decoder.head_dim {self.head_dim} is odd; rotary positions need pairs")
 
@@ -228,7 +254,9 @@ class ModelConfig:
     def rows(self):
         """Token embeddings that the adapter makes of a picture, or of one tile."""
         rows = [encoder.rows for encoder in self.encoders]
-        return {"concat": sum(rows), "sum": max(rows), "attention": self.adapter.queries}.get(self.adapter.kind, rows[0])
+        return {"concat": sum(rows), "sum": max(rows), "attention": self.adapter.queries, "resampler": self.adapter.queries}.get(
+            self.adapter.kind, rows[0]
+        )
 
     @property
     def special(self):
@@ -242,8 +270,13 @@ class ModelConfig:
         kind, width = self.adapter.kind, self.adapter.width or self.encoder.embed
         check((kind in TWO_ENCODERS) == (self.encoder2 is not None), f"adapter.kind {kind!r} takes {1 + (kind in TWO_ENCODERS)} of the two encoders")
         check(kind in TWO_ENCODERS or self.adapter.width is None, f"adapter.width: adapter.kind {kind!r} has the encoder's width")
-        heads = kind in ("transformer", "concat", "attention")
+        width = self.decoder.embed if kind == "resampler" else width
+        heads = kind in ("transformer", "concat", "attention", "resampler")
         check(not heads or width % self.adapter.heads == 0, f"the adapter's width {width} is not a multiple of adapter.heads {self.adapter.heads}")
+        if kind == "resampler":
+            check(math.isqrt(self.adapter.queries) ** 2 == self.adapter.queries, f"adapter.queries {self.adapter.queries} make no square grid")
+            check(width % 4 == 0, f"adapter.kind 'resampler' needs a decoder.embed that 4 divides, not {width}")
+            check(not self.encoder.keep_class_token, "adapter.kind 'resampler': encoder.keep_class_token has no place in the grid")
         for encoder in self.encoders:
             check(0 <= self.adapter.first_state <= encoder.layers, f"adapter.first_state {self.adapter.first_state} is not in 0..{encoder.layers}")
         square = not any(encoder.keep_class_token for encoder in self.encoders)

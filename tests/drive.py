@@ -22,8 +22,13 @@ PROMPT, ROOM = 16, 24
 def arrays(seed, sharpness=3.0, eos=1.0, c=CONFIG):
     """Random parameters by path. A sharp head makes choices clear; `eos` scales the scores of the end of sequence."""
     found = {path: np.array(a) for path, a in nnx.parameters(Decoder(c, rngs=nnx.Rngs(seed))).items()}
-    found["head"] *= sharpness
-    found["head"][:, EOS] *= eos
+    rng = np.random.default_rng(seed)
+    for path in found:
+        if path.endswith("/bias"):  # drawn as zeros, which would hide mistakes
+            found[path] += rng.normal(size=found[path].shape).astype(np.float32) * 0.3
+    head = found["embed"].T if c.tied else found["head"]
+    head *= sharpness
+    head[:, EOS] *= eos
     return found
 
 

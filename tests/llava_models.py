@@ -11,17 +11,18 @@ from parity.torch_models import randomised
 from PIL import Image
 
 import omnifusion_jax as of
-from omnifusion_jax.checkpoints import clip, llama
+from omnifusion_jax.checkpoints import clip, decoders
 from omnifusion_jax.templates import TEMPLATES
 
 C = tiny.config()
 DECODERS = {
     "mistral": dataclasses.replace(C.decoder, vocab=328, max_length=1024),  # more rows than tokens, as published checkpoints have them
-    "llama": dataclasses.replace(C.decoder, vocab=328, max_length=1024, model_type="llama", window=None, heads=3, kv_heads=3),
+    "llama": dataclasses.replace(C.decoder, vocab=328, max_length=1024, family="llama", window=None, heads=3, kv_heads=3),
+    "qwen2": dataclasses.replace(C.decoder, vocab=328, max_length=1024, family="qwen2", window=None, qkv_bias=True, tied=True),
 }
 PICTURES = Path(__file__).parents[1].parent / "shared/data/real_dialogues/images"
 QUESTIONS = ("What is in the picture?", "How many circles are there?", "Where is the blue square: left or right?", "A", "Why?\nSay it.")
-TEXT = {"mistral": hf.MistralConfig, "llama": hf.LlamaConfig}
+TEXT = {"mistral": hf.MistralConfig, "llama": hf.LlamaConfig, "qwen2": hf.Qwen2Config}
 IMAGE = tiny.VOCAB  # the image token's id
 SIDE = C.encoder.image_size
 GRIDS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
@@ -47,7 +48,7 @@ def build(directory, kind="llava", decoder="mistral", template="llava-1.5", visi
     settings |= {"image_grid_pinpoints": GRIDS} if kind == "llava_next" else {}
     config = config_class(
         vision_config=vision or hf.CLIPVisionConfig(**clip.CLIP.encoder_json(C.encoder, "float32")),
-        text_config=TEXT[decoder](**llama.decoder_json(DECODERS[decoder], "float32")),
+        text_config=TEXT[decoder](**decoders.decoder_json(DECODERS[decoder], "float32")),
         image_token_index=IMAGE,
         **settings,
     )

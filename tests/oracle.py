@@ -1,19 +1,26 @@
-"""Hugging Face's `generate` on our parameters."""
+"""Language models of Hugging Face with our parameters, and their `generate`."""
 
 import numpy as np
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+import transformers
 
-from omnifusion_jax.checkpoints import engine, llama
+from omnifusion_jax.checkpoints import decoders, engine
 
 torch.set_num_threads(1)
 
 
-def mistral_of(c, arrays):
-    """`MistralForCausalLM` with the parameters under `decoder/`."""
-    model = MistralForCausalLM(MistralConfig(**llama.decoder_json(c, "float32"), attn_implementation="eager"))
+def empty(c):
+    """The class of the family that `c` names, in its settings."""
+    model = getattr(transformers, decoders.FAMILIES[c.family].architecture)
+    return model(model.config_class(**decoders.decoder_json(c, "float32"), attn_implementation="eager"))
+
+
+def language_of(c, arrays):
+    """The same with the parameters under `decoder/`."""
+    model = empty(c)
     mine = {path: a for path, a in arrays.items() if path.startswith("decoder/")}
-    model.load_state_dict({name: torch.tensor(np.array(a)) for name, a in engine.to_foreign(mine, llama.table(c)).items()})
+    tensors = {name: torch.tensor(np.array(a)) for name, a in engine.to_foreign(mine, decoders.table(c)).items()}
+    model.load_state_dict(tensors | ({decoders.HEAD: tensors[decoders.EMBED]} if c.tied else {}))
     return model.eval()
 
 

@@ -10,9 +10,10 @@ import tiny
 
 from omnifusion_jax.batch import FEATURE, Batch
 from omnifusion_jax.config import AdapterConfig
-from omnifusion_jax.models.adapters import TransformerAdapter, drop
+from omnifusion_jax.models.adapters import TransformerAdapter
 from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.dropout import drop
 
 
 def model():
@@ -51,29 +52,26 @@ def test_it_falls_where_pytorch_has_it(place):
     """Mean, spread and correlations of what comes out of the layer, over many draws, against the same layer
     of PyTorch in training mode."""
     torch = pytest.importorskip("torch")
+    from parity.torch_models import layer_state
+
     settings = AdapterConfig("transformer", heads=HEADS, mlp=WIDTH, dropout=RATE)
     base = tiny.config()
     c = dataclasses.replace(base, adapter=settings, encoder=dataclasses.replace(base.encoder, embed=WIDTH, heads=1))
     c.decoder = dataclasses.replace(c.decoder, embed=WIDTH)
     rng = np.random.default_rng(5)
     shapes = nnx.parameters(nnx.eval_shape(lambda: TransformerAdapter(c, rngs=nnx.Rngs(0))))
-    factor = lambda path: 0.0 if path.removesuffix("_bias") in PLACES[place] else 0.7
+    factor = lambda path: 0.0 if bool(PLACES[place] & set(path.split("/"))) else 0.7
     p = {path: rng.normal(size=a.shape).astype(np.float32) * factor(path) for path, a in shapes.items()}
-    p["linear"], p["linear_bias"] = np.eye(WIDTH, dtype=np.float32), np.zeros(WIDTH, np.float32)
-    p["up"], p["up_bias"] = np.eye(WIDTH, dtype=np.float32), np.ones(WIDTH, np.float32)
-    p["down"] = np.eye(WIDTH, dtype=np.float32) * (0 if "down" in PLACES[place] else 2)
-    for n in (1, 2):
-        p[f"norm{n}/scale"], p[f"norm{n}/bias"] = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32)
+    one, zero, matrix = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32), np.eye(WIDTH, dtype=np.float32)
+    up, down = "layer/feed_forward/up", "layer/feed_forward/down"
+    p |= {"linear/kernel": matrix, "linear/bias": zero, f"{up}/kernel": matrix, f"{up}/bias": one}
+    p[f"{down}/kernel"] = matrix * (0 if "down" in PLACES[place] else 2)
+    p |= {f"layer/norm{n}/{name}": a for n in (1, 2) for name, a in (("scale", one), ("bias", zero))}
     adapter = nnx.with_parameters(nnx.eval_shape(lambda: TransformerAdapter(c, rngs=nnx.Rngs(0))), {path: jnp.asarray(a) for path, a in p.items()})
     x = np.repeat(rng.normal(size=(1, ROWS, WIDTH)).astype(np.float32), DRAWS, axis=0)
 
     layer = torch.nn.TransformerEncoderLayer(WIDTH, HEADS, WIDTH, dropout=RATE, batch_first=True).train()
-    foreign = {"self_attn.in_proj_": "qkv", "self_attn.out_proj.": "out", "linear1.": "up", "linear2.": "down"}
-    state = {f"{name}bias": p[f"{ours}_bias"].reshape(-1) for name, ours in foreign.items()}
-    state |= {"self_attn.in_proj_weight": p["qkv"].reshape(WIDTH, -1).T, "self_attn.out_proj.weight": p["out"].reshape(-1, WIDTH).T}
-    state |= {"linear1.weight": p["up"].T, "linear2.weight": p["down"].T}
-    state |= {f"norm{n}.{t}": p[f"norm{n}/{o}"] for n in (1, 2) for t, o in (("weight", "scale"), ("bias", "bias"))}
-    layer.load_state_dict({name: torch.tensor(np.ascontiguousarray(a)) for name, a in state.items()})
+    layer.load_state_dict(layer_state(p, "layer"))
     torch.manual_seed(0)
     with torch.no_grad():
         theirs = layer(torch.tensor(x)).numpy().reshape(DRAWS, -1)

@@ -114,7 +114,7 @@ REFUSED = [  # what is set in configs/pretrain.py, and what the message says
     ({"model.adapter.width": 512}, "adapter.width: adapter.kind 'transformer' has the encoder's width"),
     ({"model.adapter.heads": 3}, "the adapter's width 1024 is not a multiple of adapter.heads 3"),
     ({"model.adapter.first_state": 25}, r"first_state 25 is not in 0..24"),
-    ({"model.decoder.model_type": "llama"}, "decoder.window: llama has none"),
+    ({"model.decoder.family": "gpt"}, "there is no decoder 'gpt'; choose from .*mistral"),
     ({"model.decoder.kv_heads": 5}, "decoder.heads 32 is not a multiple of decoder.kv_heads 5"),
     ({"model.decoder.head_dim": 65}, "head_dim 65 is odd"),
     ({"model.image.unpad": True}, "need image.fit=tiles"),

@@ -61,7 +61,7 @@ def test_how_an_adapter_was_first_drawn_and_its_dropout_are_free_its_kind_is_not
     save_native(tmp_path / "model", c, tiny.arrays(c, "adapter", "special"), Path(locate("omnifusion-tiny-decoder")))
     free = dataclasses.replace(c, adapter=dataclasses.replace(c.adapter, init="torch", dropout=0.3))
     config = TrainConfig(model=free, init_from=str(tmp_path / "model"))
-    assert "adapter/qkv" in starting_point(config)[0]
+    assert "adapter/layer/attention/query/kernel" in starting_point(config)[0]
     config.model.adapter.kind = "linear"
     with pytest.raises(ConfigError, match=r"--config\.model\.adapter\.kind=transformer"):
         starting_point(config)

@@ -44,7 +44,7 @@ def test_phase_two_starts_from_its_parts_and_phase_one(bundled, phase_one):
     _, expected = bundled
     assert {path.split("/")[0] for path in arrays} == {"encoders", "adapter", "special", "decoder"}
     assert tokenizer == DECODER  # of decoder_from, before that of init_from
-    np.testing.assert_array_equal(arrays["adapter/linear"], -expected["adapter/linear"])
+    np.testing.assert_array_equal(arrays["adapter/linear/kernel"], -expected["adapter/linear/kernel"])
     np.testing.assert_array_equal(arrays["encoders/0/position"], expected["encoders/0/position"])
 
 

@@ -108,6 +108,9 @@ def systems():
     giant, mixed = preset("omnifusion-1.1"), preset("report-sum-mistral-7b")
     giant.encoder = encoder("dinov2-g-reg")
     mixed.adapter.shared_norm, mixed.adapter.bias = False, "one"
+    qwen, resampler = preset("omnifusion-1.1"), preset("omnifusion-1.1")
+    qwen.decoder.qkv_bias = qwen.decoder.qk_norm = True
+    resampler.adapter.kind = "resampler"
     shapes = lambda c, part: {path: a for path, a in nnx.parameters(abstract(c)).items() if path.startswith(part)}
     reader = nnx.parameters(nnx.eval_shape(lambda: PatchReader(preset("omnifusion-tiny"), rngs=nnx.Rngs(0))))
     return {
@@ -119,5 +122,7 @@ def systems():
         "sum": shapes(preset("report-sum-mistral-7b"), ("adapter/", "encoders/1/")),
         "sum, norms apart": shapes(mixed, "adapter/"),
         "attention": shapes(preset("report-attention-mistral-7b"), "adapter/"),
+        "resampler": shapes(resampler, "adapter/"),
+        "qwen": shapes(qwen, "decoder/layers/attention/"),
         "patches": {"head": reader["head"]},
     }

@@ -3,7 +3,7 @@
 Known are its kind, projection and summation (models/mix.py), and its sizes. So a file is read by shapes, by the order of its tensors, and by hints in
 their names. A *reading* says for each of our arrays where it comes from:
 
-    {"adapter/linear": "out.weight", "adapter/mixes/0/layers/kernel": {"from": "clip_map_{0-24}.weight", "as": "[out, in]"}, ...}
+    {"adapter/linear/kernel": "out.weight", "adapter/mixes/0/layers/kernel": {"from": "clip_map_{0-24}.weight", "as": "[out, in]"}, ...}
 
 `{0-24}` runs through layers. Where several readings fit, the user decides: a reading is the JSON file that `--assign` takes.
 """
@@ -131,7 +131,7 @@ def roles_of(unit, c, first_state, width):
     """What a Unit can be: dicts, as hashable tuples of (our path, part, form of a kernel or None)."""
     shapes, count = unit.parts, unit.count
     if not count and shapes == linear_shapes(c.decoder.embed, width, shapes):
-        yield (("adapter/linear", "weight", None), ("adapter/linear_bias", "bias", None))
+        yield (("adapter/linear/kernel", "weight", None), ("adapter/linear/bias", "bias", None))
     for i, encoder in enumerate(c.encoders):
         path, states = f"adapter/mixes/{i}", encoder.layers + 1 - first_state
         for form, (shape_of, _) in KERNELS.items():
@@ -164,7 +164,7 @@ def complete(taken):
     one, other = ({p.removeprefix(f"adapter/mixes/{i}/") for p in paths if p.startswith(f"adapter/mixes/{i}/")} for i in (0, 1))
     norm, biases = {"norm/scale", "layers/norm/scale"} & one, {"bias", "layers/bias"} & one
     forms = {form for _, _, form in taken if form}
-    return "adapter/linear" in paths and one == other and "layers/kernel" in one and len(norm) == 1 and len(biases) < 2 and len(forms) == 1
+    return "adapter/linear/kernel" in paths and one == other and "layers/kernel" in one and len(norm) == 1 and len(biases) < 2 and len(forms) == 1
 
 
 def score(chosen):
@@ -199,12 +199,12 @@ def adapter_config(reading, tensors, c: ModelConfig, where) -> AdapterConfig:
     problems = [f"{name}: the adapter's file has no such tensor" for name in used if name not in tensors]
     problems += [f"{name}: used {used.count(name)} times" for name in dict.fromkeys(used) if used.count(name) > 1]
     problems += [f"{name}: not used" for name in tensors if name not in used]
-    paths = [f"adapter/mixes/{i}/layers/kernel" for i in (0, 1)] + ["adapter/linear"]
+    paths = [f"adapter/mixes/{i}/layers/kernel" for i in (0, 1)] + ["adapter/linear/kernel"]
     problems += [f"(no name) -> {path}: missing" for path in paths if path not in reading]
     problems += [f"{path}: as must be one of {', '.join(KERNELS)}" for path in paths[:2] if path in reading and form_of(reading[path]) not in KERNELS]
     refuse(problems, where, "cannot be assigned")
     a, states = AdapterConfig(kind="sum"), kernel_layers(reading[paths[0]], tensors, c.encoder.embed)
-    a.width = int(tensors[names(reading["adapter/linear"])[0]].shape[1])
+    a.width = int(tensors[names(reading["adapter/linear/kernel"])[0]].shape[1])
     a.bias = next((bias for bias, path in (("layers", "layers/bias"), ("one", "bias")) if f"adapter/mixes/0/{path}" in reading), "none")
     a.shared_norm, a.first_state = "adapter/mixes/0/norm/scale" in reading, c.encoder.layers + 1 - states
     return a
@@ -237,7 +237,7 @@ def assigned(reading, tensors, c: ModelConfig, where):
         wanted = KERNELS[form][0](*shape) if form else None
         if {a.shape for a in stack} != {wanted or stack[0].shape} or sum(a.size for a in stack) != np.prod(shape):
             problems.append(f"{reading[path]} -> {path}: has shape {[list(a.shape) for a in stack[:1]]} x {len(stack)}, {list(shape)} is needed")
-        elif path == "adapter/linear":
+        elif path == "adapter/linear/kernel":
             arrays[path] = stack[0].T
         else:
             arrays[path] = KERNELS[form][1](np.stack(stack), shape) if form else np.stack(stack).reshape(shape)
@@ -251,7 +251,7 @@ def spelled(source):
 
 def table(c: ModelConfig):
     """Names under which such an adapter is written; `readings` finds one reading of them."""
-    rows = {"linear.weight": ("adapter/linear", MATRIX), "linear.bias": ("adapter/linear_bias", SAME)}
+    rows = {"linear.weight": ("adapter/linear/kernel", MATRIX), "linear.bias": ("adapter/linear/bias", SAME)}
     for i, tag in enumerate(("first", "second")):
         path = f"adapter/mixes/{i}"
         rows[f"{tag}_layers.{{}}.weight"], rows[f"{tag}_weights"] = (f"{path}/layers/kernel", MATRIX), (f"{path}/layers/weight", SAME)

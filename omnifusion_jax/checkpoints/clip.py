@@ -13,8 +13,8 @@ NAMES = named(
         LAYER + "self_attn.k_proj": "layers/attention/key",
         LAYER + "self_attn.v_proj": "layers/attention/value",
         LAYER + "self_attn.out_proj": "layers/attention/out",
-        LAYER + "mlp.fc1": "layers/up",
-        LAYER + "mlp.fc2": "layers/down",
+        LAYER + "mlp.fc1": "layers/feed_forward/up",
+        LAYER + "mlp.fc2": "layers/feed_forward/down",
     },
     norms={
         PREFIX + "pre_layrnorm": "pre_norm",

@@ -14,9 +14,9 @@ LAYER = "encoder.layer.{}."
 
 # Names of attention and of the gated feed-forward part: in public files, and with transformers 5
 PUBLIC = ("attention.query", "attention.key", "attention.value", "output.dense")
-PUBLIC_GATED = {"weights_in": ("layers/gate", "layers/up"), "weights_out": "layers/down"}
+PUBLIC_GATED = {"weights_in": ("layers/feed_forward/gate", "layers/feed_forward/up"), "weights_out": "layers/feed_forward/down"}
 LATER = ("q_proj", "k_proj", "v_proj", "o_proj")
-LATER_GATED = {"gate_proj": "layers/gate", "up_proj": "layers/up", "down_proj": "layers/down"}
+LATER_GATED = {"gate_proj": "layers/feed_forward/gate", "up_proj": "layers/feed_forward/up", "down_proj": "layers/feed_forward/down"}
 
 
 def names(attention, feed_forward):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omnifusion_jax.checkpoints import assign, llama, original
+from omnifusion_jax.checkpoints import assign, decoders, original
 from omnifusion_jax.checkpoints.encoders import write_encoder, written_as
 from omnifusion_jax.checkpoints.engine import to_foreign
 from omnifusion_jax.checkpoints.files import write_json, write_safetensors, write_weights
@@ -63,7 +63,7 @@ def write_frozen(checkpoint, directory, names, dtype):
     """The tokenizer, the decoder, and the encoders under their `names`."""
     config = checkpoint.config
     copy_tokenizer(checkpoint.tokenizer, made(directory / original.TOKENIZER))
-    write_decoder(made(directory / original.DECODER), config.decoder, part(checkpoint, "decoder", llama.table(config.decoder), dtype))
+    write_decoder(made(directory / original.DECODER), config.decoder, part(checkpoint, "decoder", decoders.table(config.decoder), dtype))
     for i, (name, encoder) in enumerate(zip(names, config.encoders, strict=True)):
         arrays = arrays_of(checkpoint, f"encoders/{i}", dtype)
         write_encoder(made(directory / name), encoder, arrays, config.image.fit, f"encoders/{i}")
@@ -120,7 +120,7 @@ def made(directory) -> Path:
 
 
 def write_decoder(directory, c, tensors):
-    write_json(directory / "config.json", llama.decoder_json(c, type_of(tensors)))
+    write_json(directory / "config.json", decoders.decoder_json(c, type_of(tensors)))
     write_json(directory / "generation_config.json", {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2})
     write_weights(directory, tensors)
 

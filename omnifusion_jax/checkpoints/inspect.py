@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 
-from omnifusion_jax.checkpoints import encoders, hub, llama
+from omnifusion_jax.checkpoints import decoders, encoders, hub
 from omnifusion_jax.checkpoints.load import family_of, load_checkpoint, load_decoder, load_encoder
 
 
@@ -14,9 +14,9 @@ def inspect(source, **options):
       CheckpointError: it is none of them, or does not fit together.
     """
     directory = hub.local(source, files=True)
-    if family_of(directory) is None and directory.is_dir() and llama.is_llama(directory):
+    if family_of(directory) is None and directory.is_dir() and decoders.is_decoder(directory):
         config, arrays, _ = load_decoder(source)
-        return config.model_type, {"decoder": config}, arrays
+        return config.family, {"decoder": config}, arrays
     if family_of(directory) is None and encoders.is_encoder(directory):
         config, arrays = load_encoder(source)
         return next(name for name, family in encoders.VISION_FAMILIES.items() if family.knows(directory)), {"encoder": config}, arrays

@@ -29,8 +29,8 @@ NAMES = named(
     linear={
         "embeddings.patch_embeddings.projection": "patch",
         **{LAYER + name: ours for name, ours in zip(ATTENTION, (*QKV, "layers/attention/out"), strict=True)},
-        LAYER + "mlp.fc1": "layers/up",
-        LAYER + "mlp.fc2": "layers/down",
+        LAYER + "mlp.fc1": "layers/feed_forward/up",
+        LAYER + "mlp.fc2": "layers/feed_forward/down",
     },
     norms={LAYER + "layernorm_before": "layers/norm1", LAYER + "layernorm_after": "layers/norm2"},
 )
@@ -47,8 +47,8 @@ ORIGINAL_NAMES = named(
         "embeddings.patch_embedding": "patch",
         ORIGINAL + "attn.qkv": QKV,
         ORIGINAL + "attn.proj": "layers/attention/out",
-        ORIGINAL + "mlp.fc1": "layers/up",
-        ORIGINAL + "mlp.fc2": "layers/down",
+        ORIGINAL + "mlp.fc1": "layers/feed_forward/up",
+        ORIGINAL + "mlp.fc2": "layers/feed_forward/down",
     },
     norms={ORIGINAL + "norm1": "layers/norm1", ORIGINAL + "norm2": "layers/norm2"},
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omnifusion_jax.checkpoints import clip, llama, processor
+from omnifusion_jax.checkpoints import clip, decoders, processor
 from omnifusion_jax.checkpoints.clip import CLIP
 from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes_of
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
@@ -39,18 +39,18 @@ FORMS = (  # names that transformers 5 has in memory, and has written without th
     (r"model\.(?=vision_tower\.|multi_modal_projector\.|image_newline$)", ""),
     (r"vision_tower\.(?!vision_model\.)", TOWER + clip.PREFIX),
 )
-IGNORED = (*(re.escape(TOWER) + f"(?:{name})" for name in SIGLIP.ignored), *llama.IGNORED)
+IGNORED = (*(re.escape(TOWER) + f"(?:{name})" for name in SIGLIP.ignored), *decoders.IGNORED)
 
 
 def projector_table(c: AdapterConfig):
     first, second = PROJECTOR + "linear_1.", PROJECTOR + "linear_2."
     if c.kind == "linear":  # linear_2 is an identity there
-        return {first + "weight": ("adapter/linear", MATRIX), first + "bias": ("adapter/linear_bias", SAME)}
+        return {first + "weight": ("adapter/linear/kernel", MATRIX), first + "bias": ("adapter/linear/bias", SAME)}
     return {
-        first + "weight": ("adapter/up", MATRIX),
-        first + "bias": ("adapter/up_bias", SAME),
-        second + "weight": ("adapter/linear", MATRIX),
-        second + "bias": ("adapter/linear_bias", SAME),
+        first + "weight": ("adapter/up/kernel", MATRIX),
+        first + "bias": ("adapter/up/bias", SAME),
+        second + "weight": ("adapter/linear/kernel", MATRIX),
+        second + "bias": ("adapter/linear/bias", SAME),
     }
 
 
@@ -70,7 +70,7 @@ def table(c: ModelConfig):
     rows = {TOWER + name: row for name, row in tower(c.encoder).table(c.encoder).items()}
     rows |= projector_table(c.adapter)
     rows |= {NEWLINE: ("special/newline", SAME)} if c.image.newline else {}
-    return rows | {LANGUAGE + name: row for name, row in llama.table(c.decoder).items()}
+    return rows | {LANGUAGE + name: row for name, row in decoders.table(c.decoder).items()}
 
 
 def is_llava(directory):
@@ -93,8 +93,7 @@ def read(directory, dtype=None):
     elif (name := PROJECTOR + "linear_1.bias") in tensors:
         config.adapter.mlp = len(tensors[name])
     config.validate()
-    tied = {"tie_word_embeddings": hf.get("tie_word_embeddings") or (hf.get("text_config") or {}).get("tie_word_embeddings")}
-    tensors = llama.untied(tensors, tied, LANGUAGE)
+    tensors = decoders.without_copy(tensors, config.decoder, directory, LANGUAGE)
     arrays = from_foreign(tensors, table(config), shapes_of(config), directory, ignore=IGNORED, dtype=dtype)
     return config, arrays, tokenizer_of(directory, config, hf)
 
@@ -128,12 +127,14 @@ def model_config(hf, directory) -> ModelConfig:
         raise CheckpointError(f"{where}: vision_feature_select_strategy 'default' leaves out a patch where there is no class token; 'full' does not")
     encoder.feature_layer, encoder.keep_class_token = layer, strategy == "full" and encoder.class_token
     settings, pictures = processor.read_settings(directory)
+    text = hf.get("text_config") or {}
+    tied = bool(hf.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
     config = ModelConfig(
         preset=hf["model_type"],
         filled_from=hf["model_type"],
         encoder=encoder,
         adapter=AdapterConfig(**PROJECTORS[hf.get("projector_hidden_act", "gelu")]),
-        decoder=llama.decoder_config({"model_type": "llama", **(hf.get("text_config") or {})}, f"{where}, text_config"),
+        decoder=decoders.decoder_config({"model_type": "llama", **text, "tie_word_embeddings": tied}, f"{where}, text_config"),
         image=tile_config(hf, pictures, encoder.image_size, directory) if tiles else ImageConfig(),
         layout="template",
         prompt="",
@@ -194,9 +195,9 @@ def config_json(c: ModelConfig, dtype, image, tokenizer):
         "multimodal_projector_bias": True,
         "vision_feature_layer": c.encoder.feature_layer,
         "vision_feature_select_strategy": processor.strategy_of(c),
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": c.decoder.tied,
         "torch_dtype": dtype,
-        "text_config": llama.decoder_json(c.decoder, dtype) | ends,
+        "text_config": decoders.decoder_json(c.decoder, dtype, ends),
         "vision_config": tower(c.encoder).encoder_json(c.encoder, dtype),
         **({"image_grid_pinpoints": processor.pinpoints(c), "use_image_newline_parameter": True} if kind == "llava_next" else {}),
     }

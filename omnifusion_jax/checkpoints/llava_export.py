@@ -58,12 +58,12 @@ def export_llava(checkpoint: Checkpoint, output, dtype=None):
         layout_template.check_template(c, checkpoint.tokenizer, partial)
         names = Tokenizer(partial)
         arrays, vocab = with_rows(arrays, c, added)
-        c = dataclasses.replace(c, decoder=dataclasses.replace(c.decoder, vocab=vocab))
-        tensors = to_foreign(arrays, llava.table(c)) | identity(c, arrays["adapter/linear"].dtype)
+        c = dataclasses.replace(c, decoder=dataclasses.replace(c.decoder, vocab=vocab, tied="decoder/head" not in arrays))
+        tensors = to_foreign(arrays, llava.table(c)) | identity(c, arrays["adapter/linear/kernel"].dtype)
         (partial / processor.TEMPLATE).write_text(layout_template.source(c, names.names["eos_token"]), encoding="utf-8")
         write_json(partial / processor.PICTURES, processor.pictures_json(c))
         write_json(partial / processor.PROCESSOR, processor.processor_json(c))
-        write_json(partial / "config.json", llava.config_json(c, str(arrays["decoder/head"].dtype), image, names))
+        write_json(partial / "config.json", llava.config_json(c, str(arrays["decoder/embed"].dtype), image, names))
         write_json(partial / "generation_config.json", generation_json(names, sorted(added.values())))
         write_weights(partial, tensors)
 
@@ -106,9 +106,9 @@ def with_rows(arrays, c: ModelConfig, added):
     """The arrays without the layout's trained vectors, which are rows of the embeddings now; and how many rows there are.
 
     A new column of the head is the mean of all others, so that its logit is the mean of all others: it exceeds the largest never, and takes 1 / vocab
-    of the probability at most (Jensen's inequality).
+    of the probability at most (Jensen's inequality). A tied head with new columns is one of its own.
     """
-    embed, head = arrays["decoder/embed"], arrays["decoder/head"]
+    embed, head = arrays["decoder/embed"], arrays.get("decoder/head")
     vocab = c.decoder.vocab
     rows = max(vocab, *(i + 1 for i in added.values()), 0)
     vectors = {added[token]: arrays[f"special/{name}"] for name, token in layout_template.tokens(c).items()}
@@ -122,14 +122,14 @@ def with_rows(arrays, c: ModelConfig, added):
         return table
 
     def heads():
-        table = np.asarray(head)
-        mean = table.mean(axis=1, keepdims=True, dtype=np.float32).astype(head.dtype)
+        table = np.asarray(embed).T if head is None else np.asarray(head)
+        mean = table.mean(axis=1, keepdims=True, dtype=np.float32).astype(table.dtype)
         return np.concatenate([table, np.repeat(mean, rows - vocab, axis=1)], axis=1)
 
     kept = {path: a for path, a in arrays.items() if path.split("/")[0] != "special" or path == "special/newline"}
     if rows > vocab or vectors:
         kept["decoder/embed"] = Lazy((rows, embed.shape[1]), embed.dtype, lambda spans: embeddings()[spans])
-        kept["decoder/head"] = Lazy((head.shape[0], rows), head.dtype, lambda spans: heads()[spans])
+        kept["decoder/head"] = Lazy((embed.shape[1], rows), embed.dtype if head is None else head.dtype, lambda spans: heads()[spans])
     return kept, rows
 
 

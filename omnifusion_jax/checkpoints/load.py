@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from omnifusion_jax.checkpoints import encoders, hub, llama, llava, native, original, phase1
+from omnifusion_jax.checkpoints import decoders, encoders, hub, llava, native, original, phase1
 from omnifusion_jax.checkpoints.bundled import VISION
 from omnifusion_jax.checkpoints.lazy import placed
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
@@ -63,7 +63,7 @@ FAMILIES = {
 }
 ALONE = {  # sources that are a part of a model: what they are, and how convert takes them
     "a vision tower": (encoders.is_encoder, "--vision={} --decoder=LANGUAGE_MODEL"),
-    "a language model": (llama.is_llama, "--decoder={} --vision=VISION_TOWER"),
+    "a language model": (decoders.is_decoder, "--decoder={} --vision=VISION_TOWER"),
 }
 
 
@@ -173,7 +173,7 @@ def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:
     directory = hub.local(source)
     tokenizer = fast_tokenizer(directory)
     if not native.is_native(directory):
-        return *llama.read(directory, dtype), tokenizer
+        return *decoders.read(directory, dtype), tokenizer
     config, arrays = native_part(directory, "decoder", dtype)
     return config.decoder, arrays, tokenizer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omnifusion_jax.checkpoints.files import WEIGHTS as HUGGING_FACE
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
-from omnifusion_jax.checkpoints.vision import QKV, QKV_BIAS, Family, named
+from omnifusion_jax.checkpoints.vision import QKV_BIAS, QKV_KERNEL, Family, named
 from omnifusion_jax.config import CLIP_MEAN, CLIP_STD, EncoderConfig
 from omnifusion_jax.errors import CheckpointError
 
@@ -16,14 +16,14 @@ NAMES = named(
     tensors={
         "visual.class_embedding": "class_token",
         "visual.positional_embedding": "position",
-        "visual.conv1.weight": "patch",
-        BLOCK + "attn.in_proj_weight": QKV,
+        "visual.conv1.weight": "patch/kernel",
+        BLOCK + "attn.in_proj_weight": QKV_KERNEL,
         BLOCK + "attn.in_proj_bias": QKV_BIAS,
     },
     linear={
         BLOCK + "attn.out_proj": "layers/attention/out",
-        BLOCK + "mlp.c_fc": "layers/up",
-        BLOCK + "mlp.c_proj": "layers/down",
+        BLOCK + "mlp.c_fc": "layers/feed_forward/up",
+        BLOCK + "mlp.c_proj": "layers/feed_forward/down",
     },
     norms={"visual.ln_pre": "pre_norm", "visual.ln_post": "post_norm", BLOCK + "ln_1": "layers/norm1", BLOCK + "ln_2": "layers/norm2"},
 )

@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from omnifusion_jax.checkpoints import encoders, llama
+from omnifusion_jax.checkpoints import decoders, encoders
 from omnifusion_jax.checkpoints.assign import adapter_config, assigned, choose, divided
-from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes_of, split, split_in, split_out
+from omnifusion_jax.checkpoints.engine import MATRIX, SAME, Fused, from_foreign, shapes_of, split, split_in, split_out
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
 from omnifusion_jax.checkpoints.torch_files import read_torch_file, state_dict
@@ -45,21 +45,26 @@ def adapter_table(c: ModelConfig):
     heads = c.adapter.heads, c.encoder.embed // c.adapter.heads
     layer = LAYER
     return {
-        layer + "self_attn.in_proj_weight": ("adapter/qkv", split_out(3, *heads)),
-        layer + "self_attn.in_proj_bias": ("adapter/qkv_bias", split(3, *heads)),
-        layer + "self_attn.out_proj.weight": ("adapter/out", split_in(*heads)),
-        layer + "self_attn.out_proj.bias": ("adapter/out_bias", SAME),
-        layer + "linear1.weight": ("adapter/up", MATRIX),
-        layer + "linear1.bias": ("adapter/up_bias", SAME),
-        layer + "linear2.weight": ("adapter/down", MATRIX),
-        layer + "linear2.bias": ("adapter/down_bias", SAME),
-        layer + "norm1.weight": ("adapter/norm1/scale", SAME),
-        layer + "norm1.bias": ("adapter/norm1/bias", SAME),
-        layer + "norm2.weight": ("adapter/norm2/scale", SAME),
-        layer + "norm2.bias": ("adapter/norm2/bias", SAME),
-        "linear.weight": ("adapter/linear", MATRIX),
-        "linear.bias": ("adapter/linear_bias", SAME),
+        layer + "self_attn.in_proj_weight": packed("kernel", split_out(*heads)),
+        layer + "self_attn.in_proj_bias": packed("bias", split(*heads)),
+        layer + "self_attn.out_proj.weight": ("adapter/layer/attention/out/kernel", split_in(*heads)),
+        layer + "self_attn.out_proj.bias": ("adapter/layer/attention/out/bias", SAME),
+        layer + "linear1.weight": ("adapter/layer/feed_forward/up/kernel", MATRIX),
+        layer + "linear1.bias": ("adapter/layer/feed_forward/up/bias", SAME),
+        layer + "linear2.weight": ("adapter/layer/feed_forward/down/kernel", MATRIX),
+        layer + "linear2.bias": ("adapter/layer/feed_forward/down/bias", SAME),
+        layer + "norm1.weight": ("adapter/layer/norm1/scale", SAME),
+        layer + "norm1.bias": ("adapter/layer/norm1/bias", SAME),
+        layer + "norm2.weight": ("adapter/layer/norm2/scale", SAME),
+        layer + "norm2.bias": ("adapter/layer/norm2/bias", SAME),
+        "linear.weight": ("adapter/linear/kernel", MATRIX),
+        "linear.bias": ("adapter/linear/bias", SAME),
     }
+
+
+def packed(name, transform):
+    """PyTorch keeps queries, keys and values in one tensor."""
+    return Fused(*((f"adapter/layer/attention/{part}/{name}", transform) for part in ("query", "key", "value")))
 
 
 SPECIAL_TABLE = {name: (f"special/{name.lower()}", SAME) for name in ("USER", "BOT", "SOI", "EOI")}
@@ -110,7 +115,7 @@ def read(source, vision=(), dtype=None, assign=None):
         number = "one encoder" if adapter.towers == 1 else "two encoders"
         raise CheckpointError(f"{adapter.file} is the adapter of {number}, {len(vision)} given. {ADVICE}")
     towers = [encoders.read_encoder(path, dtype, f"encoders/{i}") for i, path in enumerate(vision)]
-    decoder, arrays = llama.read(directory / folder, dtype)
+    decoder, arrays = decoders.read(directory / folder, dtype)
     config = ModelConfig(preset="", encoder=towers[0][0], decoder=decoder, layout="original")
     config.encoder2 = towers[1][0] if adapter.towers == 2 else None
     config.image.fit = encoders.preferred_fit(vision[0])

@@ -9,8 +9,8 @@ from omnifusion_jax.checkpoints.vision import QKV, Family, named
 from omnifusion_jax.config import HALF, EncoderConfig
 from omnifusion_jax.errors import CheckpointError
 
-MLP = {"fc1": "layers/up", "fc2": "layers/down"}
-GATED = {"w12": ("layers/gate", "layers/up"), "w3": "layers/down"}
+MLP = {"fc1": "layers/feed_forward/up", "fc2": "layers/feed_forward/down"}
+GATED = {"w12": ("layers/feed_forward/gate", "layers/feed_forward/up"), "w3": "layers/feed_forward/down"}
 
 ARCHITECTURE = r"vit_(\w+?)_patch\d+_siglip_\d+"
 HEADS = {"base": 12, "large": 16, "so400m": 16}  # what shapes do not say, by the size in the architecture's name

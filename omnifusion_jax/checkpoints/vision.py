@@ -11,7 +11,7 @@ from omnifusion_jax.config import EncoderConfig
 
 CONVOLUTION = Transform(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # [out, 3, p, p] <-> [p, p, 3, out]
 QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
-QKV_BIAS = tuple(f"{path}_bias" for path in QKV)
+QKV_KERNEL, QKV_BIAS = (tuple(f"{path}/{name}" for path in QKV) for name in ("kernel", "bias"))
 
 
 def ones_before(n):
@@ -26,8 +26,8 @@ def named(tensors=(), linear=(), norms=()):
     """{name of a tensor: our path}, from names of tensors, of layers with a weight and a bias, and of norms. Several paths are a packed tensor."""
     found = dict(tensors)
     for theirs, ours in dict(linear).items():
-        found[f"{theirs}.weight"] = ours
-        found[f"{theirs}.bias"] = tuple(f"{path}_bias" for path in ours) if isinstance(ours, tuple) else f"{ours}_bias"
+        for name, of in (("weight", "kernel"), ("bias", "bias")):
+            found[f"{theirs}.{name}"] = tuple(f"{path}/{of}" for path in ours) if isinstance(ours, tuple) else f"{ours}/{of}"
     for theirs, ours in dict(norms).items():
         found |= {f"{theirs}.weight": f"{ours}/scale", f"{theirs}.bias": f"{ours}/bias"}
     return found
@@ -37,11 +37,11 @@ def transforms(c: EncoderConfig):
     """How arrays of other libraries come to our shapes, by our path; those of other paths have them already."""
     heads, attention = (c.heads, c.embed // c.heads), "layers/attention/"
     return {
-        "patch": CONVOLUTION,
-        **dict.fromkeys(QKV, split_out(*heads)),
+        "patch/kernel": CONVOLUTION,
+        **dict.fromkeys(QKV_KERNEL, split_out(*heads)),
         **dict.fromkeys((*QKV_BIAS, attention + "query_norm/scale", attention + "key_norm/scale"), split(*heads)),
-        attention + "out": split_in(*heads),
-        **dict.fromkeys(("layers/up", "layers/gate", "layers/down"), MATRIX),
+        attention + "out/kernel": split_in(*heads),
+        **{f"layers/feed_forward/{name}/kernel": MATRIX for name in ("up", "gate", "down")},
     }
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from omnifusion_jax.inference.beam import Beams
 from omnifusion_jax.inference.logits import Knobs
 from omnifusion_jax.inference.sampling import Draws, keys
-from omnifusion_jax.nn.attention import AttentionSpec
+from omnifusion_jax.nn.attend import AttentionSpec, Places
 from omnifusion_jax.sharding import constrain
 
 
@@ -43,8 +43,8 @@ def start(decoder, x, segments, positions, words, knobs, rules):
     """
     beams, room = rules.num_beams, rules.room
     c, (batch, prompt) = decoder.config, segments.shape
-    empty = [(jnp.zeros((batch, c.kv_heads, prompt, c.head_dim), x.dtype),) * 2 for _ in range(c.layers)]
-    hidden, cache = decoder(x, AttentionSpec.of(segments, positions, c.window), spread(empty))
+    empty, first = decoder.init_cache(batch, prompt, x.dtype), jnp.zeros(batch, jnp.int32)
+    hidden, cache = decoder(x, AttentionSpec.of(segments, positions, c.window), spread(empty), first)
 
     def widen(a):  # a prompt is read once, then every beam gets its copy
         return jnp.repeat(a, beams, axis=0)
@@ -75,10 +75,11 @@ def advance(decoder, state, until, rules):
 
     def body(state):
         cache = reorder(state.cache, state.search.parents, prompt)  # before anything is written: done after, XLA would copy the whole cache
-        at = prompt + state.step - 1
-        x = decoder.embed[...][state.search.last(state.step)][:, None]  # [rows, 1, embed]
-        here = jax.lax.dynamic_slice_in_dim(state.positions, at, 1, axis=1)
-        spec = AttentionSpec(jnp.ones_like(here), here, state.segments, state.positions, decoder.config.window)
+        at = jnp.full(len(state.positions), prompt + state.step - 1)
+        x = decoder.embed_tokens(state.search.last(state.step))[:, None]  # [rows, 1, embed]
+        here = jnp.take_along_axis(state.positions, at[:, None], axis=1)
+        query = Places(jnp.ones_like(here), here, here)
+        spec = AttentionSpec(query, Places(state.segments, state.positions, state.positions), decoder.config.window)
         hidden, cache = decoder(x, spec, cache, at)
         search = state.search.choose(decoder.logits(hidden[:, 0]), state.step, state.knobs, rules)
         return state._replace(step=state.step + 1, cache=spread(cache), search=search)

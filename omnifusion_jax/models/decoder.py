@@ -1,78 +1,91 @@
-"""The Mistral decoder (arXiv 2310.06825): grouped-query attention, rotary positions, RMSNorm, SwiGLU, sliding window."""
+"""One decoder for the families of Llama, Mistral and Qwen: grouped-query attention, rotary positions, RMSNorm, SwiGLU.
 
-import jax
+What they do otherwise are fields of DecoderConfig. A decoder of your own is a row of `tables.DECODERS`; a model asks of
+it `embed_tokens`, `__call__`, `logits` and `init_cache`, and its parameter `embed`, [vocab, embed].
+"""
+
 import jax.numpy as jnp
 
 from omnifusion_jax.config import DecoderConfig
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.nn.attention import AttentionSpec, attend
+from omnifusion_jax.nn.attend import AttentionSpec
+from omnifusion_jax.nn.attention import Attention
+from omnifusion_jax.nn.feed_forward import FeedForward
 from omnifusion_jax.nn.init import dense
 from omnifusion_jax.nn.norms import RMSNorm
-from omnifusion_jax.nn.rotary import rotary
+from omnifusion_jax.nn.rotary import frequencies, rotary
 from omnifusion_jax.nn.stack import run_stack
 from omnifusion_jax.sharding import constrain
-
-
-class Attention(nnx.Module):
-    """Grouped-query self-attention.
-
-    Kernels keep their dimensions apart (`[embed, kv_heads, group, head_dim]`), so that a sharding rule can name each
-    of them and no reshape hides one.
-    """
-
-    def __init__(self, c: DecoderConfig, *, rngs):
-        self.theta = c.rope_theta
-        self.query = dense(rngs, c.embed, c.kv_heads, c.group, c.head_dim, fan_in=c.embed)
-        self.key = dense(rngs, c.embed, c.kv_heads, c.head_dim, fan_in=c.embed)
-        self.value = dense(rngs, c.embed, c.kv_heads, c.head_dim, fan_in=c.embed)
-        self.out = dense(rngs, c.kv_heads, c.group, c.head_dim, c.embed, fan_in=c.heads * c.head_dim)
-
-    def __call__(self, x, spec, mask, cache=None, at=0):
-        """x [batch, seq, embed]; `cache` a pair [batch, kv_heads, length, head_dim] that is written from index `at` on. Returns (y, cache)."""
-        q = rotary(jnp.einsum("btd,dkgh->bkgth", x, self.query[...]), spec.query_positions, self.theta)
-        k = rotary(jnp.einsum("bsd,dkh->bksh", x, self.key[...]), spec.query_positions, self.theta)
-        v = jnp.einsum("bsd,dkh->bksh", x, self.value[...])
-        if cache is not None:
-            k, v = cache = tuple(jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=2) for old, new in zip(cache, (k, v), strict=True))
-        return jnp.einsum("bkgth,kghd->btd", attend(q, k, v, mask), self.out[...]), cache
+from omnifusion_jax.tables import DECODERS
 
 
 class Block(nnx.Module):
     def __init__(self, c: DecoderConfig, *, rngs):
+        self.scale = c.residual_scale
         self.norm1, self.norm2 = RMSNorm(c.embed, c.eps), RMSNorm(c.embed, c.eps)
-        self.attention = Attention(c, rngs=rngs)
-        self.gate = dense(rngs, c.embed, c.mlp, fan_in=c.embed)
-        self.up = dense(rngs, c.embed, c.mlp, fan_in=c.embed)
-        self.down = dense(rngs, c.mlp, c.embed, fan_in=c.mlp)
+        bias = ("query", "key", "value") if c.qkv_bias else ()
+        norm = (lambda: RMSNorm(c.head_dim, c.eps)) if c.qk_norm else None
+        self.attention = Attention(c.embed, c.heads, c.head_dim, c.kv_heads, bias, norm, rngs=rngs)
+        self.feed_forward = FeedForward(c.embed, c.mlp, "swiglu", bias=False, rngs=rngs)
 
-    def __call__(self, x, spec, mask, cache=None, at=0):
+    def __call__(self, x, spec, turn, cache=None, at=None):
         x = constrain(x, "batch", None, None)
-        y, cache = self.attention(self.norm1(x), spec, mask, cache, at)
-        x = x + y
-        y = self.norm2(x)
-        return x + (jax.nn.silu(y @ self.gate[...]) * (y @ self.up[...])) @ self.down[...], cache
+        y, cache = self.attention(self.norm1(x), spec, turn=turn, cache=cache, at=at)
+        x = x + scaled(y, self.scale)
+        return x + scaled(self.feed_forward(self.norm2(x)), self.scale), cache
 
 
+def scaled(x, factor):
+    return x if factor == 1 else x * factor
+
+
+@DECODERS.row("mistral")
+@DECODERS.row("llama")
+@DECODERS.row("qwen2")
+@DECODERS.row("qwen3")
 class Decoder(nnx.Module):
-    """Token embeddings [batch, seq, embed] to hidden states; `logits` turns those into scores over the vocabulary."""
+    """Token embeddings [batch, seq, embed] to hidden states; `logits` turns those into scores over the vocabulary.
+
+    Where the head is tied, it is the table of embeddings: one array, with one gradient.
+    """
 
     def __init__(self, c: DecoderConfig, *, rngs):
         self.config = c
         self.embed = dense(rngs, c.vocab, c.embed, fan_in=c.embed)
         self.layers = nnx.stacked(lambda rngs: Block(c, rngs=rngs), c.layers, rngs)
         self.norm = RMSNorm(c.embed, c.eps)
-        self.head = dense(rngs, c.embed, c.vocab, fan_in=c.embed)
+        self.head = None if c.tied else dense(rngs, c.embed, c.vocab, fan_in=c.embed)
 
-    def __call__(self, x, spec: AttentionSpec, cache=None, at=0, remat="none"):
-        """Hidden states after the last norm, and the cache with the new keys and values written from index `at` on.
+    @property
+    def dtype(self):
+        """Of what is computed; the table of embeddings may be kept in another."""
+        return self.norm.scale[...].dtype
 
-        `cache` is a list of one (key, value) pair a layer, for the list form of the stack, or None. With a cache, `spec` describes its whole length
-        on the key side.
+    def embed_tokens(self, tokens):
+        """int32[...] to [..., embed]."""
+        return scaled(self.embed[...][tokens].astype(self.dtype), self.config.embed_scale)
+
+    def __call__(self, x, spec: AttentionSpec, cache=None, at=None, remat="none"):
+        """Hidden states after the last norm, and the cache with the new keys and values of row b written from index
+        at[b], int32[batch], on.
+
+        `cache` is what `init_cache` makes, for the list form of the stack, or None. With a cache, `spec` describes its
+        whole length on the key side.
         """
-        mask = spec.dense()
-        x, cache = run_stack(self.layers, x, lambda layer, x, kv: layer(x, spec, mask, kv, at), cache, remat)
+        c = self.config
+        frequency = frequencies(c.head_dim // 2, c.rope_theta, c.rope_scaling)
+        turn = lambda a: rotary(a, spec.query.positions, frequency)
+        x, cache = run_stack(self.layers, x, lambda layer, x, kv: layer(x, spec, turn, kv, at), cache, remat)
         return self.norm(x), cache
+
+    def init_cache(self, batch, length, dtype):
+        """Room for `length` positions: a list of one (key, value) pair a layer, [batch, kv_heads, length, head_dim]."""
+        c = self.config
+        empty = jnp.zeros((batch, c.kv_heads, length, c.head_dim), dtype)
+        return [(empty, empty)] * c.layers
 
     def logits(self, x):
         """[..., embed] to float32[..., vocab]."""
-        return jnp.einsum("...d,dv->...v", x, self.head[...], preferred_element_type=jnp.float32)
+        head = self.embed[...].astype(self.dtype).T if self.head is None else self.head[...]
+        found = jnp.einsum("...d,dv->...v", x, head, preferred_element_type=jnp.float32)
+        return scaled(found, self.config.logit_scale)

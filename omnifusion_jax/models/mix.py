@@ -15,7 +15,7 @@ class LayerMap(nnx.Module):
 
     def __init__(self, c: AdapterConfig, width, out, states, *, rngs):
         self.weight = nnx.Param(jnp.full((), 1 / states))
-        init = INITS[c.init]
+        init = INITS[c.init].linear
         self.kernel = init.kernel(rngs, width, out, fan_in=width)
         self.bias = init.bias(rngs, out, fan_in=width) if c.bias == "layers" else None
         self.norm = None if c.shared_norm else LayerNorm(width, c.eps)
@@ -33,12 +33,12 @@ class Mix(nnx.Module):
         states = encoder.layers + 1 - c.first_state
         self.skipped = c.first_state
         self.norm = LayerNorm(encoder.embed, c.eps) if c.shared_norm else None
-        self.bias = INITS[c.init].bias(rngs, out, fan_in=encoder.embed) if c.bias == "one" else None
+        self.bias = INITS[c.init].linear.bias(rngs, out, fan_in=encoder.embed) if c.bias == "one" else None
         self.layers = nnx.stacked(lambda rngs: LayerMap(c, encoder.embed, out, states, rngs=rngs), states, rngs)
 
     def __call__(self, encoder, images):
         """uint8[batch, size, size, 3] to [batch, rows, out]. The sum is in float32."""
-        y = mixed(self, encoder, images).astype(encoder.patch[...].dtype)
+        y = mixed(self, encoder, images).astype(encoder.dtype)
         return y if self.bias is None else y + self.bias[...]
 
 

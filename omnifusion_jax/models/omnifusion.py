@@ -5,12 +5,11 @@ import jax.numpy as jnp
 
 from omnifusion_jax.batch import FEATURE, SPECIAL
 from omnifusion_jax.config import ModelConfig
-from omnifusion_jax.models.adapters import ADAPTERS
-from omnifusion_jax.models.decoder import Decoder
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.nn.attention import AttentionSpec
+from omnifusion_jax.nn.attend import AttentionSpec
 from omnifusion_jax.nn.init import dense
+from omnifusion_jax.tables import ADAPTERS, DECODERS
 
 
 class SpecialVectors(nnx.Module):
@@ -46,7 +45,7 @@ class OmniFusion(nnx.Module):
         self.encoders = nnx.List([VisionTransformer(encoder, rngs=rngs) for encoder in c.encoders])
         self.adapter = ADAPTERS[c.adapter.kind](c, rngs=rngs)
         self.special = SpecialVectors(c.special, c.decoder.embed, rngs=rngs) if c.special else None
-        self.decoder = Decoder(c.decoder, rngs=rngs)
+        self.decoder = DECODERS[c.decoder.family](c.decoder, rngs=rngs)
 
     def encode(self, images, key=None):
         """Token embeddings [batch, tiles * rows, embed] of pictures: for each view uint8[batch, tiles, size, size, 3]."""
@@ -56,7 +55,7 @@ class OmniFusion(nnx.Module):
 
     def embed(self, batch, key=None):
         """Token embeddings [batch, seq, embed] of a laid-out `batch.Batch`, images included."""
-        x = self.decoder.embed[...][batch.tokens].astype(self.decoder.head[...].dtype)
+        x = self.decoder.embed_tokens(batch.tokens)
         if batch.images[0].shape[1]:
             x = insert(x, self.encode(batch.images, key), batch.index, batch.kind == FEATURE)
         if self.special is not None:

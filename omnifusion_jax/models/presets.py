@@ -8,7 +8,7 @@ from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.models.encoders import encoder as vision
 from omnifusion_jax.templates import TEMPLATES
 
-LLAMA = DecoderConfig(model_type="llama", kv_heads=32, mlp=11008, window=None, max_length=4096)
+LLAMA = DecoderConfig(family="llama", kv_heads=32, mlp=11008, window=None, max_length=4096)
 DECODERS = {
     "mistral-7b": DecoderConfig(),  # Mistral-7B-v0.1, arXiv 2310.06825
     "mistral-7b-v0.2": DecoderConfig(rope_theta=1e6, window=None),

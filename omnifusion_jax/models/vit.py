@@ -1,86 +1,43 @@
-"""The vision transformer of CLIP (arXiv 2103.00020), SigLIP (2303.15343), DINOv2 (2304.07193) and InternViT (2312.14238), read at any layer."""
+"""The vision transformer of CLIP (arXiv 2103.00020), SigLIP (2303.15343), DINOv2 (2304.07193), InternViT (2312.14238)
+and EVA-02 (2303.11331), read at any layer."""
 
 import jax
 import jax.numpy as jnp
 
 from omnifusion_jax.config import EncoderConfig
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.nn.attention import attend
-from omnifusion_jax.nn.init import dense, ones, zeros
-from omnifusion_jax.nn.norms import LayerNorm, RMSNorm
+from omnifusion_jax.nn.attention import Attention
+from omnifusion_jax.nn.feed_forward import FeedForward
+from omnifusion_jax.nn.init import dense, ones
+from omnifusion_jax.nn.linear import Linear
+from omnifusion_jax.nn.norms import HeadsNorm, LayerNorm, RMSNorm
 from omnifusion_jax.nn.resize import resize_matrix
+from omnifusion_jax.nn.rotary import over_grid
 from omnifusion_jax.nn.stack import first_layers, last_layers, run_stack
 from omnifusion_jax.sharding import constrain
 
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+ORDERS = {  # of a block: what is added to x, by a norm and the layer that it belongs to
+    "pre": lambda norm, layer, x: layer(norm(x)),
+    "post": lambda norm, layer, x: norm(layer(x)),
+}
 
 
-class HeadsNorm(nnx.Module):
-    """RMS norm over all heads at once."""
-
-    def __init__(self, heads, size, eps):
-        self.scale, self.eps = ones(heads, size), eps
-
-    def __call__(self, x):  # [batch, heads, seq, head_dim]
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.eps)
-        return y.astype(x.dtype) * self.scale[...][:, None]
-
-
-class Attention(nnx.Module):
-    """Full self-attention. Kernels keep heads and head_dim apart."""
-
+class Block(nnx.Module):
     def __init__(self, c: EncoderConfig, *, rngs):
-        size = c.embed // c.heads
-        self.query, self.key, self.value = (dense(rngs, c.embed, c.heads, size, fan_in=c.embed) for _ in range(3))
-        self.query_bias, self.key_bias, self.value_bias = (zeros(c.heads, size) if c.qkv_bias else None for _ in range(3))
-        self.query_norm, self.key_norm = (HeadsNorm(c.heads, size, c.eps) if c.qk_norm else None for _ in range(2))
-        self.out, self.out_bias = dense(rngs, c.heads, size, c.embed, fan_in=c.embed), zeros(c.embed)
-
-    def __call__(self, x):  # [batch, seq, embed]
-        q = heads(x, self.query, self.query_bias, self.query_norm)
-        k = heads(x, self.key, self.key_bias, self.key_norm)
-        v = heads(x, self.value, self.value_bias)
-        y = attend(q[:, :, None], k, v)[:, :, 0]  # [batch, heads, seq, head_dim]
-        return jnp.einsum("bkth,khd->btd", y, self.out[...]) + self.out_bias[...]
-
-
-def heads(x, kernel, bias, norm=None):
-    y = jnp.einsum("btd,dkh->bkth", x, kernel[...])
-    y = y if bias is None else y + bias[...][:, None]
-    return y if norm is None else norm(y)
-
-
-class FeedForward(nnx.Module):
-    def __init__(self, c: EncoderConfig, *, rngs):
-        self.activation = c.activation
-        gated = c.activation == "swiglu"
-        self.gate, self.gate_bias = (dense(rngs, c.embed, c.mlp, fan_in=c.embed), zeros(c.mlp)) if gated else (None, None)
-        self.up, self.up_bias = dense(rngs, c.embed, c.mlp, fan_in=c.embed), zeros(c.mlp)
-        self.down, self.down_bias = dense(rngs, c.mlp, c.embed, fan_in=c.mlp), zeros(c.embed)
-
-    def __call__(self, x):  # [batch, seq, embed]
-        y = x @ self.up[...] + self.up_bias[...]
-        y = y * jax.nn.silu(x @ self.gate[...] + self.gate_bias[...]) if self.gate else ACTIVATIONS[self.activation](y)
-        return y @ self.down[...] + self.down_bias[...]
-
-
-class Block(FeedForward):
-    def __init__(self, c: EncoderConfig, *, rngs):
-        super().__init__(c, rngs=rngs)
+        self.config = c
+        biases = {"query": c.qkv_bias, "key": c.qkv_bias and c.key_bias, "value": c.qkv_bias, "out": True}
+        bias = [name for name, there in biases.items() if there]
+        norm = (lambda: HeadsNorm(c.heads, c.embed // c.heads, c.eps)) if c.qk_norm else None
         self.norm1, self.norm2 = NORMS[c.norm](c.embed, c.eps), NORMS[c.norm](c.embed, c.eps)
-        self.attention = Attention(c, rngs=rngs)
+        self.attention = Attention(c.embed, c.heads, bias=bias, norm=norm, rngs=rngs)
+        self.feed_forward = FeedForward(c.embed, c.mlp, c.activation, rngs=rngs)
         self.scale1, self.scale2 = (ones(c.embed) if c.layer_scale else None for _ in range(2))
 
-    def __call__(self, x):
-        x = constrain(x, "batch", None, None)
-        x = x + scaled(self.attention(self.norm1(x)), self.scale1)
-        return x + scaled(super().__call__(self.norm2(x)), self.scale2)
+    def __call__(self, x, turn=None):  # [batch, seq, embed]
+        x, order = constrain(x, "batch", None, None), ORDERS[self.config.norm_order]
+        x = x + scaled(order(self.norm1, lambda x: self.attention(x, turn=turn)[0], x), self.scale1)
+        return x + scaled(order(self.norm2, self.feed_forward, x), self.scale2)
 
 
 def scaled(x, scale):
@@ -92,8 +49,7 @@ class VisionTransformer(nnx.Module):
 
     def __init__(self, c: EncoderConfig, *, rngs):
         self.config = c
-        self.patch = dense(rngs, c.patch, c.patch, 3, c.embed, fan_in=3 * c.patch**2)
-        self.patch_bias = zeros(c.embed) if c.patch_bias else None
+        self.patch = Linear((c.patch, c.patch, 3), c.embed, c.patch_bias, rngs=rngs)
         self.class_token = dense(rngs, c.embed, fan_in=c.embed) if c.class_token else None
         self.registers = dense(rngs, c.registers, c.embed, fan_in=c.embed) if c.registers else None
         self.position = dense(rngs, c.positions, c.embed, fan_in=c.embed)
@@ -101,14 +57,23 @@ class VisionTransformer(nnx.Module):
         self.layers = nnx.stacked(lambda rngs: Block(c, rngs=rngs), c.layers, rngs)
         self.post_norm = NORMS[c.norm](c.embed, c.eps) if c.post_norm else None
 
+    @property
+    def dtype(self):
+        return self.patch.kernel[...].dtype
+
+    def block(self):
+        """A step of `run_stack`: (block, x, anything) to (x, None)."""
+        c = self.config
+        turn = over_grid(c.side, c.rope_grid or c.side, c.rope_theta, c.class_token + c.registers) if c.rope_theta else None
+        return lambda layer, x, _=None: (layer(x, turn), None)
+
     def patches(self, images):
         """uint8[batch, size, size, 3] to [batch, patches, embed]. Normalised here: a quarter of the transfer of floats."""
         c = self.config
         pixels = (images.astype(jnp.float32) / 255 - jnp.array(c.mean)) / jnp.array(c.std)
         pixels = pixels[:, : c.side * c.patch, : c.side * c.patch]  # what is less than a patch is not seen
-        pixels = pixels.reshape(-1, c.side, c.patch, c.side, c.patch, 3).astype(self.patch[...].dtype)
-        x = jnp.einsum("bipjqc,pqcd->bijd", pixels, self.patch[...]).reshape(len(images), c.patches, -1)
-        return x if self.patch_bias is None else x + self.patch_bias[...]
+        pixels = pixels.reshape(-1, c.side, c.patch, c.side, c.patch, 3).astype(self.dtype)
+        return self.patch(pixels.swapaxes(2, 3)).reshape(len(images), c.patches, -1)
 
     def grid_positions(self):
         """[patches, embed], brought to the grid of this image size."""
@@ -142,11 +107,12 @@ class VisionTransformer(nnx.Module):
         Returns the last `acc`, and the ys stacked. `items` is a tree of arrays with a leading axis, one row a state. No state outlives its turn,
         unless `each` keeps it.
         """
-        x, _ = run_stack(first_layers(self.layers, skip), self.embed(images), lambda layer, x, _: (layer(x), None))
+        block = self.block()
+        x, _ = run_stack(first_layers(self.layers, skip), self.embed(images), block)
         acc, first = each(start, x, jax.tree.map(lambda a: a[0], items))
 
         def step(layer, carry, item):
-            x = layer(carry[0])
+            x, _ = block(layer, carry[0])
             acc, y = each(carry[1], x, item)
             return (x, acc), y
 
@@ -161,5 +127,5 @@ class VisionTransformer(nnx.Module):
         """uint8[batch, size, size, 3] to features [batch, rows, embed] of the configured layer; blocks above it do not run."""
         c = self.config
         depth = c.feature_layer if c.feature_layer >= 0 else c.layers + 1 + c.feature_layer
-        x, _ = run_stack(first_layers(self.layers, depth), self.embed(images), lambda layer, x, _: (layer(x), None))
+        x, _ = run_stack(first_layers(self.layers, depth), self.embed(images), self.block())
         return self.features(self.post_norm(x) if c.feature_norm else x)

@@ -1,52 +1,64 @@
-"""Who may look at whom, and the attention that obeys."""
-
-import dataclasses
+"""Attention as a module: of a sequence to itself, or to another one."""
 
 import jax
 import jax.numpy as jnp
 
+from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.attend import EVERYTHING, attend
+from omnifusion_jax.nn.init import INITS
+from omnifusion_jax.nn.linear import Linear
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class AttentionSpec:
-    """Causal attention inside segments, within a window. Small arrays; the mask is made only where it is used.
+PROJECTIONS = ("query", "key", "value", "out")
 
-    Queries and keys are described apart, so that one spec serves training (the same sequence twice) and decoding (new tokens against a cache).
+
+class Attention(nnx.Module):
+    """Multi-head attention; grouped queries where `kv_heads` is given (arXiv 2305.13245), group = heads / kv_heads.
+
+    Kernels are [width, heads, head_dim]; with groups that of queries is [width, kv_heads, group, head_dim].
     """
 
-    query_segments: jax.Array  # int32[batch, query]; 0 is padding
-    query_positions: jax.Array  # int32[batch, query], counted from 0 in each segment
-    key_segments: jax.Array  # int32[batch, key]
-    key_positions: jax.Array  # int32[batch, key]
-    window: int | None = dataclasses.field(default=None, metadata={"static": True})  # a query sees the last `window` keys, itself included
+    def __init__(self, width, heads, head_dim=None, kv_heads=None, bias=PROJECTIONS, norm=None, init=INITS["normal"], *, rngs):
+        """`bias`: the projections that have one. `norm()` makes what normalises queries, and keys, [batch, heads...,
+        seq, head_dim], before they are turned."""
+        size = head_dim or width // heads
+        grouped = (heads,) if kv_heads is None else (kv_heads, heads // kv_heads)
+        make = lambda name, ins, outs, init: Linear(ins, outs, name in bias, init, rngs=rngs)
+        self.query = make("query", width, (*grouped, size), init.qkv)
+        self.key = make("key", width, (*grouped[:1], size), init.qkv)
+        self.value = make("value", width, (*grouped[:1], size), init.qkv)
+        self.out = make("out", (*grouped, size), width, init.out)
+        self.query_norm, self.key_norm = (norm and norm() for _ in range(2))
 
-    @classmethod
-    def of(cls, segments, positions, window=None):
-        return cls(segments, positions, segments, positions, window)
+    def __call__(self, x, spec=EVERYTHING, context=None, values=None, turn=None, cache=None, at=None, dropout=(0.0, None)):
+        """x [batch, seq, width] to (y [batch, seq, width], cache).
 
-    def dense(self):
-        """bool[batch, query, key]. Two dialogues and a pad in one row (segments 1 1 2 2 0) give
-
-        1 . . . .
-        1 1 . . .
-        . . 1 . .
-        . . 1 1 .
-        . . . . .
+        Args:
+          context: [batch, keys, width], what is looked at; None: x itself. x may then be one row for the whole batch.
+          values: [batch, keys, width], what is summed up where that is not what is looked at; None: `context`.
+          turn: what rotates queries and keys, [batch, heads..., seq, head_dim]; None: nothing does.
+          cache: a pair [batch, kv_heads, length, head_dim] of earlier keys and values, or None. Row b of the new ones is
+            written from index `at[b]`, int32[batch], on, and all are looked at.
+          dropout: (rate, key), of the probabilities.
         """
-        same = self.query_segments[:, :, None] == self.key_segments[:, None, :]
-        distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
-        seen = same & (self.key_segments[:, None, :] > 0) & (distance >= 0)
-        return seen if self.window is None else seen & (distance < self.window)
+        context = x if context is None else context
+        q = heads(self.query(x), self.query_norm, turn)
+        k = heads(self.key(context), self.key_norm, turn)
+        v = heads(self.value(context if values is None else values))
+        if cache is not None:
+            k, v = cache = tuple(write(old, new, at) for old, new in zip(cache, (k, v), strict=True))
+        alone = q.ndim == 4  # a query head for every key head
+        q = jnp.expand_dims(q, 2) if alone else q
+        y = attend(jnp.broadcast_to(q, (len(k), *q.shape[1:])), k, v, spec, dropout)
+        return self.out(jnp.moveaxis(y[:, :, 0] if alone else y, -2, 1)), cache
 
 
-def attend(q, k, v, mask=None):
-    """Softmax attention, scores and softmax in float32.
+def heads(x, norm=None, turn=None):
+    """[batch, seq, heads..., head_dim] to [batch, heads..., seq, head_dim]."""
+    x = jnp.moveaxis(x, 1, -2)
+    x = x if norm is None else norm(x)
+    return x if turn is None else turn(x)
 
-    q [batch, kv_heads, group, query, head_dim], k and v [batch, kv_heads, key, head_dim], mask bool[batch, query, key] or None.
-    A padding row masks everything: it is filled with the smallest finite number, since the NaN of minus infinity would reach real rows
-    through 0 * NaN.
-    """
-    scores = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("bkgts,bksd->bkgtd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+def write(cache, new, at):
+    """`cache` [batch, heads, length, head_dim] with `new` [batch, heads, n, head_dim] from index at[b] of each row b on."""
+    return jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1))(cache, new, at)

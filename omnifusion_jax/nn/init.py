@@ -37,15 +37,28 @@ def uniform(rngs, shape, bound):
 
 
 class Init(NamedTuple):
-    """How parameters are drawn: functions (rngs, *shape, fan_in) -> Param. Biases of an attention are 0 in
-    any case."""
+    """How parameters are drawn: functions (rngs, *shape, fan_in) -> Param."""
 
     kernel: object  # of a linear map
     bias: object
-    qkv: object  # kernels of an attention's queries, keys and values
+
+
+def no_bias(rngs, *shape, fan_in):
+    return zeros(*shape)
+
+
+NORMAL = Init(dense, no_bias)
+
+
+class Inits(NamedTuple):
+    """What fresh modules are drawn by."""
+
+    linear: Init
+    qkv: Init  # queries, keys and values of an attention
+    out: Init  # what follows an attention
 
 
 INITS = {
-    "normal": Init(dense, lambda rngs, *shape, fan_in: zeros(*shape), dense),
-    "torch": Init(linear, linear, packed),
+    "normal": Inits(NORMAL, NORMAL, NORMAL),
+    "torch": Inits(Init(linear, linear), Init(packed, no_bias), Init(linear, no_bias)),
 }

@@ -26,3 +26,15 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
         return y.astype(x.dtype) * self.scale[...]
+
+
+class HeadsNorm(nnx.Module):
+    """RMS norm over all heads at once, as InternViT has it."""
+
+    def __init__(self, heads, size, eps):
+        self.scale, self.eps = ones(heads, size), eps
+
+    def __call__(self, x):  # [batch, heads, seq, head_dim]
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.scale[...][:, None]

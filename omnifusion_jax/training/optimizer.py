@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from omnifusion_jax.config import OptimizerConfig
@@ -14,14 +15,11 @@ from omnifusion_jax.training.parts import factor
 # or stand among them (positions, tokens, queries) carry information of their own, as in timm. Factors whose
 # zero would switch a part off (layer scale, weights of the mix) are left alone too.
 DECAY = (
-    (r"encoders/\d+/(patch|layers/(attention/(query|key|value|out)|gate|up|down))", True),
+    (r".*/kernel|decoder/(embed|head)|head", True),  # head: of a bare encoder
     (r"encoders/\d+/(class_token|registers|position|layers/scale\d)", False),
-    (r"adapter/(qkv|query|key|value|out|up|down|linear|projections/\d+/kernel|mixes/\d+/layers/kernel)", True),
     (r"adapter/(queries|mixes/\d+/layers/weight)", False),
     (r"special/\w+", False),
-    (r"decoder/(embed|head|layers/(attention/(query|key|value|out)|gate|up|down))", True),
-    (r"head", True),  # of a bare encoder
-    (r".*(_bias|/bias)", False),
+    (r".*/bias", False),
     (r".*norm\d?/scale", False),
 )
 
@@ -57,21 +55,39 @@ def matrices(path, a):
     names = axes(path)
     layers = a.shape[0] if names[0] == "layers" else 1
     inner = a.shape[1:] if names[0] == "layers" else a.shape
-    if len(inner) < 2 or path.endswith(("_bias", "scale")):  # vectors elsewhere, whose heads are apart here
+    if len(inner) < 2 or path.endswith(("/bias", "scale")):  # vectors elsewhere, whose heads are apart here
         return a.reshape(layers, -1)
-    into = a.shape[-1] if path.endswith("/out") else None  # heads are on the input side of an output projection, else on the output side
+    # heads are on the input side of an output projection, else on the output side
+    into = a.shape[-1] if path.endswith("/out/kernel") else None
     return a.reshape(layers, -1, into) if into else a.reshape(layers, inner[0], -1)
 
 
+def together(paths):
+    """Lists of paths by name. `torch.nn.TransformerEncoderLayer` keeps queries, keys and values in one matrix; else a
+    path is alone."""
+    found = {}
+    for path in sorted(paths):
+        found.setdefault(re.sub(r"(adapter/layer/attention)/(query|key|value)/", r"\1/in_proj/", path), []).append(path)
+    return found
+
+
 def per_matrix(rule):
-    """Applies an Optax rule to each layer's matrix alone: for rules whose result depends on the whole array, as Adafactor's factors and sizes."""
+    """Applies an Optax rule to each layer's matrix alone, as PyTorch keeps it: for rules whose result depends on the
+    whole array, as Adafactor's factors and sizes."""
+
+    def side_by_side(arrays, paths):
+        return jnp.concatenate([matrices(path, arrays[path]) for path in paths], axis=-1)
 
     def init(params):
-        return {path: jax.vmap(rule.init)(matrices(path, a)) for path, a in params.items()}
+        return {name: jax.vmap(rule.init)(side_by_side(params, paths)) for name, paths in together(params).items()}
 
     def update(updates, state, params):
-        done = {path: jax.vmap(rule.update)(matrices(path, u), state[path], matrices(path, params[path])) for path, u in updates.items()}
-        return {path: u.reshape(updates[path].shape) for path, (u, _) in done.items()}, {path: s for path, (_, s) in done.items()}
+        found = {}
+        for name, paths in together(updates).items():
+            one, state_of_one = jax.vmap(rule.update)(side_by_side(updates, paths), state[name], side_by_side(params, paths))
+            found |= dict(zip(paths, jnp.split(one, len(paths), axis=-1), strict=True))
+            state = {**state, name: state_of_one}
+        return {path: found[path].reshape(u.shape) for path, u in updates.items()}, state
 
     return optax.GradientTransformation(init, update)
 

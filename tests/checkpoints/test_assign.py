@@ -40,7 +40,7 @@ def torch_names(c, arrays, name, form="[out, in]", norm="{}_norm", weights="{}_w
             for part, ours in (("weight", "scale"), ("bias", "bias")):
                 tensors[f"{norm.format(encoder, n, i)}.{part}"] = mine[f"norm/{ours}"] if shared else mine[f"layers/norm/{ours}"][n]
         tensors[weights.format(encoder, "", i)] = mine["layers/weight"].reshape(-1, 1)
-    return {**tensors, f"{linear}.weight": arrays["adapter/linear"].T, f"{linear}.bias": arrays["adapter/linear_bias"]}
+    return {**tensors, f"{linear}.weight": arrays["adapter/linear/kernel"].T, f"{linear}.bias": arrays["adapter/linear/bias"]}
 
 
 def read(tensors, c, reading=None):
@@ -157,11 +157,11 @@ def test_the_published_size():
 
 
 BAD = {
-    "an unknown tensor": ({"adapter/linear": "nowhere"}, ["nowhere: the adapter's file has no such tensor", "out.weight: not used"]),
-    "one used twice": ({"adapter/linear_bias": "clip_norm.bias"}, ["clip_norm.bias: used 2 times", "out.bias: not used"]),
+    "an unknown tensor": ({"adapter/linear/kernel": "nowhere"}, ["nowhere: the adapter's file has no such tensor", "out.weight: not used"]),
+    "one used twice": ({"adapter/linear/bias": "clip_norm.bias"}, ["clip_norm.bias: used 2 times", "out.bias: not used"]),
     "no form": ({"adapter/mixes/0/layers/kernel": "clip_map_{0-4}.weight"}, ["as must be one of [out, in], [out, layer in]"]),
-    "not a reading": ({"adapter/linear": 5}, ["a reading maps our paths to names"]),
-    "swapped shapes": ({"adapter/linear_bias": "clip_norm.bias", "adapter/mixes/0/norm/bias": "out.bias"}, ["out.bias -> adapter/mixes/0/norm/bias"]),
+    "not a reading": ({"adapter/linear/kernel": 5}, ["a reading maps our paths to names"]),
+    "swapped shapes": ({"adapter/linear/bias": "clip_norm.bias", "adapter/mixes/0/norm/bias": "out.bias"}, ["out.bias -> adapter/mixes/0/norm/bias"]),
 }
 
 

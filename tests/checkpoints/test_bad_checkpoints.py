@@ -30,7 +30,7 @@ def test_a_decoder_of_another_width(source):
     c = tiny.config().decoder
     c.embed = 32
     torch_models.language(c).to(torch.bfloat16).save_pretrained(source / "tuned-model")
-    refused(lambda: load_checkpoint(source), "projection.pt: ", "linear.weight -> adapter/linear: has shape [48, 32], [32, 32] is needed")
+    refused(lambda: load_checkpoint(source), "projection.pt: ", "linear.weight -> adapter/linear/kernel: has shape [48, 32], [32, 32] is needed")
 
 
 def test_a_vision_file_for_another_image_size(source, tmp_path):

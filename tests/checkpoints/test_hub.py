@@ -14,7 +14,7 @@ from huggingface_hub.utils import filter_repo_objects
 from parity.files import random_file
 from parity.two_encoders import build
 
-from omnifusion_jax.checkpoints import llama
+from omnifusion_jax.checkpoints import decoders
 from omnifusion_jax.checkpoints.encoders import VISION_FAMILIES
 from omnifusion_jax.checkpoints.inspect import inspect
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder
@@ -115,7 +115,7 @@ def test_release_1_0_by_its_folder(repository, snapshot, built):
     assert mark(found) == 1.0 and found.family == "omnifusion" and found.missing == ()
     assert there(snapshot) == FIRST
     np.testing.assert_array_equal(
-        np.asarray(found.arrays["adapter/linear"]).astype(np.float32), built[1].adapter.linear.weight.detach().float().numpy().T
+        np.asarray(found.arrays["adapter/linear/kernel"]).astype(np.float32), built[1].adapter.linear.weight.detach().float().numpy().T
     )
     assert load_decoder(f"{ID}:OmniMistral-model")[0] == found.config.decoder
     assert inspect(f"{ID}:OmniMistral-model", vision=repository.with_name("clip"))[0] == "omnifusion"  # not its decoder alone
@@ -174,7 +174,7 @@ def test_the_published_names_in_a_directory(repository, tmp_path):
 def test_published_sizes_are_published_models(tmp_path, repository):
     """Files of full size that are one hole: only names and shapes are looked at."""
     c = preset("omnifusion-1.1")
-    sizes = llama.decoder_json(c.decoder, "bfloat16")
+    sizes = decoders.decoder_json(c.decoder, "bfloat16")
     clip = VISION_FAMILIES["clip"].encoder_json(c.encoder, "bfloat16")
     with torch.device("meta"):
         decoder = transformers.MistralForCausalLM(transformers.MistralConfig(**sizes))

@@ -25,23 +25,24 @@ def test_an_original_directory():
         ("adapter", "148,992", "297,984", "bfloat16"),
         ("special", "512", "1,024", "bfloat16"),
     ]
-    assert "decoder/layers/up                       bfloat16 [4, 128, 384]            <- model.layers.{}.mlp.up_proj.weight" in text
+    row = "decoder/layers/feed_forward/up/kernel       {} [4, 128, 384]            <- model.layers.{{}}.mlp.up_proj.weight".format
+    assert row("bfloat16") in text
     other = told("omnifusion-tiny", dtype="float32")
-    assert "decoder/layers/up                       float32  [4, 128, 384]            <- model.layers.{}.mlp.up_proj.weight" in other
+    assert row("float32 ") in other
 
 
 def test_a_native_directory_of_some_parts(tmp_path):
     c = tiny.config()
     save_native(tmp_path / "half", c, tiny.arrays(c, "adapter", "special"))
     text = told(tmp_path / "half")
-    assert text.startswith("format      native\n") and "<- arrays/adapter/linear" in text and "decoder/" not in text
+    assert text.startswith("format      native\n") and "<- arrays/adapter/linear/kernel" in text and "decoder/" not in text
 
 
 def test_a_vision_tower_and_a_language_model(tmp_path):
     assert told("omnifusion-tiny-encoder").startswith("format      clip\nencoder     image_size=96")
     directory = load_checkpoint("omnifusion-tiny").tokenizer.parent / "tuned-model"
     text = told(directory)
-    assert text.startswith("format      mistral\ndecoder     model_type='mistral'") and "1,005,696 parameters" in text
+    assert text.startswith("format      mistral\ndecoder     family='mistral'") and "1,005,696 parameters" in text
 
 
 class Unreadable:

@@ -229,7 +229,7 @@ def test_tensors_that_do_not_fit_are_all_named(source):
         load_checkpoint(source)
     for line in (
         "3 tensors do not fit",
-        "multi_modal_projector.linear_2.weight -> adapter/linear: has shape [48, 47], [48, 48] is needed",
+        "multi_modal_projector.linear_2.weight -> adapter/linear/kernel: has shape [48, 47], [48, 48] is needed",
         "image_newline -> nowhere",
         "language_model.model.norm.weight -> decoder/norm/scale: missing",
     ):
@@ -251,7 +251,7 @@ def test_tensors_that_do_not_fit_are_all_named(source):
         ({"quantization_config": {"bits": 4}}, "the weights are quantized"),
         ({"image_token_index": 5}, "<image> is token 320 of the tokenizer, image_token_index of config.json is 5"),
         ({"vision_config": {"model_type": "dinov2"}}, "vision_config: model_type is 'dinov2', supported is 'clip_vision_model' or 'siglip_"),
-        ({"text_config": {"model_type": "qwen2"}}, "text_config: model_type is 'qwen2'"),
+        ({"text_config": {"model_type": "gemma"}}, "text_config: model_type is 'gemma'"),
     ],
 )
 def test_settings_we_do_not_have(source, values, said):

@@ -35,8 +35,9 @@ def checkpoint(kind="mlp", tokenizer=TOKENIZER, dtype=np.float32, **settings):
     c = ModelConfig(preset="test", adapter=AdapterConfig(kind=kind, mlp=48), **settings)
     c.validate()
     arrays = tiny.arrays(c, seed=3)
-    arrays["decoder/head"] *= 4
-    arrays["decoder/head"][:, 2] *= 2
+    head = arrays["decoder/embed"].T if c.decoder.tied else arrays["decoder/head"]
+    head *= 4
+    head[:, 2] *= 2
     return Checkpoint(c, {path: a.astype(dtype) for path, a in arrays.items()}, tokenizer, "native")
 
 
@@ -158,6 +159,39 @@ def test_a_model_of_transformers_comes_back(tmp_path):
     assert all(np.array_equal(again.arrays[path], a) for path, a in found.arrays.items())
     asked = lm.requests()[1:6]
     assert lm.generate(*theirs(tmp_path / "exported"), asked) == lm.generate(model, processor, asked)
+
+
+def same_tokens(ours, model, processor):
+    """Greedily. What is tied often repeats itself until it is cut off, so that lengths tell little."""
+    expected = lm.generate(model, processor, lm.requests())
+    assert [a.tokens for a in ours.generate(lm.requests(), GenerationConfig(max_new_tokens=24))] == expected
+    assert len({tuple(tokens) for tokens in expected}) > 2
+
+
+def test_a_tied_head_stays_tied(tmp_path):
+    model, processor = lm.build(tmp_path / "theirs", decoder="qwen2", tie_word_embeddings=True)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    found = load_checkpoint(tmp_path / "theirs")
+    assert found.config.decoder == lm.DECODERS["qwen2"] and "decoder/head" not in found.arrays
+    same_tokens(of.load(tmp_path / "theirs"), model, processor)
+    export_llava(found, tmp_path / "exported")
+    assert not any("lm_head" in name for name in open_tensors(tmp_path / "exported"))
+    assert load_checkpoint(tmp_path / "exported").config == found.config
+    again, processor = theirs(tmp_path / "exported")
+    assert again.lm_head.weight is again.get_input_embeddings().weight
+    assert lm.generate(again, processor, lm.requests()) == lm.generate(model, processor, lm.requests())
+
+
+def test_a_tied_head_with_new_tokens_is_one_of_its_own(tmp_path):
+    """A trained vector is looked up, but never produced."""
+    found = checkpoint(decoder=dataclasses.replace(lm.DECODERS["qwen2"], vocab=852))
+    export_llava(found, tmp_path / "exported")
+    tensors = open_tensors(tmp_path / "exported")
+    embed, head = (tensors[f"language_model.{name}.weight"] for name in ("model.embed_tokens", "lm_head"))
+    np.testing.assert_array_equal(head[:852], embed[:852])
+    assert head.shape == embed.shape == (857, 48) and not np.array_equal(head[852:], embed[852:])
+    assert not load_checkpoint(tmp_path / "exported").config.decoder.tied
+    same_tokens(ours(found), *theirs(tmp_path / "exported"))
 
 
 def test_what_is_read_back_answers_as_before(tmp_path):

@@ -1,5 +1,6 @@
 """The library's own checkpoint directory."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,9 +18,11 @@ import tiny
 
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
 from omnifusion_jax.checkpoints.native import load_native, nested, read_config, save_native
+from omnifusion_jax.config import RopeScaling
 from omnifusion_jax.errors import CheckpointError, ConfigError
 
 C = tiny.config()
+UP = "adapter/layer/feed_forward/up/kernel"
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,16 @@ def test_eight_devices_to_one_and_back(tmp_path, arrays):
     assert all(a.sharding == shardings[path] for path, a in eight.items())
 
 
+def test_settings_inside_settings_come_back(tmp_path):
+    stretched = dataclasses.replace(C.decoder, family="llama", window=None, tied=True, rope_scaling=RopeScaling(4.0, 1.0, 2.0, 64))
+    c = dataclasses.replace(C, decoder=stretched)
+    arrays = tiny.arrays(c, "decoder")
+    save_native(tmp_path / "model", c, arrays)
+    found, loaded = load_native(tmp_path / "model")
+    assert found == c and isinstance(found.decoder.rope_scaling, RopeScaling)
+    same(loaded, arrays)
+
+
 def test_part_of_a_model(tmp_path, arrays):
     trained = {path: a for path, a in arrays.items() if path.startswith(("adapter/", "special/"))}
     save_native(tmp_path / "phase1", C, trained)
@@ -91,19 +104,22 @@ def test_part_of_a_model(tmp_path, arrays):
     assert found.parts == ("adapter", "special") and found.tokenizer is None
     with pytest.raises(CheckpointError, match="holds no decoder, only adapter, special"):
         load_decoder(tmp_path / "phase1")
-    del trained["adapter/up"]
-    with pytest.raises(CheckpointError, match="adapter/up: missing"):
+    del trained[UP]
+    with pytest.raises(CheckpointError, match=f"{UP}: missing"):
         save_native(tmp_path / "half", C, trained)
     assert not (tmp_path / "half").exists()
 
 
 def test_a_transposed_array_does_not_fit(tmp_path, arrays):
-    with pytest.raises(CheckpointError, match=r"adapter/up: has shape \[48, 32\], \[32, 48\] is needed"):
-        save_native(tmp_path / "model", C, arrays | {"adapter/up": arrays["adapter/up"].T})
+    with pytest.raises(CheckpointError, match=UP + r": has shape \[48, 32\], \[32, 48\] is needed"):
+        save_native(tmp_path / "model", C, arrays | {UP: arrays[UP].T})
 
 
 def test_every_misfit_is_in_one_error(saved, arrays):
-    wrong = {path: a for path, a in arrays.items() if path != "special/bot"} | {"decoder/bias": np.ones(3), "adapter/up": np.ones((2, 2))}
+    wrong = {path: a for path, a in arrays.items() if path != "special/bot"} | {
+        "decoder/bias": np.ones(3),
+        "adapter/layer/feed_forward/up/kernel": np.ones((2, 2)),
+    }
     shutil.rmtree(saved / "arrays")
     with orbax.checkpoint.StandardCheckpointer() as checkpointer:
         checkpointer.save(saved / "arrays", nested(wrong))
@@ -113,7 +129,7 @@ def test_every_misfit_is_in_one_error(saved, arrays):
         "3 tensors do not fit",
         "special/bot: missing",
         "decoder/bias: the model has no such array",
-        "adapter/up: has shape [2, 2], [32, 48]",
+        f"{UP}: has shape [2, 2], [32, 48]",
     ):
         assert line in str(caught.value)
 
@@ -162,6 +178,7 @@ def test_an_interrupted_save_leaves_nothing_that_looks_finished(tmp_path, arrays
 JOB = """
 import sys, jax, numpy as np, tiny
 from omnifusion_jax.checkpoints.native import load_native, save_native
+from omnifusion_jax.config import RopeScaling
 from omnifusion_jax.errors import CheckpointError
 address, process, directory = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(process))

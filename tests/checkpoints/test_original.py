@@ -16,7 +16,7 @@ import tiny
 import torch
 import transformers
 
-from omnifusion_jax.checkpoints import clip, llama, original
+from omnifusion_jax.checkpoints import clip, decoders, original
 from omnifusion_jax.checkpoints.engine import shapes_of, to_foreign
 from omnifusion_jax.checkpoints.export import export_original
 from omnifusion_jax.checkpoints.files import open_tensors
@@ -56,7 +56,7 @@ def test_import_keeps_every_bit(source, built):
     assert {path: a.shape for path, a in found.arrays.items()} == shapes_of(C)
     assert {a.dtype for a in found.arrays.values()} == {np.dtype(ml_dtypes.bfloat16)}
     tensors = built[1].tensors()
-    for part, table in (("adapter", original.adapter_table(C)), ("special", original.SPECIAL_TABLE), ("decoder", llama.table(C.decoder))):
+    for part, table in (("adapter", original.adapter_table(C)), ("special", original.SPECIAL_TABLE), ("decoder", decoders.table(C.decoder))):
         same(to_foreign({path: a for path, a in found.arrays.items() if path.startswith(f"{part}/")}, table), tensors[part])
 
 
@@ -125,7 +125,7 @@ def test_sharded_bin_files(source, built):
     save_bin(built[1].llm, source / "tuned-model")
     config, arrays, tokenizer = load_decoder(source / "tuned-model")
     assert config == C.decoder and tokenizer is None
-    same(to_foreign(arrays, llama.table(C.decoder)), built[1].llm.state_dict())
+    same(to_foreign(arrays, decoders.table(C.decoder)), built[1].llm.state_dict())
     (source / "tuned-model/pytorch_model-00002-of-00002.bin").unlink()
     with pytest.raises(CheckpointError, match=r"names pytorch_model-00002-of-00002.bin, which is missing"):
         load_checkpoint(source)
@@ -191,7 +191,11 @@ def test_tensors_that_do_not_fit_are_all_named(source):
     (source / "omnifusion.json").write_text('{"adapter": {"heads": 2}}')
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(source)
-    for line in ("projection.pt: 3 tensors", "linear.weight -> adapter/linear: has shape [48, 31]", "linear.bias -> adapter/linear_bias: missing"):
+    for line in (
+        "projection.pt: 3 tensors",
+        "linear.weight -> adapter/linear/kernel: has shape [48, 31]",
+        "linear.bias -> adapter/linear/bias: missing",
+    ):
         assert line in str(caught.value)
     assert "norm3.weight -> nowhere" in str(caught.value)
 

@@ -51,17 +51,19 @@ def holds(arrays, module, special):
     layer, linear = module.transformer_layer, module.linear
     queries, keys, values = layer.self_attn.in_proj_weight.detach().chunk(3)
     for path, theirs in {
-        "adapter/linear": linear.weight.T,
-        "adapter/linear_bias": linear.bias,
-        "adapter/up": layer.linear1.weight.T,
-        "adapter/down_bias": layer.linear2.bias,
-        "adapter/qkv": torch.stack([w.T.reshape(32, 2, 16) for w in (queries, keys, values)], 1),
-        "adapter/out": layer.self_attn.out_proj.weight.T.reshape(2, 16, 32),
-        "adapter/norm2/scale": layer.norm2.weight,
+        "adapter/linear/kernel": linear.weight.T,
+        "adapter/linear/bias": linear.bias,
+        "adapter/layer/feed_forward/up/kernel": layer.linear1.weight.T,
+        "adapter/layer/feed_forward/down/bias": layer.linear2.bias,
+        "adapter/layer/attention/query/kernel": queries.T.reshape(32, 2, 16),
+        "adapter/layer/attention/key/kernel": keys.T.reshape(32, 2, 16),
+        "adapter/layer/attention/value/kernel": values.T.reshape(32, 2, 16),
+        "adapter/layer/attention/out/kernel": layer.self_attn.out_proj.weight.T.reshape(2, 16, 32),
+        "adapter/layer/norm2/scale": layer.norm2.weight,
         **{f"special/{name.lower()}": vector for name, vector in special.items()},
     }.items():
         np.testing.assert_array_equal(bits(arrays[path]), bits(theirs.detach().contiguous()), err_msg=path)
-    assert len(arrays) == 14 + 4 and {path.split("/")[0] for path in arrays} == {"adapter", "special"}
+    assert len(arrays) == 18 + 4 and {path.split("/")[0] for path in arrays} == {"adapter", "special"}
 
 
 def test_training_starts_from_it(source):
@@ -150,7 +152,7 @@ def test_convert_asks_for_the_model_where_they_do_not(tmp_path):
     assert "omnifusion-phase1, omnifusion-tiny" in told and "adapter           148,992 parameters\n" in told
     found = load_checkpoint(tmp_path / "native")
     assert (found.family, found.missing) == ("native", ("encoders", "decoder")) and found.config.encoder == preset("omnifusion-tiny").encoder
-    np.testing.assert_array_equal(bits(found.arrays["adapter/linear"]), bits(module.linear.weight.T.contiguous()))
+    np.testing.assert_array_equal(bits(found.arrays["adapter/linear/kernel"]), bits(module.linear.weight.T.contiguous()))
     np.testing.assert_array_equal(bits(found.arrays["special/soi"]), bits(special["SOI"]))
     assert inspect(tmp_path / "source", preset="omnifusion-tiny")[0] == "omnifusion-phase1"
 

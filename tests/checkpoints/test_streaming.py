@@ -18,7 +18,7 @@ from conftest import FAST_COMPILATION
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnifusion_jax.checkpoints import engine, files, lazy, llama, staging, streaming
+from omnifusion_jax.checkpoints import decoders, engine, files, lazy, staging, streaming
 from omnifusion_jax.checkpoints.engine import to_foreign
 from omnifusion_jax.checkpoints.export import export_original
 from omnifusion_jax.checkpoints.load import Checkpoint, load_checkpoint, load_encoder
@@ -103,7 +103,9 @@ def test_what_jax_arrays_and_earlier_versions_wrote_is_read_by_layers(tmp_path, 
         checkpointer.save(old, nested(arrays))
     opened = open_native(tmp_path / "model", dtype="float32")[1]
     same(opened, {path: a.astype(np.float32) for path, a in arrays.items()})
-    np.testing.assert_array_equal(opened["decoder/layers/up"][1, 2:5], arrays["decoder/layers/up"][1, 2:5].astype(np.float32))
+    np.testing.assert_array_equal(
+        opened["decoder/layers/feed_forward/up/kernel"][1, 2:5], arrays["decoder/layers/feed_forward/up/kernel"][1, 2:5].astype(np.float32)
+    )
 
 
 def test_a_part_is_read_alone(tmp_path, arrays):
@@ -113,7 +115,7 @@ def test_a_part_is_read_alone(tmp_path, arrays):
         chunk.unlink()
     same(load_encoder(tmp_path / "model")[1], {path: a for path, a in arrays.items() if path.startswith("encoders/")})
     with pytest.raises(CheckpointError, match="model/arrays cannot be read"):
-        np.asarray(opened["decoder/layers/up"])
+        np.asarray(opened["decoder/layers/feed_forward/up/kernel"])
 
 
 def test_no_piece_is_larger_than_a_chunk(small, original, tmp_path, arrays, monkeypatch):
@@ -132,7 +134,7 @@ def test_no_piece_is_larger_than_a_chunk(small, original, tmp_path, arrays, monk
 
 
 def test_weights_are_split_into_files_with_an_index(tmp_path, arrays, small):
-    tensors = to_foreign({path: a for path, a in arrays.items() if path.startswith("decoder/")}, llama.table(C.decoder))
+    tensors = to_foreign({path: a for path, a in arrays.items() if path.startswith("decoder/")}, decoders.table(C.decoder))
     files.write_weights(tmp_path, tensors)
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) > 3 and shards[0].name == f"model-00001-of-{len(shards):05}.safetensors"
@@ -141,7 +143,7 @@ def test_weights_are_split_into_files_with_an_index(tmp_path, arrays, small):
     assert files.read_json(tmp_path / "model.safetensors.index.json")["metadata"]["total_size"] == sum(a.nbytes for a in tensors.values())
     pytest.importorskip("torch")  # transformers has no models without it
     transformers = pytest.importorskip("transformers")
-    (tmp_path / "config.json").write_text(transformers.MistralConfig(**llama.decoder_json(C.decoder, "bfloat16")).to_json_string())
+    (tmp_path / "config.json").write_text(transformers.MistralConfig(**decoders.decoder_json(C.decoder, "bfloat16")).to_json_string())
     _, report = transformers.MistralForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 

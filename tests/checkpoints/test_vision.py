@@ -156,10 +156,10 @@ def loads(source, c, file="model.safetensors", qkv="qkv.weight"):
     matrices = [np.asarray(tensors[name]) for name in second if name.endswith(qkv)]
     queries, keys, values = np.split(matrices[0], 3) if len(matrices) == 1 else order(second, tensors)
     for name, matrix in (("query", queries), ("key", keys), ("value", values)):
-        ours = np.asarray(arrays[f"encoders/1/layers/attention/{name}"][1])
+        ours = np.asarray(arrays[f"encoders/1/layers/attention/{name}/kernel"][1])
         np.testing.assert_array_equal(bits(ours.reshape(c.embed, -1)[:, ::97]), bits(matrix[::97].T))
     [kernel] = [np.asarray(a) for name, a in tensors.items() if a.ndim == 4]
-    np.testing.assert_array_equal(bits(np.asarray(arrays["encoders/1/patch"])[3, 5, 1]), bits(kernel[:, 1, 3, 5]))
+    np.testing.assert_array_equal(bits(np.asarray(arrays["encoders/1/patch/kernel"])[3, 5, 1]), bits(kernel[:, 1, 3, 5]))
 
 
 def order(names, tensors):
@@ -361,7 +361,7 @@ def test_missing_and_extra_tensors_of_packed_files_are_listed(tmp_path):
     random_file(tmp_path / "a.safetensors", tensors)
     with pytest.raises(CheckpointError, match=r"2 tensors do not fit") as caught:
         load_encoder(tmp_path / "a.safetensors")
-    place = " and ".join(f"encoders/0/layers/attention/{name}[1]" for name in ("query", "key", "value"))
+    place = " and ".join(f"encoders/0/layers/attention/{name}/kernel[1]" for name in ("query", "key", "value"))
     assert f"blocks.1.attn.qkv.weight -> {place}: missing" in str(caught.value)
     assert "blocks.1.attn.kqv.weight -> nowhere" in str(caught.value)
 

@@ -15,22 +15,19 @@ from omnifusion_jax.inference import decode
 from omnifusion_jax.inference.beam import Beams
 from omnifusion_jax.inference.logits import Rules, knobs, process, rules
 from omnifusion_jax.inference.sampling import Draws
-from omnifusion_jax.nn.attention import AttentionSpec
+from omnifusion_jax.nn.attend import AttentionSpec, Places
 
 DEEP = dataclasses.replace(drive.CONFIG, layers=2)
 VOCAB = drive.CONFIG.vocab
 
 
 run = jax.jit(lambda decoder, *args: decoder(*args))
+places = lambda segments, positions: Places(segments, positions, positions)
 
 
 @pytest.fixture(scope="module")
 def decoder():
     return drive.decoder(drive.arrays(0, eos=0.6))
-
-
-def empty_cache(c, rows, length):
-    return [(jnp.zeros((rows, c.kv_heads, length, c.head_dim)),) * 2 for _ in range(c.layers)]
 
 
 def test_a_cache_changes_nothing():
@@ -43,12 +40,32 @@ def test_a_cache_changes_nothing():
     positions = np.concatenate([positions, positions[:, -1:] + 1 + np.arange(rest)], axis=1)
     full, _ = run(decoder, whole, AttentionSpec.of(segments, positions, DEEP.window))
 
-    cache = empty_cache(DEEP, 5, length + rest)
+    cache = decoder.init_cache(5, length + rest, jnp.float32)
     for begin, end in ((0, length), *((i, i + 1) for i in range(length, length + rest))):
-        spec = AttentionSpec(segments[:, begin:end], positions[:, begin:end], segments, positions, DEEP.window)
-        hidden, cache = run(decoder, whole[:, begin:end], spec, cache, begin)
+        spec = AttentionSpec(places(segments[:, begin:end], positions[:, begin:end]), places(segments, positions), DEEP.window)
+        hidden, cache = run(decoder, whole[:, begin:end], spec, cache, np.full(5, begin))
         real = segments[:, begin:end, None] > 0
         np.testing.assert_allclose(decoder.logits(hidden) * real, decoder.logits(full[:, begin:end]) * real, atol=2e-5)
+
+
+def test_rows_of_different_age_in_one_step():
+    """Each is written at a place of its own, and equals what it is alone and without a cache."""
+    c, rng = DEEP, np.random.default_rng(5)
+    decoder, ages, steps, length = drive.decoder(drive.arrays(5, c=DEEP), DEEP), np.array([2, 13, 7]), 3, 16
+    x = rng.normal(size=(3, length, c.embed)).astype(np.float32)
+    positions = np.broadcast_to(np.arange(length), x.shape[:2])
+    segments = (positions < ages[:, None]).astype(np.int32)  # what comes after its age is not there yet
+    _, cache = run(decoder, x, AttentionSpec.of(segments, positions, c.window), decoder.init_cache(3, length, jnp.float32), np.zeros(3, int))
+    found = []
+    for step in range(steps):
+        at = ages + step
+        segments = (positions <= at[:, None]).astype(np.int32)
+        spec = AttentionSpec(places(np.ones((3, 1), np.int32), at[:, None]), places(segments, positions), c.window)
+        hidden, cache = run(decoder, x[np.arange(3), at][:, None], spec, cache, at)
+        found.append(hidden[:, 0])
+    for row, age in enumerate(ages):
+        alone, _ = run(decoder, x[row : row + 1], AttentionSpec.of(np.ones((1, length), np.int32), positions[:1], c.window))
+        np.testing.assert_allclose([hidden[row] for hidden in found], alone[0, age : age + steps], atol=2e-5)
 
 
 def test_padding_left_equals_padding_right():

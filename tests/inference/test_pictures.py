@@ -104,7 +104,7 @@ def test_two_encoders_see_their_own_views(tokenizer):
     plain = model.logits([ask(pictures()[1])])[0]
     arrays = tiny.arrays(c)
     for path in arrays:
-        if path.startswith("encoders/1/patch"):
+        if path.startswith("encoders/1/patch/"):
             arrays[path] = -arrays[path]
     assert np.abs(Model(c, arrays, tokenizer).logits([ask(pictures()[1])])[0] - plain).max() > 1e-3
     together = model.generate([ask(p) for p in pictures()], GREEDY)

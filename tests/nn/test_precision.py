@@ -13,11 +13,10 @@ from omnifusion_jax.models.adapters import TransformerAdapter
 from omnifusion_jax.models.decoder import Decoder
 from omnifusion_jax.models.mix import LayerMap
 from omnifusion_jax.models.omnifusion import OmniFusion, abstract
-from omnifusion_jax.models.vit import HeadsNorm
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.nn.attention import attend
-from omnifusion_jax.nn.norms import LayerNorm, RMSNorm
-from omnifusion_jax.nn.rotary import rotary
+from omnifusion_jax.nn.attend import attend
+from omnifusion_jax.nn.norms import HeadsNorm, LayerNorm, RMSNorm
+from omnifusion_jax.nn.rotary import frequencies, rotary
 
 ROUNDING = 2.0**-7  # between neighbouring numbers of bfloat16, relative to the power of two below
 
@@ -46,7 +45,7 @@ def test_rotary_angles(start):
     turn = np.exp(1j * angle)[:, None]
     turned = (wide(x)[..., :8] + 1j * wide(x)[..., 8:]) * turn
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
-    y = rotary(x, jnp.asarray(positions), 10000.0)
+    y = rotary(x, jnp.asarray(positions), frequencies(8, 10000.0))
     assert y.dtype == jnp.bfloat16
     largest = np.abs(turned)[..., None].max(axis=-1)
     assert (np.abs(wide(y) - expected) <= 2 * ROUNDING * np.concatenate([largest, largest], axis=-1)).all()
@@ -102,12 +101,13 @@ def test_attention_scores_of_the_adapter():
     x = half(17 * base + 0.1 * rng.normal(size=(1, 9, width)))
     empty = nnx.eval_shape(lambda: TransformerAdapter(c, rngs=nnx.Rngs(0)))
     p = {path: np.zeros(a.shape) for path, a in nnx.parameters(empty).items()}
-    p["qkv"][:, 0, 0] = p["qkv"][:, 1, 0] = p["out"][0] = np.eye(width)
-    p["qkv"][:, 2, 0] = np.eye(width) - np.outer(base, base)
+    ours = "layer/attention/{}/kernel".format
+    p[ours("query")][:, 0] = p[ours("key")][:, 0] = p[ours("out")][0] = np.eye(width)
+    p[ours("value")][:, 0] = np.eye(width) - np.outer(base, base)
     adapter = nnx.with_parameters(empty, {path: half(a) for path, a in p.items()})
-    values = wide(half(wide(x) @ wide(adapter.qkv[...])[:, 2, 0]))
+    values = wide(half(wide(x) @ wide(adapter.layer.attention.value.kernel[...])[:, 0]))
     expected = softmax(wide(x) @ wide(x).swapaxes(1, 2) / width**0.5) @ values
-    y = adapter.attention(x, None)
+    y, _ = adapter.layer.attention(x)
     assert y.dtype == jnp.bfloat16
     assert np.sqrt(((wide(y) - expected) ** 2).mean() / (expected**2).mean()) < 0.01
 

@@ -11,28 +11,38 @@ from omnifusion_jax.training.optimizer import make_optimizer
 # Ours, and from the array of one layer to PyTorch's tensor: nn.Linear's weight is [out, in], biases and norms
 # are vectors
 PAIRS = {
-    "decoder/layers/attention/query": ((2, 6, 2, 2, 4), lambda a: a.reshape(6, 16).T),  # two layers
-    "decoder/layers/attention/out": ((2, 2, 2, 4, 6), lambda a: a.reshape(16, 6).T),
-    "decoder/layers/up": ((2, 6, 10), lambda a: a.T),
+    "decoder/layers/attention/query/kernel": ((2, 6, 2, 2, 4), lambda a: a.reshape(6, 16).T),  # two layers
+    "decoder/layers/attention/out/kernel": ((2, 2, 2, 4, 6), lambda a: a.reshape(16, 6).T),
+    "decoder/layers/feed_forward/up/kernel": ((2, 6, 10), lambda a: a.T),
     "decoder/layers/norm1/scale": ((2, 6), lambda a: a),
     "decoder/norm/scale": ((6,), lambda a: a),
     "decoder/embed": ((9, 6), lambda a: a),
-    "encoders/0/layers/attention/query_bias": ((2, 3, 4), lambda a: a.reshape(12)),
+    "encoders/0/layers/attention/query/bias": ((2, 3, 4), lambda a: a.reshape(12)),
     "encoders/0/layers/attention/query_norm/scale": ((2, 3, 4), lambda a: a.reshape(12)),
-    "adapter/qkv": ((6, 3, 2, 3), lambda a: a.reshape(6, 18).T),  # in_proj_weight: one matrix for all three
-    "adapter/qkv_bias": ((3, 2, 3), lambda a: a.reshape(18)),
-    "adapter/out": ((2, 3, 6), lambda a: a.reshape(6, 6).T),
-    "adapter/linear": ((6, 8), lambda a: a.T),
+    "adapter/layer/attention/out/kernel": ((2, 3, 6), lambda a: a.reshape(6, 6).T),
+    "adapter/linear/kernel": ((6, 8), lambda a: a.T),
     "adapter/mixes/0/layers/kernel": ((3, 6, 4), lambda a: a.T),
     "adapter/mixes/0/layers/weight": ((3,), lambda a: a),
     "special/user": ((6,), lambda a: a),
 }
+IN_PROJ = {  # of a transformer layer: one tensor for queries, keys and values
+    "kernel": ((6, 2, 3), lambda a: a.reshape(6, 6).T),
+    "bias": ((2, 3), lambda a: a.reshape(6)),
+}
+SHAPES = {path: shape for path, (shape, _) in PAIRS.items()} | {
+    f"adapter/layer/attention/{name}/{kind}": shape for name in ("query", "key", "value") for kind, (shape, _) in IN_PROJ.items()
+}
 
 
-def tensors(path, a):
-    """The array of `path` as PyTorch would hold it, one a layer."""
-    _, theirs = PAIRS[path]
-    return [np.array(theirs(layer)) for layer in a] if "/layers/" in path else [np.array(theirs(a))]
+def tensors(arrays):
+    """Lists of what PyTorch would hold, one tensor a layer, by name."""
+    arrays = {path: np.asarray(a) for path, a in arrays.items()}
+    layers = lambda path: arrays[path] if "/layers/" in path else arrays[path][None]
+    found = {path: [np.array(theirs(a)) for a in layers(path)] for path, (_, theirs) in PAIRS.items()}
+    for kind, (_, theirs) in IN_PROJ.items():
+        thirds = [theirs(arrays[f"adapter/layer/attention/{name}/{kind}"]) for name in ("query", "key", "value")]
+        found[f"in_proj {kind}"] = [np.concatenate(thirds)]
+    return found
 
 
 def test_five_steps_are_those_of_transformers():
@@ -40,9 +50,9 @@ def test_five_steps_are_those_of_transformers():
     from transformers.optimization import Adafactor
 
     rng = np.random.default_rng(0)
-    draw = lambda scale: {path: rng.normal(size=shape).astype(np.float32) * scale for path, (shape, _) in PAIRS.items()}
+    draw = lambda scale: {path: rng.normal(size=shape).astype(np.float32) * scale for path, shape in SHAPES.items()}
     start = draw(1.0)
-    theirs = {path: [torch.nn.Parameter(torch.tensor(t)) for t in tensors(path, a)] for path, a in start.items()}
+    theirs = {name: [torch.nn.Parameter(torch.tensor(t)) for t in row] for name, row in tensors(start).items()}
     other = Adafactor([p for row in theirs.values() for p in row], lr=1e-2, relative_step=False, scale_parameter=True, warmup_init=False)
     config = OptimizerConfig(name="adafactor", learning_rate=1e-2, clip=None, warmup=0.0, schedule="constant")
     optimizer = make_optimizer(config, 10, ((".*", 1.0),))
@@ -52,11 +62,13 @@ def test_five_steps_are_those_of_transformers():
         gradient = draw(0.1)
         updates, state = update(gradient, state, ours)
         ours = {path: a + updates[path] for path, a in ours.items()}
-        for path, row in theirs.items():
-            for p, g in zip(row, tensors(path, gradient[path]), strict=True):
+        found = tensors(gradient)
+        for name, row in theirs.items():
+            for p, g in zip(row, found[name], strict=True):
                 p.grad = torch.tensor(g)
         other.step()
-    for path, row in theirs.items():
-        for mine, p, before in zip(tensors(path, np.asarray(ours[path])), row, tensors(path, start[path]), strict=True):
-            np.testing.assert_allclose(mine, p.detach().numpy(), rtol=0, atol=2e-6, err_msg=path)
-            assert np.abs(mine - before).max() > 1e-3
+    before, after = tensors(start), tensors(ours)
+    for name, row in theirs.items():
+        for mine, p, old in zip(after[name], row, before[name], strict=True):
+            np.testing.assert_allclose(mine, p.detach().numpy(), rtol=0, atol=2e-6, err_msg=name)
+            assert np.abs(mine - old).max() > 1e-3

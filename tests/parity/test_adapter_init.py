@@ -26,17 +26,16 @@ def layer(width):
     """The transformer layer, under our names."""
     one = TransformerEncoderLayer(width, 4, MLP)
     return {
-        **named("qkv", one.self_attn.in_proj_weight, one.self_attn.in_proj_bias),
-        **named("out", *parts(one.self_attn.out_proj)),
-        **named("up", *parts(one.linear1)),
-        **named("down", *parts(one.linear2)),
-        **{f"norm{n}/{ours}": getattr(norm, name) for n, norm in ((1, one.norm1), (2, one.norm2)) for name, ours in NORM},
+        **projections("layer/attention", one.self_attn),
+        **named("layer/feed_forward/up", *parts(one.linear1)),
+        **named("layer/feed_forward/down", *parts(one.linear2)),
+        **{f"layer/norm{n}/{ours}": getattr(norm, name) for n, norm in ((1, one.norm1), (2, one.norm2)) for name, ours in NORM},
     }
 
 
 NORM = (("weight", "scale"), ("bias", "bias"))
 parts = lambda linear: (linear.weight, linear.bias)
-named = lambda name, weight, bias: {name: weight, f"{name}_bias": bias}
+named = lambda name, weight, bias: {f"{name}/kernel": weight, f"{name}/bias": bias}
 linear = lambda name, width, out: named(name, *parts(Linear(width, out)))
 
 
@@ -52,18 +51,28 @@ def mixes():
     return found
 
 
+def projections(path, one: MultiheadAttention):
+    found = named(f"{path}/out", *parts(one.out_proj))
+    for name, *third in zip(("query", "key", "value"), one.in_proj_weight.chunk(3), one.in_proj_bias.chunk(3), strict=True):
+        found |= named(f"{path}/{name}", *third)
+    return found
+
+
 def attention():
-    one = MultiheadAttention(WIDTH, 4)
-    third = dict(zip(("query", "key", "value"), one.in_proj_weight.chunk(3), strict=True))
-    rest = {f"{name}_bias": torch.zeros(WIDTH) for name in third}
     queries = torch.randn(5, WIDTH) / WIDTH**0.5
-    return {**mixes(), **third, **rest, **named("out", *parts(one.out_proj)), **linear("linear", WIDTH, OUT), "queries": queries}
+    return {**mixes(), **projections("attention", MultiheadAttention(WIDTH, 4)), **linear("linear", WIDTH, OUT), "queries": queries}
+
+
+def resampler():
+    matrices = {"projection/kernel": Linear(FIRST, OUT).weight, "linear/kernel": Linear(OUT, OUT).weight}
+    norms = {f"{name}/{ours}": getattr(LayerNorm(OUT), of) for name in ("query_norm", "feature_norm", "norm") for of, ours in NORM}
+    return {**projections("attention", MultiheadAttention(OUT, 4)), **matrices, **norms, "queries": torch.randn(4, OUT) / OUT**0.5}
 
 
 def concat():
     found = {**layer(WIDTH), **linear("linear", WIDTH, OUT)}
     for i, width in enumerate((FIRST, SECOND)):
-        found |= dict(zip((f"projections/{i}/kernel", f"projections/{i}/bias"), parts(Linear(width, WIDTH)), strict=True))
+        found |= linear(f"projections/{i}", width, WIDTH)
     return found
 
 
@@ -74,12 +83,13 @@ THEIRS = {
     "concat": concat,
     "sum": lambda: {**mixes(), **linear("linear", WIDTH, OUT)},
     "attention": attention,
+    "resampler": resampler,
 }
 
 
 def config(kind, init):
     two = kind in ("concat", "sum", "attention")
-    adapter = AdapterConfig(kind, heads=4, mlp=MLP, init=init, **({"width": WIDTH, "queries": 5} if two else {}))
+    adapter = AdapterConfig(kind, heads=4, mlp=MLP, init=init, **({"width": WIDTH, "queries": 5} if two else {"queries": 4}))
     base = tiny.config()
     return dataclasses.replace(
         base, encoder=CLIP, encoder2=DINO if two else None, adapter=adapter, decoder=dataclasses.replace(base.decoder, embed=OUT)
@@ -114,8 +124,11 @@ def test_every_array_is_drawn_as_in_pytorch(kind):
 def test_published_bounds():
     """Of the transformer adapter, by the formulas: 1 / sqrt(fan_in), and Xavier's over the packed matrix of
     queries, keys and values."""
-    bounds = {"qkv": (6 / (4 * FIRST)) ** 0.5, "out": FIRST**-0.5, "up": FIRST**-0.5, "up_bias": FIRST**-0.5, "linear_bias": FIRST**-0.5}
-    bounds |= {"down": MLP**-0.5, "down_bias": MLP**-0.5, "linear": FIRST**-0.5, "qkv_bias": 0, "out_bias": 0}
+    attention, up, down = (f"layer/{name}" for name in ("attention", "feed_forward/up", "feed_forward/down"))
+    bounds = {f"{attention}/{name}/kernel": (6 / (4 * FIRST)) ** 0.5 for name in ("query", "key", "value")}
+    bounds |= {f"{attention}/{name}/bias": 0 for name in ("query", "key", "value", "out")}
+    bounds |= {f"{attention}/out/kernel": FIRST**-0.5, "linear/kernel": FIRST**-0.5, "linear/bias": FIRST**-0.5}
+    bounds |= {f"{up}/kernel": FIRST**-0.5, f"{up}/bias": FIRST**-0.5, f"{down}/kernel": MLP**-0.5, f"{down}/bias": MLP**-0.5}
     for path, bound in bounds.items():
         drawn = ours("transformer", "torch")[path]
         assert 0.97 * bound <= np.abs(drawn).max() <= bound * (1 + 1e-6), path
@@ -125,15 +138,15 @@ def test_published_bounds():
 def test_the_default_is_normal_with_biases_of_zero():
     found = ours("transformer", "normal")
     assert not any(a.any() for path, a in found.items() if path.endswith("bias"))
-    np.testing.assert_allclose(found["up"].std(), FIRST**-0.5, rtol=0.1)
-    np.testing.assert_allclose(found["down"].std(), MLP**-0.5, rtol=0.1)
-    assert np.abs(found["up"]).max() > 2.5 * FIRST**-0.5
+    np.testing.assert_allclose(found["layer/feed_forward/up/kernel"].std(), FIRST**-0.5, rtol=0.1)
+    np.testing.assert_allclose(found["layer/feed_forward/down/kernel"].std(), MLP**-0.5, rtol=0.1)
+    assert np.abs(found["layer/feed_forward/up/kernel"]).max() > 2.5 * FIRST**-0.5
 
 
 def test_draws_are_not_repeated():
     """Neither from array to array nor from layer to layer."""
     found = ours("attention", "torch")
     layers = (*found["mixes/0/layers/kernel"][0], *found["mixes/0/layers/bias"][0])
-    flat = [a.ravel()[:16] for a in (found["query"][0], found["key"][0], found["value"][0], *layers)]
+    flat = [a.ravel()[:16] for a in (*(found[f"attention/{name}/kernel"][0] for name in ("query", "key", "value")), *layers)]
     normed = [a / np.abs(a).max() for a in flat]
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(normed) for b in normed[:i])

@@ -1,6 +1,7 @@
 """Adapters against the same written plainly in PyTorch, and what the layer-wise mix keeps in memory."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from parity.torch_models import randomised
+from parity.torch_models import attention_state, layer_state
+from torch.nn import functional
 
 from omnifusion_jax.config import AdapterConfig, EncoderConfig
 from omnifusion_jax.models import mix
@@ -22,7 +24,12 @@ DINO = EncoderConfig(
     image_size=16, shortest_edge=20, patch=8, embed=24, layers=4, heads=2, mlp=40, activation="swiglu", eps=1e-6,
     registers=2, patch_bias=True, layer_scale=True, pre_norm=False, position_grid=5,
 )  # fmt: skip
-ONE = {"kind": "linear"}, {"kind": "mlp", "mlp": 40}, {"kind": "mlp", "mlp": 40, "activation": "gelu_tanh"}
+ONE = (
+    {"kind": "linear"},
+    {"kind": "mlp", "mlp": 40},
+    {"kind": "mlp", "mlp": 40, "activation": "gelu_tanh"},
+    *({"kind": "resampler", "queries": n} for n in (4, 9, 16)),  # of 9 patches: a smaller grid, the same, a larger one
+)
 SETTINGS = [
     {"bias": bias, "shared_norm": shared, "align": align, "first_state": first}
     for bias, shared, align, first in (("layers", True, "pad", 0), ("none", False, "interpolate", 1), ("one", False, "pad", 2))
@@ -49,6 +56,12 @@ def states(model, images):
     return [torch.tensor(s[:, :, encoder.config.class_token + encoder.config.registers :]) for s, encoder in zip(found, model.encoders, strict=True)]
 
 
+def place(row, column, width):
+    """Of one patch: the column's sines, its cosines, the row's sines, its cosines."""
+    speeds = [10000 ** (-4 * k / width) for k in range(width // 4)]
+    return [f(at * speed) for at in (column, row) for f in (math.sin, math.cos) for speed in speeds]
+
+
 class Reference(torch.nn.Module):
     """The published descriptions, one operation after the other. Parameters are read from ours by name."""
 
@@ -56,16 +69,15 @@ class Reference(torch.nn.Module):
         super().__init__()
         self.c, self.p = c, {path: torch.tensor(a) for path, a in arrays.items()}
 
-    def linear(self, x, name, bias=None):
-        kernel = self.p[f"adapter/{name}"]
-        return x @ kernel.reshape(x.shape[-1], -1) + self.p[f"adapter/{bias or name + '_bias'}"].reshape(-1)
+    def linear(self, x, name):
+        return x @ self.p[f"adapter/{name}/kernel"] + self.p[f"adapter/{name}/bias"]
 
     def combined(self, i, hidden):
         a, path = self.c.adapter, f"adapter/mixes/{i}"
         total = 0
         for n, state in enumerate(hidden[a.first_state :]):
             norm = [self.p[f"{path}/norm/{x}"] if a.shared_norm else self.p[f"{path}/layers/norm/{x}"][n] for x in ("scale", "bias")]
-            y = torch.nn.functional.layer_norm(state, state.shape[-1:], *norm, a.eps) @ self.p[f"{path}/layers/kernel"][n]
+            y = functional.layer_norm(state, state.shape[-1:], *norm, a.eps) @ self.p[f"{path}/layers/kernel"][n]
             y = y + self.p[f"{path}/layers/bias"][n] if a.bias == "layers" else y
             total = total + self.p[f"{path}/layers/weight"][n] * y
         return total + self.p[f"{path}/bias"] if a.bias == "one" else total
@@ -78,41 +90,50 @@ class Reference(torch.nn.Module):
         if kind == "mlp":
             return self.linear(gelu(self.linear(hidden[0][-2], "up")), "linear")
         if kind == "concat":
-            parts = [self.linear(h[-2], f"projections/{i}/kernel", f"projections/{i}/bias") for i, h in enumerate(hidden)]
+            parts = [self.linear(h[-2], f"projections/{i}") for i, h in enumerate(hidden)]
             return self.linear(self.layer(torch.cat(parts, 1)), "linear")
+        if kind == "resampler":
+            return self.resampled(hidden[0][-2])
         mixed = [self.combined(i, h) for i, h in enumerate(hidden)]
         if kind == "sum":
             return self.linear(gelu(sum(self.aligned(m, rows) for m in mixed)), "linear")
-        attention = torch.nn.MultiheadAttention(c.adapter.width, c.adapter.heads, batch_first=True)
-        names = ("query", "key", "value")
-        attention.in_proj_weight.data = torch.cat([self.p[f"adapter/{n}"].reshape(c.adapter.width, -1).T for n in names])
-        attention.in_proj_bias.data = torch.cat([self.p[f"adapter/{n}_bias"].reshape(-1) for n in names])
-        attention.out_proj.weight.data, attention.out_proj.bias.data = (
-            self.p["adapter/out"].reshape(-1, c.adapter.width).T,
-            self.p["adapter/out_bias"],
-        )
         x = torch.cat([gelu(m) for m in mixed], 1)
         queries = self.p["adapter/queries"].expand(len(x), -1, -1)
-        return self.linear(gelu(attention(queries, x, x)[0]), "linear")
+        return self.linear(gelu(self.attention(queries, x, x)), "linear")
+
+    def attention(self, queries, keys, values):
+        attention = torch.nn.MultiheadAttention(queries.shape[-1], self.c.adapter.heads, batch_first=True)
+        attention.load_state_dict(attention_state(self.p, "adapter/attention"))
+        return attention(queries, keys, values)[0]
+
+    def resampled(self, x):
+        """The resampler of OmniLMM: positions for queries and keys, none for values."""
+        norm = lambda x, name: functional.layer_norm(x, x.shape[-1:], *self.norm(name), self.c.adapter.eps)
+        x = norm(x @ self.p["adapter/projection/kernel"] if "adapter/projection/kernel" in self.p else x, "feature_norm")
+        (batch, rows, width), side = x.shape, round(self.c.adapter.queries**0.5)
+        table = torch.tensor([place(row, column, width) for row in range(side) for column in range(side)])
+        fitted = table.T.reshape(1, width, side, side)
+        if (grid := round(rows**0.5)) != side:
+            fitted = functional.interpolate(fitted, size=(grid, grid), mode="bicubic", align_corners=False)
+        queries = norm(self.p["adapter/queries"], "query_norm") + table
+        y = self.attention(queries.expand(batch, -1, -1), x + fitted.flatten(2).transpose(1, 2), x)
+        return norm(y, "norm") @ self.p["adapter/linear/kernel"]
+
+    def norm(self, name):
+        return self.p[f"adapter/{name}/scale"], self.p[f"adapter/{name}/bias"]
 
     def aligned(self, x, rows):
         if self.c.adapter.align == "pad":
             return torch.cat([x, torch.zeros(len(x), rows - x.shape[1], x.shape[2])], 1)
         old, new = round(x.shape[1] ** 0.5), round(rows**0.5)
         grid = x.reshape(len(x), old, old, -1).permute(0, 3, 1, 2)
-        grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bilinear", align_corners=False)
+        grid = functional.interpolate(grid, size=(new, new), mode="bilinear", align_corners=False)
         return grid.permute(0, 2, 3, 1).reshape(len(x), rows, -1)
 
     def layer(self, x):
         a = self.c.adapter
-        layer = randomised(torch.nn.TransformerEncoderLayer(a.width, a.heads, a.mlp, batch_first=True, norm_first=False), 0)
-        kernels = {"self_attn.in_proj_": "qkv", "self_attn.out_proj.": "out", "linear1.": "up", "linear2.": "down"}
-        theirs = {f"{name}weight": self.p[f"adapter/{ours}"] for name, ours in kernels.items()}
-        theirs["self_attn.out_proj.weight"] = theirs["self_attn.out_proj.weight"].reshape(a.width, a.width)
-        theirs = {name: t.reshape(len(t), -1).T for name, t in theirs.items()}
-        theirs |= {f"{name}bias": self.p[f"adapter/{ours}_bias"].reshape(-1) for name, ours in kernels.items()}
-        theirs |= {f"norm{n}.{x}": self.p[f"adapter/norm{n}/{y}"] for n in (1, 2) for x, y in (("weight", "scale"), ("bias", "bias"))}
-        layer.load_state_dict(theirs)
+        layer = torch.nn.TransformerEncoderLayer(a.width, a.heads, a.mlp, batch_first=True, norm_first=False).eval()
+        layer.load_state_dict(layer_state(self.p, "adapter/layer"))
         return layer(x)
 
 
@@ -141,6 +162,18 @@ def test_dropout_reaches_the_layer_that_reads_two_encoders():
     call = jax.jit(lambda adapter, key: adapter(features, key))
     plain, dropped = call(model.adapter, None), call(model.adapter, jax.random.key(0))
     assert np.abs(plain - dropped).max() > 1e-3
+
+
+def test_a_resampler_of_features_as_wide_as_the_decoder():
+    """It has no map that brings them there."""
+    c = config(kind="resampler", queries=4)
+    c.decoder = dataclasses.replace(c.decoder, embed=CLIP.embed)
+    arrays, model = built(c)
+    assert "adapter/projection/kernel" not in arrays
+    x = np.random.default_rng(1).normal(size=(2, 9, CLIP.embed)).astype(np.float32)
+    with torch.no_grad():
+        theirs = Reference(c, arrays).resampled(torch.tensor(x)).numpy()
+    np.testing.assert_allclose(jax.jit(type(model.adapter).__call__)(model.adapter, x), theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
 def naive(combination, encoder, images):

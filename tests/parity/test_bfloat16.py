@@ -16,7 +16,7 @@ from omnifusion_jax.data.layout import Layout
 from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.nn.attention import AttentionSpec
+from omnifusion_jax.nn.attend import AttentionSpec
 
 SEEDS, LENGTH = range(8), 2 * C.decoder.window
 EMPTY = abstract(C)

@@ -1,18 +1,21 @@
 """Vision transformers of every family against transformers' classes, or a reference of our own, in float32: every hidden state."""
 
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import torch
 import transformers
 from parity.torch_models import pixels, randomised
-from parity.vision_models import Hub, InternViT, OpenClip
+from parity.vision_models import Described, Hub, InternViT, OpenClip
 from torch.nn import functional
 
 from omnifusion_jax.checkpoints.load import load_encoder
+from omnifusion_jax.config import EncoderConfig, ModelConfig
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.resize import RESIZE, resize_matrix
@@ -170,3 +173,37 @@ def test_resampling(how, old, new):
     x = torch.randn(1, 2, old, old, generator=torch.Generator().manual_seed(old))
     matrix = resize_matrix(old, new, how)
     close(np.einsum("ip,jq,bcpq->bcij", matrix, matrix, x.numpy()), TORCH[how](x, new))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"norm_order": "post", "key_bias": False},
+        {"rope_theta": 100.0, "rope_grid": 2, "registers": 2},
+        {"rope_theta": 100.0, "rope_grid": 3, "norm_order": "post"},  # the grid of this image size
+    ],
+    ids=lambda s: " ".join(s),
+)
+def test_what_eva_does_otherwise(settings):
+    c = EncoderConfig(image_size=18, patch=6, embed=48, layers=2, heads=4, mlp=80, activation="gelu", **settings)
+    arrays = {path.removeprefix("encoders/0/"): a for path, a in tiny.arrays(ModelConfig(encoder=c), "encoders").items()}
+    assert ("layers/attention/key/bias" in arrays) is c.key_bias and "layers/attention/query/bias" in arrays
+    model = nnx.with_parameters(nnx.eval_shape(lambda: VisionTransformer(c, rngs=nnx.Rngs(0))), {p: jnp.asarray(a) for p, a in arrays.items()})
+    images = np.random.default_rng(3).integers(0, 256, (2, 18, 18, 3), np.uint8)
+    ours, theirs = jax.jit(VisionTransformer.hidden_states)(model, images), Described(c, arrays)(pixels(c, images))
+    assert len(ours) == len(theirs) == 3
+    for mine, state in zip(ours, theirs, strict=True):
+        close(mine, state)
+
+
+def test_rotary_positions_count_in_patches_of_this_image_size_unless_told_otherwise():
+    c = EncoderConfig(image_size=18, patch=6, embed=16, layers=1, heads=2, mlp=16, rope_theta=100.0)
+    arrays = {path.removeprefix("encoders/0/"): jnp.asarray(a) for path, a in tiny.arrays(ModelConfig(encoder=c), "encoders").items()}
+    images = np.random.default_rng(3).integers(0, 256, (1, 18, 18, 3), np.uint8)
+
+    def last(**settings):
+        empty = nnx.eval_shape(lambda: VisionTransformer(dataclasses.replace(c, **settings), rngs=nnx.Rngs(0)))
+        return np.asarray(jax.jit(VisionTransformer.hidden_states)(nnx.with_parameters(empty, arrays), images)[-1])
+
+    np.testing.assert_array_equal(last(), last(rope_grid=3))
+    assert np.abs(last() - last(rope_grid=2)).max() > 1e-4 and np.abs(last() - last(rope_theta=None)).max() > 1e-4

@@ -1,5 +1,7 @@
 """Generated tokens against Hugging Face's `generate`, token by token."""
 
+import dataclasses
+
 import drive
 import numpy as np
 import oracle
@@ -9,7 +11,7 @@ import torch
 from parity import torch_models
 from PIL import Image
 
-from omnifusion_jax.checkpoints import clip, llama, original
+from omnifusion_jax.checkpoints import clip, decoders, original
 from omnifusion_jax.checkpoints.engine import from_foreign, shapes_of
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
@@ -27,7 +29,7 @@ def pairs():
     found = []
     for seed, eos in MODELS:
         arrays = drive.arrays(seed, eos=eos)
-        theirs = oracle.mistral_of(drive.CONFIG, {f"decoder/{path}": a for path, a in arrays.items()})
+        theirs = oracle.language_of(drive.CONFIG, {f"decoder/{path}": a for path, a in arrays.items()})
         found.append((drive.decoder(arrays), theirs, drive.prompts(seed, 12)))
     return found
 
@@ -60,6 +62,22 @@ def test_beams(pairs, beams, ngram):
             for limit in (drive.ROOM, 7):
                 lengths += agree(pairs, limit, num_beams=beams, no_repeat_ngram_size=ngram, early_stopping=early, length_penalty=penalty)
     assert len(set(lengths)) > 8
+
+
+QWEN2 = dataclasses.replace(drive.CONFIG, family="qwen2", window=None, qkv_bias=True)
+QWEN3 = dataclasses.replace(drive.CONFIG, family="qwen3", window=None, qk_norm=True, tied=True)
+
+
+@pytest.mark.parametrize("c", [QWEN2, QWEN3], ids=lambda c: c.family)
+def test_other_families_greedily_and_with_beams(c):
+    """The head of one of them is tied: its table is looked up for every token that was chosen."""
+    found = []
+    for seed, eos in MODELS[::2]:
+        arrays = drive.arrays(seed, eos=eos, c=c)
+        theirs = oracle.language_of(c, {f"decoder/{path}": a for path, a in arrays.items()})
+        found.append((drive.decoder(arrays, c), theirs, drive.prompts(seed, 12, c)))
+    lengths = [agree(found, num_beams=beams, no_repeat_ngram_size=2) for beams in (1, 3)]  # else what is tied repeats itself
+    assert all(len(set(row)) > 4 for row in lengths)
 
 
 @pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`")
@@ -106,7 +124,7 @@ class Published:
 
     def arrays(self, config):
         tables = {"encoders": clip.CLIP.table(config.encoder), "adapter": original.adapter_table(config)}
-        tables |= {"special": original.SPECIAL_TABLE, "decoder": llama.table(config.decoder)}
+        tables |= {"special": original.SPECIAL_TABLE, "decoder": decoders.table(config.decoder)}
         found = {}
         for part, named in self.original.tensors().items():
             named = {(clip.PREFIX if part == "encoders" else "") + name.removeprefix(clip.PREFIX): t.detach().numpy() for name, t in named.items()}

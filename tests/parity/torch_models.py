@@ -1,10 +1,11 @@
 """The original system in PyTorch: Hugging Face's CLIP and Mistral, the adapter, and how a dialogue becomes embeddings, labels and a loss."""
 
+import numpy as np
 import torch
 from models import VisualToGPTMapping
 from transformers import CLIPVisionConfig, CLIPVisionModel, MistralConfig, MistralForCausalLM
 
-from omnifusion_jax.checkpoints import clip, llama
+from omnifusion_jax.checkpoints import clip, decoders
 
 torch.set_num_threads(1)
 
@@ -23,7 +24,7 @@ def vision(c):
 
 
 def language(c):
-    return randomised(MistralForCausalLM(MistralConfig(**llama.decoder_json(c, "float32"), attn_implementation="eager")), 2)
+    return randomised(MistralForCausalLM(MistralConfig(**decoders.decoder_json(c, "float32"), attn_implementation="eager")), 2)
 
 
 def adapter(c):
@@ -34,6 +35,30 @@ def pixels(c, images):
     """uint8[n, size, size, 3] to what CLIPImageProcessor gives: float32[n, 3, size, size]."""
     x = torch.tensor(images).float() / 255
     return ((x - torch.tensor(c.mean)) / torch.tensor(c.std)).permute(0, 3, 1, 2)
+
+
+def attention_state(p, path):
+    """State of a `torch.nn.MultiheadAttention` from our parameters by path, those under `path`."""
+    kernels, biases = ({n: p[f"{path}/{n}/{kind}"] for n in ("query", "key", "value", "out")} for kind in ("kernel", "bias"))
+    width = len(biases["out"])
+    matrices = {n: torch.tensor(np.asarray(a)).reshape(width, width).T for n, a in kernels.items()}
+    vectors = {n: torch.tensor(np.asarray(a)).reshape(width) for n, a in biases.items()}
+    return {
+        "in_proj_weight": torch.cat([matrices[n] for n in ("query", "key", "value")]),
+        "in_proj_bias": torch.cat([vectors[n] for n in ("query", "key", "value")]),
+        "out_proj.weight": matrices["out"],
+        "out_proj.bias": vectors["out"],
+    }
+
+
+def layer_state(p, path):
+    """State of a `torch.nn.TransformerEncoderLayer` likewise."""
+    ours = {"linear1": "feed_forward/up", "linear2": "feed_forward/down", "norm1": "norm1", "norm2": "norm2"}
+    state = {f"self_attn.{name}": t for name, t in attention_state(p, f"{path}/attention").items()}
+    for theirs, name in ours.items():
+        weight = p[f"{path}/{name}/scale"] if "norm" in name else p[f"{path}/{name}/kernel"].T
+        state |= {f"{theirs}.weight": weight, f"{theirs}.bias": p[f"{path}/{name}/bias"]}
+    return {name: torch.tensor(np.asarray(a)) for name, a in state.items()}
 
 
 class Original:

@@ -1,6 +1,8 @@
 """Vision transformers that transformers has no class for, in PyTorch, with the names of the files they come from: every hidden state, the first is
 the input of the first block."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -166,5 +168,57 @@ class InternViT(nn.Module):
             norm = (lambda q, k, a=a: (a.q_norm(q), a.k_norm(k))) if self.rms else (lambda q, k: (q, k))
             x = x + a.proj(attention(a.qkv(block.norm1(x)), self.heads, norm)) * block.ls1
             x = x + block.mlp.fc2(functional.gelu(block.mlp.fc1(block.norm2(x)))) * block.ls2
+            states.append(x)
+        return states
+
+
+class Described:
+    """What EncoderConfig says of norms after each part, keys without a bias and turned positions, one operation after
+    the other. Parameters are read from ours by name."""
+
+    def __init__(self, c, arrays):
+        self.c, self.p = c, {path: torch.tensor(a) for path, a in arrays.items()}
+
+    def linear(self, x, name, i, dims=1):
+        """A linear map of layer i, whose kernel has `dims` dimensions on the side of what comes in."""
+        kernel = self.p[f"layers/{name}/kernel"][i]
+        y = x @ kernel.reshape(math.prod(kernel.shape[:dims]), -1)
+        return y + self.p[f"layers/{name}/bias"][i].reshape(-1) if f"layers/{name}/bias" in self.p else y
+
+    def norm(self, x, name, i=None):
+        scale, bias = (self.p[f"{name}/{kind}"] if i is None else self.p[f"layers/{name}/{kind}"][i] for kind in ("scale", "bias"))
+        return functional.layer_norm(x, scale.shape, scale, bias, self.c.eps)
+
+    def turned(self, x):
+        """Queries or keys [batch, heads, seq, size]: each pair of neighbours is a complex number, and turns."""
+        c, size = self.c, x.shape[-1]
+        if c.rope_theta is None:
+            return x
+        first = c.class_token + c.registers
+        speeds = [c.rope_theta ** (-4 * k / size) for k in range(size // 4)]
+        step = c.rope_grid / c.side  # of a patch, on the grid that was trained
+        angles = torch.tensor([[at * step * speed for at in (row, column) for speed in speeds] for row in range(c.side) for column in range(c.side)])
+        pairs = torch.view_as_complex(x[:, :, first:].unflatten(-1, (-1, 2)).contiguous())
+        patches = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+        return torch.cat([x[:, :, :first], patches], dim=2)
+
+    def attention(self, x, i):
+        q, k, v = (self.linear(x, f"attention/{name}", i).unflatten(-1, (self.c.heads, -1)).transpose(1, 2) for name in ("query", "key", "value"))
+        y = functional.scaled_dot_product_attention(self.turned(q), self.turned(k), v)
+        return self.linear(y.transpose(1, 2).flatten(2), "attention/out", i, dims=2)
+
+    def feed_forward(self, x, i):
+        return self.linear(functional.gelu(self.linear(x, "feed_forward/up", i)), "feed_forward/down", i)
+
+    def __call__(self, pixels):
+        c, p = self.c, self.p
+        x = functional.conv2d(pixels, p["patch/kernel"].permute(3, 2, 0, 1), stride=c.patch).flatten(2).transpose(1, 2)
+        first = [p["class_token"][None] + p["position"][:1], *([p["registers"]] if c.registers else [])]
+        x = torch.cat([torch.cat(first).expand(len(x), -1, -1), x + p["position"][1:]], dim=1)
+        states = [self.norm(x, "pre_norm")]
+        for i in range(c.layers):
+            x = states[-1]
+            for part, norm in ((self.attention, "norm1"), (self.feed_forward, "norm2")):
+                x = x + (self.norm(part(x, i), norm, i) if c.norm_order == "post" else part(self.norm(x, norm, i), i))
             states.append(x)
         return states

@@ -192,16 +192,16 @@ def test_a_micro_batch_takes_rows_from_everywhere():
 
 def test_moments_lie_as_their_parameters_do():
     params = {
-        "decoder/layers/up": jax.ShapeDtypeStruct((2, 8, 16), np.float32),
+        "decoder/layers/feed_forward/up/kernel": jax.ShapeDtypeStruct((2, 8, 16), np.float32),
         "decoder/norm/scale": jax.ShapeDtypeStruct((8,), np.float32),
     }
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
-    expected = {"decoder/layers/up": PartitionSpec(None, "fsdp", "tensor"), "decoder/norm/scale": PartitionSpec(None)}
+    expected = {"decoder/layers/feed_forward/up/kernel": PartitionSpec(None, "fsdp", "tensor"), "decoder/norm/scale": PartitionSpec(None)}
     for name, moments in (("adamw", 2), ("adafactor", 0)):
         state = jax.eval_shape(lambda p, name=name: init_state(make_optimizer(OptimizerConfig(name=name), 10, ((".*", 1.0),)), p), params)
         placed = state_shardings(mesh, state)
         assert {path: a.spec for path, a in placed.params.items()} == expected
         assert placed.step.spec == placed.bad_steps.spec == PartitionSpec()
         specs = [a.spec for a in jax.tree.leaves(placed.optimizer)]
-        assert specs.count(expected["decoder/layers/up"]) == moments
+        assert specs.count(expected["decoder/layers/feed_forward/up/kernel"]) == moments
         assert all(spec in (*expected.values(), PartitionSpec()) for spec in specs)
