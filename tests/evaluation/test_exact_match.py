@@ -25,7 +25,7 @@ def parrot(tokenizer, then, **settings):
     c.encoder.layers, c.decoder.layers = 1, 1
     arrays = tiny.arrays(c)
     for path in arrays:
-        if path.endswith(("attention/out", "/down")) and path.startswith("decoder"):
+        if path.endswith(("attention/out/kernel", "/down/kernel")) and path.startswith("decoder"):
             arrays[path] = np.zeros_like(arrays[path])
     said = [*tokenizer.encode(SENTENCE), then]
     assert len(set(said[:-1])) == len(said) - 1
