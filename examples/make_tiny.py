@@ -14,7 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import make_tokenizer
 
-from omnifusion_jax.checkpoints import llama
+from omnifusion_jax.checkpoints import decoders
 from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.checkpoints.encoders import write_encoder
 from omnifusion_jax.checkpoints.export import arrays_of, export_original, part, write_decoder
@@ -45,7 +45,7 @@ def main(workdir):
 
     found = train("decoder", workdir / "decoder", f"--config.tokenizer={workdir / 'tokenizer'}")
     c, target = found.config.decoder, fresh("omnifusion-tiny-decoder")
-    write_decoder(target, c, part(found, "decoder", llama.table(c), jnp.bfloat16))
+    write_decoder(target, c, part(found, "decoder", decoders.table(c), jnp.bfloat16))
     copy_tokenizer(workdir / "tokenizer", target)
 
     train("pretrain", workdir / "pretrain")

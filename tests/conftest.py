@@ -35,14 +35,6 @@ if importlib.util.find_spec("torch") is None:
     ]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def layers_are_scanned():
-    """As those of a large model are; the commands unroll the few layers of the bundled ones, which takes longer to compile."""
-    from omnifusion_jax.nn import stack
-
-    stack.SHALLOW = 0
-
-
 @pytest.fixture(scope="module", autouse=True)
 def memory_given_back():
     """Programs of a module go with it: together they would take gigabytes."""

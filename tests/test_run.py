@@ -103,6 +103,15 @@ def test_no_check_begins_before_something_is_read(tmp_path, check):
     batches.close()
 
 
+def test_the_order_of_the_data_follows_from_the_config_s_seed():
+    orders = []
+    for seed in (0, 1, 1):
+        batches = make_batches(changed(shipped.load("tiny:sft"), {"seed": seed}), Tokenizer(Path(DECODER)))
+        orders.append([int(batches.order[i]) for i in range(8)])
+        batches.close()
+    assert orders[0] != orders[1] == orders[2]
+
+
 def test_pictures_above_the_config_s_limit_are_refused(tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     talk = [{"from": "human", "value": "<image>\nHi."}, {"from": "gpt", "value": "Hello."}]

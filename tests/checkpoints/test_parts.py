@@ -86,10 +86,13 @@ def greedy_by_transformers(text, count):
 
 
 def test_the_command_line(tmp_path):
-    said = run_command("convert", f"--vision={VISION}", f"--decoder={DECODER}", "--preset=llava-1.5-7b", f"--output={tmp_path / 'native'}")
+    said = run_command(
+        "convert", f"--vision={VISION}", f"--decoder={DECODER}", "--preset=llava-1.5-7b", f"--output={tmp_path / 'native'}", "--dtype=float32"
+    )
     adapter = 2 * (128 * 128 + 128)
     assert f"adapter    {adapter:>14,} parameters, freshly initialised (seed 0), to be trained" in said
-    assert load_checkpoint(tmp_path / "native").missing == ()
+    native = load_checkpoint(tmp_path / "native")
+    assert native.missing == () and {str(a.dtype) for a in native.arrays.values()} == {"float32"}  # not what was stored
     [answer] = of.load(tmp_path / "native").generate([of.Request(QUESTION)], of.GenerationConfig(max_new_tokens=3))
     assert list(answer.tokens) == greedy_by_transformers("USER: What is it? ASSISTANT:", 3)
     refused = run_command("convert", f"--decoder={DECODER}", f"--output={tmp_path / 'none'}", fails=True)
