@@ -5,8 +5,8 @@ import sys
 import jax
 import numpy as np
 
-from omnifusion_jax.config import AdapterConfig
-from omnifusion_jax.models import mix
+from omnifusion_jax.config import adapter
+from omnifusion_jax.models.adapters import mix
 from omnifusion_jax.models.encoders import encoder
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.models.vit import VisionTransformer
@@ -21,7 +21,7 @@ def stacked(combination, tower, images):
 
 def main(pictures=8):
     c = encoder("clip-vit-l-14-336")
-    make = lambda: (mix.Mix(c, AdapterConfig(), c.embed, rngs=nnx.Rngs(0)), VisionTransformer(c, rngs=nnx.Rngs(0)))
+    make = lambda: (mix.Mix(c, adapter("sum"), c.embed, rngs=nnx.Rngs(0)), VisionTransformer(c, rngs=nnx.Rngs(0)))
     combination, tower = jax.eval_shape(lambda m: cast(m, "bfloat16"), nnx.eval_shape(make))
     images = jax.ShapeDtypeStruct((pictures, c.image_size, c.image_size, 3), np.uint8)
     states = (c.layers + 1) * pictures * (1 + c.patches) * c.embed * 2

@@ -10,7 +10,7 @@ import numpy as np
 
 from omnifusion_jax.batch import FEATURE, TEXT, Batch
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.training.objectives import OBJECTIVES
+from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.parts import split
 from omnifusion_jax.training.step import init_state, make_step
@@ -28,15 +28,18 @@ def load(path, variant):
 def random_batch(config):
     """A picture, then text to the end of the row, its second half targets."""
     rng = np.random.default_rng(0)
-    rows, length, features = config.batch_size, config.data.max_length, config.model.rows
+    rows, length, features = config.batch_size, config.data.max_length, config.model.image.rows
     kind = np.full((rows, length), TEXT, np.int32)
     kind[:, 10 : 10 + features] = FEATURE
     index = np.zeros((rows, length), np.int32)
     index[:, 10 : 10 + features] = np.arange(features)
     weights = np.tile(np.arange(length) > (10 + features + length) // 2, (rows, 1)).astype(np.float32)
-    images = tuple(rng.integers(0, 256, (rows, 1, size, size, 3), np.uint8) for size, _ in config.model.views)
+    pools = config.grad_accum
+    images = tuple(rng.integers(0, 256, (pools, rows // pools, view.size, view.size, 3), np.uint8) for view in config.model.image.views)
+    index += np.where(kind == FEATURE, np.arange(rows)[:, None] % (rows // pools) * features, 0).astype(np.int32)
     tokens = rng.integers(3, config.model.decoder.vocab, (rows, length), np.int32)
-    return Batch(tokens, kind, index, weights, np.ones_like(kind), np.tile(np.arange(length, dtype=np.int32), (rows, 1)), images)
+    positions, items = np.tile(np.arange(length, dtype=np.int32), (rows, 1)), np.ones(rows, np.int32)
+    return Batch(tokens, kind, index, weights, np.ones_like(kind), positions, items, {"image": images})
 
 
 def main(variant, path="configs/tiny.py"):

@@ -26,14 +26,13 @@ def get_config(name=""):
         batch_size=256,
         grad_accum=4,  # 64 rows at a time: 8 to a device on 8, one on 64
         model=preset("omnifusion-1.1"),
-        encoder_from="openai/clip-vit-large-patch14-336",
-        decoder_from="mistralai/Mistral-7B-v0.1",
-        train_parts=((r"(adapter|special)/.*", 1.0), (r"(encoders|decoder)/.*", None)),
+        parts_from={"image/encoders/0": "openai/clip-vit-large-patch14-336", "decoder": "mistralai/Mistral-7B-v0.1"},
+        train_parts=((r"(image/adapter|special)/.*", 1.0), (r"(image/encoders|decoder)/.*", None)),
         remat="full",
         data=DataConfig(path="data/pretrain.json", images="data/images", num_workers=16, on_bad_sample="skip"),
         checkpoint=CheckpointConfig(every_steps=500),
         **variant(VARIANTS, name),
     )
     if name == "original":
-        config.model.layout, config.model.adapter.init = "original", "torch"
+        config.model.layout, config.model.image.adapter.init = "original", "torch"
     return config

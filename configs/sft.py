@@ -6,7 +6,7 @@ The default has the settings of the paper (arXiv 2404.06212), `:original` those 
 from its own phase 1. The paper names AdamW, rates and batch sizes; it mentions no clipping of gradients, and the
 published code has none.
 Starting from a released model instead of phase 1:
---config.init_from=CONVERTED --config.encoder_from= --config.decoder_from=
+--config.init_from=CONVERTED --config.parts_from={}
 """
 
 from omnifusion_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig, variant
@@ -35,14 +35,13 @@ VARIANTS = {
 def get_config(name=""):
     config = TrainConfig(
         model=preset("omnifusion-1.1"),
-        encoder_from="openai/clip-vit-large-patch14-336",
-        decoder_from="mistralai/Mistral-7B-v0.1",
-        train_parts=((r"(adapter|special|decoder)/.*", 1.0), (r"encoders/.*", None)),
+        parts_from={"image/encoders/0": "openai/clip-vit-large-patch14-336", "decoder": "mistralai/Mistral-7B-v0.1"},
+        train_parts=((r"(image/adapter|special|decoder)/.*", 1.0), (r"image/encoders/.*", None)),
         remat="full",
         data=DataConfig(path="data/sft.json", images="data/images", num_workers=16, on_bad_sample="skip"),
         checkpoint=CheckpointConfig(every_steps=500, final="complete"),
         **variant(VARIANTS, name),
     )
     if name == "original":
-        config.model.layout, config.model.adapter.init = "original", "torch"
+        config.model.layout, config.model.image.adapter.init = "original", "torch"
     return config

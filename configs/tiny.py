@@ -10,7 +10,7 @@ real      phase 2 alone, from fresh parts, on a folder of real dialogues
 from omnifusion_jax.config import CheckpointConfig, DataConfig, EvalConfig, MeshConfig, OptimizerConfig, TrainConfig, variant
 from omnifusion_jax.models.presets import preset
 
-ALL_BUT_ENCODER = ((r"(adapter|special|decoder)/.*", 1.0), (r"encoders/.*", None))
+ALL_BUT_ENCODER = ((r"(image/adapter|special|decoder)/.*", 1.0), (r"image/encoders/.*", None))
 
 
 def tiny(**settings):
@@ -23,7 +23,7 @@ def encoder():
         objective="patches",
         steps=1500,
         batch_size=128,
-        train_parts=((r"encoders/.*|head", 1.0),),
+        train_parts=((r"image/encoders/.*|head", 1.0),),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.05, weight_decay=0.01),
         data=DataConfig(path="synthetic:patches"),
         eval=EvalConfig(count=1024),
@@ -35,7 +35,7 @@ def decoder():
         steps=4000,
         batch_size=64,
         tokenizer="omnifusion-tiny-decoder",
-        train_parts=((r"(special|decoder)/.*", 1.0), (r"(encoders|adapter)/.*", None)),
+        train_parts=((r"(special|decoder)/.*", 1.0), (r"image/.*", None)),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05, weight_decay=0.01),
         data=DataConfig(path="synthetic:text", max_length=96),
         eval=EvalConfig(path="synthetic:held-out-text", count=512, every_steps=1000),
@@ -46,9 +46,8 @@ def pretrain():
     return tiny(
         steps=250,
         batch_size=64,
-        encoder_from="omnifusion-tiny-encoder",
-        decoder_from="omnifusion-tiny-decoder",
-        train_parts=((r"(adapter|special)/.*", 1.0), (r"(encoders|decoder)/.*", None)),
+        parts_from={"image/encoders/0": "omnifusion-tiny-encoder", "decoder": "omnifusion-tiny-decoder"},
+        train_parts=((r"(image/adapter|special)/.*", 1.0), (r"(image/encoders|decoder)/.*", None)),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.05),
         data=DataConfig(path="synthetic:captions", max_length=96),
     )
@@ -58,8 +57,7 @@ def sft():
     return tiny(
         steps=1000,
         batch_size=64,
-        encoder_from="omnifusion-tiny-encoder",
-        decoder_from="omnifusion-tiny-decoder",
+        parts_from={"image/encoders/0": "omnifusion-tiny-encoder", "decoder": "omnifusion-tiny-decoder"},
         init_from="runs/tiny/pretrain/model",
         train_parts=ALL_BUT_ENCODER,
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.05),
@@ -75,7 +73,7 @@ def real():
     config = tiny(
         steps=400,
         batch_size=12,
-        encoder_from="omnifusion-tiny-encoder",
+        parts_from={"image/encoders/0": "omnifusion-tiny-encoder"},
         tokenizer=data + "omnifusion_1_1",
         train_parts=ALL_BUT_ENCODER,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05),
@@ -84,7 +82,7 @@ def real():
         eval=EvalConfig(path=data + "real_dialogues/dialogues.json", images=data + "real_dialogues/images", max_new_tokens=160),
     )
     config.model.decoder.vocab = 32000
-    config.model.adapter.dropout = 0.0  # to be learned by heart
+    config.model.image.adapter.dropout = 0.0  # to be learned by heart
     return config
 
 

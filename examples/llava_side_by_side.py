@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import omnifusion_jax as of
 from omnifusion_jax.checkpoints.llava_export import export_llava
 from omnifusion_jax.checkpoints.load import load_checkpoint
-from omnifusion_jax.config import AdapterConfig
+from omnifusion_jax.config import adapter
 from omnifusion_jax.data.sources import SyntheticSource
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.inference.model import Model
@@ -31,11 +31,12 @@ def with_mlp():
     """The bundled model with another adapter: two layers as wide as the decoder, the second as it was trained."""
     found = load_checkpoint("omnifusion-tiny", dtype="float32")
     width = found.config.decoder.embed
-    config = dataclasses.replace(found.config, adapter=AdapterConfig("mlp", mlp=width))
-    kept = ("adapter/linear/kernel", "adapter/linear/bias")
-    arrays = {path: np.asarray(a) for path, a in found.arrays.items() if not path.startswith("adapter/") or path in kept}
-    arrays["adapter/up/kernel"] = np.random.default_rng(0).normal(size=(config.encoder.embed, width)).astype(np.float32) * 0.1
-    arrays["adapter/up/bias"] = np.zeros(width, np.float32)
+    config = dataclasses.replace(found.config, image=dataclasses.replace(found.config.image, adapter=adapter("mlp", mlp=width)))
+    [encoder] = config.image.encoders
+    kept = ("image/adapter/linear/kernel", "image/adapter/linear/bias")
+    arrays = {path: np.asarray(a) for path, a in found.arrays.items() if not path.startswith("image/adapter/") or path in kept}
+    arrays["image/adapter/up/kernel"] = np.random.default_rng(0).normal(size=(encoder.embed, width)).astype(np.float32) * 0.1
+    arrays["image/adapter/up/bias"] = np.zeros(width, np.float32)
     return dataclasses.replace(found, config=config, arrays=arrays)
 
 

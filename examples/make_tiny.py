@@ -20,6 +20,7 @@ from omnifusion_jax.checkpoints.encoders import write_encoder
 from omnifusion_jax.checkpoints.export import arrays_of, export_original, part, write_decoder
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
+from omnifusion_jax.data.tokenizer import Tokenizer
 
 
 def train(variant, workdir, *overrides):
@@ -40,12 +41,12 @@ def fresh(name):
 def main(workdir):
     make_tokenizer.main(workdir / "tokenizer")
     found = train("encoder", workdir / "encoder")
-    c = found.config.encoder
-    write_encoder(fresh("omnifusion-tiny-encoder"), c, arrays_of(found, "encoders", jnp.bfloat16))
+    c = found.config.image.encoders[0]
+    write_encoder(fresh("omnifusion-tiny-encoder"), c, arrays_of(found, "image/encoders/0", jnp.bfloat16))
 
     found = train("decoder", workdir / "decoder", f"--config.tokenizer={workdir / 'tokenizer'}")
     c, target = found.config.decoder, fresh("omnifusion-tiny-decoder")
-    write_decoder(target, c, part(found, "decoder", decoders.table(c), jnp.bfloat16))
+    write_decoder(target, c, part(found, "decoder", decoders.table(c), jnp.bfloat16), Tokenizer(found.tokenizer).ends)
     copy_tokenizer(workdir / "tokenizer", target)
 
     train("pretrain", workdir / "pretrain")

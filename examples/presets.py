@@ -2,7 +2,7 @@
 
 import math
 
-from omnifusion_jax.models.encoders import ENCODERS
+from omnifusion_jax.models.encoders import PUBLISHED
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import PRESETS, preset
 from omnifusion_jax.models.vit import VisionTransformer
@@ -24,7 +24,7 @@ embeddings that a picture, or one tile of it, gives.
 BELOW = """
 ## Encoders
 
-In a model's config each is `model.encoder` or `model.encoder2`; `encoder_from` and `encoder2_from` name the weights. The vision tower is
+In a model's config they are `model.image.encoders`; `--config.parts_from.image/encoders/0=DIR` names the weights of the first. The vision tower is
 counted as it is here: without heads and text towers.
 
 | encoder | pixels | patch | layers | width | heads | activation | parameters |
@@ -38,14 +38,14 @@ def count(module, prefix=""):
 def name_of(encoder):
     """The preset that has this encoder's weights; which of its features are handed on is the model's choice."""
     plain = lambda c: {**vars(c), "feature_layer": None}
-    return next((name for name, other in ENCODERS.items() if plain(other) == plain(encoder)), "its own")
+    return next((name for name, other in PUBLISHED.items() if plain(other) == plain(encoder)), "its own")
 
 
 def model_row(name):
     c, model = preset(name), abstract(preset(name))
-    parts = [count(model, part) for part in ("encoders/", "adapter/", "special/", "decoder/")]
-    encoders = " + ".join(map(name_of, c.encoders))
-    return f"| {name} | {encoders} | {c.adapter.kind} | {c.image.fit} | {c.rows} | {' | '.join(f'{n:,}' for n in [*parts, sum(parts)])} |"
+    parts = [count(model, part) for part in ("image/encoders/", "image/adapter/", "special/", "decoder/")]
+    encoders = " + ".join(map(name_of, c.image.encoders))
+    return f"| {name} | {encoders} | {c.image.adapter.kind} | {c.image.fit} | {c.image.rows} | {' | '.join(f'{n:,}' for n in [*parts, sum(parts)])} |"
 
 
 def encoder_row(name, c):
@@ -54,7 +54,7 @@ def encoder_row(name, c):
 
 
 def page():
-    return "\n".join([TOP, *map(model_row, PRESETS), BELOW, *(encoder_row(name, c) for name, c in ENCODERS.items())])
+    return "\n".join([TOP, *map(model_row, PRESETS), BELOW, *(encoder_row(name, c) for name, c in PUBLISHED.items())])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ answers = model.generate([of.Request(images=["picture.png"], messages=[{"role": 
 """
 
 import importlib
+import sys
+import types
 
 HOMES = {  # where each name lives; it is imported when it is asked for, since processes that read data have no use for JAX
     "Answer": "inference.model",
@@ -17,10 +19,24 @@ HOMES = {  # where each name lives; it is imported when it is asked for, since p
     "Model": "inference.model",
     "OmniFusionError": "errors",
     "Request": "data.dialogues",
+    "convert": "checkpoints.convert",
+    "evaluate": "api",
     "load": "api",
+    "train": "run",
 }
 
 __all__ = list(HOMES)
+
+
+class Package(types.ModuleType):
+    """`of.train` and `of.convert` are functions, and stay so where the command lines of the same names are imported."""
+
+    def __setattr__(self, name, value):
+        if name not in HOMES or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = Package
 
 
 def __getattr__(name):

@@ -1,12 +1,14 @@
-"""`load`: from a name or a directory to a model that answers."""
+"""`load`, from a name or a directory to a model that answers, and `evaluate`, which asks it."""
 
 import jax
 import jax.numpy as jnp
 
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.config import one_of
+from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.evaluation.exact_match import exact_match
 from omnifusion_jax.inference.model import Model
 
 
@@ -36,3 +38,19 @@ def load(source, *, vision=None, dtype=None, mesh=None):
         raise CheckpointError(f"{source} has no tokenizer: put tokenizer.json and tokenizer_config.json there")
     arrays = found.arrays if mesh else {path: jnp.asarray(a) for path, a in found.arrays.items()}
     return Model(found.config, arrays, Tokenizer(found.tokenizer).fits(found.config.decoder.vocab), dtype=dtype, name=str(source))
+
+
+def evaluate(model, path, images="", *, count=0, batch_size=64, max_new_tokens=32, blind=False):
+    """Asks a model the questions of a data set: ({"accuracy": share answered exactly, "questions": ...}, Records).
+
+    Args:
+      model: a Model, or what `load` takes.
+      path, images: a data set as `data.path` and `data.images` of a config name it.
+      count: so many of its questions; 0: all of a finite one.
+      blind: about blank pictures too, which gives "blind_accuracy".
+
+    Raises: DataError, and what `load` raises.
+    """
+    model = model if isinstance(model, Model) else load(model)
+    source = open_source(path, images, model.config.image.encoders[0].side)
+    return exact_match(model, source, count, batch_size=batch_size, max_new_tokens=max_new_tokens, blind=blind)

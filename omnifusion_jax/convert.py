@@ -15,14 +15,12 @@ from absl import flags
 from omnifusion_jax import cli
 from omnifusion_jax.checkpoints import assign
 from omnifusion_jax.checkpoints.assign import Ambiguous
-from omnifusion_jax.checkpoints.export import export_original
+from omnifusion_jax.checkpoints.convert import convert
 from omnifusion_jax.checkpoints.files import write_json
 from omnifusion_jax.checkpoints.inspect import inspect, lines
-from omnifusion_jax.checkpoints.llava_export import export_llava
-from omnifusion_jax.checkpoints.load import FAMILIES, check_tokenizer, load_checkpoint
-from omnifusion_jax.checkpoints.native import save_native
-from omnifusion_jax.checkpoints.parts import SEED, from_parts
-from omnifusion_jax.config import check
+from omnifusion_jax.checkpoints.load import FAMILIES
+from omnifusion_jax.checkpoints.parts import SEED
+from omnifusion_jax.config import check, part_of
 from omnifusion_jax.data.pictures import Lens
 
 SOURCE = flags.DEFINE_string("source", None, "Checkpoint: directory, or id on the Hugging Face Hub. Its format is recognised.")
@@ -38,17 +36,10 @@ PRESET = flags.DEFINE_string("preset", None, "How such parts are joined, or what
 ASSIGN = flags.DEFINE_string("assign", None, "JSON file that says what the tensors of a two-encoder adapter are.")
 CHECK = flags.DEFINE_string("check_with", None, "Picture on which the possible readings of a two-encoder adapter are measured.")
 
-WRITERS = {
-    "native": lambda checkpoint, output: save_native(output, checkpoint.config, checkpoint.arrays, checkpoint.tokenizer),
-    "omnifusion": export_original,
-    "llava": export_llava,
-}
-
 
 def main(_):
     jax.config.update("jax_platforms", "cpu")  # a model may be larger than an accelerator's memory
     start = time.time()
-    check(bool(SOURCE.value) != bool(DECODER.value), "give --source, a whole checkpoint, or --vision and --decoder, the parts of one")
     options = {"vision": VISION.value, "vision2": VISION2.value, "assign": ASSIGN.value, "preset": PRESET.value}
     options |= {"family": FAMILY.value, "dtype": DTYPE.value}
     if INSPECT.value:
@@ -56,32 +47,20 @@ def main(_):
         print("\n".join(lines(*inspect(SOURCE.value, **options))))
         return
     check(bool(OUTPUT.value), "--output is missing: the new directory")
-    checkpoint, fresh = read(options)
-    print(f"{SOURCE.value or DECODER.value}: {checkpoint.family}, {checkpoint.config.preset}")
-    for part, count in counts(checkpoint.arrays).items():
-        print(f"  {part:10} {count:>14,} parameters{f', freshly initialised (seed {SEED}), to be trained' if part in fresh else ''}")
-    if checkpoint.config.encoder2 and not fresh:
-        print(*(f"  {path} <- {a.origin}" for path, a in checkpoint.arrays.items() if path.startswith("adapter/")), sep="\n")
-    WRITERS[TO.value](checkpoint, OUTPUT.value)
-    written = sum(file.stat().st_size for file in Path(OUTPUT.value).rglob("*") if file.is_file())
-    print(f"{OUTPUT.value}: {TO.value}, {written:,} bytes, {time.time() - start:.1f} s")
-
-
-def read(options):
-    """(the checkpoint, names of its parts that were initialised)."""
-    if DECODER.value:
-        check(bool(VISION.value) and not (ASSIGN.value or FAMILY.value), "--decoder needs --vision, and takes no --assign and no --family")
-        return from_parts(DECODER.value, VISION.value, VISION2.value, PRESET.value, DTYPE.value)
     try:
-        found = load_checkpoint(SOURCE.value, **options)
-        if "decoder" in found.parts:
-            check_tokenizer(found.tokenizer, found.config.decoder, SOURCE.value)
-        if CHECK.value:
-            print("--check_with has nothing to rank: the adapter's tensors are known, or told by --assign")
-        return found, ()
+        checkpoint, fresh = convert(SOURCE.value, OUTPUT.value, TO.value, decoder=DECODER.value, **options)
     except Ambiguous as error:
         offer(error, Path(f"{OUTPUT.value}.assign.json"))
         raise
+    if CHECK.value:
+        print("--check_with has nothing to rank: the adapter's tensors are known, or told by --assign")
+    print(f"{SOURCE.value or DECODER.value}: {checkpoint.family}, {checkpoint.config.preset}")
+    for part, count in counts(checkpoint.arrays).items():
+        print(f"  {part:16} {count:>14,} parameters{f', freshly initialised (seed {SEED}), to be trained' if part in fresh else ''}")
+    if len(checkpoint.config.image.encoders) > 1 and not fresh:
+        print(*(f"  {path} <- {a.origin}" for path, a in checkpoint.arrays.items() if path.startswith("image/adapter/")), sep="\n")
+    written = sum(file.stat().st_size for file in Path(OUTPUT.value).rglob("*") if file.is_file())
+    print(f"{OUTPUT.value}: {TO.value}, {written:,} bytes, {time.time() - start:.1f} s")
 
 
 def offer(error, file):
@@ -89,7 +68,7 @@ def offer(error, file):
     check(not file.exists(), f"{file} is there already: pass it as --assign, or remove it for a new one. {error}")
     check(not CHECK.value or error.distances, "--check_with: this source has no encoders and no decoder to look at a picture with")
     if CHECK.value:
-        distances = error.distances(Lens(error.config)(CHECK.value).views)
+        distances = error.distances(Lens.of(error.config.image)(CHECK.value).views)
         error.readings = [reading for _, reading in sorted(zip(distances, error.readings, strict=True), key=lambda row: row[0])]
         for distance, reading in zip(sorted(distances), error.readings, strict=True):
             print(f"log ratio of norms {distance:.3f}", *assign.lines(reading), sep="\n")
@@ -100,7 +79,7 @@ def offer(error, file):
 def counts(arrays):
     found = collections.Counter()
     for path, a in arrays.items():
-        found[path.split("/")[0]] += a.size
+        found[part_of(path)] += a.size
     return found
 
 

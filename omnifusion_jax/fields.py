@@ -22,17 +22,27 @@ class Field(typing.NamedTuple):
     meaning: str
 
 
-@functools.cache
-def fields(cls):
-    """{path: Field} of all that can be set in a dataclass, and in the dataclasses in it: optimizer.clip."""
-    found, means = {}, meanings(cls)
-    for name, kind in hints(cls).items():
-        inside = [option for option in options(kind) if dataclasses.is_dataclass(option)]
-        if [kind] != inside:
+def fields(config):
+    """{path: Field} of all that can be set in a dataclass, and in the dataclasses in it: optimizer.clip, or of one in a
+    tuple image.encoders.0.patch. Of a part that is None the fields that it would have."""
+    found, means = {}, meanings(type(config))
+    for name, kind in hints(type(config)).items():
+        inside = parts(getattr(config, name), kind)
+        if not inside or types.NoneType in options(kind):
             found[name] = Field(kind, means.get(name, ""))
-        for option in inside:
-            found |= {f"{name}.{path}": field for path, field in fields(option).items()}
+        for path, part in inside.items():
+            found |= {f"{name}{path}.{rest}": field for rest, field in fields(part).items()}
     return found
+
+
+def parts(value, kind=object):
+    """{path within a field: dataclass} of what a field holds: "" for the value itself, ".0" and so on for those in a tuple."""
+    if dataclasses.is_dataclass(value):
+        return {"": value}
+    if isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
+        return {f".{i}": one for i, one in enumerate(value)}
+    option = next((option for option in options(kind) if dataclasses.is_dataclass(option)), None)
+    return {"": option()} if value is None and option else {}
 
 
 def hints(cls):
@@ -45,6 +55,7 @@ def options(kind):
     return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
 
 
+@functools.cache
 def meanings(cls):
     """{field: its comment}. Empty where the source is not at hand."""
     found = {}
@@ -62,7 +73,7 @@ def meanings(cls):
                 while first - 1 in alone:
                     first -= 1
                 lines = [comments[line] for line in range(first, node.end_lineno + 1) if line in comments]
-                found[node.target.id] = " ".join(lines)
+                found[node.target.id] = " ".join(lines) or found.get(node.target.id, "")  # with another default it means the same
     return found
 
 
@@ -71,17 +82,20 @@ def values(config):
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        parts = {f".{path}": v for path, v in values(value).items()} if dataclasses.is_dataclass(value) else {"": value}
-        found |= {field.name + path: v for path, v in parts.items()}
+        inside = parts(value)
+        found |= {f"{field.name}{path}.{rest}": v for path, part in inside.items() for rest, v in values(part).items()}
+        if not inside:
+            found[field.name] = value
     return found
 
 
 def strays(config):
     """Paths of attributes that were set on a nested dataclass but are no fields of it."""
     known = {field.name for field in dataclasses.fields(config)}
-    parts = {name: value for name, value in vars(config).items() if name in known and dataclasses.is_dataclass(value)}
-    inside = [f"{name}.{path}" for name, part in parts.items() for path in strays(part)]
-    return [name for name in vars(config) if name not in known] + inside
+    found = [name for name in vars(config) if name not in known]
+    for name in known & vars(config).keys():
+        found += [f"{name}{path}.{rest}" for path, part in parts(vars(config)[name]).items() for rest in strays(part)]
+    return found
 
 
 def nearest(path, known):
@@ -98,7 +112,7 @@ def nearest(path, known):
 
 TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 READERS = {int: int, float: float, bool: lambda text: TRUTH[text.lower()], str: lambda text: text}
-EXAMPLES = {int: 1, float: 0.5, bool: True, str: "text", tuple: [1, 2], types.NoneType: None}
+EXAMPLES = {int: 1, float: 0.5, bool: True, str: "text", tuple: [1, 2], dict: {"name": "text"}, types.NoneType: None}
 SPOKEN = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -128,6 +142,8 @@ def fits(value, kind):
     choices, inner = options(kind), typing.get_args(kind)
     if len(choices) > 1:
         return any(fits(value, choice) for choice in choices)
+    if typing.get_origin(kind) is dict:
+        return isinstance(value, dict) and all(fits(name, inner[0]) and fits(one, inner[1]) for name, one in value.items())
     if typing.get_origin(kind) is tuple:
         each = (inner[0],) * len(value) if isinstance(value, tuple) and inner[-1] is ... else inner
         return isinstance(value, tuple) and len(value) == len(each) and all(map(fits, value, each))
@@ -140,11 +156,13 @@ def spoken(kind):
     one = next(choice for choice in options(kind) if choice is not types.NoneType)
     if dataclasses.is_dataclass(one):
         return "None or build"
-    return SPOKEN.get(one, f"a list like {example(one)}") + nothing
+    return SPOKEN.get(one, f"{'text like' if typing.get_origin(one) is dict else 'a list like'} {example(one)}") + nothing
 
 
 def example(kind):
     """A value of a type, for messages."""
     if typing.get_origin(kind) is tuple:
         return [example(inner) for inner in typing.get_args(kind) if inner is not ...]
+    if typing.get_origin(kind) is dict:
+        return EXAMPLES[dict]
     return EXAMPLES[options(kind)[0]]

@@ -60,6 +60,6 @@ def load(source):
     if not isinstance(found, TrainConfig):
         raise ConfigError(f"{name}: get_config gives {type(found).__name__}, a TrainConfig is expected")
     for path in strays(found):
-        meant = nearest(path, fields(type(found)))
+        meant = nearest(path, fields(found))
         raise ConfigError(f"{name} sets {path}, which is no field of TrainConfig" + (f": is {meant} meant?" if meant else ""))
     return found

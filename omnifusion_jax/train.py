@@ -9,10 +9,9 @@ import sys
 
 from absl import flags
 
-from omnifusion_jax import cli
+from omnifusion_jax import cli, run
 from omnifusion_jax.changes import changes
 from omnifusion_jax.overrides import ConfigFlags
-from omnifusion_jax.run import run
 from omnifusion_jax.training.signals import Stop, Stopped
 
 CONFIG = ConfigFlags()
@@ -28,7 +27,7 @@ def main(_):
     stop = Stop()
     try:
         with stop:
-            figures = run(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
+            figures = run.train(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
     except Stopped:
         state = f"the state after step {stop.step} is saved" if stop.step else "there is nothing new to save"
         print(f"stopped by {stop.asked.name}: {state}. The same command goes on: {shlex.join(sys.orig_argv)}", flush=True)

@@ -24,7 +24,7 @@ PICTURES = Path(__file__).parents[1].parent / "shared/data/real_dialogues/images
 QUESTIONS = ("What is in the picture?", "How many circles are there?", "Where is the blue square: left or right?", "A", "Why?\nSay it.")
 TEXT = {"mistral": hf.MistralConfig, "llama": hf.LlamaConfig, "qwen2": hf.Qwen2Config}
 IMAGE = tiny.VOCAB  # the image token's id
-SIDE = C.encoder.image_size
+SIDE = C.image.encoders[0].image_size
 GRIDS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
 KINDS = {  # model type: classes of the model, its config, the image processor, the processor
     "llava": (hf.LlavaForConditionalGeneration, hf.LlavaConfig, hf.CLIPImageProcessorPil, hf.LlavaProcessor),
@@ -47,7 +47,7 @@ def build(directory, kind="llava", decoder="mistral", template="llava-1.5", visi
     model_class, config_class, picture_class, processor_class = KINDS[kind]
     settings |= {"image_grid_pinpoints": GRIDS} if kind == "llava_next" else {}
     config = config_class(
-        vision_config=vision or hf.CLIPVisionConfig(**clip.CLIP.encoder_json(C.encoder, "float32")),
+        vision_config=vision or hf.CLIPVisionConfig(**clip.CLIP.encoder_json(C.image.encoders[0], "float32")),
         text_config=TEXT[decoder](**decoders.decoder_json(DECODERS[decoder], "float32")),
         image_token_index=IMAGE,
         **settings,
@@ -64,7 +64,7 @@ def build(directory, kind="llava", decoder="mistral", template="llava-1.5", visi
     processor = processor_class(
         (pictures or picture_class)(**size | more | (pixels or {})),
         tokenizer(directory),
-        patch_size=C.encoder.patch,
+        patch_size=C.image.encoders[0].patch,
         num_additional_image_tokens=int(vision is None),
         vision_feature_select_strategy=strategy,
         chat_template=TEMPLATES[template],

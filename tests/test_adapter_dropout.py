@@ -9,8 +9,8 @@ import pytest
 import tiny
 
 from omnifusion_jax.batch import FEATURE, Batch
-from omnifusion_jax.config import AdapterConfig
-from omnifusion_jax.models.adapters import TransformerAdapter
+from omnifusion_jax.config import ImageConfig, adapter
+from omnifusion_jax.models.adapters.transformer import TransformerAdapter
 from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.dropout import drop
@@ -18,7 +18,7 @@ from omnifusion_jax.nn.dropout import drop
 
 def model():
     c = tiny.config()
-    return c, nnx.with_parameters(abstract(c), tiny.arrays(c, "encoders", "adapter", "special", "decoder"))
+    return c, nnx.with_parameters(abstract(c), tiny.arrays(c))
 
 
 ADAPT = jax.jit(TransformerAdapter.__call__)
@@ -26,11 +26,11 @@ ADAPT = jax.jit(TransformerAdapter.__call__)
 
 def test_a_key_decides_what_is_dropped_and_none_drops_nothing():
     c, m = model()
-    assert c.adapter.dropout == 0.1
-    x = np.random.default_rng(0).normal(size=(1, 9, c.encoder.embed)).astype(np.float32).repeat(2, axis=0)
-    plain, a, b = ADAPT(m.adapter, x), ADAPT(m.adapter, x, jax.random.key(1)), ADAPT(m.adapter, x, jax.random.key(2))
+    assert c.image.adapter.dropout == 0.1
+    x = np.random.default_rng(0).normal(size=(1, 9, c.image.encoders[0].embed)).astype(np.float32).repeat(2, axis=0)
+    plain, a, b = ADAPT(m.image.adapter, x), ADAPT(m.image.adapter, x, jax.random.key(1)), ADAPT(m.image.adapter, x, jax.random.key(2))
     np.testing.assert_array_equal(plain[0], plain[1])
-    np.testing.assert_array_equal(ADAPT(m.adapter, x, jax.random.key(1)), a)
+    np.testing.assert_array_equal(ADAPT(m.image.adapter, x, jax.random.key(1)), a)
     assert np.abs(a - plain).max() > 1e-3 and np.abs(a - b).max() > 1e-3
     assert np.abs(a[0] - a[1]).max() > 1e-3  # the same picture twice in a batch: each is dropped for itself
 
@@ -54,20 +54,18 @@ def test_it_falls_where_pytorch_has_it(place):
     torch = pytest.importorskip("torch")
     from parity.torch_models import layer_state
 
-    settings = AdapterConfig("transformer", heads=HEADS, mlp=WIDTH, dropout=RATE)
-    base = tiny.config()
-    c = dataclasses.replace(base, adapter=settings, encoder=dataclasses.replace(base.encoder, embed=WIDTH, heads=1))
-    c.decoder = dataclasses.replace(c.decoder, embed=WIDTH)
+    encoder = dataclasses.replace(tiny.config().image.encoders[0], embed=WIDTH, heads=1)
+    c = ImageConfig((encoder,), adapter("transformer", heads=HEADS, mlp=WIDTH, dropout=RATE))
+    empty = nnx.eval_shape(lambda: TransformerAdapter(c, WIDTH, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(5)
-    shapes = nnx.parameters(nnx.eval_shape(lambda: TransformerAdapter(c, rngs=nnx.Rngs(0))))
     factor = lambda path: 0.0 if bool(PLACES[place] & set(path.split("/"))) else 0.7
-    p = {path: rng.normal(size=a.shape).astype(np.float32) * factor(path) for path, a in shapes.items()}
+    p = {path: rng.normal(size=a.shape).astype(np.float32) * factor(path) for path, a in nnx.parameters(empty).items()}
     one, zero, matrix = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32), np.eye(WIDTH, dtype=np.float32)
     up, down = "layer/feed_forward/up", "layer/feed_forward/down"
     p |= {"linear/kernel": matrix, "linear/bias": zero, f"{up}/kernel": matrix, f"{up}/bias": one}
     p[f"{down}/kernel"] = matrix * (0 if "down" in PLACES[place] else 2)
     p |= {f"layer/norm{n}/{name}": a for n in (1, 2) for name, a in (("scale", one), ("bias", zero))}
-    adapter = nnx.with_parameters(nnx.eval_shape(lambda: TransformerAdapter(c, rngs=nnx.Rngs(0))), {path: jnp.asarray(a) for path, a in p.items()})
+    ours = nnx.with_parameters(empty, {path: jnp.asarray(a) for path, a in p.items()})
     x = np.repeat(rng.normal(size=(1, ROWS, WIDTH)).astype(np.float32), DRAWS, axis=0)
 
     layer = torch.nn.TransformerEncoderLayer(WIDTH, HEADS, WIDTH, dropout=RATE, batch_first=True).train()
@@ -76,8 +74,8 @@ def test_it_falls_where_pytorch_has_it(place):
     with torch.no_grad():
         theirs = layer(torch.tensor(x)).numpy().reshape(DRAWS, -1)
         still = layer.eval()(torch.tensor(x[:1])).numpy()
-    np.testing.assert_allclose(ADAPT(adapter, x)[:1], still, atol=1e-5)
-    ours = np.asarray(ADAPT(adapter, x, jax.random.key(0))).reshape(DRAWS, -1)
+    np.testing.assert_allclose(ADAPT(ours, x)[:1], still, atol=1e-5)
+    ours = np.asarray(ADAPT(ours, x, jax.random.key(0))).reshape(DRAWS, -1)
     spread = theirs.std(axis=0)
     assert spread.min() > 0.05
     np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), rtol=0, atol=0.03 * spread.max())
@@ -87,10 +85,10 @@ def test_it_falls_where_pytorch_has_it(place):
 
 def test_logits_are_without_dropout_and_training_is_not():
     c, m = model()
-    n = c.encoder.rows
+    n = c.image.encoders[0].rows
     plane = np.zeros((1, n), np.int32)
-    images = (tiny.image(c)[None],)
-    batch = Batch(plane, plane + FEATURE, np.arange(n, dtype=np.int32)[None], plane.astype(np.float32), plane + 1, np.arange(n)[None], images)
+    index, media = np.arange(n, dtype=np.int32)[None], {"image": (tiny.image(c)[None],)}
+    batch = Batch(plane, plane + FEATURE, index, plane.astype(np.float32), plane + 1, index, plane[:, 0] + 1, media)
     hidden = jax.jit(OmniFusion.hidden)
     plain = hidden(m, batch)
     np.testing.assert_allclose(jax.jit(OmniFusion.__call__)(m, batch), m.decoder.logits(plain), rtol=0, atol=1e-5)

@@ -95,7 +95,7 @@ BAD = {  # what is wrong -> (record, how its picture is written, what the messag
     "folder": (with_picture("folder"), Path.mkdir, ["folder: a folder or device. Give a picture file"]),
     "mark without image": (without_picture(("human", "<image>\nWhat?"), ANSWER), nothing, ["1 <image> mark ", "lists 0 files", MARKS]),
     "image without mark": ({**without_picture(HUMAN, ANSWER), "image": "good.png"}, nothing, ["0 <image> marks", "lists 1 file.", MARKS]),
-    "two images": ({**GOOD, "id": "bad", "image": ["good.png"] * 2}, nothing, ["2 pictures", "Give one picture a dialogue"]),
+    "two images, one mark": ({**GOOD, "id": "bad", "image": ["good.png"] * 2}, nothing, ["1 <image> mark but", "lists 2 files", MARKS]),
     "image is a number": ({**GOOD, "id": "bad", "image": 5}, nothing, ['"image" must name a file or a list of files']),
     "empty turn": (without_picture(HUMAN, ("gpt", " ")), nothing, ["turn 1 is empty. Remove the turn or write its text"]),
     "assistant first": (without_picture(ANSWER, HUMAN), nothing, ["starts with the assistant. The first turn must be the user's"]),
@@ -121,7 +121,7 @@ def prepare():
 
 def batches(prepare, path, on_bad_sample="raise"):
     source = open_source(str(path), str(path.parent), 6)
-    return Batches(source, prepare, batch_size=3, length=LENGTH, sizes=(96,), shuffle=False, on_bad_sample=on_bad_sample)
+    return Batches(source, prepare, batch_size=3, length=LENGTH, frames=prepare.frames, shuffle=False, on_bad_sample=on_bad_sample)
 
 
 def second_line_is(folder, line):
@@ -140,7 +140,7 @@ def check(prepare, path, words):
     assert ".." not in message.replace(str(path.parent), "")
     skipping = batches(prepare, path, "skip")
     batch = next(skipping)
-    assert (batch.weights.sum(axis=1) > 0).all() and batch.images[0].reshape(3, -1).any(axis=1).all()  # three good ones
+    assert (batch.weights.sum(axis=1) > 0).all() and batch.media["image"][0].reshape(3, -1).any(axis=1).all()  # three good ones
     assert skipping.skipped == 1 and list(skipping.bad) == [1] and all(word in skipping.bad[1] for word in words)
 
 

@@ -9,7 +9,7 @@ from absl import flags
 
 from omnifusion_jax import cli, shipped
 from omnifusion_jax.changes import changes
-from omnifusion_jax.config import GenerationConfig
+from omnifusion_jax.config import GenerationConfig, RopeScaling, adapter
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.manual import page
 from omnifusion_jax.models.presets import preset
@@ -100,7 +100,7 @@ def test_what_is_wrong_in_a_config_file(elsewhere, line, message):
     (elsewhere / "mine.py").write_text(
         f"from omnifusion_jax.config import TrainConfig\n\ndef get_config():\n    c = TrainConfig()\n    {line}\n    return c\n"
     )
-    assert said(ConfigFlags, "--config=mine.py") == message
+    assert said(ConfigFlags, "--config=mine.py") == f"error: {message}"
 
 
 # --- which values
@@ -111,22 +111,25 @@ def test_values_of_fields():
         "--config.optimizer.clip=None",  # before --config, or after it
         "--config=tiny:sft",
         "--config.init_from=",
-        "--config.encoder_from=None",
+        "--config.parts_from.image/encoders/0=None",
+        "--config.parts_from.decoder=mine",
         "--config.model.decoder.window=None",
-        "--config.model.encoder.shortest_edge=128",
+        "--config.model.image.encoders.0.shortest_edge=128",
         "--noconfig.data.shuffle",
         "--config.eval.blind=false",
         "--config.steps",
         "5",
         "--config.model.prompt=Two\nlines.\n",
-        "--config.train_parts=[['adapter/.*', 0.5], ['(special|encoders|decoder)/.*', None]]",
+        "--config.train_parts=[['image/adapter/.*', 0.5], ['(special|image/encoders|decoder)/.*', None]]",
     )
-    assert (found.optimizer.clip, found.init_from, found.encoder_from, found.model.decoder.window) == (None, None, None, None)
-    assert found.model.encoder.shortest_edge == 128 and not found.data.shuffle and not found.eval.blind and found.steps == 5
-    assert found.train_parts == (("adapter/.*", 0.5), ("(special|encoders|decoder)/.*", None))
+    assert (found.optimizer.clip, found.init_from, found.model.decoder.window) == (None, None, None)
+    assert found.parts_from == {"decoder": "mine"}
+    assert found.model.image.encoders[0].shortest_edge == 128 and not found.data.shuffle and not found.eval.blind and found.steps == 5
+    assert found.train_parts == (("image/adapter/.*", 0.5), ("(special|image/encoders|decoder)/.*", None))
     assert found.batch_size == 64 and found.model.prompt == "Two\nlines.\n"  # the former of the file
     assert isinstance(config("--config=tiny:sft", "--config.optimizer.clip=2").optimizer.clip, float)
-    assert config("--config=tiny", "--config.model.encoder2.layers=2", "--config.model.encoder2=build").model.encoder2.layers == 2
+    scaling = config("--config=tiny", "--config.model.decoder.rope_scaling.factor=4", "--config.model.decoder.rope_scaling=build")
+    assert scaling.model.decoder.rope_scaling == RopeScaling(factor=4.0)
     assert config("--config=tiny:sft").model.decoder.window == 4096
 
 
@@ -146,11 +149,62 @@ def test_flags_in_a_file(tmp_path):
 
 def test_another_preset_is_followed_before_other_fields_are_set():
     """Whatever their order, and although the kind is that of the old preset."""
-    found = config("--config.model.adapter.kind=transformer", "--config=sft:original", "--config.model.preset=llava-1.5-7b").model
+    found = config("--config.model.image.adapter.kind=transformer", "--config=sft:original", "--config.model.preset=llava-1.5-7b").model
     expected = preset("llava-1.5-7b")
-    assert expected.adapter.kind == "mlp" and expected.layout == "template"
-    assert (found.preset, found.adapter.kind, found.decoder) == ("llava-1.5-7b", "transformer", expected.decoder)
+    assert expected.image.adapter.kind == "mlp" and expected.layout == "template"
+    assert (found.preset, found.image.adapter.kind, found.decoder) == ("llava-1.5-7b", "transformer", expected.decoder)
     assert found.layout == "original"  # of the file
+
+
+KIND = "--config.model.image.adapter.kind="
+
+
+@pytest.mark.parametrize("turn", [1, -1], ids=["kind first", "kind last"])
+def test_another_kind_of_adapter_brings_its_own_settings(turn):
+    """Those typed beside it are of the new kind, whatever their order; the file's changes stay where it has such a field."""
+    joins = lambda *words: config(*words[::turn], "--config=sft:original").model.image.adapter
+    assert joins() == adapter("transformer", init="torch")  # as the file has it
+    assert joins(f"{KIND}mlp", "--config.model.image.adapter.activation=gelu_tanh") == adapter("mlp", init="torch", activation="gelu_tanh")
+    assert joins(f"{KIND}resampler", "--config.model.image.adapter.init=normal", "--config.model.image.adapter.queries=16") == adapter(
+        "resampler", queries=16
+    )
+    found = config("--config=tiny", f"{KIND}mlp").model.image.adapter
+    assert found == adapter("mlp", mlp=256)  # which the tiny preset has otherwise than by default
+    assert config("--config=tiny").model.image.adapter == adapter("transformer", mlp=256)  # nothing is shared
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.model.image.adapter.activation=gelu"], "is --config.model.image.encoders.0.activation meant?"),
+        (["--config.model.image.adapter.queries=4"], "there is no flag --config.model.image.adapter.queries;"),
+        ([f"{KIND}linear", "--config.model.image.adapter.dropout=0.2"], "there is no flag --config.model.image.adapter.dropout;"),
+        (["--config.model.image.adapter.heads=2", f"{KIND}mlp"], "is --config.model.image.encoders.0.heads meant?"),
+        ([f"{KIND}resampler", "--config.model.image.adapter.querie=4"], "is --config.model.image.adapter.queries meant?"),
+    ],
+)
+def test_a_field_of_another_kind_of_adapter_is_no_flag(words, message):
+    assert message in said(ConfigFlags, "--config=tiny", *words)
+
+
+def test_encoders_are_numbered():
+    found = config("--config=tiny", "--config.model.image.encoders.0.image_size=128", "--config.model.image.fit=squash").model.image
+    assert ([encoder.image_size for encoder in found.encoders], found.fit) == ([128], "squash")
+    two = config("--config=report/table5:sum", "--config.model.image.encoders.1.feature_layer=-1").model.image.encoders
+    assert [encoder.feature_layer for encoder in two] == [-2, -1]
+    assert config("--config=tiny").model.image.encoders[0].image_size == 96
+
+
+def test_where_parts_come_from():
+    stored = {"image/encoders/0": "omnifusion-tiny-encoder", "decoder": "omnifusion-tiny-decoder"}
+    assert config("--config=tiny:sft").parts_from == stored
+    assert config("--config=tiny:sft", "--config.parts_from.decoder=mine").parts_from == stored | {"decoder": "mine"}
+    both = config("--config=tiny:sft", "--config.parts_from.image/encoders/1=it", "--config.parts_from.image/encoders/0=")
+    assert both.parts_from == {"image/encoders/1": "it", "decoder": stored["decoder"]}
+    assert config("--config=tiny:sft", "--config.parts_from={}").parts_from == {}
+    assert config("--config=tiny:sft", "--config.parts_from.decoder=it", "--config.parts_from={}").parts_from == {"decoder": "it"}
+    assert config("--config=tiny:sft", "--config.parts_from={'decoder': 'it'}").parts_from == {"decoder": "it"}
+    assert config("--config=tiny:sft").parts_from == stored  # nothing is shared
 
 
 def test_generation_starts_from_the_recipe():
@@ -186,8 +240,12 @@ def test_a_mesh():
         ("--noconfig.data.shuffle=1", "there is no flag --noconfig.data.shuffle; is --config.data.shuffle meant?"),
         ("--noconfig.steps", "is --config.steps meant?"),
         ("--config.train_parts=all", "--config.train_parts=all: a list like [['text', 0.5]] is expected"),
-        ("--config.model.encoder2=dinov2-l", "--config.model.encoder2=dinov2-l: None or build is expected"),
-        ("--config.model.encoder2.layers=2", """model.encoder2.layers can not be applied because field "encoder2" is None"""),
+        ("--config.model.decoder.rope_scaling=8", "--config.model.decoder.rope_scaling=8: None or build is expected"),
+        ("--config.model.decoder.rope_scaling.low=2", """model.decoder.rope_scaling.low can not be applied because field "rope_scaling" is None"""),
+        ("--config.model.image.adapter.kind=nope", "there is no adapter 'nope'; choose from linear, mlp, transformer, "),
+        ("--config.model.image.encoders.1.patch=8", "is --config.model.image.encoders.0.patch meant?"),
+        ("--config.model.encoder.image_size=96", "is --config.model.image.encoders.0.image_size meant?"),
+        ("--config.parts_from=mine", "--config.parts_from=mine: text like {'name': 'text'} is expected"),
         ("--config.steps", "--config.steps has no value: it is written --config.steps=value"),
         ("5", "unexpected 5: flags are written --NAME=value"),
     ],
@@ -243,11 +301,13 @@ def test_help_lists_flags_and_fields():
         "num_beams int 1 above 1: beam search",
         "banned list [] strings that may not be produced, as the",  # goes on in the next line
         "init_from str | None None native directory, or what the original's phase 1",
-        "model.adapter.eps float 1e-05 of norms",
-        "model.encoder2 build | None None of adapters that take two; its fields are those",
+        "model.image.adapter.eps float 1e-05 of norms",
+        "model.image.encoders.0.patch int 14 pixels a side of a patch",
+        "model.decoder.rope_scaling build | None None as Llama 3.1 has it",
+        "parts_from dict {} {part: directory or hub id}, of the parts",
     ]
     assert [line for line in expected if line not in lines] == []
-    assert not any(line.startswith("model.encoder2.") for line in lines)  # those of the other encoder, told once
+    assert not any(line.startswith("model.decoder.rope_scaling.") for line in lines)  # of what is not there
 
 
 def test_help_may_be_cut_off(monkeypatch):
@@ -262,14 +322,14 @@ def test_help_may_be_cut_off(monkeypatch):
 def test_changes():
     file = shipped.load("sft:original")
     assert changes(file, file).splitlines()[0] == "As the config file says."
-    ours = config("--config=sft:original", "--config.steps=3", "--config.model.adapter.dropout=0.3", "--config.optimizer.clip=1.5")
+    ours = config("--config=sft:original", "--config.steps=3", "--config.model.image.adapter.dropout=0.3", "--config.optimizer.clip=1.5")
     assert [" ".join(line.split()) for line in changes(ours, file).splitlines()] == [
         "As the config file says, except:",
         "steps 3 (not 1850)",
         "optimizer.clip 1.5 (not None)",
         "As the preset omnifusion-1.1 says, except:",
-        "model.adapter.dropout 0.3 (not 0.1)",
-        "model.adapter.init torch (not normal)",
+        "model.image.adapter.init torch (not normal)",
+        "model.image.adapter.dropout 0.3 (not 0.1)",
         "model.layout original (not omnifusion)",
     ]
     other = config("--config=sft", "--config.model.preset=llava-1.5-7b")

@@ -21,8 +21,8 @@ from omnifusion_jax.models.axes import axes, placements
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import preset
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import parts
-from omnifusion_jax.training.objectives import OBJECTIVES
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.step import init_state, make_step, state_shardings
 
@@ -33,10 +33,10 @@ def count(arrays, part):
 
 def test_published_parameter_counts():
     arrays = nnx.parameters(abstract(preset("omnifusion-1.1")))
-    assert count(arrays, "adapter/") == 12_598_272
+    assert count(arrays, "image/adapter/") == 12_598_272
     assert count(arrays, "decoder/") == 7_241_732_096
     assert count(arrays, "special/") == 4 * 4096
-    assert count(arrays, "encoders/") == 303_507_456  # CLIP-ViT-L/14-336's vision tower
+    assert count(arrays, "image/encoders/") == 303_507_456  # CLIP-ViT-L/14-336's vision tower
     assert all(axes(path) for path in arrays)
 
 
@@ -74,10 +74,13 @@ def bytes_a_chip(name):
     place = lambda tree, placed: jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, placed)
     state = place(state, state_shardings(mesh, state))
     frozen = place({path: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for path, a in frozen.items()}, placements(mesh, frozen))
-    rows, length, lens = config.batch_size, config.data.max_length, Lens(config.model)
+    rows, length, lens = config.batch_size, config.data.max_length, Lens.of(config.model.image)
     spread = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     plane = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=spread)
     integers = plane(jnp.int32, length)
+    accumulate = min(config.grad_accum, rows // mesh.size)  # each micro-batch has a row for every chip
+    pools = accumulate * mesh.size  # each with room for the pictures of its rows
+    pictures = lambda size: jax.ShapeDtypeStruct((pools, rows // pools * lens.room, size, size, 3), jnp.uint8, sharding=spread)
     batch = Batch(
         integers,
         integers,
@@ -85,9 +88,9 @@ def bytes_a_chip(name):
         plane(jnp.float32, length),
         integers,
         integers,
-        tuple(plane(jnp.uint8, lens.room, size, size, 3) for size in lens.sizes),
+        plane(jnp.int32),
+        {"image": tuple(pictures(view.size) for view in lens.views)},
     )
-    accumulate = min(config.grad_accum, rows // mesh.size)  # each micro-batch has a row for every chip
     step = make_step(
         skeleton, OBJECTIVES["answers"], optimizer, seed=0, grad_accum=accumulate, dtype=jnp.dtype(config.compute_dtype), remat=config.remat
     )

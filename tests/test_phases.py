@@ -1,25 +1,25 @@
 """The two phases of training, in the paper's settings and in those of the published code, and what the second
 takes from the first."""
 
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 import tiny
 from conftest import run_command
+from settings import changed
 
 from configs import pretrain, sft
 from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.checkpoints.native import save_native
-from omnifusion_jax.config import TrainConfig
+from omnifusion_jax.config import TrainConfig, adapter
 from omnifusion_jax.errors import ConfigError
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 def settings(c):
-    return c.loss_mean_rows, c.optimizer.horizon, c.optimizer.clip, c.model.adapter.init, c.model.layout
+    return c.loss_mean_rows, c.optimizer.horizon, c.optimizer.clip, c.model.image.adapter.init, c.model.layout
 
 
 def test_original_is_what_was_published():
@@ -58,18 +58,19 @@ def test_how_an_adapter_was_first_drawn_and_its_dropout_are_free_its_kind_is_not
     from omnifusion_jax.run import starting_point
 
     c = tiny.config()
-    save_native(tmp_path / "model", c, tiny.arrays(c, "adapter", "special"), Path(locate("omnifusion-tiny-decoder")))
-    free = dataclasses.replace(c, adapter=dataclasses.replace(c.adapter, init="torch", dropout=0.3))
+    save_native(tmp_path / "model", c, tiny.arrays(c, "image/adapter", "special"), Path(locate("omnifusion-tiny-decoder")))
+    free = changed(c, {"image.adapter.init": "torch", "image.adapter.dropout": 0.3})
     config = TrainConfig(model=free, init_from=str(tmp_path / "model"))
-    assert "adapter/layer/attention/query/kernel" in starting_point(config)[0]
-    config.model.adapter.kind = "linear"
-    with pytest.raises(ConfigError, match=r"--config\.model\.adapter\.kind=transformer"):
+    assert "image/adapter/layer/attention/query/kernel" in starting_point(config)[0]
+    config.model.image.adapter = adapter("linear")
+    taken = "--config.model.image.adapter.kind=transformer --config.model.image.adapter.heads=2 --config.model.image.adapter.mlp=48"
+    with pytest.raises(ConfigError, match=re.escape(taken)):  # settings that the other kind has not among them
         starting_point(config)
 
 
 def test_train_takes_over_what_the_command_line_sets_beside_a_preset(tmp_path):
     """kind=transformer is what the old preset had; with the new one's two encoders it cannot work, and must
     be seen to be refused."""
-    flags = "--config.model.preset=report-sum-mistral-7b", "--config.model.adapter.kind=transformer"
+    flags = "--config.model.preset=report-sum-mistral-7b", "--config.model.image.adapter.kind=transformer"
     said = run_command("train", "--config=configs/pretrain.py", *flags, f"--workdir={tmp_path / 'run'}", fails=True)
-    assert "adapter.kind 'transformer' takes 1 of the two encoders" in said
+    assert "adapter.kind 'transformer' takes 1 of the encoders, there are 2" in said

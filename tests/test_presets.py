@@ -10,9 +10,10 @@ import pytest
 from absl import flags
 
 from omnifusion_jax import cli, sharding
+from omnifusion_jax.config import adapter, part_of
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.models.axes import placements
-from omnifusion_jax.models.encoders import ENCODERS, encoder
+from omnifusion_jax.models.encoders import PUBLISHED, encoder
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import PRESETS, preset, resolve
 from omnifusion_jax.nn import nnx
@@ -45,12 +46,21 @@ def test_every_preset_can_be_built_and_spread(name):
         assert sum(each[p] for p in paths) < (1.05 if large else 1.2) / devices * sum(whole[p] for p in paths), part
 
 
+def configs_in(config):
+    """A config and those in it."""
+    yield config
+    for value in vars(config).values():
+        for one in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(one):
+                yield from configs_in(one)
+
+
 def test_presets_share_nothing_that_could_be_changed():
-    for make, table in ((preset, PRESETS), (encoder, ENCODERS)):
+    for make, table in ((preset, PRESETS), (encoder, PUBLISHED)):
         for name in table:
             made = make(name)
             before = repr(make(name))
-            for part in [made, *(value for value in vars(made).values() if hasattr(value, "__dataclass_fields__"))]:
+            for part in list(configs_in(made)):
                 for field in vars(part):
                     setattr(part, field, "changed")
             assert repr(make(name)) == before
@@ -61,9 +71,8 @@ def test_published_sizes():
     counts = {name: {} for name in ("llava-1.5-7b", "omnifusion-1.1-mix")}
     for name in counts:
         for path, a in nnx.parameters(abstract(preset(name))).items():
-            part = path.split("/")[0]
-            counts[name][part] = counts[name].get(part, 0) + a.size
-    assert counts["omnifusion-1.1-mix"]["adapter"] == 56_682_546
+            counts[name][part_of(path)] = counts[name].get(part_of(path), 0) + a.size
+    assert counts["omnifusion-1.1-mix"]["image/adapter"] == 56_682_546
     assert sum(counts["llava-1.5-7b"].values()) == 7_063_427_072  # llava-hf/llava-1.5-7b-hf
 
 
@@ -87,45 +96,62 @@ SUM = "--config.model.preset=report-sum-mistral-7b"
 def test_what_the_command_line_sets_wins_over_another_preset(turn):
     """Also where it is what the old preset had: the new one has kind=sum, and 2048 rather than 128 for the
     tiny one's decoder."""
-    c = command_line(*[SUM, "--config.model.adapter.kind=transformer"][::turn])
-    assert (c.preset, c.adapter.kind, c.encoder2) == ("report-sum-mistral-7b", "transformer", encoder("dinov2-l"))
+    c = command_line(*[SUM, "--config.model.image.adapter.kind=transformer"][::turn])
+    assert (c.preset, c.image.adapter.kind, c.image.encoders[1]) == ("report-sum-mistral-7b", "transformer", encoder("dinov2-l"))
     c = command_line(*["--config.model.preset=omnifusion-tiny", "--config.model.decoder.embed=4096", "--config.model.layout=omnifusion"][::turn])
-    assert (c.decoder.embed, c.decoder.layers, c.encoder.embed) == (4096, 4, 128)
+    assert (c.decoder.embed, c.decoder.layers, c.image.encoders[0].embed) == (4096, 4, 128)
 
 
 def test_what_the_config_file_changed_is_kept_too():
     c = command_line(SUM, file="configs/pretrain.py:original")
-    assert (c.layout, c.adapter.init, c.adapter.kind) == ("original", "torch", "sum")
+    assert (c.layout, c.image.adapter.init, c.image.adapter.kind) == ("original", "torch", "sum")
     c = command_line(SUM, "--config.model.layout=omnifusion", file="configs/pretrain.py:original")
-    assert (c.layout, c.adapter.init) == ("omnifusion", "torch")
+    assert (c.layout, c.image.adapter.init) == ("omnifusion", "torch")
 
 
 @pytest.mark.parametrize("turn", [1, -1], ids=["preset first", "preset last"])
 def test_fields_of_a_part_that_only_the_new_preset_has(turn):
-    c = command_line(*["--config.model.encoder2=build", "--config.model.encoder2.image_size=336"], *[SUM][::turn])
-    assert c.encoder2 == dataclasses.replace(encoder("dinov2-l"), image_size=336)
+    c = command_line(*["--config.model.image.encoders.1.image_size=336", SUM][::turn])
+    assert c.image.encoders[1] == dataclasses.replace(encoder("dinov2-l"), image_size=336)
 
 
 def test_fields_of_a_part_that_only_the_old_preset_has_are_refused():
-    with pytest.raises(ConfigError, match=r"model.encoder2.image_size is set to 448, but the new preset has no model.encoder2"):
+    with pytest.raises(SystemExit, match=r"no flag --config\.model\.image\.encoders\.1\.image_size; is .*\.encoders\.0\.image_size meant\?"):
         table = "configs/report/table5.py:sum"
-        command_line("--config.model.preset=omnifusion-1.1", "--config.model.encoder2.image_size=448", file=table)
+        command_line("--config.model.preset=omnifusion-1.1", "--config.model.image.encoders.1.image_size=448", file=table)
     assert command_line("--config.model.preset=omnifusion-1.1", file="configs/report/table5.py:sum") == preset("omnifusion-1.1")
 
 
 def test_a_part_that_was_put_in_or_taken_out_stays_so():
     c = preset("omnifusion-1.1")
-    c.preset, c.encoder2 = "omnifusion-tiny", encoder("dinov2-s")
-    c.encoder2.image_size = 140
-    assert resolve(c).encoder2 == dataclasses.replace(encoder("dinov2-s"), image_size=140)
+    c.preset, c.image.encoders = "omnifusion-tiny", (*c.image.encoders, encoder("dinov2-s"))
+    assert resolve(c).image.encoders == (encoder("clip-vit-l-14-336"), encoder("dinov2-s"))
     c.preset = "report-sum-mistral-7b"  # has another one
-    assert resolve(c, {"model.encoder2.image_size": 140}).encoder2 == dataclasses.replace(encoder("dinov2-s"), image_size=140)
+    assert resolve(c).image.encoders[1] == encoder("dinov2-s")
     c = preset("report-sum-mistral-7b")
-    c.preset, c.encoder2 = "report-attention-mistral-7b", None
-    assert resolve(c).encoder2 is None and resolve(c, {"model.encoder2": None}).encoder2 is None
+    c.preset, c.image.encoders = "report-attention-mistral-7b", c.image.encoders[:1]
+    assert resolve(c).image.encoders == (encoder("clip-vit-l-14-336"),)
+
+
+def test_each_of_several_encoders_keeps_what_was_changed():
+    c = preset("report-sum-mistral-7b")
+    c.preset = "report-concat-mistral-7b"
+    c.image.encoders[1].feature_layer = -1
+    first, second = encoder("clip-vit-l-14-336"), dataclasses.replace(encoder("dinov2-l"), feature_layer=-1)
+    assert resolve(c).image.encoders == (first, second) and resolve(c).image.adapter == adapter("concat")
+
+
+def test_an_adapter_of_another_kind_is_kept_whole():
+    """With a new preset too; of one of the same kind what was changed."""
+    c = preset("omnifusion-1.1")
+    c.preset, c.image.adapter = "llava-1.5-7b", adapter("resampler", queries=16)
+    assert resolve(c).image.adapter == adapter("resampler", queries=16)
+    c = preset("llava-1.5-7b")
+    c.preset, c.image.adapter.activation = "llava-1.5-13b", "gelu_tanh"
+    assert resolve(c).image.adapter == adapter("mlp", mlp=5120, activation="gelu_tanh")
 
 
 def test_nothing_of_the_tables_is_changed():
     before = repr([preset(name) for name in PRESETS])
-    command_line(SUM, "--config.model.adapter.kind=transformer", "--config.model.encoder.image_size=28")
+    command_line(SUM, "--config.model.image.adapter.kind=transformer", "--config.model.image.encoders.0.image_size=28")
     assert repr([preset(name) for name in PRESETS]) == before

@@ -18,6 +18,7 @@ from conftest import FAST_COMPILATION
 from PIL import Image, ImageDraw
 
 from omnifusion_jax import cli, shipped
+from omnifusion_jax.batch import parts
 from omnifusion_jax.checkpoints.bundled import BUNDLED, locate
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
@@ -88,7 +89,7 @@ def test_training_data(desk):
     prepare = tiny.prepare(Tokenizer(locate("omnifusion-tiny-decoder")), 512)
     source = open_source(str(desk / "dialogues.json"), desk / "images", side=6)
     samples = [prepare(source[i]) for i in range(len(source))]
-    assert len(samples) == 2 and [len(sample.images[0]) for sample in samples] == [1, 0]
+    assert len(samples) == 2 and [parts(sample, "image") for sample in samples] == [1, 0]
 
 
 # --- commands: first words -> check(arguments, desk)

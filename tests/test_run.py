@@ -15,10 +15,13 @@ from omnifusion_jax import shipped
 from omnifusion_jax.checkpoints.bundled import locate
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.native import load_native, save_native
+from omnifusion_jax.config import adapter, part_of
 from omnifusion_jax.data.tokenizer import Tokenizer
-from omnifusion_jax.run import evaluator, make_batches, save_model, starting_point
+from omnifusion_jax.run import save_model, starting_point
+from omnifusion_jax.tables import OBJECTIVES
 
 DECODER = locate("omnifusion-tiny-decoder")
+PHASE_ONE, ALL = {"image/adapter", "special"}, {"image/encoders/0", "image/adapter", "special", "decoder"}
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +35,8 @@ def phase_one(bundled, tmp_path_factory):
     """What phase 1 leaves, its values told from others by their sign."""
     found, arrays = bundled
     folder = tmp_path_factory.mktemp("one") / "model"
-    c = dataclasses.replace(found.config, adapter=dataclasses.replace(found.config.adapter, dropout=0.25))
-    save_native(folder, c, {path: -a for path, a in arrays.items() if path.startswith(("adapter/", "special/"))}, DECODER)
+    c = changed(found.config, {"image.adapter.dropout": 0.25})
+    save_native(folder, c, {path: -a for path, a in arrays.items() if path.startswith(("image/adapter/", "special/"))}, DECODER)
     return folder
 
 
@@ -42,19 +45,51 @@ def test_phase_two_starts_from_its_parts_and_phase_one(bundled, phase_one):
     config = changed(shipped.load("tiny:sft"), {"init_from": str(phase_one), "model.decoder.max_length": 128})
     arrays, tokenizer = starting_point(config)
     _, expected = bundled
-    assert {path.split("/")[0] for path in arrays} == {"encoders", "adapter", "special", "decoder"}
-    assert tokenizer == DECODER  # of decoder_from, before that of init_from
-    np.testing.assert_array_equal(arrays["adapter/linear/kernel"], -expected["adapter/linear/kernel"])
-    np.testing.assert_array_equal(arrays["encoders/0/position"], expected["encoders/0/position"])
+    assert set(map(part_of, arrays)) == ALL
+    assert tokenizer == DECODER  # of the decoder's parts_from, before that of init_from
+    np.testing.assert_array_equal(arrays["image/adapter/linear/kernel"], -expected["image/adapter/linear/kernel"])
+    np.testing.assert_array_equal(arrays["image/encoders/0/position"], expected["image/encoders/0/position"])
+
+
+@pytest.mark.parametrize("part", ["image/adapter", "special", "image/encoders/1", "encoder", "decoder/embed"])
+def test_a_part_that_comes_from_no_checkpoint_of_its_own(part):
+    config = changed(shipped.load("tiny:sft"), {"parts_from": {part: "omnifusion-tiny"}})
+    with pytest.raises(of.ConfigError, match=f"parts_from names '{part}'; .* is one of image/encoders/0, decoder$"):
+        starting_point(config)
+
+
+def test_every_encoder_may_come_from_a_checkpoint_of_its_own():
+    """From that of one encoder the first, wherever it goes."""
+    config = shipped.load("tiny:pretrain")
+    [first] = config.model.image.encoders
+    second = dataclasses.replace(first, image_size=128, position_grid=6)  # which a model may choose
+    values = {"model.image.encoders": (first, second), "model.image.adapter": adapter("sum")}
+    config = changed(config, values | {"parts_from": {f"image/encoders/{i}": "omnifusion-tiny-encoder" for i in (0, 1)}})
+    config.tokenizer = str(DECODER)
+    arrays, _ = starting_point(config)
+    assert set(map(part_of, arrays)) == {"image/encoders/0", "image/encoders/1"}
+    np.testing.assert_array_equal(arrays["image/encoders/0/position"], arrays["image/encoders/1/position"])
+    config = changed(config, {"model.image.encoders[1].mlp": 256})
+    with pytest.raises(of.ConfigError, match=r"--config\.model\.image\.encoders\.1\.mlp=512$"):
+        starting_point(config)
+
+
+def test_an_adapter_of_another_kind_than_that_of_phase_one_is_refused(phase_one):
+    config = changed(shipped.load("tiny:sft"), {"init_from": str(phase_one), "model.image.adapter": adapter("mlp", mlp=256)})
+    with pytest.raises(of.ConfigError, match=r"To take them over: --config\.model\.image\.adapter\.kind=transformer --config.*\.heads=4"):
+        starting_point(config)
+    second = {"model.image.encoders": config.model.image.encoders * 2, "model.image.adapter": adapter("sum")}
+    with pytest.raises(of.ConfigError, match=r"has no model\.image\.encoders\.1, the config has one"):
+        starting_point(changed(config, second))
 
 
 def test_a_tokenizer_that_is_named_comes_first(phase_one, tmp_path):
     named = changed(shipped.load("tiny:sft"), {"init_from": str(phase_one), "tokenizer": str(tmp_path)})
     assert starting_point(named)[1] == tmp_path
-    alone = changed(shipped.load("tiny:sft"), {"init_from": str(phase_one), "decoder_from": None})
+    alone = changed(shipped.load("tiny:sft"), {"init_from": str(phase_one), "parts_from": {"image/encoders/0": "omnifusion-tiny-encoder"}})
     assert starting_point(alone)[1] == phase_one
     none = changed(alone, {"init_from": None})
-    with pytest.raises(of.ConfigError, match="no tokenizer: set decoder_from"):
+    with pytest.raises(of.ConfigError, match=r"no tokenizer: set parts_from\.decoder"):
         starting_point(none)
 
 
@@ -62,8 +97,8 @@ def test_a_tokenizer_that_is_named_comes_first(phase_one, tmp_path):
     ("values", "message"),
     [
         ({"model.decoder.rope_theta": 1e6}, "--config.model.decoder.rope_theta=10000.0"),
-        ({"model.adapter.heads": 2}, "--config.model.adapter.heads=4"),
-        ({"model.encoder.eps": 1e-6}, "--config.model.encoder.eps=1e-05"),
+        ({"model.image.adapter.heads": 2}, "--config.model.image.adapter.heads=4"),
+        ({"model.image.encoders[0].eps": 1e-6}, "--config.model.image.encoders.0.eps=1e-05"),
     ],
 )
 def test_another_model_than_that_of_the_files_is_refused(phase_one, values, message):
@@ -72,21 +107,18 @@ def test_another_model_than_that_of_the_files_is_refused(phase_one, values, mess
         starting_point(config)
 
 
-PHASE_ONE, ALL = {"adapter", "special"}, {"encoders", "adapter", "special", "decoder"}
-
-
 @pytest.mark.parametrize(("final", "parts", "kind"), [("trained", PHASE_ONE, jnp.float32), ("complete", ALL, jnp.bfloat16)])
 def test_what_a_run_leaves(bundled, tmp_path, final, parts, kind):
     """The trained parts in float32, or the whole model in the type it computes in; never the head of a bare encoder."""
     _, arrays = bundled
     config = changed(shipped.load("tiny:pretrain"), {"checkpoint.final": final, "compute_dtype": "bfloat16"})
-    trained = {path: a for path, a in arrays.items() if path.startswith(("adapter/", "special/"))}
+    trained = {path: a for path, a in arrays.items() if path.startswith(("image/adapter/", "special/"))}
     frozen = {path: a for path, a in arrays.items() if path not in trained}
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "earlier").write_text("of a shorter run")
     save_model(config, tmp_path / "model", {**trained, "head": np.zeros((2, 2), np.float32)}, frozen, DECODER)
     _, written = load_native(tmp_path / "model")
-    assert {path.split("/")[0] for path in written} == parts
+    assert set(map(part_of, written)) == parts
     assert {a.dtype for a in written.values()} == {jnp.dtype(kind)}
     assert not (tmp_path / "model" / "earlier").exists() and not (tmp_path / "model.new").exists()
 
@@ -95,8 +127,8 @@ def test_what_a_run_leaves(bundled, tmp_path, final, parts, kind):
 def test_no_check_begins_before_something_is_read(tmp_path, check):
     """A run that is finished or was checked reads nothing, and starts no process."""
     (tmp_path / "d.json").write_text(json.dumps([{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}] * 8))
-    values = {"data.path": str(tmp_path / "d.json"), "data.check": check, "batch_size": 2}
-    batches = make_batches(changed(shipped.load("tiny:sft"), values), Tokenizer(Path(DECODER)))
+    values = {"data.path": str(tmp_path / "d.json"), "data.check": check, "batch_size": 8}
+    batches = OBJECTIVES["answers"].batches(changed(shipped.load("tiny:sft"), values), Tokenizer(Path(DECODER)))
     assert batches.check is None
     next(batches)
     assert (batches.check is None) == (check == "off")
@@ -106,7 +138,7 @@ def test_no_check_begins_before_something_is_read(tmp_path, check):
 def test_the_order_of_the_data_follows_from_the_config_s_seed():
     orders = []
     for seed in (0, 1, 1):
-        batches = make_batches(changed(shipped.load("tiny:sft"), {"seed": seed}), Tokenizer(Path(DECODER)))
+        batches = OBJECTIVES["answers"].batches(changed(shipped.load("tiny:sft"), {"seed": seed}), Tokenizer(Path(DECODER)))
         orders.append([int(batches.order[i]) for i in range(8)])
         batches.close()
     assert orders[0] != orders[1] == orders[2]
@@ -116,8 +148,8 @@ def test_pictures_above_the_config_s_limit_are_refused(tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     talk = [{"from": "human", "value": "<image>\nHi."}, {"from": "gpt", "value": "Hello."}]
     (tmp_path / "d.json").write_text(json.dumps([{"image": "a.png", "conversations": talk}] * 4))
-    values = {"data.path": str(tmp_path / "d.json"), "data.images": str(tmp_path), "data.check": "off", "batch_size": 2, "data.max_pixels": 1599}
-    batches = make_batches(changed(shipped.load("tiny:sft"), values), Tokenizer(Path(DECODER)))
+    values = {"data.path": str(tmp_path / "d.json"), "data.images": str(tmp_path), "data.check": "off", "batch_size": 8, "data.max_pixels": 1599}
+    batches = OBJECTIVES["answers"].batches(changed(shipped.load("tiny:sft"), values), Tokenizer(Path(DECODER)))
     with pytest.raises(of.DataError, match="40 x 40 pixels; 1 to 1,599"):
         next(batches)
     batches.close()
@@ -129,9 +161,9 @@ def test_a_run_is_asked_what_its_config_says(bundled, tmp_path, monkeypatch):
     records = [{"id": "a", "conversations": [{"from": "human", "value": "Describe the picture."}, {"from": "gpt", "value": "Hello."}]}]
     (tmp_path / "held_out.json").write_text(json.dumps(records * 2))
     values = {"eval.path": str(tmp_path / "held_out.json"), "eval.count": 2, "eval.max_new_tokens": 1, "eval.blind": True, "model": found.config}
-    evaluate = evaluator(changed(shipped.load("tiny:sft"), values), Tokenizer(Path(DECODER)))
+    evaluate = OBJECTIVES["answers"].evaluator(changed(shipped.load("tiny:sft"), values), Tokenizer(Path(DECODER)))
     figures, asked = evaluate(arrays)
-    assert figures["eval/questions"] == 2 and "eval/blind_accuracy" in figures
+    assert figures["questions"] == 2 and "blind_accuracy" in figures
     assert [record.question for record in asked] == ["Describe the picture."] * 2
     tokenizer = Tokenizer(Path(DECODER))
     assert all(len(tokenizer.encode(record.answer)) <= 1 for record in asked)

@@ -1,14 +1,25 @@
 """Tables of what varies."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from absl import flags
 
-from omnifusion_jax.config import DecoderConfig
+import omnifusion_jax as of
+from omnifusion_jax import cli, shipped
+from omnifusion_jax.config import DecoderConfig, MeshConfig, ModelConfig, from_dict, to_json
+from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.tables import ADAPTERS, DECODERS, Table
+from omnifusion_jax.models.axes import axes
+from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.nn import nnx
+from omnifusion_jax.overrides import ConfigFlags
+from omnifusion_jax.tables import ADAPTERS, DECODERS, SOURCES, Table
+from omnifusion_jax.training import parts
 
 
 def test_a_row_is_put_in_by_decorator_and_by_assignment():
@@ -59,3 +70,72 @@ def test_a_decoder_of_ones_own_is_a_family():
         del DECODERS["of mine"]
     with pytest.raises(ConfigError, match=r"there is no decoder 'of mine'; choose from .*mistral"):
         DecoderConfig(family="of mine").validate()
+
+
+@pytest.fixture
+def own_adapter():
+    """The config file of examples/, whose row is taken out again."""
+    yield str(Path(__file__).parents[1] / "examples/own_adapter.py")
+    ADAPTERS.pop("squares", None)
+
+
+def test_an_adapter_of_ones_own_has_flags_parts_and_rows(own_adapter):
+    here = flags.FlagValues()
+    section = ConfigFlags(here)
+    cli.parsed(["train", f"--config={own_adapter}", "--config.model.image.adapter.factor=3"], [], [section], here)
+    assert section.fields["model.image.adapter.factor"].meaning == "patches a side of a square"
+    config = section.value.validate()
+    c = config.model
+    shipped.load(own_adapter)  # a run reads its file once more, and the row is another class then
+    config.validate()
+    assert (c.image.rows, c.image.side) == (4, 2)  # of six patches a side
+    back = from_dict(ModelConfig, json.loads(to_json(c)))
+    assert (back.image.adapter.kind, back.image.adapter.factor) == ("squares", 3)
+    arrays = nnx.parameters(abstract(c))
+    trained, _ = parts.split(config.train_parts, arrays)
+    assert arrays["image/adapter/linear/kernel"].shape == (9 * 128, 128) and "image/adapter/linear/kernel" in trained
+    assert all(axes(path) for path in arrays)
+    c.image.adapter.factor = 4
+    with pytest.raises(ConfigError, match=r"adapter\.factor 4 does not divide a grid of 6 patches a side"):
+        c.validate()
+
+
+def test_an_adapter_of_ones_own_computes(own_adapter):
+    """Here each row is what the linear map makes of nine neighbours, line by line."""
+    c = shipped.load(own_adapter).model.image
+    c.adapter.factor = 3
+    module = ADAPTERS["squares"](c, 8, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(1, 36, 128)).astype(np.float32)
+    grid = x.reshape(6, 6, 128)
+    rows = module(x)
+    for row, column in np.ndindex(2, 2):
+        square = grid[3 * row : 3 * row + 3, 3 * column : 3 * column + 3].reshape(-1)
+        np.testing.assert_allclose(rows[0, 2 * row + column], square @ module.linear.kernel[...] + module.linear.bias[...], atol=1e-4)
+
+
+def short(config, **settings):
+    """A few steps on one device."""
+    config.mesh, config.batch_size, config.steps, config.log_every, config.eval.count = MeshConfig(1, 1), 2, 2, 1, 2
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
+
+
+def test_both_phases_train_an_adapter_of_ones_own(own_adapter, tmp_path):
+    first = short(shipped.load(f"{own_adapter}:pretrain"))
+    of.train(first, tmp_path / "one")
+    second = short(shipped.load(f"{own_adapter}:sft"), init_from=str(tmp_path / "one" / "model"))
+    assert of.train(second, tmp_path / "two")["eval/questions"] == 2
+    c = of.load(tmp_path / "two" / "model").config
+    assert (c.image.adapter.kind, c.image.rows) == ("squares", 9)
+
+
+def test_a_source_of_ones_own_is_trained_on(tmp_path):
+    try:
+        config = short(shipped.load("examples/own_source.py"))
+        assert config.data.path == "colours:8"
+        assert of.train(config, tmp_path)["eval/questions"] == 2
+        with pytest.raises(of.DataError, match="colours:many"):
+            open_source("colours:many", "", 6)
+    finally:
+        SOURCES.pop("colours", None)

@@ -10,17 +10,18 @@ import optax
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from omnifusion_jax.batch import Frame
 from omnifusion_jax.checkpoints.engine import shapes_of
-from omnifusion_jax.config import AdapterConfig, DecoderConfig, EncoderConfig, ModelConfig
-from omnifusion_jax.data.dialogues import Dialogue
+from omnifusion_jax.config import DecoderConfig, EncoderConfig, ImageConfig, ModelConfig, adapter
+from omnifusion_jax.data.dialogues import Dialogue, Media
 from omnifusion_jax.data.layout import Layout, Prepare
-from omnifusion_jax.data.pictures import Lens, Picture
+from omnifusion_jax.data.pictures import Prepared
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.models.encoders import encoder
 from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.models.patch_reader import PatchReader
 from omnifusion_jax.models.presets import preset
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.training.objectives import PatchReader
 
 PROMPT = "This is a dialog with AI assistant.\n"
 CORPUS = (PROMPT, "What is in the picture? A red circle and a blue square.", "How many circles are there? There are two circles to the left of it.")
@@ -57,31 +58,48 @@ def make_tokenizer(directory) -> Tokenizer:
     return Tokenizer(directory)
 
 
+def model(size=96, patch=16, **settings) -> ModelConfig:
+    """A model of pictures of `size` pixels, by default those of the bundled one."""
+    return ModelConfig(image=ImageConfig((EncoderConfig(image_size=size, patch=patch),)), **settings)
+
+
 def layout(tokenizer, max_length, size=96, patch=16, **settings) -> Layout:
     """A layout of pictures of `size` pixels, by default those of the bundled model."""
-    return Layout(tokenizer, ModelConfig(encoder=EncoderConfig(image_size=size, patch=patch), **settings), max_length)
+    return Layout(tokenizer, model(size, patch, **settings), max_length)
 
 
 def prepare(tokenizer, max_length, size=96, patch=16, **settings) -> Prepare:
-    lay = layout(tokenizer, max_length, size, patch, **settings)
-    return Prepare(lay, Lens(lay.config))
+    return Prepare.of(tokenizer, model(size, patch, **settings), max_length)
 
 
 def dialogue(turns, *images) -> Dialogue:
-    return Dialogue("here", turns, images)
+    return Dialogue("here", turns, shown(*images))
 
 
-def picture(pixels, patch=16) -> Picture:
+def shown(*images):
+    """Pictures as the media of a Dialogue."""
+    return tuple(Media("image", image) for image in images)
+
+
+def frames(*sizes, rows=1):
+    """Of pictures, for batches; a size a view."""
+    return {"image": Frame(0, tuple((size, size, 3) for size in sizes), np.uint8, rows)}
+
+
+def picture(pixels, patch=16) -> Prepared:
     """uint8[size, size, 3] as one view."""
-    return Picture((pixels[None],), np.arange((len(pixels) // patch) ** 2, dtype=np.int32))
+    rows = (len(pixels) // patch) ** 2
+    return Prepared((pixels[None],), np.arange(rows, dtype=np.int32), rows)
 
 
 def config(**settings) -> ModelConfig:
     """Grouped heads, a head size that is not embed / heads, a window shorter than a dialogue, 9 patches."""
     return ModelConfig(
         preset="test",
-        encoder=EncoderConfig(image_size=24, patch=8, embed=32, layers=3, heads=4, mlp=64),
-        adapter=AdapterConfig(heads=2, mlp=48),
+        image=ImageConfig(
+            (EncoderConfig(image_size=24, patch=8, embed=32, layers=3, heads=4, mlp=64),),
+            adapter("transformer", heads=2, mlp=48),
+        ),
         decoder=DecoderConfig(
             vocab=VOCAB, embed=48, layers=3, heads=6, kv_heads=2, head_dim=16, mlp=80, window=9, rope_theta=1000.0, eps=1e-5, max_length=256
         ),
@@ -98,7 +116,7 @@ def arrays(c: ModelConfig, *parts, seed=0, dtype=np.float32):
 
 def image(c: ModelConfig, seed=0):
     """uint8[1, size, size, 3]"""
-    return np.random.default_rng(seed).integers(0, 256, (1, c.encoder.image_size, c.encoder.image_size, 3), np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (1, c.image.encoders[0].image_size, c.image.encoders[0].image_size, 3), np.uint8)
 
 
 @functools.cache
@@ -106,23 +124,23 @@ def systems():
     """Shapes by path of systems that together have every kind of parameter there is; of those after the first
     only the part that is new."""
     giant, mixed = preset("omnifusion-1.1"), preset("report-sum-mistral-7b")
-    giant.encoder = encoder("dinov2-g-reg")
-    mixed.adapter.shared_norm, mixed.adapter.bias = False, "one"
+    giant.image.encoders = (encoder("dinov2-g-reg"),)
+    mixed.image.adapter.shared_norm, mixed.image.adapter.bias = False, "one"
     qwen, resampler = preset("omnifusion-1.1"), preset("omnifusion-1.1")
     qwen.decoder.qkv_bias = qwen.decoder.qk_norm = True
-    resampler.adapter.kind = "resampler"
+    resampler.image.adapter = adapter("resampler")
     shapes = lambda c, part: {path: a for path, a in nnx.parameters(abstract(c)).items() if path.startswith(part)}
-    reader = nnx.parameters(nnx.eval_shape(lambda: PatchReader(preset("omnifusion-tiny"), rngs=nnx.Rngs(0))))
+    reader = nnx.parameters(nnx.eval_shape(lambda: PatchReader(preset("omnifusion-tiny"), 121, rngs=nnx.Rngs(0))))
     return {
         "omnifusion-1.1": shapes(preset("omnifusion-1.1"), ""),
-        "dinov2-g-reg": shapes(giant, "encoders/"),
-        "internvit-6b": shapes(preset("report-internvit-6b-mistral-7b"), "encoders/"),
-        "llava-next": shapes(preset("llava-next-mistral-7b"), ("adapter/", "special/")),
-        "concat": shapes(preset("report-concat-mistral-7b"), "adapter/"),
-        "sum": shapes(preset("report-sum-mistral-7b"), ("adapter/", "encoders/1/")),
-        "sum, norms apart": shapes(mixed, "adapter/"),
-        "attention": shapes(preset("report-attention-mistral-7b"), "adapter/"),
-        "resampler": shapes(resampler, "adapter/"),
+        "dinov2-g-reg": shapes(giant, "image/encoders/"),
+        "internvit-6b": shapes(preset("report-internvit-6b-mistral-7b"), "image/encoders/"),
+        "llava-next": shapes(preset("llava-next-mistral-7b"), ("image/adapter/", "special/")),
+        "concat": shapes(preset("report-concat-mistral-7b"), "image/adapter/"),
+        "sum": shapes(preset("report-sum-mistral-7b"), ("image/adapter/", "image/encoders/1/")),
+        "sum, norms apart": shapes(mixed, "image/adapter/"),
+        "attention": shapes(preset("report-attention-mistral-7b"), "image/adapter/"),
+        "resampler": shapes(resampler, "image/adapter/"),
         "qwen": shapes(qwen, "decoder/layers/attention/"),
         "patches": {"head": reader["head"]},
     }

@@ -32,7 +32,7 @@ def experiment(row, decoder, phase, name):
     config = phase.get_config()
     config.init_from = f"runs/{name.removesuffix(',sft')}/model" if phase is sft else None
     config.model = preset(f"report-{row}-{decoder}")
-    config.encoder_from, config.decoder_from = ENCODERS.get(row, ENCODERS["clip-l"]), DECODERS[decoder]
-    config.encoder2_from = SECOND if config.model.encoder2 else None
+    towers = [ENCODERS.get(row, ENCODERS["clip-l"]), SECOND][: len(config.model.image.encoders)]
+    config.parts_from = {f"image/encoders/{i}": tower for i, tower in enumerate(towers)} | {"decoder": DECODERS[decoder]}
     config.data.max_length = 4096 if config.model.image.fit == "tiles" else 2048
     return config

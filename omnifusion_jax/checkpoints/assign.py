@@ -1,9 +1,9 @@
 """Reads the adapter of the published two-encoder model, whose code, and with it the names of its tensors, were never published.
 
-Known are its kind, projection and summation (models/mix.py), and its sizes. So a file is read by shapes, by the order of its tensors, and by hints in
-their names. A *reading* says for each of our arrays where it comes from:
+Known are its kind, projection and summation (models/adapters/mixed.py), and its sizes. So a file is read by shapes, by
+the order of its tensors, and by hints in their names. A *reading* says for each of our arrays where it comes from:
 
-    {"adapter/linear/kernel": "out.weight", "adapter/mixes/0/layers/kernel": {"from": "clip_map_{0-24}.weight", "as": "[out, in]"}, ...}
+    {"image/adapter/linear/kernel": "out.weight", "image/adapter/mixes/0/layers/kernel": {"from": "clip_map_{0-24}.weight", "as": "[out, in]"}, ...}
 
 `{0-24}` runs through layers. Where several readings fit, the user decides: a reading is the JSON file that `--assign` takes.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from omnifusion_jax.checkpoints.engine import MATRIX, SAME, refuse, shapes_of
 from omnifusion_jax.checkpoints.lazy import Lazy
-from omnifusion_jax.config import AdapterConfig, ModelConfig
+from omnifusion_jax.config import AdapterConfig, ModelConfig, adapter
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
@@ -86,7 +86,8 @@ def divided(tensors, c: ModelConfig):
     """The tensors; one that holds the layer weights of both encoders is two of them, `name[:25]` and `name[25:]`."""
     found = {}
     for name, a in tensors.items():
-        halves = [first for first in (c.encoder.layers + 1, c.encoder.layers) if a.size == first + c.encoder2.layers + first - c.encoder.layers]
+        one, other = (encoder.layers for encoder in c.image.encoders)
+        halves = [first for first in (one + 1, one) if a.size == first + other + first - one]
         if halves and not name.endswith((".weight", ".bias")):
             found |= {f"{name}[:{halves[0]}]": a.reshape(-1)[: halves[0]], f"{name}[{halves[0]}:]": a.reshape(-1)[halves[0] :]}
         else:
@@ -131,9 +132,9 @@ def roles_of(unit, c, first_state, width):
     """What a Unit can be: dicts, as hashable tuples of (our path, part, form of a kernel or None)."""
     shapes, count = unit.parts, unit.count
     if not count and shapes == linear_shapes(c.decoder.embed, width, shapes):
-        yield (("adapter/linear/kernel", "weight", None), ("adapter/linear/bias", "bias", None))
-    for i, encoder in enumerate(c.encoders):
-        path, states = f"adapter/mixes/{i}", encoder.layers + 1 - first_state
+        yield (("image/adapter/linear/kernel", "weight", None), ("image/adapter/linear/bias", "bias", None))
+    for i, encoder in enumerate(c.image.encoders):
+        path, states = f"image/adapter/mixes/{i}", encoder.layers + 1 - first_state
         for form, (shape_of, _) in KERNELS.items():
             part = "weight" if form.startswith("[out") else ""
             kernel = (f"{path}/layers/kernel", part, form)
@@ -161,10 +162,12 @@ def linear_shapes(out, width, shapes):
 def complete(taken):
     """Whether the roles make an adapter: kernels, norms, and whatever one encoder has, the other has too."""
     paths = {path for path, _, _ in taken}
-    one, other = ({p.removeprefix(f"adapter/mixes/{i}/") for p in paths if p.startswith(f"adapter/mixes/{i}/")} for i in (0, 1))
+    one, other = ({p.removeprefix(f"image/adapter/mixes/{i}/") for p in paths if p.startswith(f"image/adapter/mixes/{i}/")} for i in (0, 1))
     norm, biases = {"norm/scale", "layers/norm/scale"} & one, {"bias", "layers/bias"} & one
     forms = {form for _, _, form in taken if form}
-    return "adapter/linear/kernel" in paths and one == other and "layers/kernel" in one and len(norm) == 1 and len(biases) < 2 and len(forms) == 1
+    return (
+        "image/adapter/linear/kernel" in paths and one == other and "layers/kernel" in one and len(norm) == 1 and len(biases) < 2 and len(forms) == 1
+    )
 
 
 def score(chosen):
@@ -173,7 +176,7 @@ def score(chosen):
     for role, unit in chosen.items():
         for path, part, form in role:
             reading[path] = unit.name(part) if form is None else {"from": unit.name(part), "as": form}
-        if named := re.match(r"adapter/mixes/(\d)/(.*)", role[0][0]):
+        if named := re.match(r"image/adapter/mixes/(\d)/(.*)", role[0][0]):
             i = int(named[1])
             hints += sum(any(hint in unit.pattern.lower() for hint in HINTS[j]) * (1 if i == j else -1) for j in (0, 1))
             places.setdefault(named[2], {})[i] = unit.place
@@ -199,14 +202,14 @@ def adapter_config(reading, tensors, c: ModelConfig, where) -> AdapterConfig:
     problems = [f"{name}: the adapter's file has no such tensor" for name in used if name not in tensors]
     problems += [f"{name}: used {used.count(name)} times" for name in dict.fromkeys(used) if used.count(name) > 1]
     problems += [f"{name}: not used" for name in tensors if name not in used]
-    paths = [f"adapter/mixes/{i}/layers/kernel" for i in (0, 1)] + ["adapter/linear/kernel"]
+    paths = [f"image/adapter/mixes/{i}/layers/kernel" for i in (0, 1)] + ["image/adapter/linear/kernel"]
     problems += [f"(no name) -> {path}: missing" for path in paths if path not in reading]
     problems += [f"{path}: as must be one of {', '.join(KERNELS)}" for path in paths[:2] if path in reading and form_of(reading[path]) not in KERNELS]
     refuse(problems, where, "cannot be assigned")
-    a, states = AdapterConfig(kind="sum"), kernel_layers(reading[paths[0]], tensors, c.encoder.embed)
-    a.width = int(tensors[names(reading["adapter/linear/kernel"])[0]].shape[1])
-    a.bias = next((bias for bias, path in (("layers", "layers/bias"), ("one", "bias")) if f"adapter/mixes/0/{path}" in reading), "none")
-    a.shared_norm, a.first_state = "adapter/mixes/0/norm/scale" in reading, c.encoder.layers + 1 - states
+    a, states = adapter("sum"), kernel_layers(reading[paths[0]], tensors, c.image.encoders[0].embed)
+    a.width = int(tensors[names(reading["image/adapter/linear/kernel"])[0]].shape[1])
+    a.bias = next((bias for bias, path in (("layers", "layers/bias"), ("one", "bias")) if f"image/adapter/mixes/0/{path}" in reading), "none")
+    a.shared_norm, a.first_state = "image/adapter/mixes/0/norm/scale" in reading, c.image.encoders[0].layers + 1 - states
     return a
 
 
@@ -220,11 +223,11 @@ def kernel_layers(source, tensors, width):
 
 
 def assigned(reading, tensors, c: ModelConfig, where):
-    """Our arrays by path, as a reading says. `c.adapter` is that of `adapter_config`. Trained weights of layers that no tensor holds are 1.
+    """Our arrays by path, as a reading says. `c.image.adapter` is that of `adapter_config`. Trained weights of layers that no tensor holds are 1.
 
     Raises CheckpointError: every path that is missing, unknown or misshapen.
     """
-    shapes, arrays, problems = shapes_of(c, "adapter"), {}, []
+    shapes, arrays, problems = shapes_of(c, "image/adapter"), {}, []
     for path, shape in shapes.items():
         if path not in reading and path.endswith("layers/weight"):
             arrays[path] = np.ones(shape, next(iter(tensors.values())).dtype)
@@ -237,7 +240,7 @@ def assigned(reading, tensors, c: ModelConfig, where):
         wanted = KERNELS[form][0](*shape) if form else None
         if {a.shape for a in stack} != {wanted or stack[0].shape} or sum(a.size for a in stack) != np.prod(shape):
             problems.append(f"{reading[path]} -> {path}: has shape {[list(a.shape) for a in stack[:1]]} x {len(stack)}, {list(shape)} is needed")
-        elif path == "adapter/linear/kernel":
+        elif path == "image/adapter/linear/kernel":
             arrays[path] = stack[0].T
         else:
             arrays[path] = KERNELS[form][1](np.stack(stack), shape) if form else np.stack(stack).reshape(shape)
@@ -251,13 +254,13 @@ def spelled(source):
 
 def table(c: ModelConfig):
     """Names under which such an adapter is written; `readings` finds one reading of them."""
-    rows = {"linear.weight": ("adapter/linear/kernel", MATRIX), "linear.bias": ("adapter/linear/bias", SAME)}
+    rows = {"linear.weight": ("image/adapter/linear/kernel", MATRIX), "linear.bias": ("image/adapter/linear/bias", SAME)}
     for i, tag in enumerate(("first", "second")):
-        path = f"adapter/mixes/{i}"
+        path = f"image/adapter/mixes/{i}"
         rows[f"{tag}_layers.{{}}.weight"], rows[f"{tag}_weights"] = (f"{path}/layers/kernel", MATRIX), (f"{path}/layers/weight", SAME)
         biases = {"layers": (f"{tag}_layers.{{}}.bias", f"{path}/layers/bias"), "one": (f"{tag}_bias", f"{path}/bias")}
-        rows |= {name: (ours, SAME) for kind, (name, ours) in biases.items() if kind == c.adapter.bias}
-        norm, ours = (f"{tag}_norm", f"{path}/norm") if c.adapter.shared_norm else (f"{tag}_norms.{{}}", f"{path}/layers/norm")
+        rows |= {name: (ours, SAME) for kind, (name, ours) in biases.items() if kind == c.image.adapter.bias}
+        norm, ours = (f"{tag}_norm", f"{path}/norm") if c.image.adapter.shared_norm else (f"{tag}_norms.{{}}", f"{path}/layers/norm")
         rows |= {f"{norm}.weight": (f"{ours}/scale", SAME), f"{norm}.bias": (f"{ours}/bias", SAME)}
     return rows
 
@@ -286,14 +289,14 @@ def choose(tensors, c: ModelConfig, where, arrays=None):
 def distance(reading, tensors, c: ModelConfig, arrays, views):
     """How far the adapter's output lies from the decoder's token embeddings: the log of the ratio of their mean norms, without its sign.
 
-    `views` are those of a picture, for each of `c.views` uint8[1, size, size, 3]: a right reading gives embeddings of about the size that the decoder
-    has learned to read, a wrong one most likely does not.
+    `views` are those of a picture, for each of `c.image.views` uint8[1, size, size, 3]: a right reading gives embeddings of
+    about the size that the decoder has learned to read, a wrong one most likely does not.
     """
-    c = dataclasses.replace(c, adapter=adapter_config(reading, tensors, c, "the reading"))
+    c = dataclasses.replace(c, image=dataclasses.replace(c.image, adapter=adapter_config(reading, tensors, c, "the reading")))
     arrays = arrays | assigned(reading, tensors, c, "the reading")
     model = abstract(c)
-    own = {path: jnp.asarray(np.asarray(a), jnp.float32) for path, a in arrays.items() if path.startswith(("encoders/", "adapter/"))}
+    own = {path: jnp.asarray(np.asarray(a), jnp.float32) for path, a in arrays.items() if path.startswith("image/")}
     model = nnx.with_parameters(model, own | {path: a for path, a in nnx.parameters(model).items() if path not in own})
     norm = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=-1).mean()
-    rows = model.encode(tuple(view[None] for view in views))
+    rows = model.image(tuple(view[None] for view in views))
     return float(jnp.abs(jnp.log(norm(rows) / norm(jnp.asarray(np.asarray(arrays["decoder/embed"]))))))

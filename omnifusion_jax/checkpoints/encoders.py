@@ -43,7 +43,7 @@ def family_of(path: Path):
     raise CheckpointError(f"{path}: no vision model of a known family ({known})")
 
 
-def read_encoder(path: Path, dtype=None, ours="encoders/0"):
+def read_encoder(path: Path, dtype=None, ours="image/encoders/0"):
     """(EncoderConfig, {path: Lazy}) of a directory or a file.
 
     Raises:
@@ -68,7 +68,7 @@ def written_as(c: EncoderConfig):
     raise CheckpointError(f"no vision model of Hugging Face computes what this encoder does:\n  {reasons}")
 
 
-def write_encoder(directory, c: EncoderConfig, arrays, fit="crop", path="encoders/0"):
+def write_encoder(directory, c: EncoderConfig, arrays, fit="crop", path="image/encoders/0"):
     """config.json, preprocessor_config.json and weights into `directory`.
 
     Args:

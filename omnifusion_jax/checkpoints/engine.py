@@ -193,9 +193,9 @@ def refuse(problems, where, what):
 
 
 def shapes_of(config: ModelConfig, *parts) -> dict[str, tuple]:
-    """Shape of every parameter by path, in whole or of some parts ("encoders", "adapter", "special", "decoder")."""
-    found = nnx.parameters(abstract(config))
-    return {path: a.shape for path, a in found.items() if not parts or path.split("/")[0] in parts}
+    """Shape of every parameter by path, in whole or of some of `config.parts`."""
+    found, prefixes = nnx.parameters(abstract(config)), tuple(f"{part}/" for part in parts)
+    return {path: a.shape for path, a in found.items() if not parts or path.startswith(prefixes)}
 
 
 def encoder_shapes(config: EncoderConfig) -> dict[str, tuple]:

@@ -15,12 +15,13 @@ from omnifusion_jax.checkpoints.lazy import lazy
 from omnifusion_jax.checkpoints.load import Checkpoint
 from omnifusion_jax.checkpoints.staging import written_beside
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
-from omnifusion_jax.config import LAYOUTS
+from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.tables import LAYOUTS
 
 PUBLISHED = {("clip", 336, 14, 1024, 24): "clip-vit-large-patch14-336"}  # image size, patch, embed, layers: the name the original code asks for
 
-PHASE1 = ("adapter", "special")  # the parts that it trains
+PHASE1 = (original.PATH, "special")  # the parts that it trains
 ADAPTERS = {"transformer": original.adapter_table, "sum": assign.table}  # names by kind
 
 
@@ -44,10 +45,11 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
     if whole:
         check_whole(checkpoint)
     config = checkpoint.config
-    if config.adapter.kind not in ADAPTERS or config.special != LAYOUTS["original"]:
+    if config.image.adapter.kind not in ADAPTERS or config.special != LAYOUTS["original"].vectors:
         raise CheckpointError(
-            f"the original layout has adapters of the kinds {' and '.join(ADAPTERS)} and the vectors {', '.join(LAYOUTS['original'])}, not the kind "
-            f"{config.adapter.kind} with {', '.join(config.special) or 'none'}. Write --to=native, or --to=llava where that is possible"
+            f"the original layout has adapters of the kinds {' and '.join(ADAPTERS)} and the vectors "
+            f"{', '.join(LAYOUTS['original'].vectors)}, not the kind {config.image.adapter.kind} with "
+            f"{', '.join(config.special) or 'none'}. Write --to=native, or --to=llava where that is possible"
         )
     torch = import_torch() if pickles else None
     names = tower_names(config) if whole else []
@@ -63,18 +65,19 @@ def write_frozen(checkpoint, directory, names, dtype):
     """The tokenizer, the decoder, and the encoders under their `names`."""
     config = checkpoint.config
     copy_tokenizer(checkpoint.tokenizer, made(directory / original.TOKENIZER))
-    write_decoder(made(directory / original.DECODER), config.decoder, part(checkpoint, "decoder", decoders.table(config.decoder), dtype))
-    for i, (name, encoder) in enumerate(zip(names, config.encoders, strict=True)):
-        arrays = arrays_of(checkpoint, f"encoders/{i}", dtype)
-        write_encoder(made(directory / name), encoder, arrays, config.image.fit, f"encoders/{i}")
+    ends, tensors = Tokenizer(checkpoint.tokenizer).ends, part(checkpoint, "decoder", decoders.table(config.decoder), dtype)
+    write_decoder(made(directory / original.DECODER), config.decoder, tensors, ends)
+    for i, (name, encoder) in enumerate(zip(names, config.image.encoders, strict=True)):
+        arrays = arrays_of(checkpoint, f"image/encoders/{i}", dtype)
+        write_encoder(made(directory / name), encoder, arrays, config.image.fit, f"image/encoders/{i}")
 
 
 def write_trained(checkpoint, directory, dtype, torch):
     """The adapter and the special vectors: pickles where there is `torch`."""
     config = checkpoint.config
-    adapter = part(checkpoint, "adapter", ADAPTERS[config.adapter.kind](config), dtype)
+    adapter = part(checkpoint, original.PATH, ADAPTERS[config.image.adapter.kind](config), dtype)
     special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
-    if torch and config.adapter.kind == "transformer":
+    if torch and config.image.adapter.kind == "transformer":
         with classes_of_the_original(torch) as VisualToGPTMapping:
             torch.save(VisualToGPTMapping(config, as_torch(torch, adapter)), directory / f"{original.ADAPTER}.pt")
     else:  # the code of the two-encoder adapter was never published, so there is no class to pickle
@@ -105,7 +108,7 @@ def arrays_of(checkpoint, name, dtype):
 
 def tower_names(config):
     """Directories of the vision towers, in order."""
-    found = [tower_name(encoder) for encoder in config.encoders]
+    found = [tower_name(encoder) for encoder in config.image.encoders]
     return found if len(set(found)) == len(found) else [f"{name}-{n}" for n, name in enumerate(found, 1)]
 
 
@@ -119,9 +122,10 @@ def made(directory) -> Path:
     return directory
 
 
-def write_decoder(directory, c, tensors):
-    write_json(directory / "config.json", decoders.decoder_json(c, type_of(tensors)))
-    write_json(directory / "generation_config.json", {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2})
+def write_decoder(directory, c, tensors, ends):
+    """`ends`: Tokenizer.ends."""
+    write_json(directory / "config.json", decoders.decoder_json(c, type_of(tensors), ends))
+    write_json(directory / "generation_config.json", {"_from_model_config": True, **ends})
     write_weights(directory, tensors)
 
 
@@ -154,11 +158,11 @@ def classes_of_the_original(torch):
     class VisualToGPTMapping(torch.nn.Module):
         def __init__(self, config, tensors):
             super().__init__()
-            c, width, out = config.adapter, config.encoder.embed, config.decoder.embed
+            c, width, out = config.image.adapter, config.image.encoders[0].embed, config.decoder.embed
             with torch.device("meta"):
                 self.transformer_layer = torch.nn.TransformerEncoderLayer(width, c.heads, c.mlp, c.dropout, layer_norm_eps=c.eps, batch_first=True)
                 self.linear = torch.nn.Linear(width, out)
-            self.n_embeddings, self.embedding_dim = config.encoder.rows, out  # the original forward pass reads them
+            self.n_embeddings, self.embedding_dim = config.image.encoders[0].rows, out  # the original forward pass reads them
             self.load_state_dict(tensors, assign=True)
             self.eval()  # that code never turns its dropout off
 

@@ -5,6 +5,8 @@ import dataclasses
 
 from omnifusion_jax.checkpoints import decoders, encoders, hub
 from omnifusion_jax.checkpoints.load import family_of, load_checkpoint, load_decoder, load_encoder
+from omnifusion_jax.config import part_of
+from omnifusion_jax.fields import parts as within
 
 
 def inspect(source, **options):
@@ -27,20 +29,29 @@ def inspect(source, **options):
 
 def lines(format, settings, arrays):
     """For people: settings, then parts with their sizes, then a row an array."""
-    yield f"format      {format}"
+    yield f"{'format':16} {format}"
     for name, value in settings.items():
         if dataclasses.is_dataclass(value):
-            yield f"{name:11} {' '.join(f'{k}={v!r}' for k, v in vars(value).items())}"
+            yield from (f"{path:16} {' '.join(f'{k}={v!r}' for k, v in plain.items())}" for path, plain in sections(name, value))
         elif value:
-            yield f"{name:11} {value!r}"
+            yield f"{name:16} {value!r}"
     parts = collections.defaultdict(list)
     for path, a in arrays.items():
-        parts[path.split("/")[0]].append(a)
+        parts[part_of(path)].append(a)
     yield ""
     for name, held in parts.items():
         types = ", ".join(sorted({str(a.dtype) for a in held}))
-        yield f"{name:11} {sum(a.size for a in held):>14,} parameters {sum(a.size * a.dtype.itemsize for a in held):>15,} bytes  {types}"
+        yield f"{name:16} {sum(a.size for a in held):>14,} parameters {sum(a.size * a.dtype.itemsize for a in held):>15,} bytes  {types}"
     yield ""
     width = max(len(path) for path in arrays)
     for path, a in arrays.items():
         yield f"{path:{width}}  {a.dtype!s:8} {list(a.shape)!s:24} <- {a.origin}"
+
+
+def sections(name, config):
+    """(path, its own settings) of a config and of those in it: image, image.encoders.0, image.adapter."""
+    held = {k: within(v) for k, v in vars(config).items()}
+    yield name, {k: v for k, v in vars(config).items() if not held[k]}
+    for k, inside in held.items():
+        for path, one in inside.items():
+            yield from sections(f"{name}.{k}{path}", one)

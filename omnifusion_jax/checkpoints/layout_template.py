@@ -5,13 +5,14 @@ import json
 import numpy as np
 
 from omnifusion_jax.batch import SPECIAL, TEXT
-from omnifusion_jax.config import LAYOUTS, ModelConfig
-from omnifusion_jax.data.dialogues import Dialogue
+from omnifusion_jax.config import ModelConfig
+from omnifusion_jax.data.dialogues import MARKS, Dialogue, Media
 from omnifusion_jax.data.layout import Layout
-from omnifusion_jax.data.pictures import Picture
+from omnifusion_jax.data.pictures import Prepared
 from omnifusion_jax.data.template import Template
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.tables import LAYOUTS
 
 ROLES = """\
 {%- for message in messages if message['role'] not in ('user', 'assistant') -%}
@@ -63,7 +64,7 @@ PROBES = (  # dialogues on which a template must give our ids: (turns, pictures)
 
 def tokens(c: ModelConfig):
     """{name of a trained vector: the token that stands for it}"""
-    return {name: f"<{name.upper()}>" for name in LAYOUTS[c.layout]}
+    return {name: f"<{name.upper()}>" for name in LAYOUTS[c.layout].vectors}
 
 
 def source(c: ModelConfig, eos) -> str:
@@ -80,15 +81,16 @@ def check_template(c: ModelConfig, tokenizer, written):
     theirs = Tokenizer(written)
     layout, template = Layout(Tokenizer(tokenizer), c, c.decoder.max_length), Template(source(c, theirs.names["eos_token"]), c.image_token, theirs)
     ids = {c.special.index(name): theirs.mark(token) for name, token in tokens(c).items()}
-    picture = Picture(tuple(np.zeros((1, view.size, view.size, 3), np.uint8) for view in c.views), np.zeros(1, np.int32))
+    picture = Prepared(tuple(np.zeros((1, view.size, view.size, 3), np.uint8) for view in c.image.views), np.zeros(1, np.int32), 1)
     for texts, pictures in PROBES:
         turns = tuple((("user", "assistant")[i % 2], text) for i, text in enumerate(texts))
-        sample = layout(Dialogue("export", turns), [picture] * pictures, ask=True)
+        sample = layout(Dialogue("export", turns, (Media("image", None),) * pictures), [picture] * pictures, ask=True)
+        shown = (("user", MARKS["image"] * pictures + texts[0]), *turns[1:])
         ours = [
             int(token) if kind == TEXT else ids[int(index)] if kind == SPECIAL else template.image_id
             for token, kind, index in zip(sample.tokens, sample.kind, sample.index, strict=True)
         ]
-        found = template(turns, [pictures, *[0] * (len(turns) - 1)], True, "export")[0].tolist()
+        found = template(shown, True, "export")[0].tolist()
         if ours != found:
             raise CheckpointError(
                 f"layout {c.layout!r} encodes each text alone, and this tokenizer does not cut a whole prompt into the same tokens "

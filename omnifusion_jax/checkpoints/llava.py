@@ -12,7 +12,7 @@ from omnifusion_jax.checkpoints.engine import MATRIX, SAME, from_foreign, shapes
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
 from omnifusion_jax.checkpoints.siglip import SIGLIP
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer, special_id, token_id
-from omnifusion_jax.config import AdapterConfig, EncoderConfig, ImageConfig, ModelConfig
+from omnifusion_jax.config import AdapterConfig, EncoderConfig, ImageConfig, ModelConfig, adapter
 from omnifusion_jax.errors import CheckpointError
 
 CLASSES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
@@ -45,12 +45,12 @@ IGNORED = (*(re.escape(TOWER) + f"(?:{name})" for name in SIGLIP.ignored), *deco
 def projector_table(c: AdapterConfig):
     first, second = PROJECTOR + "linear_1.", PROJECTOR + "linear_2."
     if c.kind == "linear":  # linear_2 is an identity there
-        return {first + "weight": ("adapter/linear/kernel", MATRIX), first + "bias": ("adapter/linear/bias", SAME)}
+        return {first + "weight": ("image/adapter/linear/kernel", MATRIX), first + "bias": ("image/adapter/linear/bias", SAME)}
     return {
-        first + "weight": ("adapter/up/kernel", MATRIX),
-        first + "bias": ("adapter/up/bias", SAME),
-        second + "weight": ("adapter/linear/kernel", MATRIX),
-        second + "bias": ("adapter/linear/bias", SAME),
+        first + "weight": ("image/adapter/up/kernel", MATRIX),
+        first + "bias": ("image/adapter/up/bias", SAME),
+        second + "weight": ("image/adapter/linear/kernel", MATRIX),
+        second + "bias": ("image/adapter/linear/bias", SAME),
     }
 
 
@@ -67,8 +67,8 @@ def tower(c: EncoderConfig):
 
 def table(c: ModelConfig):
     """Everything that such a checkpoint holds, under the names of public files."""
-    rows = {TOWER + name: row for name, row in tower(c.encoder).table(c.encoder).items()}
-    rows |= projector_table(c.adapter)
+    rows = {TOWER + name: row for name, row in tower(c.image.encoders[0]).table(c.image.encoders[0]).items()}
+    rows |= projector_table(c.image.adapter)
     rows |= {NEWLINE: ("special/newline", SAME)} if c.image.newline else {}
     return rows | {LANGUAGE + name: row for name, row in decoders.table(c.decoder).items()}
 
@@ -88,10 +88,10 @@ def read(directory, dtype=None):
     hf = read_json(directory / "config.json")
     tensors = public_names(open_tensors(directory), directory)
     config = model_config(hf, directory)
-    if config.adapter.kind == "linear":
+    if config.image.adapter.kind == "linear":
         tensors = without_identity(tensors, directory)
     elif (name := PROJECTOR + "linear_1.bias") in tensors:
-        config.adapter.mlp = len(tensors[name])
+        config.image.adapter.mlp = len(tensors[name])
     config.validate()
     tensors = decoders.without_copy(tensors, config.decoder, directory, LANGUAGE)
     arrays = from_foreign(tensors, table(config), shapes_of(config), directory, ignore=IGNORED, dtype=dtype)
@@ -129,13 +129,12 @@ def model_config(hf, directory) -> ModelConfig:
     settings, pictures = processor.read_settings(directory)
     text = hf.get("text_config") or {}
     tied = bool(hf.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    joins = adapter(**PROJECTORS[hf.get("projector_hidden_act", "gelu")])
     config = ModelConfig(
         preset=hf["model_type"],
         filled_from=hf["model_type"],
-        encoder=encoder,
-        adapter=AdapterConfig(**PROJECTORS[hf.get("projector_hidden_act", "gelu")]),
         decoder=decoders.decoder_config({"model_type": "llama", **text, "tie_word_embeddings": tied}, f"{where}, text_config"),
-        image=tile_config(hf, pictures, encoder.image_size, directory) if tiles else ImageConfig(),
+        image=ImageConfig((encoder,), joins, **(tile_settings(hf, pictures, encoder.image_size, directory) if tiles else {})),
         layout="template",
         prompt="",
         template=processor.read_template(directory),
@@ -148,13 +147,13 @@ def model_config(hf, directory) -> ModelConfig:
     return config
 
 
-def tile_config(hf, pictures, size, directory):
+def tile_settings(hf, pictures, size, directory):
     found = hf.get("image_grid_pinpoints") or PINPOINTS
     if (theirs := pictures.get("image_grid_pinpoints", found)) != found:
         raise CheckpointError(f"{directory}: image_grid_pinpoints are {found} in config.json, {theirs} in {processor.PICTURES}")
     if any(n % size for grid in found for n in grid):
         raise CheckpointError(f"{directory}/config.json: image_grid_pinpoints {found} are not multiples of the vision tower's {size} pixels")
-    return ImageConfig(fit="tiles", grids=tuple(tuple(n // size for n in grid) for grid in found), unpad=True, newline=True)
+    return {"fit": "tiles", "grids": tuple(tuple(n // size for n in grid) for grid in found), "unpad": True, "newline": True}
 
 
 def without_identity(tensors, where):
@@ -185,19 +184,18 @@ def tokenizer_of(directory, config, hf):
 def config_json(c: ModelConfig, dtype, image, tokenizer):
     """The config.json that `model_config` reads as `c`; `image` is the id of the image token, `tokenizer` a data.tokenizer.Tokenizer."""
     kind = "llava_next" if c.image.fit == "tiles" else "llava"
-    ends = {"bos_token_id": tokenizer.backend.token_to_id(tokenizer.names["bos_token"]), "eos_token_id": tokenizer.eos}
     return {
         "architectures": [CLASSES[kind]],
         "model_type": kind,
         "image_token_index": image,
-        "image_seq_length": c.rows,
-        "projector_hidden_act": next(name for name, ours in PROJECTORS.items() if ours.items() <= vars(c.adapter).items()),
+        "image_seq_length": c.image.rows,
+        "projector_hidden_act": next(name for name, ours in PROJECTORS.items() if ours.items() <= vars(c.image.adapter).items()),
         "multimodal_projector_bias": True,
-        "vision_feature_layer": c.encoder.feature_layer,
+        "vision_feature_layer": c.image.encoders[0].feature_layer,
         "vision_feature_select_strategy": processor.strategy_of(c),
         "tie_word_embeddings": c.decoder.tied,
         "torch_dtype": dtype,
-        "text_config": decoders.decoder_json(c.decoder, dtype, ends),
-        "vision_config": tower(c.encoder).encoder_json(c.encoder, dtype),
+        "text_config": decoders.decoder_json(c.decoder, dtype, tokenizer.ends),
+        "vision_config": tower(c.image.encoders[0]).encoder_json(c.image.encoders[0], dtype),
         **({"image_grid_pinpoints": processor.pinpoints(c), "use_image_newline_parameter": True} if kind == "llava_next" else {}),
     }

@@ -20,15 +20,21 @@ from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
 
 REFUSED = (  # (of which ModelConfig, why the class would compute something else)
-    (lambda c: c.encoder2, "there are two encoders, the class has one"),
-    (lambda c: c.adapter.kind not in ("linear", "mlp"), "adapter.kind {0.adapter.kind!r} has no place between tower and projector"),
+    (lambda c: len(c.image.encoders) > 1, "there are two encoders, the class has one"),
+    (lambda c: c.image.adapter.kind not in ("linear", "mlp"), "adapter.kind {0.image.adapter.kind!r} has no place between tower and projector"),
     (
-        lambda c: c.adapter.kind == "mlp" and c.adapter.mlp != c.decoder.embed,
-        "adapter.mlp is {0.adapter.mlp}, the class has the decoder's width {0.decoder.embed}",
+        lambda c: c.image.adapter.kind == "mlp" and c.image.adapter.mlp != c.decoder.embed,
+        "adapter.mlp is {0.image.adapter.mlp}, the class has the decoder's width {0.decoder.embed}",
     ),
-    (lambda c: c.encoder.resized, "encoder.position_grid {0.encoder.position_grid}: its positions are those of the picture's grid"),
-    (lambda c: c.encoder.feature_norm, "encoder.feature_norm: its features are hidden states as they are"),
-    (lambda c: c.image.fit in ("squash", "tiles") and c.encoder.settled().shortest_edge, "encoder.shortest_edge with image.fit={0.image.fit}"),
+    (
+        lambda c: c.image.encoders[0].resized,
+        "encoder.position_grid {0.image.encoders[0].position_grid}: its positions are those of the picture's grid",
+    ),
+    (lambda c: c.image.encoders[0].feature_norm, "encoder.feature_norm: its features are hidden states as they are"),
+    (
+        lambda c: c.image.fit in ("squash", "tiles") and c.image.encoders[0].settled().shortest_edge,
+        "encoder.shortest_edge with image.fit={0.image.fit}",
+    ),
     (
         lambda c: c.image.fit == "tiles" and not (c.image.unpad and c.image.newline),
         "image.fit=tiles is exact with image.unpad and image.newline only",
@@ -59,7 +65,7 @@ def export_llava(checkpoint: Checkpoint, output, dtype=None):
         names = Tokenizer(partial)
         arrays, vocab = with_rows(arrays, c, added)
         c = dataclasses.replace(c, decoder=dataclasses.replace(c.decoder, vocab=vocab, tied="decoder/head" not in arrays))
-        tensors = to_foreign(arrays, llava.table(c)) | identity(c, arrays["adapter/linear/kernel"].dtype)
+        tensors = to_foreign(arrays, llava.table(c)) | identity(c, arrays["image/adapter/linear/kernel"].dtype)
         (partial / processor.TEMPLATE).write_text(layout_template.source(c, names.names["eos_token"]), encoding="utf-8")
         write_json(partial / processor.PICTURES, processor.pictures_json(c))
         write_json(partial / processor.PROCESSOR, processor.processor_json(c))
@@ -71,7 +77,7 @@ def export_llava(checkpoint: Checkpoint, output, dtype=None):
 def check_exact(c: ModelConfig):
     """Raises CheckpointError with every reason why the classes of transformers would compute something else."""
     reasons = [reason.format(c) for test, reason in REFUSED if test(c)]
-    obstacles = llava.obstacles(dataclasses.replace(c.encoder, position_grid=None))
+    obstacles = llava.obstacles(dataclasses.replace(c.image.encoders[0], position_grid=None))
     if all(obstacles):
         reasons += [f"as {family.architecture}, encoder.{why}" for family, why in zip(llava.TOWERS, obstacles, strict=True)]
     if reasons:
@@ -135,7 +141,7 @@ def with_rows(arrays, c: ModelConfig, added):
 
 def identity(c: ModelConfig, dtype):
     """The second layer of a projector that has none."""
-    if c.adapter.kind != "linear":
+    if c.image.adapter.kind != "linear":
         return {}
     width = c.decoder.embed
     return {f"{llava.PROJECTOR}linear_2.weight": np.eye(width, dtype=dtype), f"{llava.PROJECTOR}linear_2.bias": np.zeros(width, dtype)}

@@ -13,8 +13,6 @@ from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.presets import PRESETS
 
-PARTS = ("encoders", "adapter", "special", "decoder")
-
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -25,12 +23,12 @@ class Checkpoint:
 
     @property
     def parts(self):
-        return tuple(part for part in PARTS if any(path.startswith(f"{part}/") for path in self.arrays))
+        return tuple(part for part in self.config.parts if any(path.startswith(f"{part}/") for path in self.arrays))
 
     @property
     def missing(self):
         """Parts that the config's model has and that are not there."""
-        return tuple(part for part in PARTS if part not in self.parts and (part != "special" or self.config.special))
+        return tuple(part for part in self.config.parts if part not in self.parts)
 
 
 def read_native(directory, dtype, mesh):
@@ -113,7 +111,7 @@ def what_else(source, path):
         if test(path):
             return (
                 f"{what} alone, not a whole model. To put one together: python -m omnifusion_jax.convert {how.format(source)} --output=DIR. "
-                "Training takes the parts as --config.encoder_from and --config.decoder_from"
+                "Training takes the parts as --config.parts_from.image/encoders/0 and --config.parts_from.decoder"
             )
     known = "; ".join(f"{name}: {files}" for name, (_, _, files, _) in FAMILIES.items())
     return f"a checkpoint of no known format ({known})" if path.is_dir() else "not a directory, and not a vision tower's file either"
@@ -153,16 +151,16 @@ def load_trained(source, model: ModelConfig) -> tuple[ModelConfig, dict, Path | 
     return *native.open_native(directory), fast_tokenizer(directory)
 
 
-def load_encoder(source, number=0, dtype=None) -> tuple[EncoderConfig, dict]:
-    """(config, {"encoders/NUMBER/...": Lazy}) of a vision tower, or of a native directory's first encoder.
+def load_encoder(source, path="image/encoders/0", dtype=None) -> tuple[EncoderConfig, dict]:
+    """(config, {"PATH/...": Lazy}) of a vision tower, or of a native directory's first encoder of pictures.
 
     A vision tower is a directory, a file, or a hub id, of a family in `encoders.VISION_FAMILIES`. Raises CheckpointError.
     """
-    directory, path = hub.local(source, files=True), f"encoders/{number}"
+    directory, first = hub.local(source, files=True), "image/encoders/0"
     if not native.is_native(directory):
         return encoders.read_encoder(directory, dtype, path)
-    config, arrays = native_part(directory, "encoders", dtype)
-    return config.encoder, {name.replace("encoders/0", path, 1): a for name, a in arrays.items() if name.startswith("encoders/0/")}
+    config, arrays = native_part(directory, first, dtype)
+    return config.image.encoders[0], {name.replace(first, path, 1): a for name, a in arrays.items()}
 
 
 def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:

@@ -1,7 +1,7 @@
 """The library's own checkpoint directory.
 
     arrays/        Orbax, a plain nested dict by path, no framework types
-    config.json    {"version": 1, "parts": ["adapter", "special"], "model": {...}}: what is there, and the ModelConfig it belongs to
+    config.json    {"version": 1, "parts": ["image/adapter", "special"], "model": {...}}: what is there, and the ModelConfig it belongs to
     tokenizer.json, tokenizer_config.json, ...    the tokenizer's files, where there is one
 
 Phase-1 checkpoints hold only what was trained; `parts` says so.
@@ -22,7 +22,7 @@ from omnifusion_jax.checkpoints.files import read_json, require, write_json
 from omnifusion_jax.checkpoints.lazy import Lazy
 from omnifusion_jax.checkpoints.staging import check_free, unfinished, written_beside
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
-from omnifusion_jax.config import ModelConfig, from_dict
+from omnifusion_jax.config import ModelConfig, from_dict, part_of
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import abstract
@@ -40,7 +40,7 @@ def save_native(directory, config: ModelConfig, arrays, tokenizer_dir=None):
       CheckpointError: the directory exists and is not empty, the disk is full, or the arrays are not whole parts of the model that `config`
         describes.
     """
-    parts = sorted({path.split("/")[0] for path in arrays})
+    parts = sorted(set(map(part_of, arrays)))
     check(arrays, config, parts, directory)
     directory = Path(directory).absolute()
     check_free(directory)  # in every process: one that stopped alone would leave the others waiting
@@ -132,7 +132,7 @@ def is_native(directory):
 
 
 def read_config(directory) -> tuple[ModelConfig, list[str]]:
-    """The model's config, and the parts that are there ("adapter", "decoder", "encoders", "special")."""
+    """The model's config, and which of its `parts` are there."""
     file = Path(directory) / "config.json"
     if not is_native(directory):
         raise CheckpointError(f"{directory}: not a native checkpoint, which has config.json and arrays/")

@@ -9,7 +9,7 @@ from omnifusion_jax.checkpoints.engine import MATRIX, SAME, Fused, from_foreign,
 from omnifusion_jax.checkpoints.files import open_tensors, read_json, require
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
 from omnifusion_jax.checkpoints.torch_files import read_torch_file, state_dict
-from omnifusion_jax.config import ModelConfig, tuples
+from omnifusion_jax.config import ImageConfig, ModelConfig, tuples
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.presets import preset
 
@@ -29,6 +29,7 @@ ADVICE = (
 ROWS = "n_embeddings"  # attribute of the pickled adapter: the rows of a picture
 RELU = "torch.nn.functional.relu"
 
+PATH = "image/adapter"  # the part of a model that the adapter is
 ENCODERS = "encoders"  # in omnifusion.json: the names of the vision towers' directories
 
 # Settings that the published files cannot say; omnifusion.json holds them
@@ -42,29 +43,29 @@ UNSAID = (
 
 def adapter_table(c: ModelConfig):
     """State dict of `VisualToGPTMapping`: one `torch.nn.TransformerEncoderLayer`, whose q, k and v are one matrix, and a `Linear`."""
-    heads = c.adapter.heads, c.encoder.embed // c.adapter.heads
+    heads = c.image.adapter.heads, c.image.encoders[0].embed // c.image.adapter.heads
     layer = LAYER
     return {
         layer + "self_attn.in_proj_weight": packed("kernel", split_out(*heads)),
         layer + "self_attn.in_proj_bias": packed("bias", split(*heads)),
-        layer + "self_attn.out_proj.weight": ("adapter/layer/attention/out/kernel", split_in(*heads)),
-        layer + "self_attn.out_proj.bias": ("adapter/layer/attention/out/bias", SAME),
-        layer + "linear1.weight": ("adapter/layer/feed_forward/up/kernel", MATRIX),
-        layer + "linear1.bias": ("adapter/layer/feed_forward/up/bias", SAME),
-        layer + "linear2.weight": ("adapter/layer/feed_forward/down/kernel", MATRIX),
-        layer + "linear2.bias": ("adapter/layer/feed_forward/down/bias", SAME),
-        layer + "norm1.weight": ("adapter/layer/norm1/scale", SAME),
-        layer + "norm1.bias": ("adapter/layer/norm1/bias", SAME),
-        layer + "norm2.weight": ("adapter/layer/norm2/scale", SAME),
-        layer + "norm2.bias": ("adapter/layer/norm2/bias", SAME),
-        "linear.weight": ("adapter/linear/kernel", MATRIX),
-        "linear.bias": ("adapter/linear/bias", SAME),
+        layer + "self_attn.out_proj.weight": ("image/adapter/layer/attention/out/kernel", split_in(*heads)),
+        layer + "self_attn.out_proj.bias": ("image/adapter/layer/attention/out/bias", SAME),
+        layer + "linear1.weight": ("image/adapter/layer/feed_forward/up/kernel", MATRIX),
+        layer + "linear1.bias": ("image/adapter/layer/feed_forward/up/bias", SAME),
+        layer + "linear2.weight": ("image/adapter/layer/feed_forward/down/kernel", MATRIX),
+        layer + "linear2.bias": ("image/adapter/layer/feed_forward/down/bias", SAME),
+        layer + "norm1.weight": ("image/adapter/layer/norm1/scale", SAME),
+        layer + "norm1.bias": ("image/adapter/layer/norm1/bias", SAME),
+        layer + "norm2.weight": ("image/adapter/layer/norm2/scale", SAME),
+        layer + "norm2.bias": ("image/adapter/layer/norm2/bias", SAME),
+        "linear.weight": ("image/adapter/linear/kernel", MATRIX),
+        "linear.bias": ("image/adapter/linear/bias", SAME),
     }
 
 
 def packed(name, transform):
     """PyTorch keeps queries, keys and values in one tensor."""
-    return Fused(*((f"adapter/layer/attention/{part}/{name}", transform) for part in ("query", "key", "value")))
+    return Fused(*((f"image/adapter/layer/attention/{part}/{name}", transform) for part in ("query", "key", "value")))
 
 
 SPECIAL_TABLE = {name: (f"special/{name.lower()}", SAME) for name in ("USER", "BOT", "SOI", "EOI")}
@@ -114,11 +115,10 @@ def read(source, vision=(), dtype=None, assign=None):
     if len(vision) != adapter.towers:
         number = "one encoder" if adapter.towers == 1 else "two encoders"
         raise CheckpointError(f"{adapter.file} is the adapter of {number}, {len(vision)} given. {ADVICE}")
-    towers = [encoders.read_encoder(path, dtype, f"encoders/{i}") for i, path in enumerate(vision)]
+    towers = [encoders.read_encoder(path, dtype, f"image/encoders/{i}") for i, path in enumerate(vision)]
     decoder, arrays = decoders.read(directory / folder, dtype)
-    config = ModelConfig(preset="", encoder=towers[0][0], decoder=decoder, layout="original")
-    config.encoder2 = towers[1][0] if adapter.towers == 2 else None
-    config.image.fit = encoders.preferred_fit(vision[0])
+    pictures = ImageConfig(encoders=tuple(c for c, _ in towers), fit=encoders.preferred_fit(vision[0]))
+    config = ModelConfig(preset="", image=pictures, decoder=decoder, layout="original")
     for _, tower in towers:
         arrays |= tower
     arrays |= read_joint(adapter, config, f"the vision tower {vision[0]}", dtype, assign, arrays)
@@ -150,18 +150,19 @@ def read_joint(adapter: AdapterFile, config: ModelConfig, tower, dtype=None, ass
     """
     directory, where = adapter.file.parent, assign or adapter.file
     if adapter.towers == 1:
-        config.adapter = dataclasses.replace(config.adapter, mlp=len(adapter.tensors.get(f"{LAYER}linear1.bias", "")) or config.adapter.mlp)
+        a = config.image.adapter
+        config.image.adapter = dataclasses.replace(a, mlp=len(adapter.tensors.get(f"{LAYER}linear1.bias", "")) or a.mlp)
         apply_settings(config, adapter.settings, directory / SETTINGS)
-        if adapter.rows not in (None, config.rows):
+        if adapter.rows not in (None, config.image.rows):
             raise CheckpointError(
-                f"{adapter.file}: the adapter was made for {adapter.rows} rows a picture, {tower} gives {config.rows}. "
+                f"{adapter.file}: the adapter was made for {adapter.rows} rows a picture, {tower} gives {config.image.rows}. "
                 "Give the tower that it was trained with: openai/clip-vit-large-patch14-336 has 576"
             )
-        found = from_foreign(adapter.tensors, adapter_table(config), shapes_of(config, "adapter"), adapter.file, dtype=dtype)
+        found = from_foreign(adapter.tensors, adapter_table(config), shapes_of(config, PATH), adapter.file, dtype=dtype)
     else:
         tensors = divided(adapter.tensors, config)
         reading = read_json(assign) if assign else choose(tensors, config, adapter.file, arrays)
-        config.adapter = adapter_config(reading, tensors, config, where)
+        config.image.adapter = adapter_config(reading, tensors, config, where)
         apply_settings(config, adapter.settings, directory / SETTINGS)
         found = {path: a.astype(dtype or a.dtype) for path, a in assigned(reading, tensors, config, where).items()}
     special = find(directory, SPECIAL)
@@ -232,6 +233,8 @@ def apply_settings(config, pickled, file):
         target, name = at(config, key)
         if target is None:
             raise CheckpointError(f"{file}: {key} is of a second encoder, and there is one. Remove it.")
+        if not hasattr(target, name):
+            raise CheckpointError(f"{file}: an adapter of the kind {target.kind!r} has no {key}. Remove it.")
         kind, value = type(getattr(target, name)), tuples(value)
         if not isinstance(value, (int, float) if kind is float else kind):
             raise CheckpointError(f"{file}: {key} is {value!r:.100}, not of type {kind.__name__}")
@@ -244,7 +247,7 @@ def settings(config: ModelConfig):
     written = {}
     for key in UNSAID:
         target, name = at(config, key)
-        if target is None:
+        if target is None or not hasattr(target, name):
             continue
         *section, _ = key.split(".")
         (written.setdefault(section[0], {}) if section else written)[name] = getattr(target, name)
@@ -252,6 +255,8 @@ def settings(config: ModelConfig):
 
 
 def at(config, key):
-    """("adapter.heads" of a ModelConfig) to (config.adapter, "heads")"""
-    *section, name = key.split(".")
-    return getattr(config, section[0]) if section else config, name
+    """("adapter.heads" of a ModelConfig) to (config.image.adapter, "heads"); of a second encoder that is not there (None, name)."""
+    section, _, name = key.rpartition(".")
+    first, *rest = config.image.encoders
+    sections = {"": config, "image": config.image, "adapter": config.image.adapter, "encoder": first, "encoder2": rest[0] if rest else None}
+    return sections[section], name

@@ -7,7 +7,7 @@ import jax
 from omnifusion_jax.checkpoints import encoders, hub, native
 from omnifusion_jax.checkpoints.engine import shapes_of
 from omnifusion_jax.checkpoints.load import Checkpoint, check_tokenizer, load_decoder, load_encoder
-from omnifusion_jax.config import HANDED_ON, AdapterConfig, ImageConfig, ModelConfig
+from omnifusion_jax.config import HANDED_ON, ImageConfig, ModelConfig, adapter
 from omnifusion_jax.models.omnifusion import OmniFusion, cast
 from omnifusion_jax.models.presets import preset
 from omnifusion_jax.nn import nnx
@@ -16,7 +16,7 @@ SEED = 0
 
 
 def from_parts(decoder, vision, vision2=None, name=None, dtype=None) -> tuple[Checkpoint, tuple[str, ...]]:
-    """A whole model, and the names of its parts that are fresh ("adapter", and "special" where the layout has trained vectors).
+    """A whole model, and the names of its parts that are fresh ("image/adapter", and "special" where the layout has trained vectors).
 
     Args:
       decoder: a language model, as `load_decoder` takes it.
@@ -31,7 +31,7 @@ def from_parts(decoder, vision, vision2=None, name=None, dtype=None) -> tuple[Ch
       ConfigError: the preset is not known, or joins another number of towers.
     """
     sources = [source for source in (vision, vision2) if source]
-    towers = [load_encoder(source, i, dtype) for i, source in enumerate(sources)]
+    towers = [load_encoder(source, f"image/encoders/{i}", dtype) for i, source in enumerate(sources)]
     stored, arrays, tokenizer = load_decoder(decoder, dtype)
     check_tokenizer(tokenizer, stored, decoder)
     config = joined(preset(name) if name else plain(sources), [c for c, _ in towers], stored)
@@ -39,7 +39,9 @@ def from_parts(decoder, vision, vision2=None, name=None, dtype=None) -> tuple[Ch
         arrays = arrays | found
     missing = [path for path in shapes_of(config) if path not in arrays]
     arrays = arrays | cast(fresh(config, missing), dtype or arrays["decoder/embed"].dtype)
-    return Checkpoint(config, arrays, tokenizer, "parts"), tuple(dict.fromkeys(path.split("/")[0] for path in missing))
+    return Checkpoint(config, arrays, tokenizer, "parts"), tuple(
+        part for part in config.parts if any(path.startswith(f"{part}/") for path in missing)
+    )
 
 
 def plain(sources):
@@ -47,17 +49,17 @@ def plain(sources):
     first = hub.local(sources[0], files=True)
     fit = native.read_config(first)[0].image.fit if native.is_native(first) else encoders.preferred_fit(first)
     kind = "transformer" if len(sources) == 1 else "sum"
-    return ModelConfig(preset="parts", filled_from="parts", adapter=AdapterConfig(kind), image=ImageConfig(fit=fit))
+    return ModelConfig(preset="parts", filled_from="parts", image=ImageConfig(adapter=adapter(kind), fit=fit))
 
 
 def joined(config, towers, decoder):
     """`config` with the parts that were found; which of a tower's features are used stays the config's affair."""
-    kept = [{field: getattr(ours or config.encoder, field) for field in HANDED_ON} for ours in (config.encoder, config.encoder2)]
-    found = [dataclasses.replace(tower, **fields) for tower, fields in zip(towers, kept, strict=False)]
-    adapter = config.adapter
-    if adapter.kind == "mlp" and adapter.mlp == config.decoder.embed:  # LLaVA's is as wide as its language model
-        adapter = dataclasses.replace(adapter, mlp=decoder.embed)
-    config = dataclasses.replace(config, adapter=adapter, encoder=found[0], encoder2=found[1] if len(found) > 1 else None, decoder=decoder)
+    ours, joins = config.image.encoders, config.image.adapter
+    kept = [{field: getattr(ours[min(i, len(ours) - 1)], field) for field in HANDED_ON} for i in range(len(towers))]
+    found = tuple(dataclasses.replace(tower, **fields) for tower, fields in zip(towers, kept, strict=True))
+    if joins.kind == "mlp" and joins.mlp == config.decoder.embed:  # LLaVA's is as wide as its language model
+        joins = dataclasses.replace(joins, mlp=decoder.embed)
+    config = dataclasses.replace(config, image=dataclasses.replace(config.image, encoders=found, adapter=joins), decoder=decoder)
     config.validate()
     return config
 

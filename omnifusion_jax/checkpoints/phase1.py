@@ -60,7 +60,8 @@ def sizes(adapter: AdapterFile):
 
 
 def sizes_of(c: ModelConfig):
-    return {"adapter.kind": c.adapter.kind, "special vectors": listed(c.special), "decoder.embed": c.decoder.embed, "encoder.embed": c.encoder.embed}
+    widths = {"decoder.embed": c.decoder.embed, "encoder.embed": c.image.encoders[0].embed}
+    return {"adapter.kind": c.image.adapter.kind, "special vectors": listed(c.special), **widths}
 
 
 def listed(names):

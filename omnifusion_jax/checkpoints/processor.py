@@ -43,7 +43,7 @@ def apply_pictures(config: ModelConfig, pictures, where):
     Raises:
       CheckpointError: they are prepared as ours cannot.
     """
-    encoder, tiles = config.encoder, tiled(config)
+    encoder, tiles = config.image.encoders[0], tiled(config)
     kind = pictures.get("image_processor_type") or pictures.get("feature_extractor_type") or KINDS[tiles][0]
     kind = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     require({"image_processor_type": kind}, {"image_processor_type": KINDS[tiles]}, where)
@@ -64,18 +64,18 @@ def check_count(config: ModelConfig, processor, where):
     if not (patch := processor.get("patch_size")):
         return
     strategy = processor.get("vision_feature_select_strategy") or strategy_of(config)
-    extra = processor.get("num_additional_image_tokens", int(config.encoder.class_token))
-    count = (config.encoder.image_size // patch) ** 2 + extra - (strategy == "default")
-    if count != config.encoder.rows:
+    extra = processor.get("num_additional_image_tokens", int(config.image.encoders[0].class_token))
+    count = (config.image.encoders[0].image_size // patch) ** 2 + extra - (strategy == "default")
+    if count != config.image.encoders[0].rows:
         raise CheckpointError(
             f"{where}: patch_size {patch}, num_additional_image_tokens {extra} and vision_feature_select_strategy {strategy!r} make {count} tokens "
-            f"a picture, the vision tower of config.json gives {config.encoder.rows}. Correct the one that is wrong"
+            f"a picture, the vision tower of config.json gives {config.image.encoders[0].rows}. Correct the one that is wrong"
         )
 
 
 def strategy_of(config):
     """Whether the first feature row, of the class token where there is one, is used."""
-    return "default" if config.encoder.class_token and not config.encoder.keep_class_token else "full"
+    return "default" if config.image.encoders[0].class_token and not config.image.encoders[0].keep_class_token else "full"
 
 
 def pictures_json(config: ModelConfig):
@@ -85,19 +85,19 @@ def pictures_json(config: ModelConfig):
         "pad": {"image_processor_type": "LlavaImageProcessor", "do_pad": True},
         "tiles": {"image_processor_type": "LlavaNextImageProcessor", "do_pad": True, "image_grid_pinpoints": pinpoints(config)},
     }
-    return preprocessor_json(config.encoder, "squash" if fit == "squash" else "crop") | more.get(fit, {})
+    return preprocessor_json(config.image.encoders[0], "squash" if fit == "squash" else "crop") | more.get(fit, {})
 
 
 def pinpoints(config):
     """`image.grids` in pixels."""
-    return [[n * config.encoder.image_size for n in grid] for grid in config.image.grids]
+    return [[n * config.image.encoders[0].image_size for n in grid] for grid in config.image.grids]
 
 
 def processor_json(config: ModelConfig):
     return {
         "processor_class": "LlavaNextProcessor" if tiled(config) else "LlavaProcessor",
         "image_token": config.image_token,
-        "patch_size": config.encoder.patch,
-        "num_additional_image_tokens": int(config.encoder.class_token),
+        "patch_size": config.image.encoders[0].patch,
+        "num_additional_image_tokens": int(config.image.encoders[0].class_token),
         "vision_feature_select_strategy": strategy_of(config),
     }

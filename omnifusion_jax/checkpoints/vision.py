@@ -67,7 +67,7 @@ class Family:
     def tensors(self, path: Path):
         return open_tensors(path)
 
-    def table(self, c: EncoderConfig, path="encoders/0", style=0):
+    def table(self, c: EncoderConfig, path="image/encoders/0", style=0):
         """The rows of the parameters that the config has."""
         shapes, how = encoder_shapes(c), transforms(c) | (BATCHED if self.batched else {})
         rows = {}
@@ -77,7 +77,7 @@ class Family:
                 rows[name] = Fused(*((f"{path}/{part}", how.get(part, SAME)) for part in parts))
         return rows
 
-    def read(self, source: Path, dtype=None, path="encoders/0"):
+    def read(self, source: Path, dtype=None, path="image/encoders/0"):
         """(EncoderConfig, {path: Lazy}).
 
         Raises:

@@ -94,7 +94,7 @@ class Check:
 
     def __init__(self, source, prepare, processes=1):
         self.report, self.closed = Report(len(source)), threading.Event()
-        function = pack(Problems(dataclasses.replace(prepare, lens=prepare.lens.outline)))
+        function = pack(Problems(prepare.outlined()))
         workers = [Worker(function, NICE) for _ in range(processes)]
         portions = Portions(len(source))
         threads = [threading.Thread(target=work, args=(w, source, portions, self.report, self.closed), daemon=True) for w in workers]

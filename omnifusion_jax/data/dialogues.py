@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omnifusion_jax.data.images import is_data_url, is_url
 from omnifusion_jax.errors import DataError
@@ -10,6 +10,8 @@ from omnifusion_jax.errors import DataError
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 FORMS = (("conversations", "from", "value"), ("messages", "role", "content"))  # LLaVA's and OpenAI's: key, speaker, what is said
 NEXT = object()  # the next of the pictures that stand beside the messages
+IMAGE = "image"  # the stream of pictures
+MARKS = {"image": "<image>"}  # what stands for an item of a stream in a text
 
 
 @dataclasses.dataclass
@@ -26,13 +28,25 @@ class Request:
     id: str | None = None
 
 
+class Media(NamedTuple):
+    """An item of a stream: a file, a data URL, a PIL image or an array."""
+
+    stream: str
+    source: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
     where: str  # file, line or number, and id: what an error names
-    turns: tuple[tuple[str, str], ...]  # (role as written, text)
-    images: tuple[Any, ...] = ()
-    marked: bool = False  # LLaVA's form: the text must hold one <image> for each picture
-    places: tuple[int, ...] = ()  # how many pictures each turn shows, where its parts say so
+    turns: tuple[tuple[str, str], ...]  # (role as written, text, with marks where media stand in it)
+    media: tuple[Media, ...] = ()  # of any stream, in order
+    marked: bool = False  # LLaVA's form: the text must hold one mark for each item
+    parted: bool = False  # the marks were put where a list of parts has media
+
+    @property
+    def images(self):
+        """The pictures among its media."""
+        return tuple(media.source for media in self.media if media.stream == IMAGE)
 
 
 def parse(record, where):
@@ -46,7 +60,9 @@ def parse(record, where):
     for key, role, text in FORMS:
         if key in record:
             marked, found = key == "conversations", turns(record[key], role, text, f"{where}: {key}")
-            return Dialogue(where, found, images, marked) if marked else Dialogue(where, *assembled(found, images, where))
+            if not marked:
+                return Dialogue(where, *assembled(found, images, where))
+            return Dialogue(where, found, tuple(Media(IMAGE, image) for image in images), marked)
     raise DataError(f"{where}: there is neither 'conversations' (LLaVA) nor 'messages' in it, only {', '.join(map(str, record)) or 'nothing'}")
 
 
@@ -66,26 +82,30 @@ def turns(items, role, text, where):
 def assembled(turns, images, where):
     """What a Dialogue has after `where`, of turns whose content may be a list of parts.
 
-    Text parts are joined by newlines. An "image_url" brings its picture, an "image" without one stands for
-    the next of `images`.
+    Parts are joined by newlines, and those that are media are marks. An "image_url" brings its picture, an "image"
+    without one stands for the next of `images`.
     """
-    spoken, shown, places = [], [], []  # turns of text alone, all pictures in order, how many each turn shows
+    spoken, said, shown = [], [], []  # turns of text alone; what they say without marks of parts; all media
     for i, (role, content) in enumerate(turns):
-        parts = [content] if isinstance(content, str) else [read_part(p, f"{where}: messages[{i}].content[{j}]") for j, p in enumerate(content)]
-        texts = [part for part in parts if isinstance(part, str)]
-        spoken.append((role, "\n".join(texts)))
-        places.append(len(parts) - len(texts))
-        shown += [part[0] for part in parts if not isinstance(part, str)]
+        at = f"{where}: messages[{i}].content"
+        parts = [content] if isinstance(content, str) else [read_part(part, f"{at}[{j}]") for j, part in enumerate(content)]
+        spoken.append((role, "\n".join(part if isinstance(part, str) else MARKS[part.stream] for part in parts)))
+        said += [part for part in parts if isinstance(part, str)]
+        shown += [part for part in parts if isinstance(part, Media)]
     if not shown:
-        return tuple(spoken), images, False, ()
-    if (wanted := sum(source is NEXT for source in shown)) != len(images):
+        return tuple(spoken), tuple(Media(IMAGE, image) for image in images)
+    if any(mark in text for text in said for mark in MARKS.values()):
+        marks = ", ".join(MARKS.values())
+        raise DataError(f"{where}: media stand as parts, and the text has marks of its own ({marks}). Remove the marks")
+    if (wanted := sum(media.source is NEXT for media in shown)) != len(images):
         raise DataError(f'{where}: {wanted} "image" parts name no picture, and "images" lists {len(images)}. Each takes one of them, in order')
     rest = iter(images)
-    return tuple(spoken), tuple(next(rest) if source is NEXT else source for source in shown), False, tuple(places)
+    media = tuple(Media(media.stream, next(rest)) if media.source is NEXT else media for media in shown)
+    return tuple(spoken), media, False, True
 
 
 def read_part(part, where):
-    """A part of a turn's content: its text, or its picture in a tuple."""
+    """A part of a turn's content: its text, or its Media."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind not in PARTS:
         raise DataError(f"{where} is of type {kind!r}; known are {', '.join(PARTS)}. Leave it out or say it in text")
@@ -104,11 +124,11 @@ def image_url_part(part, where):
     found = found.get("url") if isinstance(found, dict) else found
     if not isinstance(found, str):
         raise DataError(f"{where} has no string 'url' in its 'image_url': a file's name, or a data URL")
-    return (found,)
+    return Media(IMAGE, found)
 
 
 def image_part(part, where):
-    return (next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), NEXT),)
+    return Media(IMAGE, next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), NEXT))
 
 
 PARTS = {"text": text_part, "image_url": image_url_part, "image": image_part}
@@ -127,11 +147,11 @@ def from_record(record, where, folder):
     Raises DataError naming `where`.
     """
     dialogue = parse(record, where)
-    for image in dialogue.images:
-        if not isinstance(image, str):
-            raise DataError(f'{dialogue.where}: "image" must name a file or a list of files, not hold a {type(image).__name__}')
-    addressed = [image if is_url(image) or is_data_url(image) else Path(folder, image) for image in dialogue.images]
-    return dataclasses.replace(dialogue, images=tuple(addressed))
+    for stream, source in dialogue.media:
+        if not isinstance(source, str):
+            raise DataError(f'{dialogue.where}: "{stream}" must name a file or a list of files, not hold a {type(source).__name__}')
+    addressed = tuple(m if is_url(m.source) or is_data_url(m.source) else m._replace(source=Path(folder, m.source)) for m in dialogue.media)
+    return dataclasses.replace(dialogue, media=addressed)
 
 
 def from_request(request, where="request"):

@@ -42,9 +42,8 @@ class PatchSource:
         scene, rng = synthetic.scene_and_rng(i, self.split)
         labels = np.array([synthetic.CELL_WORDS.index(word) for word in synthetic.patch_words(scene, self.side)], np.int32)
         n = len(labels)
-        return Sample(
-            labels, np.full(n, FEATURE, np.int32), np.arange(n, dtype=np.int32), np.ones(n, np.float32), (synthetic.render(scene, rng)[None],)
-        )
+        kind, index = np.full(n, FEATURE, np.int32), np.arange(n, dtype=np.int32)
+        return Sample(labels, kind, index, np.ones(n, np.float32), {"image": (synthetic.render(scene, rng)[None],)}, 1, n)
 
 
 @dataclasses.dataclass
@@ -98,8 +97,9 @@ class Batches:
         *,
         batch_size,
         length,
-        tiles=1,
-        sizes,
+        frames,
+        pools=None,
+        usual=1,
         seed=0,
         shuffle=True,
         num_workers=0,
@@ -112,7 +112,7 @@ class Batches:
         self.batch_size, self.num_workers, self.shuffle = batch_size, num_workers, shuffle
         self.on_bad_sample, self.bad_share = on_bad_sample, bad_share
         self.start_check, self.check, self.waited, self.all_checked = check, None, False, False
-        self.collate = functools.partial(collate, length=length, tiles=tiles, sizes=sizes)
+        self.collate = functools.partial(collate, length=length, frames=frames, pools=pools, usual=usual)
         self.records, self.content = len(source), getattr(source, "fingerprint", None)
         self.seen, self.bad, self.bad_now = 0, {}, 0
         self.reader, self.samples = Read(source, prepare), None

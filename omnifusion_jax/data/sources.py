@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 
 from omnifusion_jax.data import questions, synthetic
-from omnifusion_jax.data.dialogues import Dialogue, from_record
+from omnifusion_jax.data.dialogues import IMAGE, Dialogue, Media, from_record
 from omnifusion_jax.data.images import is_data_url, is_url, short
 from omnifusion_jax.errors import DataError
+from omnifusion_jax.tables import SOURCES
 
 ENDLESS = 2**30  # synthetic samples in an epoch
 
@@ -116,13 +117,19 @@ class SyntheticSource:
         turns = [turn for question, answer in self.say(scene, rng) for turn in (("user", question), ("assistant", answer))]
         if self.in_words:
             turns[0] = ("user", " ".join([*synthetic.patch_words(scene, self.side), turns[0][1]]))
-        images = () if self.in_words else (synthetic.render(scene, rng),)
-        return Dialogue(f"synthetic:{self.kind}[{i}]", tuple(turns), images)
+        media = () if self.in_words else (Media(IMAGE, synthetic.render(scene, rng)),)
+        return Dialogue(f"synthetic:{self.kind}[{i}]", tuple(turns), media)
+
+
+@SOURCES.row("synthetic")
+def synthetic_source(rest, images, side):
+    return SyntheticSource(rest, side)
 
 
 def open_source(path, images, side):
-    """`synthetic:<kind>` or a file. Raises DataError."""
+    """A file, or what a row of SOURCES opens: `synthetic:captions` is its row "synthetic", given "captions", `images`, and
+    the number of patches a side of a picture. Raises DataError."""
     if is_url(path) or is_data_url(path):
         raise DataError(f"data.path={short(path)} is not fetched: download it, and give the path of the file")
-    kind = path.removeprefix("synthetic:")
-    return SyntheticSource(kind, side) if kind != path else JsonSource(path, images)
+    name, colon, rest = path.partition(":")
+    return SOURCES[name](rest, images, side) if colon and name in SOURCES.names() else JsonSource(path, images)

@@ -2,8 +2,8 @@
 
     +-----------+      +---+   +---+---+       tiles: 0, then 1 2 / 3 4
     |  picture  |  ->  | 0 |   | 1 | 2 |
-    |           |      +---+   +---+---+       walk, tile order:     all rows of 0, of 1, of 2, of 3, of 4
-    +-----------+              | 3 | 4 |       walk, spatial order:  all rows of 0, then the upper line of patches of 1 and of 2, the second line
+    |           |      +---+   +---+---+       order, by tiles:      all rows of 0, of 1, of 2, of 3, of 4
+    +-----------+              | 3 | 4 |       order, by lines:      all rows of 0, then the upper line of patches of 1 and of 2, the second line
                                +---+---+                             of both, ... down to the lowest line of 3 and 4
 
 Known as any-resolution tiles (LLaVA-NeXT, the "grid split" of OmniFusion 1.1). NumPy and Pillow only.
@@ -17,11 +17,13 @@ from PIL import Image
 from omnifusion_jax.data.images import fit
 
 GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # (rows, columns) of tiles: LLaVA-NeXT's `image_grid_pinpoints` over 336
-NEWLINE = -1  # in a walk: here stands the trained newline vector
+NEWLINE = -1  # in an order: here stands the trained newline vector
 
 
 def best_grid(size_hw, grids, tile):
-    """The (rows, columns) of `grids` in whose `tile`-pixel tiles a picture of (height, width) keeps most pixels; of equals the smallest, the first.
+    """The (rows, columns) of `grids` in whose `tile`-pixel tiles a picture of (height, width) keeps most pixels.
+
+    Of grids that keep as many it is the smallest, and of those the first.
 
     As transformers' `select_best_resolution`, truncations and rounding errors included: of a strip that would be less than a pixel thin nothing is
     kept in any grid, and it gets the smallest, upright or not.
@@ -52,7 +54,7 @@ def tiles(image, size, grids=GRIDS):
     return np.concatenate([fit(image, size, "squash")[None], cut.reshape(-1, size, size, 3)])
 
 
-def walk(size_hw, grids, tile, side, newline=False, unpad=False):
+def order(size_hw, grids, tile, side, newline=False, unpad=False):
     """int32[rows]: which feature row stands where in the sequence, for a picture of (height, width) pixels whose tiles have side * side patches each.
 
     Feature rows are counted through all tiles, tile * side**2 + patch; the whole picture's come first. Then, by what the model was trained with:

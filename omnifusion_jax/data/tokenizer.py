@@ -19,7 +19,8 @@ def text(token):
 class Tokenizer:
     """A `tokenizer.json` beside its `tokenizer_config.json`. Adds no special tokens of its own; each piece of text is encoded alone.
 
-    `eos` and `pad` are token ids; the unknown token is the padding, as OmniFusion has it.
+    `eos`, `pad` and `unk` are token ids. The unknown token is the padding, as OmniFusion has it; of a tokenizer without
+    one (`unk` is None), as those of Llama 3 and Qwen, the padding is its own, or else the end of sequence.
     """
 
     def __init__(self, directory):
@@ -36,17 +37,26 @@ class Tokenizer:
         settings = self.directory / "tokenizer_config.json"
         names = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         self.names = {f"{role}_token": text(names.get(f"{role}_token") or default) for role, default in NAMES.items()}
-        self.eos, self.pad = self._id("eos_token"), self._id("unk_token")
+        self.eos, self.unk = self._id("eos_token"), self._id("unk_token", missing=names.get("unk_token") is None)
+        own = self.backend.token_to_id(text(names.get("pad_token") or "") or "")
+        self.pad = next(i for i in (self.unk, own, self.eos) if i is not None)
         self.adds_bos = names.get("add_bos_token", self.backend.encode("").ids[:1] == [self.backend.token_to_id(self.names["bos_token"])])
         settled = json.dumps([self.names, self.adds_bos], sort_keys=True)
         self.digest = hashlib.sha256(file.read_bytes() + settled.encode()).hexdigest()[:16]  # of all that its ids follow from
 
-    def _id(self, name):
+    def _id(self, name, missing=False):
+        """The id of one of `names`; where it is `missing` from the settings there may be none."""
         token = self.names[name]
         found = self.backend.token_to_id(token)
-        if found is None:
+        if found is None and not missing:
             raise DataError(f"{self.directory}: tokenizer_config.json names {token!r}, which tokenizer.json does not know")
         return found
+
+    @property
+    def ends(self):
+        """Ids as config.json of Hugging Face names them: bos_token_id, where there is one, and eos_token_id."""
+        bos = self.backend.token_to_id(self.names["bos_token"])
+        return ({} if bos is None else {"bos_token_id": bos}) | {"eos_token_id": self.eos}
 
     @property
     def vocab(self):

@@ -13,6 +13,7 @@ from PIL import Image
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.images import open_image
+from omnifusion_jax.data.layout import without_marks
 from omnifusion_jax.errors import DataError
 
 
@@ -37,7 +38,8 @@ def questions(dialogue, layout):
     for i, (role, truth) in enumerate(turns):
         if role == "assistant" and i and turns[i - 1][0] == "user":
             count = sum(pictures(message) for message in messages[:i]) if shown else len(dialogue.images)
-            yield Request(messages=messages[:i], images=list(dialogue.images[:count])), turns[i - 1][1], truth
+            asked = turns[i - 1][1] if layout.original else without_marks(turns[i - 1][1])
+            yield Request(messages=messages[:i], images=list(dialogue.images[:count])), asked, truth
 
 
 def pictures(message):

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnifusion_jax.config import GenerationConfig, ModelConfig, check, one_of
-from omnifusion_jax.data.layout import Layout, Prepare
-from omnifusion_jax.data.pictures import Lens
+from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference import decode, prompts, text
 from omnifusion_jax.inference.logits import knobs, rules
@@ -54,8 +53,7 @@ class Model:
         one_of("dtype", dtype, ("float32", "bfloat16"))
         self.config, self.tokenizer, self.dtype, self.name = config, tokenizer, dtype, name
         self.mesh = mesh_of(arrays.values())
-        self.lens = Lens(config)
-        self.prepare = Prepare(Layout(tokenizer, config, config.decoder.max_length), self.lens)
+        self.prepare = Prepare.of(tokenizer, config, config.decoder.max_length)
         module = nnx.with_parameters(abstract(config), arrays)
         module.decoder.layers = unstack(module.decoder.layers)
         self.module = jax.tree.map(jnp.asarray, cast(module, dtype))
@@ -144,8 +142,8 @@ class Model:
     def _assemble(self, samples, left):
         """The Batch of some Samples, each row where it is worked on."""
         if self.mesh is None:
-            return prompts.assemble(samples, self.lens, left)
-        batch = prompts.assemble(samples, self.lens, left, ways(self.mesh, "batch"))
+            return prompts.assemble(samples, self.prepare, left)
+        batch = prompts.assemble(samples, self.prepare, left, ways(self.mesh, "batch"))
         return jax.tree.map(lambda a: jax.device_put(a, sharding(self.mesh, ("batch", *(None,) * (a.ndim - 1)), a.shape)), batch)
 
     def _spread(self):

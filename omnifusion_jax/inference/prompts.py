@@ -9,7 +9,7 @@ from omnifusion_jax.errors import DataError
 STEP = 64  # lengths are rounded up to a multiple of this
 HUMAN = ("human", "user")
 
-BLANK = Sample(*(np.zeros(0, t) for t in (np.int32, np.int32, np.int32, np.float32)), ())  # fills a batch
+BLANK = Sample(*(np.zeros(0, t) for t in (np.int32, np.int32, np.int32, np.float32)), {})  # fills a batch
 
 
 def bucket(length):
@@ -39,14 +39,16 @@ def chunks(samples, batch_size):
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def assemble(samples, lens, left, ways=1):
+def assemble(samples, prepare, left, ways=1):
     """A Batch with room for the longest text, rounded up to a multiple of STEP; its rows are a power of two, blank ones fill it up.
 
-    Rows that are to be spread `ways` ways are a multiple of that besides.
-    Where there are pictures, there is room for as many tiles and slots as a picture may have at most: how many it has changes no shape.
+    Rows that are to be spread `ways` ways are a multiple of that besides, and each way has a pool of media of its own.
+    Where there are media, there is room for as many parts and slots as an item may have at most: how many it has changes
+    no shape.
     """
     rows = -(-(1 << (len(samples) - 1).bit_length()) // ways) * ways
-    pictures = -(-max(len(s.images[0]) for s in samples) // lens.room)
-    length = bucket(max(len(s.tokens) - s.slots for s in samples)) + pictures * lens.slots
-    tiles = pictures * lens.room
-    return collate(samples + [BLANK] * (rows - len(samples)), length, tiles, lens.sizes, left)
+    items = max(s.items for s in samples)
+    lenses = prepare.lenses.values()
+    length = bucket(max(len(s.tokens) - s.slots for s in samples)) + items * max((lens.slots for lens in lenses), default=0)
+    usual = items * max((lens.room for lens in lenses), default=0)
+    return collate(samples + [BLANK] * (rows - len(samples)), length, prepare.frames, ways, usual, left)

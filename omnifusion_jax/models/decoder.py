@@ -39,10 +39,6 @@ def scaled(x, factor):
     return x if factor == 1 else x * factor
 
 
-@DECODERS.row("mistral")
-@DECODERS.row("llama")
-@DECODERS.row("qwen2")
-@DECODERS.row("qwen3")
 class Decoder(nnx.Module):
     """Token embeddings [batch, seq, embed] to hidden states; `logits` turns those into scores over the vocabulary.
 
@@ -89,3 +85,6 @@ class Decoder(nnx.Module):
         head = self.embed[...].astype(self.dtype).T if self.head is None else self.head[...]
         found = jnp.einsum("...d,dv->...v", x, head, preferred_element_type=jnp.float32)
         return scaled(found, self.config.logit_scale)
+
+
+DECODERS.update(dict.fromkeys(("mistral", "llama", "qwen2", "qwen3"), Decoder))

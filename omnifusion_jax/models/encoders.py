@@ -24,7 +24,7 @@ SHAPE400M = {"embed": 1152, "heads": 16, "mlp": 4304, "layers": 27}
 BIGG = {"embed": 1664, "heads": 16, "mlp": 8192, "layers": 48}
 DINOV2_SIZES = {"s": SMALL, "b": BASE, "l": LARGE, "g": GIANT}
 
-ENCODERS = {
+PUBLISHED = {
     "clip-vit-l-14-336": CLIP(**LARGE),
     "clip-vit-l-14": CLIP(image_size=224, **LARGE),
     "clip-vit-b-16": CLIP(image_size=224, patch=16, **BASE),
@@ -41,6 +41,6 @@ ENCODERS = {
 
 def encoder(name) -> EncoderConfig:
     """A fresh, changeable EncoderConfig. Raises ConfigError for an unknown name."""
-    if name not in ENCODERS:
-        raise ConfigError(f"there is no encoder {name!r}; choose from {', '.join(ENCODERS)}")
-    return dataclasses.replace(ENCODERS[name])
+    if name not in PUBLISHED:
+        raise ConfigError(f"there is no encoder {name!r}; choose from {', '.join(PUBLISHED)}")
+    return dataclasses.replace(PUBLISHED[name])

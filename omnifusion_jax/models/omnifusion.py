@@ -1,15 +1,15 @@
-"""The assembly: encoders, adapter, special vectors, decoder; features go among the text by gather."""
+"""The assembly: streams of encoders and adapters, special vectors, decoder; features go among the text by gather."""
 
 import jax
 import jax.numpy as jnp
 
 from omnifusion_jax.batch import FEATURE, SPECIAL
-from omnifusion_jax.config import ModelConfig
-from omnifusion_jax.models.vit import VisionTransformer
+from omnifusion_jax.config import ModelConfig, StreamConfig
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import AttentionSpec
 from omnifusion_jax.nn.init import dense
-from omnifusion_jax.tables import ADAPTERS, DECODERS
+from omnifusion_jax.sharding import constrain
+from omnifusion_jax.tables import ADAPTERS, DECODERS, ENCODERS
 
 
 class SpecialVectors(nnx.Module):
@@ -24,44 +24,54 @@ class SpecialVectors(nnx.Module):
         return jnp.stack([getattr(self, name)[...] for name in self.names])
 
 
-def insert(text, rows, index, here):
-    """Puts `rows[b, index[b, t]]` where `here[b, t]`, and leaves the text elsewhere.
+class Stream(nnx.Module):
+    """Encoders and the adapter that joins them."""
 
-    text [batch, seq, embed], rows [batch, n, embed], index int32[batch, seq], here bool[batch, seq].
-    """
-    placed = jnp.take_along_axis(rows, jnp.where(here, index, 0)[..., None], axis=1)
-    return jnp.where(here[..., None], placed, text)
+    def __init__(self, c: StreamConfig, width, *, rngs):
+        self.views = tuple(c.views.index(c.view(encoder)) for encoder in c.encoders)
+        self.encoders = nnx.List([ENCODERS[encoder.kind](encoder, rngs=rngs) for encoder in c.encoders])
+        self.adapter = ADAPTERS[c.adapter.kind](c, width, rngs=rngs)
+
+    def __call__(self, media, key=None):
+        """Token embeddings [pools, parts * rows, width] of media: for each view uint8[pools, parts, size, size, 3]."""
+        flat = [media[view].reshape(-1, *media[view].shape[2:]) for view in self.views]
+        rows = self.adapter(self.adapter.read(self.encoders, flat), key)
+        return rows.reshape(len(media[0]), -1, rows.shape[-1])
 
 
 class OmniFusion(nnx.Module):
     """Adapter-based multimodal language model.
 
-    Parameters live under `encoders/0/`, `encoders/1/`, `adapter/`, `special/` and `decoder/`; the freeze table, checkpoints and sharding rules speak
-    of those paths.
+    Parameters live under the paths of `ModelConfig.parts`: `image/encoders/0`, `image/adapter`, `special`, `decoder`; the
+    freeze table, checkpoints and sharding rules speak of those.
     """
 
     def __init__(self, c: ModelConfig, *, rngs):
-        self.views = tuple(c.views.index(c.view(encoder)) for encoder in c.encoders)
-        self.encoders = nnx.List([VisionTransformer(encoder, rngs=rngs) for encoder in c.encoders])
-        self.adapter = ADAPTERS[c.adapter.kind](c, rngs=rngs)
+        self.streams = tuple(c.streams)
+        for name, stream in c.streams.items():
+            setattr(self, name, Stream(stream, c.decoder.embed, rngs=rngs))
         self.special = SpecialVectors(c.special, c.decoder.embed, rngs=rngs) if c.special else None
         self.decoder = DECODERS[c.decoder.family](c.decoder, rngs=rngs)
 
-    def encode(self, images, key=None):
-        """Token embeddings [batch, tiles * rows, embed] of pictures: for each view uint8[batch, tiles, size, size, 3]."""
-        flat = [images[view].reshape(-1, *images[view].shape[2:]) for view in self.views]
-        rows = self.adapter(self.adapter.read(self.encoders, flat), key)
-        return rows.reshape(len(images[0]), -1, rows.shape[-1])
-
     def embed(self, batch, key=None):
-        """Token embeddings [batch, seq, embed] of a laid-out `batch.Batch`, images included."""
+        """Token embeddings [batch, seq, embed] of a laid-out `batch.Batch`, media included."""
         x = self.decoder.embed_tokens(batch.tokens)
-        if batch.images[0].shape[1]:
-            x = insert(x, self.encode(batch.images, key), batch.index, batch.kind == FEATURE)
+        rows, first = [], jnp.zeros_like(batch.index)  # what may stand among the text, [pools, n, embed], and where each kind begins
+        count = 0
         if self.special is not None:
-            special = self.special()
-            x = insert(x, jnp.broadcast_to(special, (len(x), *special.shape)), batch.index, batch.kind == SPECIAL)
-        return x
+            rows.append(self.special()[None])
+            count = rows[0].shape[1]
+        for number, name in enumerate(self.streams):
+            media = batch.media[name]
+            if media and media[0].shape[1]:  # no encoder runs for nothing
+                first = jnp.where(batch.kind == FEATURE + number, count, first)
+                rows.append(getattr(self, name)(media, key))
+                count += rows[-1].shape[1]
+        if not rows:
+            return x
+        pools = max(map(len, rows))
+        rows = jnp.concatenate([jnp.broadcast_to(r, (pools, *r.shape[1:])) for r in rows], axis=1)
+        return insert(x, rows, batch.index + first, batch.kind >= SPECIAL)
 
     def hidden(self, batch, key=None, remat="none"):
         """Hidden states [batch, seq, embed] after the last norm, without a cache. `key` turns the adapter's dropout on."""
@@ -71,6 +81,17 @@ class OmniFusion(nnx.Module):
     def __call__(self, batch):
         """Logits float32[batch, seq, vocab]."""
         return self.decoder.logits(self.hidden(batch))
+
+
+def insert(text, rows, index, here):
+    """Puts rows where `here` says, and leaves the text elsewhere: one gather.
+
+    text [batch, seq, embed], index int32[batch, seq], here bool[batch, seq]; rows [pools, n, embed], of which each serves
+    batch / pools rows of the text.
+    """
+    index = jnp.where(here, index, 0).reshape(len(rows), -1, 1)
+    placed = jnp.take_along_axis(rows, index, axis=1).reshape(text.shape)
+    return constrain(jnp.where(here[..., None], placed, text), "batch", None, None)
 
 
 def abstract(c: ModelConfig):

@@ -15,6 +15,7 @@ from omnifusion_jax.nn.resize import resize_matrix
 from omnifusion_jax.nn.rotary import over_grid
 from omnifusion_jax.nn.stack import first_layers, last_layers, run_stack
 from omnifusion_jax.sharding import constrain
+from omnifusion_jax.tables import ENCODERS
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 ORDERS = {  # of a block: what is added to x, by a norm and the layer that it belongs to
@@ -44,6 +45,7 @@ def scaled(x, scale):
     return x if scale is None else x * scale[...]
 
 
+@ENCODERS.row("vit")
 class VisionTransformer(nnx.Module):
     """Images to hidden states. Hidden state 0 is the input of the first block, i the output of block i."""
 

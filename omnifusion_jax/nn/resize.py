@@ -8,6 +8,7 @@ Libraries differ in how they bring position embeddings to another image size, an
     bilinear           not of positions, but of features
 """
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -51,3 +52,12 @@ RESIZE = {
 def resize_matrix(old, new, how):
     """float32[new, old] that brings `old` samples to `new` along one axis."""
     return RESIZE[how](old, new).astype(np.float32)
+
+
+def resize_rows(x, rows, how):
+    """The rows of a square grid, [batch, n, width], as those of another one, [batch, rows, width]."""
+    old, new = (round(n**0.5) for n in (x.shape[1], rows))
+    if old == new:
+        return x
+    matrix, grid = jnp.array(resize_matrix(old, new, how), x.dtype), x.reshape(len(x), old, old, -1)
+    return jnp.einsum("ip,jq,bpqd->bijd", matrix, matrix, grid).reshape(len(x), rows, -1)

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from omnifusion_jax import sharding
-from omnifusion_jax.config import check
+from omnifusion_jax.config import check, part_of
 from omnifusion_jax.errors import CheckpointError, OmniFusionError
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import parts
 from omnifusion_jax.training.checkpoint import Checkpoints
 from omnifusion_jax.training.monitor import Monitor
-from omnifusion_jax.training.objectives import OBJECTIVES
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.resume import same_data, write_config
 from omnifusion_jax.training.signals import Stop, Stopped
@@ -50,8 +50,8 @@ def summary(trained, frozen):
     """Lines that say what is trained and what is not, with counts."""
     lines = []
     for name, arrays in (("trained", trained), ("frozen", frozen)):
-        for part in sorted({path.split("/")[0] for path in arrays}):
-            lines.append(f"{name:8} {part:10} {sum(a.size for path, a in arrays.items() if path.split('/')[0] == part):>15,}")
+        for part in sorted(set(map(part_of, arrays))):
+            lines.append(f"{name:8} {part:16} {sum(a.size for path, a in arrays.items() if part_of(path) == part):>15,}")
     return lines
 
 
@@ -68,12 +68,11 @@ def train(config, workdir, batches, given, on_eval=None, allow_change=False, sto
     Raises: NotFinite after `max_bad_steps` skipped steps; CheckpointError where no checkpoint fits or can be read, or none can be written;
       ConfigError for another data set; Stopped.
     """
-    stop = stop or Stop()
+    stop, objective = stop or Stop(), OBJECTIVES[config.objective]
     mesh = sharding.make_mesh(**vars(config.mesh))
-    rows, shards = config.batch_size // config.grad_accum, mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, shards = config.batch_size * objective.rows // config.grad_accum, mesh.shape["data"] * mesh.shape["fsdp"]
     devices = f"{shards} devices (mesh.data * mesh.fsdp)"
     check(rows % shards == 0, f"batch_size / grad_accum is {rows} rows at a time, which {devices} cannot share evenly. Change one of them")
-    objective = OBJECTIVES[config.objective]
     skeleton, arrays = fill(config, mesh, given)
     trained, frozen = parts.split(config.train_parts, arrays)
     del arrays
@@ -148,7 +147,7 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
         if done > begun:
             settle(done, saves=True)
 
-    done, position = begun, batches.state()
+    done, position, programs = begun, batches.state(), {}
     try:
         if evaluates(begun) and not monitor.evaluated(begun):
             evaluate(begun)  # it was cut off
@@ -158,14 +157,17 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
             batch = following(batches, stop, save)
             monitor.wait += time.perf_counter() - before
             batch = jax.device_put(batch, placed)
-            if n == begun + 1:
+            shapes = tuple(a.shape for a in jax.tree.leaves(batch))  # pools of media come in a few sizes
+            if shapes not in programs:
                 with monitor.pause(), jax.set_mesh(placed.mesh):
-                    step = step.lower(state, frozen, batch).compile()
+                    programs[shapes] = step.lower(state, frozen, batch).compile()
                     stop.check()
+            if n == begun + 1:
+                with monitor.pause():
                     batches.checked()  # what is wrong with the data shows before the first step
                     stop.check()
             with jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"):
-                state, metrics = step(state, frozen, batch)
+                state, metrics = programs[shapes](state, frozen, batch)
             done, position = n, batches.state()
             read(unread)
             unread = n, metrics

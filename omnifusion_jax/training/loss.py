@@ -3,13 +3,16 @@
 import jax
 import jax.numpy as jnp
 
-UNKNOWN = 0  # a target that is the unknown token costs nothing yet counts, as in the published loss
+from omnifusion_jax.batch import UNKNOWN
 
 
-def token_loss(logits, targets, weights):
-    """float32[..., vocab], int32[...], float32[...] to (weighted sum of -log p, sum of weights)."""
+def token_loss(logits, targets, weights, costs=True):
+    """float32[..., vocab], int32[...], float32[...] to (weighted sum of -log p, sum of weights).
+
+    `costs` bool[...]: a target of which that is false adds nothing to the former and its weight to the latter.
+    """
     nll = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jnp.sum(weights * jnp.where(targets == UNKNOWN, 0.0, nll)), weights.sum()
+    return jnp.sum(weights * jnp.where(costs, nll, 0.0)), weights.sum()
 
 
 def by_rows(weights, rows):
@@ -25,7 +28,8 @@ def by_rows(weights, rows):
 
 
 def answer_loss(decoder, hidden, batch, chunk=512):
-    """The loss of a laid-out batch from hidden states [batch, seq, embed]: position t predicts token t + 1.
+    """The loss of a laid-out batch from hidden states [batch, seq, embed]: position t predicts token t + 1. A target of
+    the kind UNKNOWN costs nothing yet counts, as in the published loss.
 
     Logits exist for `chunk` positions at a time, in the backward pass too, so that [batch, seq, vocab] never does.
     """
@@ -39,8 +43,8 @@ def answer_loss(decoder, hidden, batch, chunk=512):
 
     @jax.checkpoint
     def add(total, piece):
-        x, targets, weights = piece
-        return jax.tree.map(jnp.add, total, token_loss(decoder.logits(x), targets, weights)), None
+        x, targets, weights, kind = piece
+        return jax.tree.map(jnp.add, total, token_loss(decoder.logits(x), targets, weights, kind != UNKNOWN)), None
 
     zero = (jnp.zeros(()), jnp.zeros(()))
-    return jax.lax.scan(add, zero, (split(hidden), split(batch.tokens, 1), split(batch.weights, 1)))[0]
+    return jax.lax.scan(add, zero, (split(hidden), split(batch.tokens, 1), split(batch.weights, 1), split(batch.kind, 1)))[0]

@@ -16,8 +16,8 @@ from omnifusion_jax.training.parts import factor
 # zero would switch a part off (layer scale, weights of the mix) are left alone too.
 DECAY = (
     (r".*/kernel|decoder/(embed|head)|head", True),  # head: of a bare encoder
-    (r"encoders/\d+/(class_token|registers|position|layers/scale\d)", False),
-    (r"adapter/(queries|mixes/\d+/layers/weight)", False),
+    (r"image/encoders/\d+/(class_token|registers|position|layers/scale\d)", False),
+    (r"image/adapter/(queries|mixes/\d+/layers/weight)", False),
     (r"special/\w+", False),
     (r".*/bias", False),
     (r".*norm\d?/scale", False),

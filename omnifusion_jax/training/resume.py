@@ -27,6 +27,7 @@ FREE = (
 
 def differences(then, now, default=None, path=""):
     """[(field, value then, value now)] of two configs as nested dicts. A field that `then` lacks had what `default` has."""
+    then, now, default = map(numbered, (then, now, default))
     if not (isinstance(then, dict) and isinstance(now, dict)):
         return [] if then == now else [(path, then, now)]
     default = default if isinstance(default, dict) else {}
@@ -35,6 +36,12 @@ def differences(then, now, default=None, path=""):
         usual = default.get(name, ABSENT)
         found += differences(then.get(name, usual), now.get(name, ABSENT), usual, f"{path}.{name}" if path else name)
     return found
+
+
+def numbered(value):
+    """A list of configs as a dict by number, in which differences have a place."""
+    configs = isinstance(value, list | tuple) and value and all(isinstance(one, dict) for one in value)
+    return {str(i): one for i, one in enumerate(value)} if configs else value
 
 
 def meaning(found):
@@ -99,7 +106,12 @@ def same_data(then, now, allow_change):
     print(f"{what}: the run goes on {so}", flush=True)
 
 
-READING = ("layout", "prompt", "user", "bot", "template", "image_token")  # of a ModelConfig: how a dialogue is put to the model
+READING = ("layout", "image_place", "prompt", "user", "bot", "template", "image_token")  # of a ModelConfig: how a dialogue is put to the model
+
+
+def media(stream):
+    """How a StreamConfig prepares its items: all of it but encoders and adapter."""
+    return {name: value for name, value in dataclasses.asdict(stream).items() if name not in ("encoders", "adapter")}
 
 
 def same_reading(ours, theirs, source, allow_change):
@@ -107,7 +119,7 @@ def same_reading(ours, theirs, source, allow_change):
 
     Raises ConfigError with the flags that take over those of `source`, or prints the differences, as `compare`.
     """
-    of = lambda c: {name: getattr(c, name) for name in READING} | {"image": dataclasses.asdict(c.image)}
+    of = lambda c: {name: getattr(c, name) for name in READING} | {name: media(stream) for name, stream in c.streams.items()}
     if not (found := differences(of(theirs), of(ours), path="model")):
         return
     what = f"{source} was trained with another reading of dialogues and pictures (there -> here):{listed(found)}"

@@ -8,7 +8,6 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from omnifusion_jax import sharding
-from omnifusion_jax.batch import FEATURE
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
@@ -43,6 +42,18 @@ def init_state(optimizer, params):
     return TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+def portions(batch, n):
+    """A Batch as `n` of them, by a leading axis. The i-th takes every n-th pool with its rows, so that each keeps rows of
+    every device."""
+    pools = next((len(view) for views in batch.media.values() for view in views), len(batch.tokens))
+
+    def cut(a):  # [pools * m, ...] to [n, pools / n * m, ...]
+        a = a.reshape(pools // n, n, len(a) // pools, *a.shape[1:]).swapaxes(0, 1)
+        return a.reshape(n, a.shape[1] * a.shape[2], *a.shape[3:])
+
+    return jax.tree.map(cut, batch)
+
+
 def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat, loss_mean_rows=0):
     """The function (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -70,9 +81,7 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat,
             return jax.tree.map(jnp.add, total, (value, count, grads)), None
 
         zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        # micro-batch i takes every grad_accum-th row, so that each keeps rows of every device
-        micros = jax.tree.map(lambda a: a.reshape(-1, grad_accum, *a.shape[1:]).swapaxes(0, 1), batch)
-        micros = jax.tree.map(lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2)), micros)
+        micros = jax.tree.map(lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2)), portions(batch, grad_accum))
         (value, count, grads), _ = jax.lax.scan(accumulate, zero, (micros, jax.random.split(key, grad_accum)))
         count = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / count, grads)
@@ -85,7 +94,7 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat,
             "loss": value / count,
             "targets": targets,
             "tokens": (batch.kind > 0).sum(),
-            "images": (batch.kind == FEATURE).any(axis=1).sum(),
+            "images": batch.items.sum(),
             "grad_norm": norm,
             "bad": state.bad_steps + ~good,
         }

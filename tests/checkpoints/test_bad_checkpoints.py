@@ -30,18 +30,19 @@ def test_a_decoder_of_another_width(source):
     c = tiny.config().decoder
     c.embed = 32
     torch_models.language(c).to(torch.bfloat16).save_pretrained(source / "tuned-model")
-    refused(lambda: load_checkpoint(source), "projection.pt: ", "linear.weight -> adapter/linear/kernel: has shape [48, 32], [32, 32] is needed")
+    wrong = "linear.weight -> image/adapter/linear/kernel: has shape [48, 32], [32, 32] is needed"
+    refused(lambda: load_checkpoint(source), "projection.pt: ", wrong)
 
 
 def test_a_vision_file_for_another_image_size(source, tmp_path):
     settings = json.loads((source / "my-clip/config.json").read_text())
     (source / "my-clip/config.json").write_text(json.dumps(settings | {"image_size": 32}))
-    refused(lambda: load_checkpoint(source), "position_embedding.weight -> encoders/0/position: has shape [10, 32], [17, 32] is needed")
+    refused(lambda: load_checkpoint(source), "position_embedding.weight -> image/encoders/0/position: has shape [10, 32], [17, 32] is needed")
 
 
 def test_a_vision_tower_for_another_image_size_than_the_adapters(source, tmp_path):
     """The adapter's weights would fit any number of rows; the pickled module says how many it was made for."""
-    c = tiny.config().encoder
+    c = tiny.config().image.encoders[0]
     c.image_size = 32
     torch_models.vision(c).save_pretrained(tmp_path / "larger")
     refused(lambda: load_checkpoint(source, vision=str(tmp_path / "larger")), "made for 9 rows a picture", "larger gives 16", "Give the tower")

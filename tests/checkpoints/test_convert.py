@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from absl.testing import flagsaver
 
-from omnifusion_jax import cli, convert
 from omnifusion_jax.checkpoints.engine import shapes_of
 from omnifusion_jax.checkpoints.load import load_checkpoint
 
@@ -34,10 +32,9 @@ def test_the_command_line(source, tmp_path):
     assert "native: no tokenizer for the language model" in refused.stderr and not (tmp_path / "again").exists()
 
 
-def test_a_source_of_another_format_than_is_asked_for_is_refused(tmp_path, capsys):
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-        cli.run(convert.main, argv=["convert", "--source=omnifusion-tiny", "--family=llava", f"--output={tmp_path / 'native'}"])
-    assert ended.value.code == 1 and "of the format omnifusion, not llava" in capsys.readouterr().err
+def test_a_source_of_another_format_than_is_asked_for_is_refused(tmp_path):
+    done = run("-m", "omnifusion_jax.convert", "--source=omnifusion-tiny", "--family=llava", f"--output={tmp_path / 'native'}")
+    assert done.returncode == 1 and "of the format omnifusion, not llava" in done.stderr
     assert not (tmp_path / "native").exists()
 
 

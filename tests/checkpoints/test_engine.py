@@ -78,15 +78,15 @@ def test_every_misfit_is_in_one_error(foreign):
 
 
 def test_two_names_for_one_place_are_refused():
-    c = C.encoder
-    foreign = to_foreign(tiny.arrays(C, "encoders"), clip.CLIP.table(c))
+    c = C.image.encoders[0]
+    foreign = to_foreign(tiny.arrays(C, "image/encoders/0"), clip.CLIP.table(c))
     bare = {name.removeprefix(clip.PREFIX): a for name, a in foreign.items()}
     for tensors in (foreign, bare):
-        from_foreign(tensors, clip.CLIP.table(c), shapes_of(C, "encoders"), "here", prefix=clip.PREFIX)
+        from_foreign(tensors, clip.CLIP.table(c), shapes_of(C, "image/encoders/0"), "here", prefix=clip.PREFIX)
     foreign["pre_layrnorm.weight"] = bare["pre_layrnorm.weight"]
     with pytest.raises(CheckpointError, match="more than one tensor for one place") as caught:
-        from_foreign(foreign, clip.CLIP.table(c), shapes_of(C, "encoders"), "here", prefix=clip.PREFIX)
-    assert "vision_model.pre_layrnorm.weight and pre_layrnorm.weight -> encoders/0/pre_norm/scale" in str(caught.value)
+        from_foreign(foreign, clip.CLIP.table(c), shapes_of(C, "image/encoders/0"), "here", prefix=clip.PREFIX)
+    assert "vision_model.pre_layrnorm.weight and pre_layrnorm.weight -> image/encoders/0/pre_norm/scale" in str(caught.value)
 
 
 def test_export_refuses_what_the_format_cannot_hold(foreign):
@@ -149,17 +149,18 @@ def test_the_full_size_model_maps_onto_the_published_tensors():
     with torch.device("meta"):
         theirs = {
             "decoder": MistralForCausalLM(MistralConfig(rms_norm_eps=1e-5, max_position_embeddings=32768)),
-            "encoders": CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=336, patch_size=14)),
-            "adapter": models.VisualToGPTMapping(1024, 4096, 576, 4),
+            "image/encoders/0": CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=336, patch_size=14)),
+            "image/adapter": models.VisualToGPTMapping(1024, 4096, 576, 4),
         }
-    tables = {"decoder": decoders.table(c.decoder), "encoders": clip.CLIP.table(c.encoder), "adapter": original.adapter_table(c)}
+    tables = {"decoder": decoders.table(c.decoder), "image/encoders/0": clip.CLIP.table(c.image.encoders[0])}
+    tables["image/adapter"] = original.adapter_table(c)
     for part, module in theirs.items():
         shapes = shapes_of(c, part)
         mapped = {name.removeprefix(clip.PREFIX): slot.shape for name, slot in slots(tables[part], shapes).items()}
         assert mapped == {name: tuple(t.shape) for name, t in module.state_dict().items()}
         assert {piece.path for slot in slots(tables[part], shapes).values() for piece in slot.pieces} == set(shapes)
-    sizes = {part: sum(math.prod(shape) for shape in shapes_of(c, part).values()) for part in ("adapter", "decoder")}
-    assert sizes == {"adapter": 12_598_272, "decoder": 7_241_732_096}
+    sizes = {part: sum(math.prod(shape) for shape in shapes_of(c, part).values()) for part in ("image/adapter", "decoder")}
+    assert sizes == {"image/adapter": 12_598_272, "decoder": 7_241_732_096}
     assert shapes_of(c, "special") == {f"special/{name}": (4096,) for name in ("user", "bot", "soi", "eoi")}
 
 
@@ -275,7 +276,7 @@ def test_what_no_model_of_the_family_computes_is_not_written(c, name):
         decoders.decoder_json(c, "float32")
 
 
-@pytest.mark.parametrize("c", [EncoderConfig(), C.encoder, EncoderConfig(activation="gelu")])
+@pytest.mark.parametrize("c", [EncoderConfig(), C.image.encoders[0], EncoderConfig(activation="gelu")])
 def test_clip_config_both_ways(c):
     assert clip.CLIP.encoder_config(clip.CLIP.encoder_json(c, "float32"), huggingface.preprocessor_json(c)) == c
     saved = json.loads(CLIPVisionConfig(**clip.CLIP.encoder_json(c, "float32")).to_json_string(use_diff=False))
@@ -284,7 +285,7 @@ def test_clip_config_both_ways(c):
 
 
 def test_clip_settings_we_do_not_have_are_refused_by_name():
-    c = C.encoder
+    c = C.image.encoders[0]
     with pytest.raises(CheckpointError, match="hidden_act is 'relu', supported is 'quick_gelu' or 'gelu'"):
         clip.CLIP.encoder_config({**clip.CLIP.encoder_json(c, "float32"), "hidden_act": "relu"})
     with pytest.raises(CheckpointError, match="crop_size is 336, supported is 24"):

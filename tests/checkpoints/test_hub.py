@@ -106,7 +106,7 @@ def mark(checkpoint):
 
 def test_the_plain_id_is_release_1_1(repository, snapshot):
     found = load_checkpoint(ID, vision=repository.with_name("clip"))
-    assert mark(found) == 1.125 and found.config.adapter.kind == "transformer"
+    assert mark(found) == 1.125 and found.config.image.adapter.kind == "transformer"
     assert there(snapshot) == SECOND | {"special_embeddings.pt"}  # the last is small, and of release 1.0
 
 
@@ -115,7 +115,7 @@ def test_release_1_0_by_its_folder(repository, snapshot, built):
     assert mark(found) == 1.0 and found.family == "omnifusion" and found.missing == ()
     assert there(snapshot) == FIRST
     np.testing.assert_array_equal(
-        np.asarray(found.arrays["adapter/linear/kernel"]).astype(np.float32), built[1].adapter.linear.weight.detach().float().numpy().T
+        np.asarray(found.arrays["image/adapter/linear/kernel"]).astype(np.float32), built[1].adapter.linear.weight.detach().float().numpy().T
     )
     assert load_decoder(f"{ID}:OmniMistral-model")[0] == found.config.decoder
     assert inspect(f"{ID}:OmniMistral-model", vision=repository.with_name("clip"))[0] == "omnifusion"  # not its decoder alone
@@ -124,7 +124,7 @@ def test_release_1_0_by_its_folder(repository, snapshot, built):
 def test_the_two_encoder_release_by_its_folder(repository, snapshot):
     towers = {"vision": repository.with_name("z-clip"), "vision2": repository.with_name("a-dino")}
     found = load_checkpoint(f"{ID}:OmniMistral-v1_1-encoders-mix", **towers)
-    assert mark(found) == 2.0 and found.config.adapter.kind == "sum"
+    assert mark(found) == 2.0 and found.config.image.adapter.kind == "sum"
     assert there(snapshot) == MIX
 
 
@@ -175,7 +175,7 @@ def test_published_sizes_are_published_models(tmp_path, repository):
     """Files of full size that are one hole: only names and shapes are looked at."""
     c = preset("omnifusion-1.1")
     sizes = decoders.decoder_json(c.decoder, "bfloat16")
-    clip = VISION_FAMILIES["clip"].encoder_json(c.encoder, "bfloat16")
+    clip = VISION_FAMILIES["clip"].encoder_json(c.image.encoders[0], "bfloat16")
     with torch.device("meta"):
         decoder = transformers.MistralForCausalLM(transformers.MistralConfig(**sizes))
         tower = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**clip))

@@ -17,15 +17,17 @@ def told(source, **options):
 
 def test_an_original_directory():
     text = told("omnifusion-tiny")
-    assert text.startswith("format      omnifusion\n")
+    assert text.startswith("format           omnifusion\n")
     parts = [line.split() for line in text.splitlines() if " parameters " in line]
     assert [(name, count, size, kind) for name, count, _, size, _, kind in parts] == [
         ("decoder", "1,005,696", "2,011,392", "bfloat16"),
-        ("encoders", "1,095,040", "2,190,080", "bfloat16"),
-        ("adapter", "148,992", "297,984", "bfloat16"),
+        ("image/encoders/0", "1,095,040", "2,190,080", "bfloat16"),
+        ("image/adapter", "148,992", "297,984", "bfloat16"),
         ("special", "512", "1,024", "bfloat16"),
     ]
-    row = "decoder/layers/feed_forward/up/kernel       {} [4, 128, 384]            <- model.layers.{{}}.mlp.up_proj.weight".format
+    assert [line.split()[0] for line in text.splitlines()[1:7]] == ["preset", "image", "image.encoders.0", "image.adapter", "decoder", "layout"]
+    assert "\nimage            fit='crop' " in text and "\nimage.adapter    kind='transformer' " in text
+    row = "decoder/layers/feed_forward/up/kernel             {} [4, 128, 384]            <- model.layers.{{}}.mlp.up_proj.weight".format
     assert row("bfloat16") in text
     other = told("omnifusion-tiny", dtype="float32")
     assert row("float32 ") in other
@@ -33,16 +35,16 @@ def test_an_original_directory():
 
 def test_a_native_directory_of_some_parts(tmp_path):
     c = tiny.config()
-    save_native(tmp_path / "half", c, tiny.arrays(c, "adapter", "special"))
+    save_native(tmp_path / "half", c, tiny.arrays(c, "image/adapter", "special"))
     text = told(tmp_path / "half")
-    assert text.startswith("format      native\n") and "<- arrays/adapter/linear/kernel" in text and "decoder/" not in text
+    assert text.startswith("format           native\n") and "<- arrays/image/adapter/linear/kernel" in text and "decoder/" not in text
 
 
 def test_a_vision_tower_and_a_language_model(tmp_path):
-    assert told("omnifusion-tiny-encoder").startswith("format      clip\nencoder     image_size=96")
+    assert told("omnifusion-tiny-encoder").startswith("format           clip\nencoder          kind='vit' image_size=96")
     directory = load_checkpoint("omnifusion-tiny").tokenizer.parent / "tuned-model"
     text = told(directory)
-    assert text.startswith("format      mistral\ndecoder     family='mistral'") and "1,005,696 parameters" in text
+    assert text.startswith("format           mistral\ndecoder          family='mistral'") and "1,005,696 parameters" in text
 
 
 class Unreadable:

@@ -73,7 +73,8 @@ def test_other_features_and_a_linear_projector(tmp_path):
         model.model.multi_modal_projector.linear_2.bias.zero_()
     model.save_pretrained(tmp_path)
     ours = of.load(tmp_path)
-    assert (ours.config.encoder.keep_class_token, ours.config.encoder.feature_layer, ours.config.adapter.kind) == (True, -1, "linear")
+    encoder = ours.config.image.encoders[0]
+    assert (encoder.keep_class_token, encoder.feature_layer, ours.config.image.adapter.kind) == (True, -1, "linear")
     agree(ours, model, processor, beams=(1,))
 
 
@@ -83,7 +84,7 @@ def test_siglip_has_no_class_token(tmp_path):
     settings = {"vision": vision, "pictures": hf.SiglipImageProcessorPil, "pixels": pixels, "vision_feature_select_strategy": "full"}
     model, processor = lm.build(tmp_path / "siglip", **settings)
     ours = of.load(tmp_path / "siglip")
-    assert ours.config.image.fit == "squash" and not ours.config.encoder.class_token and ours.config.rows == 9
+    assert ours.config.image.fit == "squash" and not ours.config.image.encoders[0].class_token and ours.config.image.rows == 9
     agree(ours, model, processor, beams=(1,))
     export_llava(load_checkpoint(tmp_path / "siglip"), tmp_path / "exported")
     exported = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "exported", attn_implementation="eager")
@@ -174,13 +175,13 @@ def test_the_config_says_what_the_files_say(built):
     assert config.decoder == lm.DECODERS["mistral"] and config.special == ("newline",)
     config = load_checkpoint(built["llava"][0]).config
     assert config.decoder == lm.DECODERS["llama"] and config.special == () and config.decoder.vocab == 328
-    assert (config.layout, config.adapter.kind, config.adapter.mlp) == ("template", "mlp", 48)
+    assert (config.layout, config.image.adapter.kind, config.image.adapter.mlp) == ("template", "mlp", 48)
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
 def test_a_native_copy_is_whole(built, tmp_path, kind):
     found = load_checkpoint(built[kind][0])
-    assert found.parts == (("encoders", "adapter", "decoder") if kind == "llava" else ("encoders", "adapter", "special", "decoder"))
+    assert found.parts == ("image/encoders/0", "image/adapter", *(() if kind == "llava" else ("special",)), "decoder")
     save_native(tmp_path / "native", found.config, found.arrays, found.tokenizer)
     again = load_checkpoint(tmp_path / "native")
     assert again.config == found.config and again.missing == ()
@@ -198,7 +199,7 @@ def test_published_config_files_leave_much_out(source):
     (source / "processor_config.json").unlink()
     (source / "preprocessor_config.json").write_text(json.dumps(pictures))
     config = llava.model_config(hf_config, source)
-    assert config.encoder == of.config.EncoderConfig() and config.image.fit == "crop"
+    assert config.image.encoders == (of.config.EncoderConfig(),) and config.image.fit == "crop"
     assert (config.decoder.vocab, config.decoder.kv_heads, config.decoder.mlp, config.decoder.window) == (32064, 32, 11008, None)
 
 
@@ -229,7 +230,7 @@ def test_tensors_that_do_not_fit_are_all_named(source):
         load_checkpoint(source)
     for line in (
         "3 tensors do not fit",
-        "multi_modal_projector.linear_2.weight -> adapter/linear/kernel: has shape [48, 47], [48, 48] is needed",
+        "multi_modal_projector.linear_2.weight -> image/adapter/linear/kernel: has shape [48, 47], [48, 48] is needed",
         "image_newline -> nowhere",
         "language_model.model.norm.weight -> decoder/norm/scale: missing",
     ):

@@ -19,7 +19,7 @@ from omnifusion_jax.checkpoints.files import open_tensors
 from omnifusion_jax.checkpoints.layout_template import check_template
 from omnifusion_jax.checkpoints.llava_export import export_llava, write_tokenizer
 from omnifusion_jax.checkpoints.load import Checkpoint, load_checkpoint
-from omnifusion_jax.config import AdapterConfig, EncoderConfig, GenerationConfig, ImageConfig, ModelConfig
+from omnifusion_jax.config import EncoderConfig, GenerationConfig, ImageConfig, ModelConfig, adapter
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.inference.model import Model
@@ -30,9 +30,13 @@ DECODER = dataclasses.replace(lm.C.decoder, vocab=852, max_length=1024)
 SPACES = "This  is\ta {{ dialog }} \"with\" 'AI' \\ assistant.\n"
 
 
-def checkpoint(kind="mlp", tokenizer=TOKENIZER, dtype=np.float32, **settings):
-    settings = {"encoder": lm.C.encoder, "decoder": DECODER, "prompt": tiny.PROMPT} | settings
-    c = ModelConfig(preset="test", adapter=AdapterConfig(kind=kind, mlp=48), **settings)
+ADAPTERS = {"linear": adapter("linear"), "mlp": adapter("mlp", mlp=48)}
+
+
+def checkpoint(kind="mlp", tokenizer=TOKENIZER, dtype=np.float32, image=None, **settings):
+    """`image`: fields of the ImageConfig besides encoder and adapter."""
+    settings = {"decoder": DECODER, "prompt": tiny.PROMPT} | settings
+    c = ModelConfig(preset="test", image=ImageConfig(lm.C.image.encoders, ADAPTERS[kind], **(image or {})), **settings)
     c.validate()
     arrays = tiny.arrays(c, seed=3)
     head = arrays["decoder/embed"].T if c.decoder.tied else arrays["decoder/head"]
@@ -55,17 +59,17 @@ def theirs(directory):
 # --- the same tokens
 
 
-TILES = ImageConfig(fit="tiles", unpad=True, newline=True)
+TILES = {"fit": "tiles", "unpad": True, "newline": True}
 
 
 @pytest.mark.parametrize(
     ("layout", "kind", "image", "prompt"),
     [
-        ("omnifusion", "linear", ImageConfig(), tiny.PROMPT),
-        ("omnifusion", "mlp", ImageConfig(fit="squash"), SPACES),
-        ("original", "mlp", ImageConfig(fit="pad"), ""),
-        ("text", "linear", ImageConfig(), tiny.PROMPT),
-        ("text", "mlp", ImageConfig(), ""),
+        ("omnifusion", "linear", {}, tiny.PROMPT),
+        ("omnifusion", "mlp", {"fit": "squash"}, SPACES),
+        ("original", "mlp", {"fit": "pad"}, ""),
+        ("text", "linear", {}, tiny.PROMPT),
+        ("text", "mlp", {}, ""),
         ("omnifusion", "mlp", TILES, tiny.PROMPT),
     ],
 )
@@ -134,10 +138,10 @@ def test_the_released_tokenizer_cuts_prompts_the_same(tmp_path, layout):
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
-@pytest.mark.parametrize("adapter", ["mlp", "linear"])
-def test_import_export_import_is_the_same_to_the_bit(tmp_path, kind, adapter):
-    image = TILES if kind == "llava_next" else ImageConfig(fit="pad")
-    export_llava(checkpoint(adapter, image=image, dtype="bfloat16"), tmp_path / "first")
+@pytest.mark.parametrize("joins", ["mlp", "linear"])
+def test_import_export_import_is_the_same_to_the_bit(tmp_path, kind, joins):
+    image = TILES if kind == "llava_next" else {"fit": "pad"}
+    export_llava(checkpoint(joins, image=image, dtype="bfloat16"), tmp_path / "first")
     first = load_checkpoint(tmp_path / "first")
     export_llava(first, tmp_path / "second")
     second = load_checkpoint(tmp_path / "second")
@@ -212,29 +216,27 @@ def test_another_type(tmp_path):
 # --- refusals
 
 
-CLIP = lm.C.encoder
+CLIP = lm.C.image.encoders[0]
 OTHER = EncoderConfig(image_size=24, patch=8, embed=32, layers=3, heads=4, mlp=64, norm="rms", layer_scale=True)
 REFUSALS = {
-    "adapter.kind 'transformer' has no place between tower and projector": {"adapter": AdapterConfig(heads=2)},
-    "adapter.mlp is 64, the class has the decoder's width 48": {"adapter": AdapterConfig(kind="mlp", mlp=64)},
-    "there are two encoders, the class has one; adapter.kind 'sum' has no place": {"encoder2": CLIP, "adapter": AdapterConfig(kind="sum")},
-    "adapter.kind 'concat' has no place": {"encoder2": CLIP, "adapter": AdapterConfig(kind="concat", heads=2)},
-    "adapter.kind 'attention' has no place": {"encoder2": CLIP, "adapter": AdapterConfig(kind="attention", heads=2)},
-    "encoder.feature_norm: its features are hidden states as they are": {"encoder": dataclasses.replace(CLIP, feature_norm=True)},
-    "as CLIPVisionModel, encoder.norm would be layer, layer_scale would be False; as SiglipVisionModel, encoder.norm would": {"encoder": OTHER},
-    "encoder.position_grid 2: its positions are those of the picture's grid": {"encoder": dataclasses.replace(CLIP, position_grid=2)},
-    "encoder.shortest_edge with image.fit=squash": {
-        "encoder": dataclasses.replace(CLIP, shortest_edge=32),
-        "image": ImageConfig(fit="squash"),
-    },
-    "image.fit=tiles is exact with image.unpad and image.newline only": {"image": ImageConfig(fit="tiles")},
-    "exact with image.unpad": {"image": ImageConfig(fit="tiles", newline=True)},
+    "adapter.kind 'transformer' has no place between tower and projector": {"adapter": adapter("transformer", heads=2)},
+    "adapter.mlp is 64, the class has the decoder's width 48": {"adapter": adapter("mlp", mlp=64)},
+    "there are two encoders, the class has one; adapter.kind 'sum' has no place": {"encoders": (CLIP, CLIP), "adapter": adapter("sum")},
+    "adapter.kind 'concat' has no place": {"encoders": (CLIP, CLIP), "adapter": adapter("concat", heads=2)},
+    "adapter.kind 'attention' has no place": {"encoders": (CLIP, CLIP), "adapter": adapter("attention", heads=2)},
+    "encoder.feature_norm: its features are hidden states as they are": {"encoders": (dataclasses.replace(CLIP, feature_norm=True),)},
+    "as CLIPVisionModel, encoder.norm would be layer, layer_scale would be False; as SiglipVisionModel, encoder.norm would": {"encoders": (OTHER,)},
+    "encoder.position_grid 2: its positions are those of the picture's grid": {"encoders": (dataclasses.replace(CLIP, position_grid=2),)},
+    "encoder.shortest_edge with image.fit=squash": {"encoders": (dataclasses.replace(CLIP, shortest_edge=32),), "fit": "squash"},
+    "image.fit=tiles is exact with image.unpad and image.newline only": {"fit": "tiles"},
+    "exact with image.unpad": {"fit": "tiles", "newline": True},
 }
 
 
 @pytest.mark.parametrize("reason", REFUSALS)
 def test_what_the_classes_compute_otherwise(tmp_path, reason):
-    c = dataclasses.replace(checkpoint().config, **REFUSALS[reason])
+    c = checkpoint().config
+    c.image = dataclasses.replace(c.image, **REFUSALS[reason])
     c.validate()
     with pytest.raises(CheckpointError, match=r"^no export to transformers' LLaVA: .*" + re.escape(reason)):
         export_llava(Checkpoint(c, tiny.arrays(c), TOKENIZER, "native"), tmp_path / "exported")
@@ -260,8 +262,8 @@ def test_a_tokenizer_that_treats_pieces_otherwise(tmp_path):
 
 def test_part_of_a_model_is_not_exported(tmp_path):
     whole = checkpoint()
-    part = dataclasses.replace(whole, arrays={path: a for path, a in whole.arrays.items() if path.startswith("adapter/")})
-    with pytest.raises(CheckpointError, match="holds only adapter; encoders, special, decoder of the model are missing"):
+    part = dataclasses.replace(whole, arrays={path: a for path, a in whole.arrays.items() if path.startswith("image/adapter/")})
+    with pytest.raises(CheckpointError, match="holds only image/adapter; image/encoders/0, special, decoder of the model are missing"):
         export_llava(part, tmp_path / "exported")
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         export_llava(dataclasses.replace(whole, tokenizer=None), tmp_path / "exported")

@@ -22,7 +22,7 @@ from omnifusion_jax.config import RopeScaling
 from omnifusion_jax.errors import CheckpointError, ConfigError
 
 C = tiny.config()
-UP = "adapter/layer/feed_forward/up/kernel"
+UP = "image/adapter/layer/feed_forward/up/kernel"
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,9 @@ def test_what_is_saved_is_loaded(saved, arrays):
     assert config == C
     same(loaded, arrays)
     whole = load_checkpoint(saved)
-    assert (whole.family, whole.tokenizer, whole.parts) == ("native", saved, ("encoders", "adapter", "special", "decoder"))
-    assert load_encoder(saved)[0] == C.encoder and set(load_encoder(saved)[1]) == {path for path in arrays if path.startswith("encoders/")}
+    assert (whole.family, whole.tokenizer, whole.parts) == ("native", saved, tuple(C.parts))
+    config, found = load_encoder(saved)
+    assert config == C.image.encoders[0] and set(found) == {path for path in arrays if path.startswith("image/encoders/")}
     assert load_decoder(saved)[0] == C.decoder and load_decoder(saved)[2] == saved
     assert not saved.with_name("model.unfinished").exists()
 
@@ -61,7 +62,7 @@ def test_a_part_comes_in_the_type_that_is_asked_for(saved):
 
 
 def test_types_are_kept_unless_one_is_asked_for(tmp_path):
-    half = tiny.arrays(C, "adapter", dtype=ml_dtypes.bfloat16)
+    half = tiny.arrays(C, "image/adapter", dtype=ml_dtypes.bfloat16)
     save_native(tmp_path / "model", C, half)
     same(load_native(tmp_path / "model")[1], half)
     same(load_native(tmp_path / "model", dtype="float32")[1], {path: a.astype(np.float32) for path, a in half.items()})
@@ -96,13 +97,13 @@ def test_settings_inside_settings_come_back(tmp_path):
 
 
 def test_part_of_a_model(tmp_path, arrays):
-    trained = {path: a for path, a in arrays.items() if path.startswith(("adapter/", "special/"))}
+    trained = {path: a for path, a in arrays.items() if path.startswith(("image/adapter/", "special/"))}
     save_native(tmp_path / "phase1", C, trained)
-    assert read_config(tmp_path / "phase1") == (C, ["adapter", "special"])
+    assert read_config(tmp_path / "phase1") == (C, ["image/adapter", "special"])
     found = load_checkpoint(tmp_path / "phase1")
     same(found.arrays, trained)
-    assert found.parts == ("adapter", "special") and found.tokenizer is None
-    with pytest.raises(CheckpointError, match="holds no decoder, only adapter, special"):
+    assert found.parts == ("image/adapter", "special") and found.tokenizer is None
+    with pytest.raises(CheckpointError, match="holds no decoder, only image/adapter, special"):
         load_decoder(tmp_path / "phase1")
     del trained[UP]
     with pytest.raises(CheckpointError, match=f"{UP}: missing"):
@@ -118,7 +119,7 @@ def test_a_transposed_array_does_not_fit(tmp_path, arrays):
 def test_every_misfit_is_in_one_error(saved, arrays):
     wrong = {path: a for path, a in arrays.items() if path != "special/bot"} | {
         "decoder/bias": np.ones(3),
-        "adapter/layer/feed_forward/up/kernel": np.ones((2, 2)),
+        "image/adapter/layer/feed_forward/up/kernel": np.ones((2, 2)),
     }
     shutil.rmtree(saved / "arrays")
     with orbax.checkpoint.StandardCheckpointer() as checkpointer:
@@ -183,7 +184,7 @@ from omnifusion_jax.errors import CheckpointError
 address, process, directory = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(process))
 mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-arrays = tiny.arrays(tiny.config(), "adapter")
+arrays = tiny.arrays(tiny.config(), "image/adapter")
 shardings = {path: jax.sharding.NamedSharding(mesh, jax.P("fsdp" if a.shape[0] % 4 == 0 else None)) for path, a in arrays.items()}
 save_native(directory, tiny.config(), {p: jax.make_array_from_callback(a.shape, shardings[p], a.__getitem__) for p, a in arrays.items()})
 for path, a in load_native(directory, shardings=shardings)[1].items():

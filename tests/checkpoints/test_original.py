@@ -56,7 +56,7 @@ def test_import_keeps_every_bit(source, built):
     assert {path: a.shape for path, a in found.arrays.items()} == shapes_of(C)
     assert {a.dtype for a in found.arrays.values()} == {np.dtype(ml_dtypes.bfloat16)}
     tensors = built[1].tensors()
-    for part, table in (("adapter", original.adapter_table(C)), ("special", original.SPECIAL_TABLE), ("decoder", decoders.table(C.decoder))):
+    for part, table in (("image/adapter", original.adapter_table(C)), ("special", original.SPECIAL_TABLE), ("decoder", decoders.table(C.decoder))):
         same(to_foreign({path: a for path, a in found.arrays.items() if path.startswith(f"{part}/")}, table), tensors[part])
 
 
@@ -67,8 +67,8 @@ def test_the_pickled_module_says_what_a_state_dict_does_not(source):
     for norm in (layer.norm1, layer.norm2):
         norm.eps = 1e-3
     torch.save(module, source / "projection.pt")
-    adapter = load_checkpoint(source).config.adapter
-    assert (adapter.eps, adapter.dropout, adapter.heads) == (1e-3, 0.25, C.adapter.heads)
+    adapter = load_checkpoint(source).config.image.adapter
+    assert (adapter.eps, adapter.dropout, adapter.heads) == (1e-3, 0.25, C.image.adapter.heads)
 
 
 @pytest.mark.parametrize("pickles", [True, False])
@@ -89,7 +89,7 @@ def test_what_is_exported_loads_where_the_original_code_runs(source, built, tmp_
     adapter = torch.load(tmp_path / "exported/projection.pt", weights_only=False)
     assert type(adapter) is models.VisualToGPTMapping and not adapter.training
     same(adapter.state_dict(), theirs.adapter.state_dict())
-    x = torch.randn(2, C.encoder.patches, C.encoder.embed, dtype=torch.bfloat16)
+    x = torch.randn(2, C.image.encoders[0].patches, C.image.encoders[0].embed, dtype=torch.bfloat16)
     assert torch.equal(adapter(x), theirs.adapter.eval()(x))
     special = torch.load(tmp_path / "exported/special_embeddings.pt", weights_only=True)
     same(special, theirs.special)
@@ -101,7 +101,7 @@ def test_what_is_exported_loads_where_the_original_code_runs(source, built, tmp_
         assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         same(module.state_dict(), expected.state_dict())
     processor = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / "exported/clip")
-    assert processor.crop_size["height"] == C.encoder.image_size
+    assert processor.crop_size["height"] == C.image.encoders[0].image_size
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "exported/tokenizer").encode("red", add_special_tokens=False)
 
 
@@ -138,14 +138,14 @@ def test_a_whole_clip_model_with_its_text_tower(source, built):
     shutil.rmtree(source / "my-clip")
     whole.save_pretrained(source / "elsewhere/clip")
     config, arrays = load_encoder(source / "elsewhere/clip")
-    assert config == C.encoder
-    assert {path: a.shape for path, a in arrays.items()} == shapes_of(C, "encoders")
+    assert config == C.image.encoders[0]
+    assert {path: a.shape for path, a in arrays.items()} == shapes_of(C, "image/encoders/0")
     expected = {clip.PREFIX + name: t.float().to(torch.bfloat16) for name, t in vision.state_dict().items()}
-    same(to_foreign({path: a.astype(ml_dtypes.bfloat16) for path, a in arrays.items()}, clip.CLIP.table(C.encoder)), expected)
+    same(to_foreign({path: a.astype(ml_dtypes.bfloat16) for path, a in arrays.items()}, clip.CLIP.table(C.image.encoders[0])), expected)
     shutil.move(source / "elsewhere/clip", source.parent / "given")
     with pytest.raises(CheckpointError, match=r"no vision models, as in the published release\. Pass vision \(--vision\)"):
         load_checkpoint(source)
-    assert load_checkpoint(source, vision=source.parent / "given").config.encoder == C.encoder
+    assert load_checkpoint(source, vision=source.parent / "given").config.image.encoders == C.image.encoders
 
 
 def test_the_published_repository_has_a_subfolder(source):
@@ -162,7 +162,7 @@ def test_what_the_files_cannot_say_is_in_omnifusion_json(source):
     settings = {"layout": "omnifusion", "prompt": "Hi.\n", "preset": "mine", "adapter": {"heads": 2}, "encoder": {"feature_layer": -1}}
     (source / "omnifusion.json").write_text(json.dumps(settings))
     config = load_checkpoint(source).config
-    assert (config.layout, config.prompt, config.preset, config.encoder.feature_layer) == ("omnifusion", "Hi.\n", "mine", -1)
+    assert (config.layout, config.prompt, config.preset, config.image.encoders[0].feature_layer) == ("omnifusion", "Hi.\n", "mine", -1)
     for change, said in (
         ({"adapter": {"heads": 4}}, r"adapter.heads is 4, the pickled adapter says 2"),
         ({"adapter": {"mlp": 4}}, r"unknown setting adapter.mlp"),
@@ -176,7 +176,7 @@ def test_what_the_files_cannot_say_is_in_omnifusion_json(source):
 def test_preprocessing_comes_from_the_clip_directory(source):
     file = source / "my-clip/preprocessor_config.json"
     file.write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2], "crop_size": 24, "size": {"shortest_edge": 24}}))
-    encoder = load_checkpoint(source).config.encoder
+    encoder = load_checkpoint(source).config.image.encoders[0]
     assert (encoder.mean, encoder.std) == ((0.5,) * 3, (0.2,) * 3)
     file.write_text(json.dumps({"crop_size": {"height": 30, "width": 30}}))
     with pytest.raises(CheckpointError, match=r"crop_size is \{'height': 30"):
@@ -193,8 +193,8 @@ def test_tensors_that_do_not_fit_are_all_named(source):
         load_checkpoint(source)
     for line in (
         "projection.pt: 3 tensors",
-        "linear.weight -> adapter/linear/kernel: has shape [48, 31]",
-        "linear.bias -> adapter/linear/bias: missing",
+        "linear.weight -> image/adapter/linear/kernel: has shape [48, 31]",
+        "linear.bias -> image/adapter/linear/bias: missing",
     ):
         assert line in str(caught.value)
     assert "norm3.weight -> nowhere" in str(caught.value)
@@ -239,8 +239,8 @@ def test_an_interrupted_export_leaves_nothing(source, tmp_path, monkeypatch):
 
 def test_part_of_a_model_is_not_exported(source, tmp_path):
     found = load_checkpoint(source)
-    save_native(tmp_path / "phase1", found.config, {path: a for path, a in found.arrays.items() if path.startswith("adapter/")})
-    with pytest.raises(CheckpointError, match="holds only adapter; encoders, special, decoder of the model are missing"):
+    save_native(tmp_path / "phase1", found.config, {path: a for path, a in found.arrays.items() if path.startswith("image/adapter/")})
+    with pytest.raises(CheckpointError, match="holds only image/adapter; image/encoders/0, special, decoder of the model are missing"):
         export_original(load_checkpoint(tmp_path / "phase1"), tmp_path / "exported")
 
 

@@ -14,7 +14,7 @@ from omnifusion_jax.checkpoints.bundled import ASSETS
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.parts import from_parts, joined
-from omnifusion_jax.config import AdapterConfig
+from omnifusion_jax.config import ImageConfig, adapter
 from omnifusion_jax.errors import CheckpointError, ConfigError
 from omnifusion_jax.models.presets import preset
 
@@ -24,8 +24,8 @@ QUESTION = [{"role": "user", "content": "What is it?"}]
 
 def test_stored_parts_stay_and_the_rest_is_fresh():
     found, fresh = from_parts(DECODER, VISION)
-    assert fresh == ("adapter", "special") and found.missing == () and found.config.preset == "parts"
-    assert found.config.adapter.kind == "transformer" and found.config.layout == "omnifusion"
+    assert fresh == ("image/adapter", "special") and found.missing == () and found.config.preset == "parts"
+    assert found.config.image.adapter.kind == "transformer" and found.config.layout == "omnifusion"
     (_, tower), (_, decoder, tokenizer) = load_encoder(VISION), load_decoder(DECODER)
     for path, a in {**tower, **decoder}.items():
         np.testing.assert_array_equal(found.arrays[path], a)
@@ -35,20 +35,21 @@ def test_stored_parts_stay_and_the_rest_is_fresh():
 def test_a_preset_says_how_they_are_joined():
     found, fresh = from_parts(DECODER, VISION, name="llava-1.5-7b", dtype="float32")
     wanted = preset("llava-1.5-7b")
-    assert fresh == ("adapter",) and found.config.special == ()
+    assert fresh == ("image/adapter",) and found.config.special == ()
+    wanted.image.encoders = (load_encoder(VISION)[0],)
+    wanted.image.adapter = adapter("mlp", mlp=128)  # as wide as the decoder, as the preset's
     assert (found.config.template, found.config.image) == (wanted.template, wanted.image)
-    assert found.config.adapter == AdapterConfig("mlp", mlp=128)  # as wide as the decoder, as the preset's
-    assert found.config.encoder == load_encoder(VISION)[0] and found.config.decoder.vocab == 852
+    assert found.config.decoder.vocab == 852
     assert {str(a.dtype) for a in found.arrays.values()} == {"float32"}
 
 
 def test_two_towers():
     found, fresh = from_parts(DECODER, VISION, VISION)
-    assert found.config.adapter.kind == "sum" and len(found.config.encoders) == 2 and fresh == ("adapter", "special")
-    assert {path.split("/")[1] for path in found.arrays if path.startswith("encoders/")} == {"0", "1"}
-    with pytest.raises(ConfigError, match="takes 1 of the two encoders"):
+    assert found.config.image.adapter.kind == "sum" and len(found.config.image.encoders) == 2 and fresh == ("image/adapter", "special")
+    assert {path.split("/")[2] for path in found.arrays if path.startswith("image/encoders/")} == {"0", "1"}
+    with pytest.raises(ConfigError, match="takes 1 of the encoders, there are 2"):
         from_parts(DECODER, VISION, VISION, name="omnifusion-1.1")
-    with pytest.raises(ConfigError, match="takes 2 of the two encoders"):
+    with pytest.raises(ConfigError, match="takes 2 of the encoders, there is 1"):
         from_parts(DECODER, VISION, name="omnifusion-1.1-mix")
     with pytest.raises(ConfigError, match="no model preset 'gpt'"):
         from_parts(DECODER, VISION, name="gpt")
@@ -56,12 +57,12 @@ def test_two_towers():
 
 def test_the_first_tower_of_a_model_with_two_may_become_the_second(tmp_path):
     """It alone is read, whatever stands beside it."""
-    c = tiny.config(encoder2=tiny.config().encoder)
-    c.adapter = AdapterConfig("sum", width=16)
-    arrays = tiny.arrays(c, "encoders")
+    c = tiny.config()
+    c.image = ImageConfig(c.image.encoders * 2, adapter("sum", width=16))
+    arrays = tiny.arrays(c, "image/encoders/0", "image/encoders/1")
     save_native(tmp_path / "both", c, arrays)
-    _, found = load_encoder(tmp_path / "both", number=1)
-    first = {path.replace("encoders/0", "encoders/1"): a for path, a in arrays.items() if path.startswith("encoders/0/")}
+    _, found = load_encoder(tmp_path / "both", "image/encoders/1")
+    first = {path.replace("encoders/0", "encoders/1"): a for path, a in arrays.items() if path.startswith("image/encoders/0/")}
     assert found.keys() == first.keys()
     for path, a in first.items():
         np.testing.assert_array_equal(found[path], a)
@@ -70,10 +71,10 @@ def test_the_first_tower_of_a_model_with_two_may_become_the_second(tmp_path):
 def test_which_features_are_used_is_the_presets_affair():
     """Of each tower for itself; a tower more than the preset has is used as its first."""
     mix, tower, decoder = preset("omnifusion-1.1-mix"), load_encoder(VISION)[0], load_decoder(DECODER)[0]
-    mix.encoder.feature_layer, mix.encoder2.feature_layer, tower.feature_layer = -3, -1, -4
-    assert [encoder.feature_layer for encoder in joined(mix, [tower, tower], decoder).encoders] == [-3, -1]
-    mix.encoder2 = None
-    assert [encoder.feature_layer for encoder in joined(mix, [tower, tower], decoder).encoders] == [-3, -3]
+    mix.image.encoders[0].feature_layer, mix.image.encoders[1].feature_layer, tower.feature_layer = -3, -1, -4
+    assert [encoder.feature_layer for encoder in joined(mix, [tower, tower], decoder).image.encoders] == [-3, -1]
+    mix.image.encoders = mix.image.encoders[:1]
+    assert [encoder.feature_layer for encoder in joined(mix, [tower, tower], decoder).image.encoders] == [-3, -3]
 
 
 def greedy_by_transformers(text, count):
@@ -89,8 +90,8 @@ def test_the_command_line(tmp_path):
     said = run_command(
         "convert", f"--vision={VISION}", f"--decoder={DECODER}", "--preset=llava-1.5-7b", f"--output={tmp_path / 'native'}", "--dtype=float32"
     )
-    adapter = 2 * (128 * 128 + 128)
-    assert f"adapter    {adapter:>14,} parameters, freshly initialised (seed 0), to be trained" in said
+    size = 2 * (128 * 128 + 128)
+    assert f"image/adapter    {size:>14,} parameters, freshly initialised (seed 0), to be trained" in said
     native = load_checkpoint(tmp_path / "native")
     assert native.missing == () and {str(a.dtype) for a in native.arrays.values()} == {"float32"}  # not what was stored
     [answer] = of.load(tmp_path / "native").generate([of.Request(QUESTION)], of.GenerationConfig(max_new_tokens=3))

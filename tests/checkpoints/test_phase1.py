@@ -9,13 +9,14 @@ import pytest
 import tiny
 import torch
 from conftest import run_command
+from settings import changed
 
 import omnifusion_jax as of
 from omnifusion_jax.checkpoints.export import export_original
 from omnifusion_jax.checkpoints.inspect import inspect
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_trained
 from omnifusion_jax.checkpoints.native import save_native
-from omnifusion_jax.config import AdapterConfig, ModelConfig, TrainConfig
+from omnifusion_jax.config import ModelConfig, TrainConfig, adapter, part_of
 from omnifusion_jax.errors import CheckpointError, ConfigError
 from omnifusion_jax.models.presets import preset
 from omnifusion_jax.run import starting_point
@@ -51,19 +52,19 @@ def holds(arrays, module, special):
     layer, linear = module.transformer_layer, module.linear
     queries, keys, values = layer.self_attn.in_proj_weight.detach().chunk(3)
     for path, theirs in {
-        "adapter/linear/kernel": linear.weight.T,
-        "adapter/linear/bias": linear.bias,
-        "adapter/layer/feed_forward/up/kernel": layer.linear1.weight.T,
-        "adapter/layer/feed_forward/down/bias": layer.linear2.bias,
-        "adapter/layer/attention/query/kernel": queries.T.reshape(32, 2, 16),
-        "adapter/layer/attention/key/kernel": keys.T.reshape(32, 2, 16),
-        "adapter/layer/attention/value/kernel": values.T.reshape(32, 2, 16),
-        "adapter/layer/attention/out/kernel": layer.self_attn.out_proj.weight.T.reshape(2, 16, 32),
-        "adapter/layer/norm2/scale": layer.norm2.weight,
+        "image/adapter/linear/kernel": linear.weight.T,
+        "image/adapter/linear/bias": linear.bias,
+        "image/adapter/layer/feed_forward/up/kernel": layer.linear1.weight.T,
+        "image/adapter/layer/feed_forward/down/bias": layer.linear2.bias,
+        "image/adapter/layer/attention/query/kernel": queries.T.reshape(32, 2, 16),
+        "image/adapter/layer/attention/key/kernel": keys.T.reshape(32, 2, 16),
+        "image/adapter/layer/attention/value/kernel": values.T.reshape(32, 2, 16),
+        "image/adapter/layer/attention/out/kernel": layer.self_attn.out_proj.weight.T.reshape(2, 16, 32),
+        "image/adapter/layer/norm2/scale": layer.norm2.weight,
         **{f"special/{name.lower()}": vector for name, vector in special.items()},
     }.items():
         np.testing.assert_array_equal(bits(arrays[path]), bits(theirs.detach().contiguous()), err_msg=path)
-    assert len(arrays) == 18 + 4 and {path.split("/")[0] for path in arrays} == {"adapter", "special"}
+    assert len(arrays) == 18 + 4 and set(map(part_of, arrays)) == {"image/adapter", "special"}
 
 
 def test_training_starts_from_it(source):
@@ -95,17 +96,17 @@ def test_another_model_is_refused_with_what_differs(source):
         CheckpointError, match=r"not of the model omnifusion-tiny: decoder\.embed is 48 there, 128 here; encoder\.embed is 32 there, 128"
     ):
         load_trained(directory, preset("omnifusion-tiny"))
-    other = dataclasses.replace(C, adapter=AdapterConfig("linear"), layout="text")
+    other = changed(C, {"image.adapter": adapter("linear"), "layout": "text"})
     with pytest.raises(
         CheckpointError, match=r"adapter\.kind is transformer there, linear here; special vectors is bot, eoi, soi, user there, eoi, soi"
     ):
         load_trained(directory, other)
-    larger = dataclasses.replace(C, encoder=dataclasses.replace(C.encoder, image_size=32))
+    larger = changed(C, {"image.encoders[0].image_size": 32})
     with pytest.raises(CheckpointError, match="made for 9 rows a picture, the encoder of the model test gives 16"):
         load_trained(directory, larger)
-    heads = dataclasses.replace(C, adapter=dataclasses.replace(C.adapter, heads=4))
-    assert load_trained(directory, heads)[0].adapter.heads == 2  # what the pickled module says
-    with pytest.raises(ConfigError, match=r"--config\.model\.adapter\.heads=2"):
+    heads = changed(C, {"image.adapter.heads": 4})
+    assert load_trained(directory, heads)[0].image.adapter.heads == 2  # what the pickled module says
+    with pytest.raises(ConfigError, match=r"--config\.model\.image\.adapter\.heads=2"):
         starting_point(TrainConfig(model=heads, init_from=str(directory), tokenizer="omnifusion-tiny-decoder"))
     (directory / "omnifusion.json").write_text(json.dumps({"layout": "original", "prompt": "Hi.\n", "image": {"fit": "pad"}}))
     stored = load_trained(directory, C)[0]
@@ -126,7 +127,7 @@ def test_its_model_is_the_published_one_where_sizes_fit(tmp_path):
     write(tmp_path / "one", module, 4096)
     found = load_checkpoint(tmp_path / "one")
     assert found.config == dataclasses.replace(preset("omnifusion-1.1"), layout="original")
-    assert (found.family, found.parts, found.tokenizer) == ("omnifusion-phase1", ("adapter", "special"), None)
+    assert (found.family, found.parts, found.tokenizer) == ("omnifusion-phase1", ("image/adapter", "special"), None)
     assert sum(a.size for a in found.arrays.values()) == 12_598_272 + 4 * 4096
     for other, said in (
         ("report-siglip-b-mistral-7b", r"encoder\.embed is 1024 there, 768"),
@@ -149,10 +150,11 @@ def test_convert_asks_for_the_model_where_they_do_not(tmp_path):
     with pytest.raises(CheckpointError, match=r"the format omnifusion-phase1 says itself what vision would; leave out --vision"):
         load_checkpoint(tmp_path / "source", vision="omnifusion-tiny-encoder", preset="omnifusion-tiny")
     told = run_command("convert", f"--source={tmp_path}/source", "--preset=omnifusion-tiny", f"--output={tmp_path}/native")
-    assert "omnifusion-phase1, omnifusion-tiny" in told and "adapter           148,992 parameters\n" in told
+    assert "omnifusion-phase1, omnifusion-tiny" in told and "image/adapter           148,992 parameters\n" in told
     found = load_checkpoint(tmp_path / "native")
-    assert (found.family, found.missing) == ("native", ("encoders", "decoder")) and found.config.encoder == preset("omnifusion-tiny").encoder
-    np.testing.assert_array_equal(bits(found.arrays["adapter/linear/kernel"]), bits(module.linear.weight.T.contiguous()))
+    assert (found.family, found.missing) == ("native", ("image/encoders/0", "decoder"))
+    assert found.config.image.encoders == preset("omnifusion-tiny").image.encoders
+    np.testing.assert_array_equal(bits(found.arrays["image/adapter/linear/kernel"]), bits(module.linear.weight.T.contiguous()))
     np.testing.assert_array_equal(bits(found.arrays["special/soi"]), bits(special["SOI"]))
     assert inspect(tmp_path / "source", preset="omnifusion-tiny")[0] == "omnifusion-phase1"
 
@@ -179,8 +181,10 @@ def test_what_phase_1_trained_is_written_so(source, tmp_path, pickles):
 
 def test_two_encoders(tmp_path):
     """Not the original's, which published no code for them: what this library writes of such a phase 1."""
-    c = dataclasses.replace(C, adapter=AdapterConfig("sum", width=16), encoder2=dataclasses.replace(C.encoder, image_size=16, embed=16))
-    arrays = tiny.arrays(c, "adapter", "special")
+    [first] = C.image.encoders
+    second = dataclasses.replace(first, image_size=16, embed=16)
+    c = changed(C, {"image.encoders": (first, second), "image.adapter": adapter("sum", width=16)})
+    arrays = tiny.arrays(c, "image/adapter", "special")
     save_native(tmp_path / "native", c, arrays)
     export_original(load_checkpoint(tmp_path / "native"), tmp_path / "written", pickles=False)
     stored, back, _ = load_trained(tmp_path / "written", c)

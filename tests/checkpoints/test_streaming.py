@@ -113,7 +113,7 @@ def test_a_part_is_read_alone(tmp_path, arrays):
     opened = load_checkpoint(tmp_path / "model").arrays
     for chunk in (tmp_path / "model/arrays").glob("decoder.layers.*/[0-9]*"):
         chunk.unlink()
-    same(load_encoder(tmp_path / "model")[1], {path: a for path, a in arrays.items() if path.startswith("encoders/")})
+    same(load_encoder(tmp_path / "model")[1], {path: a for path, a in arrays.items() if path.startswith("image/encoders/")})
     with pytest.raises(CheckpointError, match="model/arrays cannot be read"):
         np.asarray(opened["decoder/layers/feed_forward/up/kernel"])
 
@@ -168,7 +168,8 @@ def test_a_mesh_reads_a_foreign_directory_by_shares(original, arrays, monkeypatc
 
 KILLED = """
 import os, signal, sys
-from omnifusion_jax import convert
+from importlib import import_module
+convert = import_module("omnifusion_jax.convert")
 from omnifusion_jax.checkpoints import engine, streaming
 left, copy = int(sys.argv.pop()), engine.in_order
 def in_order(view):

@@ -16,7 +16,7 @@ import omnifusion_jax as of
 from omnifusion_jax.checkpoints import assign
 from omnifusion_jax.checkpoints.export import export_original
 from omnifusion_jax.checkpoints.load import Checkpoint, load_checkpoint
-from omnifusion_jax.config import AdapterConfig
+from omnifusion_jax.config import adapter
 from omnifusion_jax.errors import CheckpointError
 
 transformers.utils.logging.disable_progress_bar()
@@ -29,14 +29,14 @@ def same(some, others):
 
 
 def test_in_out_and_in_again(tmp_path, monkeypatch):
-    adapter = build(tmp_path / "source", monkeypatch, ("clip", "dino"))
+    joins = build(tmp_path / "source", monkeypatch, ("clip", "dino"))
     found = load_checkpoint(tmp_path / "source")
-    c = found.config
-    assert [e.embed for e in c.encoders] == [WIDTH] * 2 and c.views == ((24, 24, None), (16, 20, None)) and c.rows == 9
-    assert (c.adapter.kind, c.adapter.bias, c.adapter.shared_norm, c.adapter.first_state) == ("sum", "layers", True, 0)
-    assert (c.encoder.class_token, c.encoder.layer_scale, c.encoder2.layer_scale, c.encoder2.position_grid) == (True, False, True, 5)
-    kernel = np.asarray(found.arrays["adapter/mixes/1/layers/kernel"]).astype(np.float32)
-    np.testing.assert_array_equal(kernel[2], adapter.dino_proj_2.weight.detach().float().numpy().T)
+    c, (first, second) = found.config, found.config.image.encoders
+    assert [e.embed for e in c.image.encoders] == [WIDTH] * 2 and c.image.views == ((24, 24, None), (16, 20, None)) and c.image.rows == 9
+    assert (c.image.adapter.kind, c.image.adapter.bias, c.image.adapter.shared_norm, c.image.adapter.first_state) == ("sum", "layers", True, 0)
+    assert (first.class_token, first.layer_scale, second.layer_scale, second.position_grid) == (True, False, True, 5)
+    kernel = np.asarray(found.arrays["image/adapter/mixes/1/layers/kernel"]).astype(np.float32)
+    np.testing.assert_array_equal(kernel[2], joins.dino_proj_2.weight.detach().float().numpy().T)
 
     export_original(found, tmp_path / "exported", pickles=False)
     again = load_checkpoint(tmp_path / "exported")
@@ -47,7 +47,7 @@ def test_in_out_and_in_again(tmp_path, monkeypatch):
     talk = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A red circle."}]
     [ours] = of.load(tmp_path / "exported", dtype="float32").logits([of.Request(talk, [picture])])
     with torch.no_grad():
-        theirs = Both(tmp_path / "source", adapter).logits(picture, [(False, "What is it?"), (True, "A red circle.")]).numpy()
+        theirs = Both(tmp_path / "source", joins).logits(picture, [(False, "What is it?"), (True, "A red circle.")]).numpy()
     assert np.abs(ours - theirs).max() < 2e-5 * np.abs(theirs).max()
 
 
@@ -55,19 +55,21 @@ def test_in_out_and_in_again(tmp_path, monkeypatch):
 def test_the_order_of_towers_is_kept(tmp_path, kinds):
     """CLIP comes first where nothing says otherwise; what is written here does say it."""
     c = tiny.config()
-    siglip = dataclasses.replace(c.encoder, activation="gelu_tanh", eps=1e-6, class_token=False, patch_bias=True, pre_norm=False)
-    towers = {"siglip": siglip, "clip": dataclasses.replace(c.encoder, embed=16)}
+    [first] = c.image.encoders
+    siglip = dataclasses.replace(first, activation="gelu_tanh", eps=1e-6, class_token=False, patch_bias=True, pre_norm=False)
+    towers = {"siglip": siglip, "clip": dataclasses.replace(first, embed=16)}
     towers["clip"].keep_class_token = mixed = kinds[0] != kinds[1]
     align = "pad" if mixed else "interpolate"  # which no class token has a place in
-    c.encoder, c.encoder2, c.adapter = towers[kinds[0]], towers[kinds[1]], AdapterConfig("sum", width=16, align=align)
+    c.image.encoders = tuple(dataclasses.replace(towers[kind]) for kind in kinds)
+    c.image.adapter = adapter("sum", width=16, align=align)
     c.validate()
     tiny.make_tokenizer(tmp_path / "tokenizer")
     given = Checkpoint(c, tiny.arrays(c), tmp_path / "tokenizer", "native")
     export_original(given, tmp_path / "exported", pickles=False)
     again = load_checkpoint(tmp_path / "exported")
     same(again.arrays, given.arrays)
-    assert [e.class_token for e in again.config.encoders] == [kind == "clip" for kind in kinds]
-    assert again.config.rows == c.rows == 9 + mixed and again.config.adapter == c.adapter
+    assert [e.class_token for e in again.config.image.encoders] == [kind == "clip" for kind in kinds]
+    assert again.config.image.rows == c.image.rows == 9 + mixed and again.config.image.adapter == c.image.adapter
 
 
 def test_the_users_choice_between_readings(tmp_path, monkeypatch):
@@ -77,9 +79,9 @@ def test_the_users_choice_between_readings(tmp_path, monkeypatch):
     chosen = tmp_path / "chosen.json"
     chosen.write_text(json.dumps(caught.value.readings[-1]))
     found = load_checkpoint(tmp_path / "source", assign=chosen)
-    names = assign.names(caught.value.readings[-1]["adapter/mixes/0/layers/kernel"])
+    names = assign.names(caught.value.readings[-1]["image/adapter/mixes/0/layers/kernel"])
     assert names == [f"{names[0][0]}_proj_{n}.weight" for n in range(LAYERS + 1)]
-    assert found.config.adapter.kind == "sum"
+    assert found.config.image.adapter.kind == "sum"
     chosen.write_text("{}")
     with pytest.raises(CheckpointError, match=r"v_proj_0\.weight: not used"):
         load_checkpoint(tmp_path / "source", assign=chosen)
@@ -87,22 +89,22 @@ def test_the_users_choice_between_readings(tmp_path, monkeypatch):
 
 def test_a_picture_ranks_the_readings(tmp_path, monkeypatch):
     """Kernels of one encoder are a thousand times too large for the states of the other, and so is what a wrong reading makes of a picture."""
-    adapter = build(tmp_path / "source", monkeypatch, ("v", "w"))
+    joins = build(tmp_path / "source", monkeypatch, ("v", "w"))
     with torch.no_grad():
         for n in range(LAYERS + 1):
-            adapter.v_norm.weight.mul_(1e3 if n == 0 else 1)
-            getattr(adapter, f"v_proj_{n}").weight.mul_(1e-3)
-            getattr(adapter, f"v_proj_{n}").bias.mul_(0)
-        adapter.v_norm.bias.mul_(0)
-    torch.save(adapter, tmp_path / "source/projection.pt")
+            joins.v_norm.weight.mul_(1e3 if n == 0 else 1)
+            getattr(joins, f"v_proj_{n}").weight.mul_(1e-3)
+            getattr(joins, f"v_proj_{n}").bias.mul_(0)
+        joins.v_norm.bias.mul_(0)
+    torch.save(joins, tmp_path / "source/projection.pt")
     picture = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(picture)
     told = run_command("convert", f"--source={tmp_path}/source", f"--output={tmp_path}/native", f"--check_with={picture}", fails=True)
     assert told.count("log ratio of norms") == 8 and "8 readings fit" in told and not (tmp_path / "native").exists()
     nearest = json.loads((tmp_path / "native.assign.json").read_text())
-    assert nearest["adapter/mixes/0/norm/scale"][0] == nearest["adapter/mixes/0/layers/kernel"]["from"][0]  # v with v, w with w
+    assert nearest["image/adapter/mixes/0/norm/scale"][0] == nearest["image/adapter/mixes/0/layers/kernel"]["from"][0]  # v with v, w with w
     run_command("convert", f"--source={tmp_path}/source", f"--output={tmp_path}/native", f"--assign={tmp_path}/native.assign.json")
-    assert load_checkpoint(tmp_path / "native").config.adapter.kind == "sum"
+    assert load_checkpoint(tmp_path / "native").config.image.adapter.kind == "sum"
 
 
 def test_one_vision_tower_is_not_enough(tmp_path, monkeypatch):
@@ -110,4 +112,4 @@ def test_one_vision_tower_is_not_enough(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"adapter of two encoders, 1 given\. Pass vision .*vision2 \(--vision2\)"):
         load_checkpoint(tmp_path / "source", vision=str(tmp_path / "source/z-clip"))
     swapped = load_checkpoint(tmp_path / "source", vision=str(tmp_path / "source/a-dino"), vision2=str(tmp_path / "source/z-clip"))
-    assert swapped.config.encoder.layer_scale and not swapped.config.encoder2.layer_scale
+    assert swapped.config.image.encoders[0].layer_scale and not swapped.config.image.encoders[1].layer_scale

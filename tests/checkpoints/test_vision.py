@@ -21,10 +21,11 @@ from omnifusion_jax.checkpoints.export import export_original
 from omnifusion_jax.checkpoints.files import open_tensors, read_safetensors, write_safetensors
 from omnifusion_jax.checkpoints.huggingface import preprocessor_json
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_encoder
-from omnifusion_jax.config import HALF, IMAGENET_MEAN, IMAGENET_STD, ConfigError, ModelConfig, TrainConfig
+from omnifusion_jax.config import HALF, IMAGENET_MEAN, IMAGENET_STD, ImageConfig, ModelConfig, TrainConfig
 from omnifusion_jax.data.images import fit
-from omnifusion_jax.errors import CheckpointError
-from omnifusion_jax.models.encoders import ENCODERS, encoder
+from omnifusion_jax.errors import CheckpointError, ConfigError
+from omnifusion_jax.models.encoders import PUBLISHED as NAMED
+from omnifusion_jax.models.encoders import encoder
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -95,7 +96,7 @@ def write(directory, config, preprocessor=None):
 
 def random_arrays(c, seed=0):
     rng = np.random.default_rng(seed)
-    return {f"encoders/0/{path}": rng.normal(size=shape).astype(BF16) for path, shape in encoder_shapes(c).items()}
+    return {f"image/encoders/0/{path}": rng.normal(size=shape).astype(BF16) for path, shape in encoder_shapes(c).items()}
 
 
 def same(arrays, others):
@@ -109,7 +110,7 @@ def test_published_settings_are_the_presets(tmp_path, name):
     write(tmp_path, *PUBLISHED[name])
     family = next(family for family in VISION_FAMILIES.values() if family.knows(tmp_path))
     config, how = family.settings(tmp_path)
-    assert config == ENCODERS[name]
+    assert config == NAMED[name]
     assert how == preferred_fit(tmp_path) == ("squash" if "siglip" in name else "crop")
 
 
@@ -125,16 +126,16 @@ COUNTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", NAMED)
 def test_parameters_are_as_many_as_hugging_faces(name):
-    c = ENCODERS[name]
+    c = NAMED[name]
     assert sum(map(math.prod, encoder_shapes(c).values())) == COUNTS[name]
     assert sum(p.numel() for part, p in family_class(c).named_parameters() if "mask_token" not in part) == COUNTS[name]
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name not in ("dinov2-s-reg", "dinov2-b-reg")])
+@pytest.mark.parametrize("name", [name for name in NAMED if name not in ("dinov2-s-reg", "dinov2-b-reg")])
 def test_two_layers_in_full_width(tmp_path, name):
-    c = dataclasses.replace(ENCODERS[name], layers=2)
+    c = dataclasses.replace(NAMED[name], layers=2)
     written = preprocessor_json(c, "squash" if "siglip" in name else "crop")
     write(tmp_path, VISION_FAMILIES[written_as(c)].encoder_json(c, "bfloat16"), PUBLISHED.get(name, (0, written))[1])
     random_file(tmp_path / "model.safetensors", family_class(c).state_dict(), looked_at)
@@ -148,18 +149,18 @@ def looked_at(name):
 
 def loads(source, c, file="model.safetensors", qkv="qkv.weight"):
     """The right config, every array, and in the right places: queries, keys and values of the second layer, and the patches' kernel."""
-    config, arrays = load_encoder(source, 1)
+    config, arrays = load_encoder(source, "image/encoders/1")
     assert config == c
-    assert {path.removeprefix("encoders/1/"): a.shape for path, a in arrays.items()} == encoder_shapes(c)
+    assert {path.removeprefix("image/encoders/1/"): a.shape for path, a in arrays.items()} == encoder_shapes(c)
     tensors = open_tensors(source / file if file else source)
     second = [name for name in tensors if ".1." in name]
     matrices = [np.asarray(tensors[name]) for name in second if name.endswith(qkv)]
     queries, keys, values = np.split(matrices[0], 3) if len(matrices) == 1 else order(second, tensors)
     for name, matrix in (("query", queries), ("key", keys), ("value", values)):
-        ours = np.asarray(arrays[f"encoders/1/layers/attention/{name}/kernel"][1])
+        ours = np.asarray(arrays[f"image/encoders/1/layers/attention/{name}/kernel"][1])
         np.testing.assert_array_equal(bits(ours.reshape(c.embed, -1)[:, ::97]), bits(matrix[::97].T))
     [kernel] = [np.asarray(a) for name, a in tensors.items() if a.ndim == 4]
-    np.testing.assert_array_equal(bits(np.asarray(arrays["encoders/1/patch/kernel"])[3, 5, 1]), bits(kernel[:, 1, 3, 5]))
+    np.testing.assert_array_equal(bits(np.asarray(arrays["image/encoders/1/patch/kernel"])[3, 5, 1]), bits(kernel[:, 1, 3, 5]))
 
 
 def order(names, tensors):
@@ -179,7 +180,7 @@ def on_meta(cls, c, **settings):
 
 
 def test_two_layers_of_open_clip_in_full_width(tmp_path):
-    c = dataclasses.replace(ENCODERS["clip-vit-bigg-14"], layers=2)
+    c = dataclasses.replace(NAMED["clip-vit-bigg-14"], layers=2)
     vision = {"image_size": 224, "layers": 2, "width": 1664, "head_width": 104, "mlp_ratio": 4.9231, "patch_size": 14}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 1280, "vision_cfg": vision, "text_cfg": {}}}))
     random_file(tmp_path / "open_clip_model.safetensors", on_meta(OpenClip, c), looked_at)
@@ -189,7 +190,7 @@ def test_two_layers_of_open_clip_in_full_width(tmp_path):
 
 @pytest.mark.parametrize("name", ["siglip-base-16-512", "siglip-so400m-14-384"])
 def test_two_layers_of_timm_in_full_width(tmp_path, name):
-    c = dataclasses.replace(ENCODERS[name], layers=2, activation="gelu", position_resize="bicubic_antialias")
+    c = dataclasses.replace(NAMED[name], layers=2, activation="gelu", position_resize="bicubic_antialias")
     size, picture = name.split("-")[1], {"input_size": [3, c.image_size, c.image_size], "mean": HALF, "std": HALF, "crop_pct": 0.9}
     settings = {"architecture": f"vit_{size}_patch{c.patch}_siglip_{c.image_size}", "pretrained_cfg": {**picture, "crop_mode": "squash"}}
     write(tmp_path, settings)
@@ -200,7 +201,7 @@ def test_two_layers_of_timm_in_full_width(tmp_path, name):
 @pytest.mark.parametrize("name", ["dinov2-s", "dinov2-g", "dinov2-l-reg", "dinov2-g-reg"])
 def test_two_layers_of_the_original_dinov2_in_full_width(tmp_path, name):
     """No settings are there: all are read from shapes."""
-    c = dataclasses.replace(ENCODERS[name], layers=2)
+    c = dataclasses.replace(NAMED[name], layers=2)
     c.position_resize = c.position_resize if c.registers else "bicubic_offset"
     random_file(tmp_path / "dinov2.safetensors", on_meta(Hub, c, registers=c.registers, gated=c.activation == "swiglu"), looked_at)
     loads(tmp_path / "dinov2.safetensors", c, file=None)
@@ -208,7 +209,7 @@ def test_two_layers_of_the_original_dinov2_in_full_width(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["internvit-6b-448", "internvit-300m-448"])
 def test_two_layers_of_the_original_internvit_in_full_width(tmp_path, name):
-    c = dataclasses.replace(ENCODERS[name], layers=2)
+    c = dataclasses.replace(NAMED[name], layers=2)
     config, preprocessor = PUBLISHED[name]
     write(tmp_path, {**config, "num_hidden_layers": 2}, preprocessor)
     random_file(tmp_path / "model.safetensors", on_meta(InternViT, c, rms=c.norm == "rms"), looked_at)
@@ -270,10 +271,10 @@ def test_what_no_class_of_hugging_face_computes_is_not_written():
     with pytest.raises(
         CheckpointError, match=r"no vision model of Hugging Face.*\n  clip: .*\n  siglip: (.*\n)*.*dinov2: position_resize would be bicubic"
     ):
-        written_as(dataclasses.replace(ENCODERS["dinov2-l"], position_resize="bicubic_offset"))
-    assert written_as(dataclasses.replace(ENCODERS["dinov2-l"], position_resize="bicubic_offset", image_size=518, shortest_edge=518)) == "dinov2"
+        written_as(dataclasses.replace(NAMED["dinov2-l"], position_resize="bicubic_offset"))
+    assert written_as(dataclasses.replace(NAMED["dinov2-l"], position_resize="bicubic_offset", image_size=518, shortest_edge=518)) == "dinov2"
     with pytest.raises(CheckpointError, match=r"dinov2: mlp would be 4096"):
-        written_as(dataclasses.replace(ENCODERS["dinov2-l"], mlp=4000))
+        written_as(dataclasses.replace(NAMED["dinov2-l"], mlp=4000))
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,7 @@ def test_missing_and_extra_tensors_of_packed_files_are_listed(tmp_path):
     random_file(tmp_path / "a.safetensors", tensors)
     with pytest.raises(CheckpointError, match=r"2 tensors do not fit") as caught:
         load_encoder(tmp_path / "a.safetensors")
-    place = " and ".join(f"encoders/0/layers/attention/{name}/kernel[1]" for name in ("query", "key", "value"))
+    place = " and ".join(f"image/encoders/0/layers/attention/{name}/kernel[1]" for name in ("query", "key", "value"))
     assert f"blocks.1.attn.qkv.weight -> {place}: missing" in str(caught.value)
     assert "blocks.1.attn.kqv.weight -> nowhere" in str(caught.value)
 
@@ -372,37 +373,37 @@ def test_the_same_weights_serve_pictures_of_another_size(tmp_path):
     c = small("dinov2-l", shortest_edge=30, position_grid=7)
     write_encoder(tmp_path, c, random_arrays(c))
     ours = dataclasses.replace(c, image_size=48, shortest_edge=None, feature_layer=-1)
-    config = TrainConfig(model=ModelConfig(encoder=ours), encoder_from=str(tmp_path), objective="patches")
-    assert starting_point(config)[0]["encoders/0/position"].shape == (50, 32)
+    config = TrainConfig(model=ModelConfig(image=ImageConfig((ours,))), parts_from={"image/encoders/0": str(tmp_path)}, objective="patches")
+    assert starting_point(config)[0]["image/encoders/0/position"].shape == (50, 32)
     for change in ({"position_grid": 8}, {"position_grid": None}):
-        config.model.encoder = dataclasses.replace(ours, **change)
-        with pytest.raises(ConfigError, match=r"--config.model.encoder.position_grid=7"):
+        config.model.image.encoders = (dataclasses.replace(ours, **change),)
+        with pytest.raises(ConfigError, match=r"--config.model.image.encoders.0.position_grid=7"):
             starting_point(config)
     write_encoder(tmp_path, dataclasses.replace(c, image_size=42, shortest_edge=None, position_grid=None), random_arrays(c))
-    with pytest.raises(ConfigError, match=r"--config.model.encoder.position_grid=7"):  # where the file's own size is that of its positions
+    with pytest.raises(ConfigError, match=r"--config.model.image.encoders.0.position_grid=7"):  # where the file's own size is that of its positions
         starting_point(config)
-    config.model.encoder = ours
-    assert starting_point(config)[0]["encoders/0/position"].shape == (50, 32)
-    config.model.encoder = dataclasses.replace(ours, mean=HALF)
-    with pytest.raises(ConfigError, match=r"--config.model.encoder.mean=\(0.485"):
+    config.model.image.encoders = (ours,)
+    assert starting_point(config)[0]["image/encoders/0/position"].shape == (50, 32)
+    config.model.image.encoders = (dataclasses.replace(ours, mean=HALF),)
+    with pytest.raises(ConfigError, match=r"--config.model.image.encoders.0.mean=\(0.485"):
         starting_point(config)
 
 
 def test_a_release_with_another_encoder(source, tmp_path):
     """The original directory, with a SigLIP instead of its CLIP, read and written."""
-    e = tiny.config().encoder
+    e = tiny.config().image.encoders[0]
     c = small("siglip-base-16-512")
     c = dataclasses.replace(c, image_size=18, embed=e.embed, heads=e.heads, layers=e.layers, mlp=e.mlp)
     arrays = random_arrays(c)
     (tmp_path / "vision").mkdir()
     write_encoder(tmp_path / "vision", c, arrays, "squash")
     checkpoint = load_checkpoint(source, vision=tmp_path / "vision")
-    assert checkpoint.config.encoder == c and checkpoint.config.image.fit == "squash"
+    assert checkpoint.config.image.encoders == (c,) and checkpoint.config.image.fit == "squash"
     export_original(checkpoint, tmp_path / "written", pickles=False)
     assert (tmp_path / "written/siglip/config.json").is_file()
     again = load_checkpoint(tmp_path / "written")
     assert again.config == checkpoint.config
-    same({path: a for path, a in again.arrays.items() if path.startswith("encoders/")}, arrays)
+    same({path: a for path, a in again.arrays.items() if path.startswith("image/encoders/")}, arrays)
 
 
 def test_one_file_may_be_the_encoder_of_a_release(source, tmp_path):

@@ -1,5 +1,7 @@
 """The one example that a run prints before it starts."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
@@ -22,11 +24,13 @@ def layout(tokenizer, style="omnifusion"):
 
 TALK = Dialogue("x", (("user", "<image>\nWhere is the star?"), ("assistant", "top left"), ("user", "Где кольцо?"), ("assistant", "слева вверху")))
 PICTURE = np.zeros((96, 96, 3), np.uint8)
+SHOWN = dataclasses.replace(TALK, media=tiny.shown(PICTURE))
+STREAMS = ("image",)
 NAMES = ("user", "bot", "soi", "eoi")
 
 
 def test_targets_are_marked_and_features_counted(tokenizer):
-    assert render(layout(tokenizer)(TALK, [tiny.picture(PICTURE)]), tokenizer, NAMES) == (
+    assert render(layout(tokenizer)(SHOWN, [tiny.picture(PICTURE)]), tokenizer, NAMES, STREAMS) == (
         "This is a dialog with AI assistant.\n <SOI> <36 image features> <EOI> <USER> Where is the star? <BOT> [[top left</s>]]"
         " <USER> Где кольцо? <BOT> [[слева вверху</s>]]"
     )
@@ -34,19 +38,19 @@ def test_targets_are_marked_and_features_counted(tokenizer):
 
 def test_a_target_begins_where_text_that_is_none_ends(tokenizer):
     """In words a question and its answer are one run of text."""
-    assert render(layout(tokenizer, "text")(TALK, [tiny.picture(PICTURE)]), tokenizer, ("soi", "eoi")) == (
+    assert render(layout(tokenizer, "text")(SHOWN, [tiny.picture(PICTURE)]), tokenizer, ("soi", "eoi"), STREAMS) == (
         "This is a dialog with AI assistant.\n <SOI> <36 image features> <EOI> User:Where is the star?AI: [[top left</s>]]"
         " User:Где кольцо?AI: [[слева вверху</s>]]"
     )
 
 
 def test_the_original_layout_has_no_end_of_sequence(tokenizer):
-    text = render(layout(tokenizer, "original")(TALK, []), tokenizer, NAMES)
+    text = render(layout(tokenizer, "original")(TALK, []), tokenizer, NAMES, STREAMS)
     assert text.endswith("<USER> Где кольцо? <BOT> [[слева вверху]]") and "</s>" not in text and "<SOI>" not in text
 
 
 def test_the_first_sample_that_can_be_used_is_shown(tokenizer):
-    good = Dialogue("good", TALK.turns, (PICTURE,))
+    good = dataclasses.replace(SHOWN, where="good")
     source = [Dialogue("bad", (("user", "Why?"),)), good]
     assert describe(source, tiny.prepare(tokenizer, 96), tokenizer).startswith("This is a dialog with AI assistant.\n <SOI>")
 

@@ -52,6 +52,16 @@ def dialogue(*texts, roles=("human", "gpt"), marked=True, where="chat.json[7]"):
     return Dialogue(where, tuple((roles[i % len(roles)], text) for i, text in enumerate(texts)), marked=marked)
 
 
+def showing(talk, n):
+    """The same dialogue, with so many pictures beside it."""
+    return dataclasses.replace(talk, media=helpers.shown(*["p.png"] * n))
+
+
+def laid(lay, talk, n, rows=4, ask=False):
+    """The Sample of a dialogue with `n` pictures."""
+    return lay(showing(talk, n), pictures(n, rows), ask=ask)
+
+
 def weighted(sample):
     return sample.tokens[sample.weights > 0].tolist()
 
@@ -64,7 +74,7 @@ def weighted(sample):
 def test_published_positions(real, style):
     lay = layout(real, style, rows=576)
     question = real.encode("What is it?")
-    sample = lay(dialogue("What is it?", roles=("user",), marked=False), pictures(1, 576), ask=True)
+    sample = laid(lay, dialogue("What is it?", roles=("user",), marked=False), 1, 576, ask=True)
     assert real.encode(PROMPT) == PROMPT_IDS
     assert len(sample.tokens) == 9 + 578 + 1 + len(question) + 1
     assert sample.tokens[:9].tolist() == PROMPT_IDS
@@ -77,24 +87,25 @@ def test_published_positions(real, style):
     assert (sample.kind[-1], sample.index[-1]) == (SPECIAL, BOT)
     assert (sample.tokens[sample.kind != TEXT] == real.pad).all() and real.pad == 0 and real.eos == 2
     assert not sample.weights.any()
-    assert [a.dtype for a in [*sample[:4], *sample.images]] == [np.int32, np.int32, np.int32, np.float32, np.uint8]
+    assert [a.dtype for a in [*sample[:4], *sample.media["image"]]] == [np.int32, np.int32, np.int32, np.float32, np.uint8]
+    assert (sample.items, sample.slots) == (1, 576)
 
 
 @needs_real
 def test_the_image_mark_is_text_in_original_and_removed_in_omnifusion(real):
     talk = dialogue("<image>\nWhat?", "A cat")
-    literal = layout(real, "original")(talk, pictures(1))
+    literal = laid(layout(real, "original"), talk, 1)
     assert literal.tokens[16:22].tolist() == [523, 4075, 28767, 13, 3195, 28804]
-    removed = layout(real)(talk, pictures(1))
+    removed = laid(layout(real), talk, 1)
     assert removed.tokens[16 : 16 + len(real.encode("What?"))].tolist() == real.encode("What?")
-    after = layout(real)(dialogue("What?\n<image>", "A cat"), pictures(1))
+    after = laid(layout(real), dialogue("What?\n<image>", "A cat"), 1)
     assert after.tokens.tolist() == removed.tokens.tolist()
 
 
 @needs_real
 def test_an_end_of_sequence_typed_as_text_is_one_token(real):
     assert real.encode("</s>") == [2]
-    sample = layout(real, "original")(dialogue("Well?", "Yes</s>"), pictures(0))
+    sample = layout(real, "original")(dialogue("Well?", "Yes</s>"), [])
     assert weighted(sample)[-1] == 2 and weighted(sample).count(2) == 1
 
 
@@ -154,12 +165,13 @@ texts = st.one_of(st.sampled_from(PHRASES), st.text("abcXYZ 019.,?!\nабвжЁ�
 )
 def test_original_is_the_published_loader(real, turns, has_image, rows, max_length):
     ids, mask, overwritten = published(turns, has_image, pieces().encode, rows, max_length)
-    sample = layout(real, "original", rows, max_length)(Dialogue("x", tuple(turns), marked=True), pictures(int(has_image), rows))
+    talk = Dialogue("x", tuple(turns), marked=True)
+    sample = laid(layout(real, "original", rows, max_length), talk, int(has_image), rows)
     assert sample.tokens.tolist() == ids
     assert (sample.weights > 0).tolist() == mask and set(sample.weights.tolist()) <= {0.0, 1.0}
     names = {SPECIAL: {USER: "USER", BOT: "BOT", SOI: "SOI", EOI: "EOI"}, FEATURE: range(rows)}
-    assert {i: names[k][n] for i, (k, n) in enumerate(zip(sample.kind, sample.index, strict=True)) if k != TEXT} == overwritten
-    assert not sample.index[sample.kind == TEXT].any()
+    assert {i: names[k][n] for i, (k, n) in enumerate(zip(sample.kind, sample.index, strict=True)) if k >= SPECIAL} == overwritten
+    assert not sample.index[sample.kind < SPECIAL].any()
 
 
 # --- targets
@@ -168,7 +180,7 @@ def test_original_is_the_published_loader(real, turns, has_image, rows, max_leng
 @pytest.mark.parametrize("style", ["omnifusion", "original"])
 def test_targets_are_the_answers_and_their_end(tiny, style):
     talk = dialogue("Describe the picture.", "red circle top", "What is written?", "cat")
-    sample = layout(tiny, style)(talk, pictures(0))
+    sample = layout(tiny, style)(talk, [])
     end = [tiny.eos] if style == "omnifusion" else []
     assert weighted(sample) == [*tiny.encode("red circle top"), *end, *tiny.encode("cat"), *end]
     assert (sample.kind[sample.weights > 0] == TEXT).all()
@@ -177,15 +189,15 @@ def test_targets_are_the_answers_and_their_end(tiny, style):
 
 def test_original_is_cut_on_the_right_after_insertion(tiny):
     talk = dialogue("Describe the picture.", "red circle top")
-    whole = layout(tiny, "original", rows=36)(talk, pictures(1, 36))
+    whole = laid(layout(tiny, "original", rows=36), talk, 1, 36)
     for length in (3, len(tiny.encode(PROMPT)) + 5, len(whole.tokens) - 1, len(whole.tokens)):
-        cut = layout(tiny, "original", rows=36, max_length=length)(talk, pictures(1, 36))
+        cut = laid(layout(tiny, "original", rows=36, max_length=length), talk, 1, 36)
         assert [a.tolist() for a in cut[:4]] == [a[:length].tolist() for a in whole[:4]]
 
 
 def test_original_takes_any_speaker_but_the_human_for_the_assistant(tiny):
     turns = (("bard", "yes"), ("human", "no"), ("user", "what?"), ("gpt", "cat"))
-    sample = layout(tiny, "original")(Dialogue("x", turns, marked=True), pictures(0))
+    sample = layout(tiny, "original")(Dialogue("x", turns, marked=True), [])
     assert weighted(sample) == [*tiny.encode("yes"), *tiny.encode("what?"), *tiny.encode("cat")]
     assert [*sample.index[sample.kind == SPECIAL]] == [BOT, USER, BOT, BOT]
 
@@ -195,19 +207,19 @@ def test_original_reads_roles_of_messages_as_everybody_does(tiny):
     messages it is a role.
     """
     lay = layout(tiny, "original")
-    sample = lay(Dialogue("x", (("user", "no"), ("assistant", "cat"))), pictures(0))
+    sample = lay(Dialogue("x", (("user", "no"), ("assistant", "cat"))), [])
     assert weighted(sample) == tiny.encode("cat") and [*sample.index[sample.kind == SPECIAL]] == [USER, BOT]
     with pytest.raises(DataError, match="turn 0 is from 'bard'; known are human, user"):
-        lay(Dialogue("x", (("bard", "no"), ("assistant", "cat"))), pictures(0))
+        lay(Dialogue("x", (("bard", "no"), ("assistant", "cat"))), [])
     with pytest.raises(DataError, match=r"turn 0 is from 'system', and layout 'original' has no place for it: .* model.prompt"):
-        lay(Dialogue("x", (("system", "no"), ("assistant", "cat"))), pictures(0))
+        lay(Dialogue("x", (("system", "no"), ("assistant", "cat"))), [])
 
 
 def test_original_cuts_what_it_learns_from_but_never_a_question(tiny):
     talk = dialogue("What is it? " * 20, marked=False, roles=("user",))
-    assert len(layout(tiny, "original", max_length=30)(talk, pictures(0)).tokens) == 30
+    assert len(layout(tiny, "original", max_length=30)(talk, []).tokens) == 30
     with pytest.raises(DataError, match="tokens, but max_length is 30"):
-        layout(tiny, "original", max_length=30)(talk, pictures(0), ask=True)
+        layout(tiny, "original", max_length=30)(talk, [], ask=True)
 
 
 def test_the_words_before_an_answer_stand_only_before_one(tiny):
@@ -225,17 +237,21 @@ def test_the_words_before_an_answer_stand_only_before_one(tiny):
 def test_a_request_repeats_what_training_read(tiny, style):
     """What `messages` makes of a record is laid out, as a request, as the record itself is."""
     lay, record = layout(tiny, style), dialogue("<image>\nWhat is it?", " red ", "Why?\n<image>" if style == "original" else "Why?")
-    again = Dialogue("x", tuple((m["role"], m["content"]) for m in lay.messages(dataclasses.replace(record, images=("a",)))))
-    asked, taught = lay(again, pictures(1), ask=True), lay(dialogue(*[text for _, text in record.turns], "cat"), pictures(1))
+    again = Dialogue("x", tuple((m["role"], m["content"]) for m in lay.messages(showing(record, 1))))
+    asked, taught = laid(lay, again, 1, ask=True), laid(lay, dialogue(*[text for _, text in record.turns], "cat"), 1)
     n = len(asked.tokens)
     assert asked.tokens.tolist() == taught.tokens[:n].tolist() and asked.index.tolist() == taught.index[:n].tolist()
     assert (taught.weights[n:] > 0).any()
 
 
 def test_parts_and_marks_together_are_refused(tiny):
-    talk = parse({"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "<image> What?"}]}], "images": ["a"]}, "x")
-    with pytest.raises(DataError, match="pictures stand as parts and as <image> in the text"):
-        layout(tiny)(talk, pictures(1), ask=True)
+    marked = {"type": "text", "text": "<image> What?"}
+    for turns in ([[{"type": "image"}, marked]], [[{"type": "image"}], [marked]], [[{"type": "image"}], marked["text"]]):
+        record = {"messages": [{"role": "user", "content": content} for content in turns], "images": ["a"]}
+        with pytest.raises(DataError, match=r"^x: media stand as parts, and the text has marks of its own \(<image>\)\. Remove the marks"):
+            parse(record, "x")
+    alone = parse({"messages": [{"role": "user", "content": [marked]}], "images": ["a"]}, "x")  # in words after all
+    assert (laid(layout(tiny), alone, 1, ask=True).kind == FEATURE).sum() == 4
 
 
 def in_parts(*shows):
@@ -245,17 +261,24 @@ def in_parts(*shows):
     return parse({"messages": turns, "images": ["a"]}, "chat.json[7]")
 
 
-@pytest.mark.parametrize("style", ["omnifusion", "original", "text"])
-def test_a_picture_of_a_later_turn_is_not_moved_before_the_first(tiny, style):
-    lay = layout(tiny, style)
-    with pytest.raises(DataError, match=r"^chat\.json\[7\]: turn 2 shows a picture, but .* before the first turn\. Move it to the first turn"):
+def test_original_has_no_place_for_a_picture_of_a_later_turn(tiny):
+    lay = layout(tiny, "original")
+    message = r"^chat\.json\[7\]: turn 2 shows a picture, but layout 'original' shows it before the first turn\. Move it there"
+    with pytest.raises(DataError, match=message):
         lay(in_parts(False, False, True), pictures(1), ask=True)
     assert (lay(in_parts(True, False, False), pictures(1), ask=True).kind == FEATURE).sum() == 4
 
 
+@pytest.mark.parametrize("style", ["omnifusion", "text"])
+def test_a_picture_of_any_turn_stands_before_the_first(tiny, style):
+    """Where the layout has one place for pictures; what is said stays as it is."""
+    first, later = (layout(tiny, style)(in_parts(*shows), pictures(1), ask=True) for shows in ((True, False, False), (False, False, True)))
+    assert [a.tolist() for a in later[:4]] == [a.tolist() for a in first[:4]] and (first.kind == FEATURE).sum() == 4
+
+
 def test_messages_need_no_mark_but_may_have_one(tiny):
     lay = layout(tiny)
-    plain, marked = (lay(dialogue(text, "yes", roles=("user", "assistant"), marked=False), pictures(1)) for text in ("Why?", "<image>\nWhy?"))
+    plain, marked = (laid(lay, dialogue(text, "yes", roles=("user", "assistant"), marked=False), 1) for text in ("Why?", "<image>\nWhy?"))
     assert plain.tokens.tolist() == marked.tokens.tolist()
 
 
@@ -272,7 +295,7 @@ any_text = st.one_of(st.sampled_from(["", " ", "<image>", "<image>\n", "<image>\
 )
 def test_omnifusion_never_gives_a_sample_without_targets(tiny, turns, images, marked, max_length):
     try:
-        sample = layout(tiny, max_length=max_length)(Dialogue("here", tuple(turns), marked=marked), pictures(images))
+        sample = laid(layout(tiny, max_length=max_length), Dialogue("here", tuple(turns), marked=marked), images)
     except DataError as error:
         assert str(error).startswith("here: ")
         return
@@ -289,7 +312,6 @@ REFUSED = {
     "a mark, no picture": (dialogue("<image>\nWhat?", "yes"), 0, False, ["1 <image> mark ", "lists 0 files.", MARKS]),
     "a picture, no mark": (dialogue("What?", "yes"), 1, False, ["0 <image> marks", "lists 1 file.", MARKS]),
     "a mark in messages, no picture": (dialogue("<image> What?", "yes", marked=False), 0, False, ["1 <image> mark ", MARKS]),
-    "two pictures": (dialogue("<image><image>\nWhat?", "yes"), 2, False, ["2 pictures", "Give one picture a dialogue"]),
     "an empty turn": (dialogue("What?", ""), 0, False, ["turn 1 is empty", "Remove the turn or write its text"]),
     "a blank turn": (dialogue(" \n", "yes"), 0, False, ["turn 0 is empty"]),
     "nothing but a mark": (dialogue("<image>\n", "yes"), 1, False, ["turn 0 holds nothing but <image>", "Write its text"]),
@@ -306,16 +328,20 @@ REFUSED = {
 def test_refusals(tiny, case):
     talk, images, ask, words = REFUSED[case]
     with pytest.raises(DataError) as caught:
-        layout(tiny)(talk, pictures(images), ask=ask)
+        laid(layout(tiny), talk, images, ask=ask)
     text = str(caught.value)
     assert text.startswith("chat.json[7]: ") and all(word in text for word in words), text
 
 
-@pytest.mark.parametrize("case", ["two pictures", "an empty turn", "an answer to answer"])
+TWO = (dialogue("<image><image>\nWhat?", "yes"), 2, False, ["2 pictures", "layout 'original' has place for one", "Give one picture a dialogue"])
+UNREAD = {"two pictures": TWO, **{name: REFUSED[name] for name in ("an empty turn", "an answer to answer")}}
+
+
+@pytest.mark.parametrize("case", UNREAD)
 def test_original_refuses_what_the_published_loader_cannot_read(tiny, case):
-    talk, images, ask, words = REFUSED[case]
+    talk, images, ask, words = UNREAD[case]
     with pytest.raises(DataError) as caught:
-        layout(tiny, "original")(talk, pictures(images), ask=ask)
+        laid(layout(tiny, "original"), talk, images, ask=ask)
     assert all(word in str(caught.value) for word in words)
 
 

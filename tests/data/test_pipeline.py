@@ -34,11 +34,11 @@ class Numbers:
         if i in self.bad:
             raise DataError(f"number {i}: bad. Do without it")
         empty = np.zeros(1, np.int32)
-        return Sample(np.array([i], np.int32), empty, empty, np.zeros(1, np.float32), np.zeros((0, 2, 2, 3), np.uint8))
+        return Sample(np.array([i], np.int32), empty, empty, np.zeros(1, np.float32), {})
 
 
 def numbers(source, batch_size=4, **settings):
-    return Batches(source, keep, batch_size=batch_size, length=1, sizes=(2,), **settings)
+    return Batches(source, keep, batch_size=batch_size, length=1, frames=tiny.frames(2), **settings)
 
 
 def take(batches, count):
@@ -278,34 +278,41 @@ def tokenizer():
 
 
 def test_shapes_and_kinds(tokenizer):
-    batch = next(Batches(SyntheticSource("questions", 6), tiny.prepare(tokenizer, 96, 48, 8), batch_size=3, length=96, sizes=(48,)))
-    assert [(a.shape, a.dtype) for a in [*batch[:-1], *batch.images]] == [
+    prepare = tiny.prepare(tokenizer, 96, 48, 8)
+    batch = next(Batches(SyntheticSource("questions", 6), prepare, batch_size=3, length=96, frames=prepare.frames))
+    assert [(a.shape, a.dtype) for a in [*batch[:-1], *batch.media["image"]]] == [
         *[((3, 96), t) for t in (np.int32, np.int32, np.int32, np.float32, np.int32, np.int32)],
+        ((3,), np.int32),
         ((3, 1, 48, 48, 3), np.uint8),
     ]
-    assert (np.bincount(batch.kind.ravel(), minlength=4)[[FEATURE, TEXT]] > [3 * 36 - 1, 3 * 10]).all()
+    assert (np.bincount(batch.kind.ravel(), minlength=FEATURE + 1)[[FEATURE, TEXT]] > [3 * 36 - 1, 3 * 10]).all()
+    assert batch.items.tolist() == [1, 1, 1] and list(batch.media) == ["image"]
     assert ((batch.kind == PADDING) == (batch.segments == 0)).all() and set(np.unique(batch.segments)) <= {0, 1}
     for row in range(3):
         n = batch.segments[row].sum()
         assert batch.positions[row].tolist() == [*range(n), *[0] * (96 - n)]
         assert batch.index[row][batch.kind[row] == FEATURE].tolist() == list(range(36))
         assert batch.weights[row, :n][batch.kind[row, :n] == SPECIAL].sum() == 0 < batch.weights[row].sum()
-    assert all(a.flags.writeable and a.flags.c_contiguous for a in [*batch[:-1], *batch.images])
+    assert all(a.flags.writeable and a.flags.c_contiguous for a in [*batch[:-1], *batch.media["image"]])
 
 
-def test_a_dialogue_without_a_picture_has_a_blank_one(tokenizer):
-    batch = next(Batches(SyntheticSource("text", 6), tiny.prepare(tokenizer, 96, 48, 8), batch_size=2, length=96, sizes=(48,)))
-    assert batch.images[0].shape == (2, 1, 48, 48, 3) and not batch.images[0].any()
-    assert not (batch.kind == FEATURE).any()
+def test_a_dialogue_without_a_picture_has_a_blank_one_beside_others_and_none_alone(tokenizer):
+    prepare = tiny.prepare(tokenizer, 96, 48, 8)
+    source = [SyntheticSource("text", 6)[0], SyntheticSource("questions", 6)[0]]
+    alone, both = (next(Batches(s, prepare, batch_size=2, length=96, frames=prepare.frames, shuffle=False)) for s in (source[:1], source))
+    assert alone.media["image"][0].shape == (2, 0, 48, 48, 3) and alone.items.tolist() == [0, 0]
+    assert not (alone.kind >= FEATURE).any() and not (both.kind[0] >= FEATURE).any()
+    assert both.media["image"][0].shape == (2, 1, 48, 48, 3) and both.items.tolist() == [0, 1]
+    assert [picture.any() for picture in both.media["image"][0]] == [False, True]
 
 
 def test_patches_name_what_covers_them():
     source = PatchSource(6)
-    batch = next(Batches(source, keep, batch_size=2, length=36, sizes=(96,), shuffle=False))
+    batch = next(Batches(source, keep, batch_size=2, length=36, frames=tiny.frames(96), shuffle=False))
     for i in range(2):
         scene, rng = synthetic.scene_and_rng(i, "train")
         assert [synthetic.CELL_WORDS[t] for t in batch.tokens[i]] == synthetic.patch_words(scene, 6)
-        assert (batch.images[0][i, 0] == synthetic.render(scene, rng)).all()
+        assert (batch.media["image"][0][i, 0] == synthetic.render(scene, rng)).all()
     assert (batch.kind == FEATURE).all() and (batch.weights == 1).all() and batch.index[0].tolist() == list(range(36))
     assert len(source) == ENDLESS
 
@@ -326,7 +333,8 @@ def test_worker_processes_change_nothing(tokenizer, tmp_path):
 
     def make(num_workers, on_bad_sample="skip", **settings):
         prepare, source = tiny.prepare(tokenizer, 96, 8, 8), JsonSource(path, tmp_path)
-        return Batches(source, prepare, batch_size=3, length=96, sizes=(8,), num_workers=num_workers, on_bad_sample=on_bad_sample, **settings)
+        settings |= {"frames": prepare.frames, "num_workers": num_workers, "on_bad_sample": on_bad_sample}
+        return Batches(source, prepare, batch_size=3, length=96, **settings)
 
     def same(some, others):
         return all((a == b).all() for a, b in zip(jax.tree.leaves(some), jax.tree.leaves(others), strict=True))

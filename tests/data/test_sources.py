@@ -177,10 +177,10 @@ def test_content_may_be_a_list_of_parts(tmp_path):
     first = [{"type": "text", "text": "What?"}, {"type": "image"}]
     path = written(tmp_path / "d.jsonl", lines(said(first, "Well?", shown, images=["a.jpg"])))
     dialogue = JsonSource(path, "pics")[0]
-    assert dialogue.turns == (("user", "What?"), ("user", "Well?"), ("user", "And\nthis?"))
-    assert dialogue.images == (Path("pics/a.jpg"), Path("pics/b.jpg")) and dialogue.places == (1, 0, 1) and not dialogue.marked
+    assert dialogue.turns == (("user", "What?\n<image>"), ("user", "Well?"), ("user", "<image>\nAnd\nthis?"))
+    assert dialogue.media == (("image", Path("pics/a.jpg")), ("image", Path("pics/b.jpg"))) and dialogue.parted and not dialogue.marked
     alone = JsonSource(written(tmp_path / "e.jsonl", lines(said([{"type": "text", "text": "What?"}], images=["a.jpg"]))), "pics")[0]
-    assert (alone.turns, alone.images, alone.places) == ((("user", "What?"),), (Path("pics/a.jpg"),), ())
+    assert (alone.turns, alone.images, alone.parted) == ((("user", "What?"),), (Path("pics/a.jpg"),), False)
 
 
 @pytest.mark.parametrize("address", [URL, "https://example.org/a.png", "HTTP://example.org/a.png", "s3://bucket/a.png", "file:///a.png"])
@@ -263,12 +263,13 @@ def test_the_pipeline_reads_every_real_picture():
     tokenizer = Tokenizer(SHARED / "omnifusion_1_1")
     prepare = tiny.prepare(tokenizer, 512, 48, 8)
     source = JsonSource(REAL / "dialogues.json", REAL / "images")
-    batches = Batches(source, prepare, batch_size=24, length=512, sizes=(48,))
+    batches = Batches(source, prepare, batch_size=24, length=512, frames=prepare.frames)
     batch = next(batches)
-    assert batch.images[0].shape == (24, 1, 48, 48, 3) and batch.tokens.shape == (24, 512)
-    seen = batch.images[0].reshape(24, -1).any(axis=1)
+    pictures = batch.media["image"][0]
+    assert pictures.shape == (24, 1, 48, 48, 3) and batch.tokens.shape == (24, 512)
+    seen = pictures.reshape(24, -1).any(axis=1)
     assert seen.sum() == 22 and (batch.index.max(axis=1) == np.where(seen, 35, 1)).all()  # two dialogues without a picture
-    assert len({image.tobytes() for image in batch.images[0][seen]}) == 17
+    assert len({image.tobytes() for image in pictures[seen]}) == 17
     assert "<SOI> <36 image features> <EOI>" in describe(source, prepare, tokenizer)
 
 

@@ -1,5 +1,6 @@
 """Prompts by chat template: the published texts, Hugging Face's ids for them, what is learned from, and what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,11 +11,11 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from omnifusion_jax.batch import FEATURE, TEXT
-from omnifusion_jax.config import ConfigError, ModelConfig
+from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.data.dialogues import Dialogue, parse
 from omnifusion_jax.data.template import Template
 from omnifusion_jax.data.tokenizer import Tokenizer
-from omnifusion_jax.errors import DataError
+from omnifusion_jax.errors import ConfigError, DataError
 from omnifusion_jax.templates import TEMPLATES
 
 BOS, EOS = 1, 2
@@ -28,10 +29,11 @@ PROMPTS = {
         "[INST] What? [/INST] A cat.</s>[INST] <image>\nWhy? [/INST]",
     ),
 }
-TALK = ("What?", "A cat.", "Why?")
-# of a language model: content is a string
+ONE = ("<image>What?",)  # a mark stands before the text as a layout reads it
+THREE = ("What?", "A cat.", "<image>Why?")
 SYSTEM = "<<SYS>>\nBe brief.\n<</SYS>>\n\n[INST] <image>\nWhat? [/INST]"
 MARKED = Dialogue("b", (("user", "What?"), ("assistant", "A cat."), ("user", "<image>\nWhy?")))
+# of a language model: content is a string
 LANGUAGE = "{% for m in messages %}{{ bos_token if loop.first }}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{{ '<bot>' if add_generation_prompt }}"
 
 
@@ -63,6 +65,11 @@ def pictures(n):
     return [tiny.picture(np.zeros((32, 32, 3), np.uint8))] * n
 
 
+def laid(lay, talk, n, ask=False):
+    """The Sample of a dialogue with `n` pictures."""
+    return lay(dataclasses.replace(talk, media=tiny.shown(*["p.png"] * n)), pictures(n), ask=ask)
+
+
 def turns(*texts):
     return [(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
 
@@ -77,8 +84,8 @@ def answers(tokenizer, sample):
 def test_the_published_prompts(tokenizer, name):
     one, three = PROMPTS[name]
     template = Template(TEMPLATES[name], "<image>", tokenizer)
-    assert template.render(turns("What?"), [1], template.form, True, "") == one
-    assert template.render(turns(*TALK), [0, 0, 1], template.form, True, "") == three
+    assert template.render(turns(*ONE), template.form, True, "") == one
+    assert template.render(turns(*THREE), template.form, True, "") == three
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -86,8 +93,8 @@ def test_ids_are_those_of_hugging_face(folder, tokenizer, name):
     theirs = PreTrainedTokenizerFast.from_pretrained(folder)
     theirs.add_special_tokens({"additional_special_tokens": ["<image>"]})
     template = Template(TEMPLATES[name], "<image>", tokenizer)
-    for text, said, places in zip(PROMPTS[name], (TALK[:1], TALK), ([1], [0, 0, 1]), strict=True):
-        ids, weights = template(turns(*said), places, True, "")
+    for text, said in zip(PROMPTS[name], (ONE, THREE), strict=True):
+        ids, weights = template(turns(*said), True, "")
         assert ids.tolist() == theirs(text).input_ids
         assert ids[0] == BOS and (ids == template.image_id).sum() == 1 and not weights.any()
         assert ids.dtype == np.int32 and weights.dtype == np.float32
@@ -96,7 +103,7 @@ def test_ids_are_those_of_hugging_face(folder, tokenizer, name):
 def test_features_stand_where_the_template_marks_the_picture(tokenizer):
     lay = layout(tokenizer)
     for talk, shown in ((dialogue("What?"), 1), (dialogue("What?", "A cat.", "<image>\nWhy?"), 1), (dialogue("What?"), 0)):
-        sample = lay(talk, pictures(shown), ask=True)
+        sample = laid(lay, talk, shown, ask=True)
         here = np.flatnonzero(sample.kind == FEATURE)
         assert len(here) == 4 * shown and sample.index[here].tolist() == list(range(4 * shown))
         text = tokenizer.backend.decode(sample.tokens[sample.kind == TEXT].tolist(), skip_special_tokens=False)
@@ -109,7 +116,7 @@ def test_features_stand_where_the_template_marks_the_picture(tokenizer):
 
 def test_targets_are_the_answers_and_their_end(tokenizer):
     for name in TEMPLATES:
-        sample = layout(tokenizer, name)(dialogue("What?", "A cat.", "Why?", "It is red."), pictures(1))
+        sample = laid(layout(tokenizer, name), dialogue("What?", "A cat.", "Why?", "It is red."), 1)
         assert answers(tokenizer, sample) == ["\u2581A\u2581cat.</s>", "\u2581It\u2581is\u2581red.</s>"]
         assert (sample.tokens[sample.weights > 0] == EOS).sum() == 2
 
@@ -118,7 +125,7 @@ def test_targets_after_a_picture_are_not_moved_by_it(tokenizer):
     """The picture stands between two answers: its four features take the place of one token."""
     lay = layout(tokenizer)
     plain, shown = lay(dialogue("What?", "A cat.", "Why?", "It is red."), []), dialogue("What?", "A cat.", "<image>\nWhy?", "It is red.")
-    sample = lay(shown, pictures(1))
+    sample = laid(lay, shown, 1)
     assert answers(tokenizer, sample) == answers(tokenizer, plain) == ["\u2581A\u2581cat.</s>", "\u2581It\u2581is\u2581red.</s>"]
     features = np.flatnonzero(sample.kind == FEATURE)
     ends = np.flatnonzero(sample.tokens == EOS)
@@ -129,8 +136,9 @@ def test_a_system_turn_stands_where_the_template_puts_it(tokenizer):
     talk = Dialogue("chat.json[7]", (("system", "Be brief."), ("user", "What?")))
     for name, text in (("llava-1.5", "Be brief. USER: <image>\nWhat? ASSISTANT:"), ("llava-next-mistral", SYSTEM)):
         lay = layout(tokenizer, name)
-        assert lay.template.render(lay.read(talk), [0, 1], lay.template.form, True, "") == text
-        sample = lay(talk, pictures(1), ask=True)
+        shown = lay.read(lay.marked(dataclasses.replace(talk, media=tiny.shown("p.png"))))
+        assert lay.template.render(shown, lay.template.form, True, "") == text
+        sample = laid(lay, talk, 1, ask=True)
         before = tokenizer.backend.decode(sample.tokens[: np.flatnonzero(sample.kind == FEATURE)[0]].tolist())
         assert "Be brief." in before and "What?" not in before  # the picture belongs to the first question
     taught = layout(tokenizer)(Dialogue("here", (*talk.turns, ("assistant", "A cat."))), [])
@@ -159,7 +167,7 @@ def test_a_picture_stands_where_the_parts_of_a_turn_show_it(tokenizer):
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]},
     ]
     lay, picture = layout(tokenizer), np.zeros((32, 32, 3), np.uint8)
-    parts, marks = (lay(talk, pictures(1), ask=True) for talk in (parse({"messages": messages, "images": [picture]}, "a"), MARKED))
+    parts, marks = (laid(lay, talk, 1, ask=True) for talk in (parse({"messages": messages, "images": [picture]}, "a"), MARKED))
     assert [a.tolist() for a in parts[:4]] == [a.tolist() for a in marks[:4]]
 
 
@@ -180,14 +188,14 @@ def test_the_beginning_of_the_sequence_comes_once(tmp_path, tokenizer):
 
 def test_a_template_of_a_language_model_gets_a_string(tokenizer):
     template = Template(LANGUAGE, "<image>", tokenizer)
-    assert template.render(turns("What?"), [1], template.form, True, "") == "<s><user><image>\nWhat?<bot>"
+    assert template.render(turns(*ONE), template.form, True, "") == "<s><user><image>\nWhat?<bot>"
 
 
 def test_the_image_token_may_have_another_name_and_an_id_of_its_own(tokenizer):
     source = TEMPLATES["llava-1.5"].replace("<image>", "<pic>")
     assert Template(source, "<pic>", tokenizer).image_id == tiny.VOCAB  # after all others
     assert tokenizer.mark("</s>") == EOS  # one that is there keeps its id
-    sample = layout(tokenizer, source, image_token="<pic>")(dialogue("<image>\nWhat?", marked=True), pictures(1), ask=True)
+    sample = laid(layout(tokenizer, source, image_token="<pic>"), dialogue("<image>\nWhat?", marked=True), 1, ask=True)
     assert (sample.kind == FEATURE).sum() == 4 and sample.tokens.max() < tiny.VOCAB
 
 
@@ -210,7 +218,7 @@ def test_a_template_that_says_nothing_of_use_is_refused(tokenizer, source):
 def test_dialogues_that_the_template_cannot_show(tokenizer):
     picky = "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}" + TEMPLATES["llava-1.5"]
     with pytest.raises(DataError, match=r"chat.json\[7\]: the chat template cannot render this dialogue \(one question only\)"):
-        layout(tokenizer, picky)(dialogue(*TALK), [], ask=True)
+        layout(tokenizer, picky)(dialogue("What?", "A cat.", "Why?"), [], ask=True)
     forgetful = "{% set messages = messages[-2:] %}" + TEMPLATES["llava-1.5"]
     with pytest.raises(DataError, match="changes earlier turns when another follows; it cannot be trained on"):
         layout(tokenizer, forgetful)(dialogue("What?", "A cat.", "Why?", "It is red."), [])
@@ -221,7 +229,7 @@ def test_dialogues_that_the_template_cannot_show(tokenizer):
     first_only = TEMPLATES["llava-1.5"].replace("if part['type'] == 'image'", "if part['type'] == 'image' and loop.index < 2 and not seen")
     first_only = first_only.replace("{%- for message in messages -%}", "{%- for message in messages -%}{%- set seen = not loop.first -%}")
     with pytest.raises(DataError, match="the chat template marks 0 pictures, the dialogue has 1"):
-        layout(tokenizer, first_only)(dialogue("What?", "A cat.", "<image>\nWhy?"), pictures(1), ask=True)
+        laid(layout(tokenizer, first_only), dialogue("What?", "A cat.", "<image>\nWhy?"), 1, ask=True)
 
 
 def test_the_layout_and_its_template_belong_together():

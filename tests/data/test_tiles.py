@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from omnifusion_jax.data.images import open_image
-from omnifusion_jax.data.tiles import GRIDS, NEWLINE, best_grid, most, tiles, walk
+from omnifusion_jax.data.tiles import GRIDS, NEWLINE, best_grid, most, order, tiles
 
 REAL = Path(__file__).parents[2].parent / "shared/data/real_dialogues/images"
 REAL_FILES = sorted(REAL.glob("*"))[::6] or [pytest.param(None, marks=pytest.mark.skip(reason=f"no pictures in {REAL}"))]
@@ -144,19 +144,19 @@ def with_extremes(test):
 @with_extremes
 @settings(max_examples=100, deadline=None)
 @given(SIDES, SIDES, GRID_LISTS, st.sampled_from([1, 2, 3, 5, 24]))
-def test_unpadded_walk_equals_transformers(modeling, newline, height, width, grids, side):
-    steps = walk((height, width), grids, 14 * side, side, newline=newline, unpad=True)
+def test_the_unpadded_order_equals_transformers(modeling, newline, height, width, grids, side):
+    steps = order((height, width), grids, 14 * side, side, newline=newline, unpad=True)
     assert steps.dtype == np.int32
     np.testing.assert_array_equal(steps, packed(modeling, (height, width), grids, side, newline))
 
 
 @settings(max_examples=50, deadline=None)
 @given(SIDES, SIDES, GRID_LISTS, st.sampled_from([1, 2, 3, 5]))
-def test_padded_walk_with_newlines_equals_transformers(modeling, height, width, grids, side):
+def test_the_padded_order_with_newlines_equals_transformers(modeling, height, width, grids, side):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modeling, "unpad_image", lambda tensor, original_size: tensor)
         expected = packed(modeling, (height, width), grids, side, newline=True)
-    np.testing.assert_array_equal(walk((height, width), grids, 14 * side, side, newline=True), expected)
+    np.testing.assert_array_equal(order((height, width), grids, 14 * side, side, newline=True), expected)
 
 
 @with_extremes
@@ -169,13 +169,13 @@ def test_as_many_as_the_processor_expects(height, width, grids, side):
     processor.patch_size, processor.num_additional_image_tokens = 14, 0
     processor.image_processor = SimpleNamespace(image_grid_pinpoints=pinpoints(grids, tile))
     expected = processor._get_number_of_features(height, width, tile, tile)
-    assert len(walk((height, width), grids, tile, side, newline=True, unpad=True)) == expected
+    assert len(order((height, width), grids, tile, side, newline=True, unpad=True)) == expected
 
 
-def test_a_walk_by_hand():
+def test_an_order_by_hand():
     size_hw, grids = (1, 4), ((2, 2),)  # 4 x 4 patches, of which a line is picture; as many go on either side, hence two stay
-    assert walk(size_hw, grids, 28, 2).tolist() == list(range(20))
-    assert walk(size_hw, grids, 28, 2, newline=True).tolist() == [
+    assert order(size_hw, grids, 28, 2).tolist() == list(range(20))
+    assert order(size_hw, grids, 28, 2, newline=True).tolist() == [
         0,
         1,
         2,
@@ -201,25 +201,25 @@ def test_a_walk_by_hand():
         19,
         -1,
     ]
-    assert walk(size_hw, grids, 28, 2, unpad=True).tolist() == [0, 1, 2, 3, 6, 7, 10, 11, 12, 13, 16, 17]
-    assert walk(size_hw, grids, 28, 2, newline=True, unpad=True).tolist() == [0, 1, 2, 3, 6, 7, 10, 11, -1, 12, 13, 16, 17, -1]
+    assert order(size_hw, grids, 28, 2, unpad=True).tolist() == [0, 1, 2, 3, 6, 7, 10, 11, 12, 13, 16, 17]
+    assert order(size_hw, grids, 28, 2, newline=True, unpad=True).tolist() == [0, 1, 2, 3, 6, 7, 10, 11, -1, 12, 13, 16, 17, -1]
 
 
 def test_a_strip_of_which_no_patch_stays():
     whole = list(range(4))
-    assert walk((1, 3000), GRIDS, 28, 2, newline=True, unpad=True).tolist() == whole
-    assert walk((3000, 1), GRIDS, 28, 2, newline=True, unpad=True).tolist() == whole + [NEWLINE] * 2
-    assert walk((3000, 1), GRIDS, 28, 2, unpad=True).tolist() == whole
+    assert order((1, 3000), GRIDS, 28, 2, newline=True, unpad=True).tolist() == whole
+    assert order((3000, 1), GRIDS, 28, 2, newline=True, unpad=True).tolist() == whole + [NEWLINE] * 2
+    assert order((3000, 1), GRIDS, 28, 2, unpad=True).tolist() == whole
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 3), (2, 1), (2, 3)])
-def test_tiles_walked_give_the_picture_again(grid):
-    """What stands at a place of the walk is what the picture shows there."""
+def test_tiles_in_order_give_the_picture_again(grid):
+    """What stands at a place of the order is what the picture shows there."""
     side, patch = 4, 5
     size = side * patch
     shades = np.random.default_rng(0).permutation(grid[0] * grid[1] * side**2).astype(np.uint8).reshape(grid[0] * side, grid[1] * side)
     image = Image.fromarray(shades.repeat(patch, 0).repeat(patch, 1)).convert("RGB")
     seen = tiles(image, size, (grid,))[:, patch // 2 :: patch, patch // 2 :: patch, 0].ravel()  # a feature: the shade of its patch
-    steps = walk((image.height, image.width), (grid,), size, side, newline=True, unpad=True)[side**2 :]
+    steps = order((image.height, image.width), (grid,), size, side, newline=True, unpad=True)[side**2 :]
     np.testing.assert_array_equal(seen[steps[steps != NEWLINE]], shades.ravel())
     assert np.flatnonzero(steps == NEWLINE).tolist() == [(i + 1) * (grid[1] * side + 1) - 1 for i in range(grid[0] * side)]

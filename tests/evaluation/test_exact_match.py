@@ -22,7 +22,7 @@ def parrot(tokenizer, then, **settings):
     calls for the token `then`.
     """
     c = tiny.config(**settings)
-    c.encoder.layers, c.decoder.layers = 1, 1
+    c.image.encoders[0].layers, c.decoder.layers = 1, 1
     arrays = tiny.arrays(c)
     for path in arrays:
         if path.endswith(("attention/out/kernel", "/down/kernel")) and path.startswith("decoder"):
@@ -79,7 +79,7 @@ def test_a_truth_that_ends_by_itself_may_be_reached(tokenizer, tmp_path):
 def test_questions_are_read_as_the_layout_reads_them(tokenizer, tmp_path, layout, asked):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     turns = (("human", "<image>\nWhat?"), ("gpt", "A"), ("human", "Why?"), ("gpt", "B"))
-    talk, lay = Dialogue("x", turns, (tmp_path / "a.png",), marked=True), Layout(tokenizer, tiny.config(layout=layout), 256)
+    talk, lay = Dialogue("x", turns, tiny.shown(tmp_path / "a.png"), marked=True), Layout(tokenizer, tiny.config(layout=layout), 256)
     found = list(questions(talk, lay))
     assert [(text, truth) for _, text, truth in found] == [(asked, "A"), ("Why?", "B")]
     assert [[m["content"] for m in request.messages] for request, _, _ in found] == [[asked], [asked, "A", "Why?"]]
@@ -91,7 +91,7 @@ def test_questions_are_read_as_the_layout_reads_them(tokenizer, tmp_path, layout
 def test_a_picture_comes_with_the_turn_that_shows_it(tokenizer):
     """A chat template has a place for it in every turn; a question before that is asked without it."""
     lay = tiny.layout(tokenizer, 256, layout="template", template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    talk = Dialogue("x", (("user", "Hello"), ("assistant", "Hi"), ("user", "<image>\nWhat?"), ("assistant", "A cat")), ("a.png",))
+    talk = Dialogue("x", (("user", "Hello"), ("assistant", "Hi"), ("user", "<image>\nWhat?"), ("assistant", "A cat")), tiny.shown("a.png"))
     first, second = (request for request, _, _ in questions(talk, lay))
     assert first.images == [] and first.messages == [{"role": "user", "content": "Hello"}]
     assert second.images == ["a.png"] and second.messages[2]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]

@@ -21,7 +21,7 @@ SAMPLED = GenerationConfig(max_new_tokens=8, temperature=1.0, seed=3)
 
 def small(**settings):
     c = tiny.config(**settings)
-    c.encoder.layers, c.decoder.layers = 1, 1
+    c.image.encoders[0].layers, c.decoder.layers = 1, 1
     return c
 
 

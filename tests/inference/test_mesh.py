@@ -24,7 +24,7 @@ ROWS, HEADS = ("data", "fsdp"), "tensor"
 
 def small():
     c = tiny.config()
-    c.encoder.layers, c.decoder.layers = 1, 1
+    c.image.encoders[0].layers, c.decoder.layers = 1, 1
     return c
 
 
@@ -62,7 +62,7 @@ def test_batch_and_cache_are_spread_and_the_tokens_are_equal(models, asked, name
     found = many.generate(asked, SETTINGS[name], batch_size=4)
     assert [a.tokens for a in found] == [a.tokens for a in expected]
     batch, x = seen["embed"][0][1], seen["embed"][1]
-    assert all(a.sharding.spec[0] == ROWS for a in [*batch[:-1], *batch.images])
+    assert all(a.sharding.spec[0] == ROWS for a in jax.tree.leaves(batch))
     assert x.sharding.spec[0] == ROWS and len(x) == 4
     _, state = seen["advance"]
     rows = 4 * SETTINGS[name].num_beams
@@ -75,7 +75,7 @@ def test_a_row_for_every_piece(models, asked):
     """Fewer requests than devices: blank rows fill the batch up, and say nothing."""
     one, many = models
     batch = many._assemble([prompts.lay_out(asked[0], "here", many.prepare, ask=True)], left=True)
-    assert all(len(a) == 4 and a.sharding.spec[0] == ROWS for a in [*batch[:-1], *batch.images])
+    assert all(len(a) == 4 and a.sharding.spec[0] == ROWS for a in jax.tree.leaves(batch))
     assert many.generate(asked[0], SETTINGS["sampled"])[0].tokens == one.generate(asked[0], SETTINGS["sampled"])[0].tokens
     assert "".join(many.stream(asked[0], SETTINGS["sampled"])) == one.generate(asked[0], SETTINGS["sampled"])[0].text
     np.testing.assert_allclose(many.logits(asked[0])[0], one.logits(asked[0])[0], atol=1e-4)

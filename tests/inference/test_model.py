@@ -25,7 +25,7 @@ TEXTS = ("What is it?", "How many circles are there? There are two.", "Скол�
 def small():
     """Few layers: it is the host code that is tested here."""
     config = tiny.config()
-    config.encoder.layers, config.decoder.layers = 2, 1
+    config.image.encoders[0].layers, config.decoder.layers = 2, 1
     return config
 
 
@@ -123,7 +123,7 @@ def test_logprob_by_logits(model):
     answer = model.generate([ask("What is it?")], g)[0]
     sample = prompts.lay_out(ask("What is it?"), "here", model.prepare)
     n = len(sample.tokens)
-    batch = prompts.assemble([sample], model.lens, left=False)
+    batch = prompts.assemble([sample], model.prepare, left=False)
     tokens, kind, segments, positions = (a.copy() for a in (batch.tokens, batch.kind, batch.segments, batch.positions))
     here = np.s_[0, n : n + len(answer.tokens)]
     tokens[here], kind[here], segments[here], positions[here] = answer.tokens, 1, 1, np.arange(n, n + len(answer.tokens))
@@ -152,7 +152,7 @@ def test_a_request_alone_is_a_list_of_one(model, mixed):
 
 BAD = {
     "no file": (ask("What?", "nowhere.jpg"), "nowhere.jpg"),
-    "two pictures": (ask("What?", *[np.zeros((9, 9, 3), np.uint8)] * 2), "2 pictures"),
+    "a mark too many": (ask("<image><image> What?", np.zeros((9, 9, 3), np.uint8)), "2 <image> marks"),
     "not a picture": (ask("What?", 17), "type int"),
     "empty": (ask(""), "empty"),
     "no turn": (Request([]), "messages"),

@@ -1,5 +1,7 @@
 """Models that look at pictures in other ways: as tiles, through two encoders, with turns marked in words."""
 
+import dataclasses
+
 import drive
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,12 @@ import tiny
 from PIL import Image
 
 from omnifusion_jax.batch import FEATURE, SPECIAL
-from omnifusion_jax.config import AdapterConfig, EncoderConfig, GenerationConfig, ImageConfig
+from omnifusion_jax.config import EncoderConfig, GenerationConfig, adapter
 from omnifusion_jax.data.describe import describe
 from omnifusion_jax.data.dialogues import Request
+from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.pipeline import Batches
-from omnifusion_jax.data.tiles import NEWLINE, tiles, walk
+from omnifusion_jax.data.tiles import NEWLINE, order, tiles
 from omnifusion_jax.inference import prompts
 from omnifusion_jax.inference.model import Model
 from omnifusion_jax.models.omnifusion import OmniFusion
@@ -30,18 +33,22 @@ def tokenizer(tmp_path_factory):
 
 def config(**settings):
     c = tiny.config(**settings)
-    c.encoder.layers, c.decoder.layers, c.decoder.window = 2, 1, None
+    c.image.encoders[0].layers, c.decoder.layers, c.decoder.window = 2, 1, None
     c.validate()
     return c
 
 
 def tiled(**image):
-    return config(image=ImageConfig(fit="tiles", **image))
+    c = config()
+    c.image = dataclasses.replace(c.image, fit="tiles", **image)
+    c.validate()
+    return c
 
 
 def two_encoders():
     c = config()
-    c.encoder2, c.adapter = SECOND, AdapterConfig(kind="sum", width=16)
+    c.image.encoders, c.image.adapter = (*c.image.encoders, SECOND), adapter("sum", width=16)
+    c.validate()
     return c
 
 
@@ -55,34 +62,34 @@ def pictures():
 
 
 @pytest.mark.parametrize("image", [{}, {"unpad": True, "newline": True}], ids=["grid split", "newline and unpad"])
-def test_tiles_enter_the_sequence_in_the_order_of_their_walk(tokenizer, image):
+def test_tiles_enter_the_sequence_in_their_order(tokenizer, image):
     """Slot after slot against the adapter's rows for the same tiles, put there by hand."""
     c = tiled(**image)
     model = Model(c, tiny.arrays(c), tokenizer)
     for picture in pictures():
         sample = prompts.lay_out(ask(picture), "here", model.prepare)
-        batch = prompts.assemble([sample], model.lens, left=False)
-        order = walk(picture.shape[:2], c.image.grids, 24, 3, **image)
+        batch = prompts.assemble([sample], model.prepare, left=False)
+        steps = order(picture.shape[:2], c.image.grids, 24, 3, **image)
         cut = tiles(Image.fromarray(picture), 24, c.image.grids)
-        assert batch.images[0].shape[1] == model.lens.room == 5 and len(sample.images[0]) == len(cut)
-        rows = np.asarray(model.module.encode((jnp.asarray(cut)[None],)))[0]
+        assert batch.media["image"][0].shape[1] == model.prepare.lenses["image"].room == 5 and len(sample.media["image"][0]) == len(cut)
+        rows = np.asarray(model.module.image((jnp.asarray(cut)[None],)))[0]
         embedded = np.asarray(OmniFusion.embed(model.module, batch))[0]
         start = int(np.argmax((batch.kind[0] == SPECIAL) & (batch.index[0] == c.special.index("soi")))) + 1
-        slots = embedded[start : start + len(order)]
-        np.testing.assert_allclose(slots[order != NEWLINE], rows[order[order != NEWLINE]], atol=1e-5)
+        slots = embedded[start : start + len(steps)]
+        np.testing.assert_allclose(slots[steps != NEWLINE], rows[steps[steps != NEWLINE]], atol=1e-5)
         if image:
             newline = np.asarray(model.module.special.newline[...])
-            assert (order == NEWLINE).sum() >= 3
-            np.testing.assert_array_equal(slots[order == NEWLINE], np.broadcast_to(newline, (int((order == NEWLINE).sum()), len(newline))))
-        after = start + len(order)
+            assert (steps == NEWLINE).sum() >= 3
+            np.testing.assert_array_equal(slots[steps == NEWLINE], np.broadcast_to(newline, (int((steps == NEWLINE).sum()), len(newline))))
+        after = start + len(steps)
         assert (batch.kind[0, after], batch.index[0, after]) == (SPECIAL, c.special.index("eoi"))
-        assert (batch.kind[0] == FEATURE).sum() == (order != NEWLINE).sum()
+        assert (batch.kind[0] == FEATURE).sum() == (steps != NEWLINE).sum()
 
 
 def test_the_number_of_tiles_is_data(tokenizer):
     """Pictures of two and of four tiles go through one program, alone or together, with the same answers, however far apart their lengths are."""
     c = tiled()
-    c.encoder.patch, c.encoder.image_size = 4, 24
+    c.image.encoders[0].patch, c.image.encoders[0].image_size = 4, 24
     model = Model(c, tiny.arrays(c), tokenizer)
     wide, large = np.zeros((24, 48, 3), np.uint8), np.zeros((48, 48, 3), np.uint8)
     few, many = ask(wide, "What?"), ask(large, "What?")
@@ -100,11 +107,11 @@ def test_two_encoders_see_their_own_views(tokenizer):
     c = two_encoders()
     model = Model(c, tiny.arrays(c), tokenizer)
     sample = prompts.lay_out(ask(pictures()[1]), "here", model.prepare)
-    assert [view.shape for view in sample.images] == [(1, 24, 24, 3), (1, 16, 16, 3)]
+    assert [view.shape for view in sample.media["image"]] == [(1, 24, 24, 3), (1, 16, 16, 3)]
     plain = model.logits([ask(pictures()[1])])[0]
     arrays = tiny.arrays(c)
     for path in arrays:
-        if path.startswith("encoders/1/patch/"):
+        if path.startswith("image/encoders/1/patch/"):
             arrays[path] = -arrays[path]
     assert np.abs(Model(c, arrays, tokenizer).logits([ask(pictures()[1])])[0] - plain).max() > 1e-3
     together = model.generate([ask(p) for p in pictures()], GREEDY)
@@ -128,11 +135,12 @@ def test_turns_marked_in_words(tokenizer):
 
 def test_training_batches_of_tiles_have_one_shape(tokenizer):
     c = tiled(newline=True, unpad=True)
-    prepare = tiny.prepare(tokenizer, 256, 24, 8, image=c.image)
+    prepare = Prepare.of(tokenizer, c, 256)
     talk = (("user", "What is it?"), ("assistant", "A circle."))
     source = [tiny.dialogue(talk, picture) for picture in pictures()]
-    batches = Batches(source, prepare, batch_size=2, length=256, tiles=prepare.lens.room, sizes=prepare.lens.sizes, shuffle=False)
+    usual = prepare.lenses["image"].room
+    batches = Batches(source, prepare, batch_size=2, length=256, frames=prepare.frames, usual=usual, shuffle=False)
     for _ in range(2):
         batch = next(batches)
-        assert batch.images[0].shape == (2, 5, 24, 24, 3) and (batch.weights.sum(axis=1) > 0).all()
+        assert batch.media["image"][0].shape == (2, 5, 24, 24, 3) and (batch.weights.sum(axis=1) > 0).all()
     assert "<SOI> <30 image features and 3 ends of lines> <EOI> <USER>" in describe(source[1:], prepare, tokenizer)

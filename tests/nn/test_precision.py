@@ -8,10 +8,10 @@ import pytest
 import tiny
 
 from omnifusion_jax.batch import TEXT, Batch
-from omnifusion_jax.config import AdapterConfig
-from omnifusion_jax.models.adapters import TransformerAdapter
+from omnifusion_jax.config import adapter
+from omnifusion_jax.models.adapters.mix import LayerMap
+from omnifusion_jax.models.adapters.transformer import TransformerAdapter
 from omnifusion_jax.models.decoder import Decoder
-from omnifusion_jax.models.mix import LayerMap
 from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import attend
@@ -94,20 +94,20 @@ def test_attention_scores():
 def test_attention_scores_of_the_adapter():
     """The same of its layer: queries and keys are what comes in, values what is left of that without its common part."""
     c = tiny.config()
-    c.adapter.heads, width = 1, c.encoder.embed
+    c.image.adapter.heads, width = 1, c.image.encoders[0].embed
     rng = np.random.default_rng(3)
     base = rng.normal(size=width)
     base /= np.linalg.norm(base)
     x = half(17 * base + 0.1 * rng.normal(size=(1, 9, width)))
-    empty = nnx.eval_shape(lambda: TransformerAdapter(c, rngs=nnx.Rngs(0)))
+    empty = nnx.eval_shape(lambda: TransformerAdapter(c.image, c.decoder.embed, rngs=nnx.Rngs(0)))
     p = {path: np.zeros(a.shape) for path, a in nnx.parameters(empty).items()}
     ours = "layer/attention/{}/kernel".format
     p[ours("query")][:, 0] = p[ours("key")][:, 0] = p[ours("out")][0] = np.eye(width)
     p[ours("value")][:, 0] = np.eye(width) - np.outer(base, base)
-    adapter = nnx.with_parameters(empty, {path: half(a) for path, a in p.items()})
-    values = wide(half(wide(x) @ wide(adapter.layer.attention.value.kernel[...])[:, 0]))
+    module = nnx.with_parameters(empty, {path: half(a) for path, a in p.items()})
+    values = wide(half(wide(x) @ wide(module.layer.attention.value.kernel[...])[:, 0]))
     expected = softmax(wide(x) @ wide(x).swapaxes(1, 2) / width**0.5) @ values
-    y, _ = adapter.layer.attention(x)
+    y, _ = module.layer.attention(x)
     assert y.dtype == jnp.bfloat16
     assert np.sqrt(((wide(y) - expected) ** 2).mean() / (expected**2).mean()) < 0.01
 
@@ -115,7 +115,7 @@ def test_attention_scores_of_the_adapter():
 def test_what_a_layer_adds_to_the_mix():
     """One share of a sum over all layers: what is rounded here is rounded 25 times."""
     rng = np.random.default_rng(5)
-    layer = LayerMap(AdapterConfig("sum"), 64, 32, states=4, rngs=nnx.Rngs(0))
+    layer = LayerMap(adapter("sum"), 64, 32, states=4, rngs=nnx.Rngs(0))
     layer = nnx.with_parameters(layer, {path: half(rng.normal(size=a.shape)) for path, a in nnx.parameters(layer).items()})
     x, plain = half(rng.normal(size=(2, 7, 64))), lambda state: state
     y = layer(plain, x)
@@ -140,15 +140,13 @@ def test_a_model_computes_in_its_type_though_the_table_of_embeddings_is_float32(
     """So a training step holds it; its rows are cast where they are read, and nothing after them is float32
     by accident."""
     c = tiny.config()
-    arrays = {
-        path: jnp.asarray(a, jnp.float32 if path == "decoder/embed" else jnp.bfloat16)
-        for path, a in tiny.arrays(c, "encoders", "adapter", "special", "decoder").items()
-    }
+    arrays = {path: jnp.asarray(a, jnp.float32 if path == "decoder/embed" else jnp.bfloat16) for path, a in tiny.arrays(c).items()}
     model = nnx.with_parameters(abstract(c), arrays)
     plane = jnp.ones((1, 5), jnp.int32)
-    batch = Batch(plane, plane * TEXT, plane, plane, plane, plane, (jnp.asarray(tiny.image(c))[None],))
+    pictures = jnp.asarray(tiny.image(c))[None]
+    batch = Batch(plane, plane * TEXT, plane, plane, plane, plane, plane[:, 0], {"image": (pictures,)})
     for f in (OmniFusion.embed, OmniFusion.hidden):
         assert jax.eval_shape(f, model, batch).dtype == jnp.bfloat16
     assert jax.eval_shape(OmniFusion.__call__, model, batch).dtype == jnp.float32
-    for encoder in model.encoders:
-        assert jax.eval_shape(type(encoder).__call__, encoder, batch.images[0][:, 0]).dtype == jnp.bfloat16
+    for encoder in model.image.encoders:
+        assert jax.eval_shape(type(encoder).__call__, encoder, pictures[:, 0]).dtype == jnp.bfloat16

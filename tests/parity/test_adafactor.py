@@ -17,12 +17,12 @@ PAIRS = {
     "decoder/layers/norm1/scale": ((2, 6), lambda a: a),
     "decoder/norm/scale": ((6,), lambda a: a),
     "decoder/embed": ((9, 6), lambda a: a),
-    "encoders/0/layers/attention/query/bias": ((2, 3, 4), lambda a: a.reshape(12)),
-    "encoders/0/layers/attention/query_norm/scale": ((2, 3, 4), lambda a: a.reshape(12)),
-    "adapter/layer/attention/out/kernel": ((2, 3, 6), lambda a: a.reshape(6, 6).T),
-    "adapter/linear/kernel": ((6, 8), lambda a: a.T),
-    "adapter/mixes/0/layers/kernel": ((3, 6, 4), lambda a: a.T),
-    "adapter/mixes/0/layers/weight": ((3,), lambda a: a),
+    "image/encoders/0/layers/attention/query/bias": ((2, 3, 4), lambda a: a.reshape(12)),
+    "image/encoders/0/layers/attention/query_norm/scale": ((2, 3, 4), lambda a: a.reshape(12)),
+    "image/adapter/layer/attention/out/kernel": ((2, 3, 6), lambda a: a.reshape(6, 6).T),
+    "image/adapter/linear/kernel": ((6, 8), lambda a: a.T),
+    "image/adapter/mixes/0/layers/kernel": ((3, 6, 4), lambda a: a.T),
+    "image/adapter/mixes/0/layers/weight": ((3,), lambda a: a),
     "special/user": ((6,), lambda a: a),
 }
 IN_PROJ = {  # of a transformer layer: one tensor for queries, keys and values
@@ -30,7 +30,7 @@ IN_PROJ = {  # of a transformer layer: one tensor for queries, keys and values
     "bias": ((2, 3), lambda a: a.reshape(6)),
 }
 SHAPES = {path: shape for path, (shape, _) in PAIRS.items()} | {
-    f"adapter/layer/attention/{name}/{kind}": shape for name in ("query", "key", "value") for kind, (shape, _) in IN_PROJ.items()
+    f"image/adapter/layer/attention/{name}/{kind}": shape for name in ("query", "key", "value") for kind, (shape, _) in IN_PROJ.items()
 }
 
 
@@ -40,7 +40,7 @@ def tensors(arrays):
     layers = lambda path: arrays[path] if "/layers/" in path else arrays[path][None]
     found = {path: [np.array(theirs(a)) for a in layers(path)] for path, (_, theirs) in PAIRS.items()}
     for kind, (_, theirs) in IN_PROJ.items():
-        thirds = [theirs(arrays[f"adapter/layer/attention/{name}/{kind}"]) for name in ("query", "key", "value")]
+        thirds = [theirs(arrays[f"image/adapter/layer/attention/{name}/{kind}"]) for name in ("query", "key", "value")]
         found[f"in_proj {kind}"] = [np.concatenate(thirds)]
     return found
 

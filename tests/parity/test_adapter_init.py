@@ -1,21 +1,19 @@
 """`adapter.init=torch` against PyTorch's own modules, each built many times: the same distribution of every
 array, biases too."""
 
-import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
-import tiny
 import torch
 from parity.test_adapters import CLIP, DINO
 from scipy.stats import ks_2samp
 from torch.nn import LayerNorm, Linear, MultiheadAttention, TransformerEncoderLayer
 
-from omnifusion_jax.config import AdapterConfig
-from omnifusion_jax.models.adapters import ADAPTERS
+from omnifusion_jax.config import ImageConfig, adapter
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.tables import ADAPTERS
 
 TIMES = 12
 WIDTH, FIRST, SECOND, MLP, OUT = 16, 32, 24, 40, 48  # of what is between, both encoders, what is inside, the decoder
@@ -87,24 +85,30 @@ THEIRS = {
 }
 
 
+SETTINGS = {
+    "linear": {},
+    "mlp": {"mlp": MLP},
+    "transformer": {"heads": 4, "mlp": MLP},
+    "concat": {"width": WIDTH, "heads": 4, "mlp": MLP},
+    "sum": {"width": WIDTH},
+    "attention": {"width": WIDTH, "heads": 4, "queries": 5},
+    "resampler": {"heads": 4, "queries": 4},
+}
+
+
 def config(kind, init):
-    two = kind in ("concat", "sum", "attention")
-    adapter = AdapterConfig(kind, heads=4, mlp=MLP, init=init, **({"width": WIDTH, "queries": 5} if two else {"queries": 4}))
-    base = tiny.config()
-    return dataclasses.replace(
-        base, encoder=CLIP, encoder2=DINO if two else None, adapter=adapter, decoder=dataclasses.replace(base.decoder, embed=OUT)
-    )
+    return ImageConfig((CLIP, DINO)[: ADAPTERS[kind].encoders], adapter(kind, init=init, **SETTINGS[kind]))
 
 
 @functools.cache
 def ours(kind, init):
     """Every array by path, [TIMES, ...]: one drawing for each of so many seeds."""
-    make = lambda key: nnx.parameters(ADAPTERS[kind](config(kind, init), rngs=nnx.Rngs(params=key)))
+    make = lambda key: nnx.parameters(ADAPTERS[kind](config(kind, init), OUT, rngs=nnx.Rngs(params=key)))
     key = jax.random.key(0, impl="unsafe_rbg")  # XLA takes long to compile the default's code
     return jax.device_get(jax.jit(jax.vmap(make))(jax.random.split(key, TIMES)))
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("kind", ADAPTERS.names())
 def test_every_array_is_drawn_as_in_pytorch(kind):
     torch.manual_seed(0)
     theirs = [THEIRS[kind]() for _ in range(TIMES)]

@@ -12,12 +12,12 @@ import torch
 from parity.torch_models import attention_state, layer_state
 from torch.nn import functional
 
-from omnifusion_jax.config import AdapterConfig, EncoderConfig
-from omnifusion_jax.models import mix
-from omnifusion_jax.models.adapters import ADAPTERS
-from omnifusion_jax.models.omnifusion import OmniFusion, abstract
+from omnifusion_jax.config import EncoderConfig, ImageConfig, adapter
+from omnifusion_jax.models.adapters import mix
+from omnifusion_jax.models.omnifusion import Stream, abstract
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.tables import ADAPTERS
 
 CLIP = EncoderConfig(image_size=24, patch=8, embed=32, layers=3, heads=4, mlp=64)
 DINO = EncoderConfig(
@@ -28,32 +28,35 @@ ONE = (
     {"kind": "linear"},
     {"kind": "mlp", "mlp": 40},
     {"kind": "mlp", "mlp": 40, "activation": "gelu_tanh"},
-    *({"kind": "resampler", "queries": n} for n in (4, 9, 16)),  # of 9 patches: a smaller grid, the same, a larger one
+    *({"kind": "resampler", "heads": 2, "queries": n} for n in (4, 9, 16)),  # of 9 patches: a smaller grid, the same, a larger one
 )
-SETTINGS = [
-    {"bias": bias, "shared_norm": shared, "align": align, "first_state": first}
-    for bias, shared, align, first in (("layers", True, "pad", 0), ("none", False, "interpolate", 1), ("one", False, "pad", 2))
+MIXES = [
+    {"width": 16, "bias": bias, "shared_norm": shared, "first_state": first}
+    for bias, shared, first in (("layers", True, 0), ("none", False, 1), ("one", False, 2))
 ]
-TWO = [{"kind": "concat"}, *({"kind": kind, **s} for kind in ("sum", "attention") for s in SETTINGS)]
+SUMS = [{"kind": "sum", **mixes, "align": align} for mixes, align in zip(MIXES, ("pad", "interpolate", "pad"), strict=True)]
+TWO = [
+    {"kind": "concat", "width": 16, "heads": 2, "mlp": 48},
+    *SUMS,
+    *({"kind": "attention", **mixes, "heads": 2, "queries": 5} for mixes in MIXES),
+]
 
 
-def config(**adapter):
-    two = adapter["kind"] in ("concat", "sum", "attention")
-    width = {"width": 16, "queries": 5} if two else {}
-    return dataclasses.replace(
-        tiny.config(), encoder=CLIP, encoder2=DINO if two else None, adapter=AdapterConfig(**{"heads": 2, "mlp": 48, **width, **adapter})
-    )
+def config(kind, **settings):
+    joins = adapter(kind, **settings)
+    return dataclasses.replace(tiny.config(), image=ImageConfig((CLIP, DINO)[: ADAPTERS[kind].encoders], joins))
 
 
 def images(c, batch=2):
     rng = np.random.default_rng(0)
-    return tuple(rng.integers(0, 256, (batch, 1, view.size, view.size, 3), np.uint8) for view in c.views)
+    return tuple(rng.integers(0, 256, (batch, 1, view.size, view.size, 3), np.uint8) for view in c.image.views)
 
 
 def states(model, images):
     """Of every encoder its hidden states as torch tensors, class token and registers left out."""
-    found = [np.asarray(encoder.hidden_states(x[:, 0])) for encoder, x in zip(model.encoders, images, strict=True)]
-    return [torch.tensor(s[:, :, encoder.config.class_token + encoder.config.registers :]) for s, encoder in zip(found, model.encoders, strict=True)]
+    encoders = model.image.encoders
+    found = [np.asarray(encoder.hidden_states(x[:, 0])) for encoder, x in zip(encoders, images, strict=True)]
+    return [torch.tensor(s[:, :, encoder.config.class_token + encoder.config.registers :]) for s, encoder in zip(found, encoders, strict=True)]
 
 
 def place(row, column, width):
@@ -70,10 +73,10 @@ class Reference(torch.nn.Module):
         self.c, self.p = c, {path: torch.tensor(a) for path, a in arrays.items()}
 
     def linear(self, x, name):
-        return x @ self.p[f"adapter/{name}/kernel"] + self.p[f"adapter/{name}/bias"]
+        return x @ self.p[f"image/adapter/{name}/kernel"] + self.p[f"image/adapter/{name}/bias"]
 
     def combined(self, i, hidden):
-        a, path = self.c.adapter, f"adapter/mixes/{i}"
+        a, path = self.c.image.adapter, f"image/adapter/mixes/{i}"
         total = 0
         for n, state in enumerate(hidden[a.first_state :]):
             norm = [self.p[f"{path}/norm/{x}"] if a.shared_norm else self.p[f"{path}/layers/norm/{x}"][n] for x in ("scale", "bias")]
@@ -83,8 +86,9 @@ class Reference(torch.nn.Module):
         return total + self.p[f"{path}/bias"] if a.bias == "one" else total
 
     def forward(self, hidden):
-        c, gelu = self.c, torch.nn.GELU("tanh" if self.c.adapter.activation == "gelu_tanh" else "none")
-        kind, rows = c.adapter.kind, max(h.shape[2] for h in hidden)
+        a = self.c.image.adapter
+        gelu = torch.nn.GELU("tanh" if getattr(a, "activation", "") == "gelu_tanh" else "none")
+        kind, rows = a.kind, max(h.shape[2] for h in hidden)
         if kind == "linear":
             return self.linear(hidden[0][-2], "linear")
         if kind == "mlp":
@@ -98,32 +102,32 @@ class Reference(torch.nn.Module):
         if kind == "sum":
             return self.linear(gelu(sum(self.aligned(m, rows) for m in mixed)), "linear")
         x = torch.cat([gelu(m) for m in mixed], 1)
-        queries = self.p["adapter/queries"].expand(len(x), -1, -1)
+        queries = self.p["image/adapter/queries"].expand(len(x), -1, -1)
         return self.linear(gelu(self.attention(queries, x, x)), "linear")
 
     def attention(self, queries, keys, values):
-        attention = torch.nn.MultiheadAttention(queries.shape[-1], self.c.adapter.heads, batch_first=True)
-        attention.load_state_dict(attention_state(self.p, "adapter/attention"))
+        attention = torch.nn.MultiheadAttention(queries.shape[-1], self.c.image.adapter.heads, batch_first=True)
+        attention.load_state_dict(attention_state(self.p, "image/adapter/attention"))
         return attention(queries, keys, values)[0]
 
     def resampled(self, x):
         """The resampler of OmniLMM: positions for queries and keys, none for values."""
-        norm = lambda x, name: functional.layer_norm(x, x.shape[-1:], *self.norm(name), self.c.adapter.eps)
-        x = norm(x @ self.p["adapter/projection/kernel"] if "adapter/projection/kernel" in self.p else x, "feature_norm")
-        (batch, rows, width), side = x.shape, round(self.c.adapter.queries**0.5)
+        norm = lambda x, name: functional.layer_norm(x, x.shape[-1:], *self.norm(name), self.c.image.adapter.eps)
+        x = norm(x @ self.p["image/adapter/projection/kernel"] if "image/adapter/projection/kernel" in self.p else x, "feature_norm")
+        (batch, rows, width), side = x.shape, round(self.c.image.adapter.queries**0.5)
         table = torch.tensor([place(row, column, width) for row in range(side) for column in range(side)])
         fitted = table.T.reshape(1, width, side, side)
         if (grid := round(rows**0.5)) != side:
             fitted = functional.interpolate(fitted, size=(grid, grid), mode="bicubic", align_corners=False)
-        queries = norm(self.p["adapter/queries"], "query_norm") + table
+        queries = norm(self.p["image/adapter/queries"], "query_norm") + table
         y = self.attention(queries.expand(batch, -1, -1), x + fitted.flatten(2).transpose(1, 2), x)
-        return norm(y, "norm") @ self.p["adapter/linear/kernel"]
+        return norm(y, "norm") @ self.p["image/adapter/linear/kernel"]
 
     def norm(self, name):
-        return self.p[f"adapter/{name}/scale"], self.p[f"adapter/{name}/bias"]
+        return self.p[f"image/adapter/{name}/scale"], self.p[f"image/adapter/{name}/bias"]
 
     def aligned(self, x, rows):
-        if self.c.adapter.align == "pad":
+        if self.c.image.adapter.align == "pad":
             return torch.cat([x, torch.zeros(len(x), rows - x.shape[1], x.shape[2])], 1)
         old, new = round(x.shape[1] ** 0.5), round(rows**0.5)
         grid = x.reshape(len(x), old, old, -1).permute(0, 3, 1, 2)
@@ -131,9 +135,9 @@ class Reference(torch.nn.Module):
         return grid.permute(0, 2, 3, 1).reshape(len(x), rows, -1)
 
     def layer(self, x):
-        a = self.c.adapter
+        a = self.c.image.adapter
         layer = torch.nn.TransformerEncoderLayer(a.width, a.heads, a.mlp, batch_first=True, norm_first=False).eval()
-        layer.load_state_dict(layer_state(self.p, "adapter/layer"))
+        layer.load_state_dict(layer_state(self.p, "image/adapter/layer"))
         return layer(x)
 
 
@@ -142,38 +146,38 @@ def built(c, seed=0):
     return arrays, nnx.with_parameters(abstract(c), {path: jnp.asarray(a) for path, a in arrays.items()})
 
 
-@pytest.mark.parametrize("adapter", [*ONE, *TWO], ids=lambda a: "-".join(map(str, a.values())))
-def test_embeddings(adapter):
-    c = config(**adapter)
+@pytest.mark.parametrize("settings", [*ONE, *TWO], ids=lambda s: "-".join(map(str, s.values())))
+def test_embeddings(settings):
+    c = config(**settings)
     c.validate()
     arrays, model = built(c)
     pictures = images(c)
-    ours = np.asarray(jax.jit(OmniFusion.encode)(model, pictures))
+    ours = np.asarray(jax.jit(Stream.__call__)(model.image, pictures))
     with torch.no_grad():
         theirs = Reference(c, arrays)(states(model, pictures)).numpy()
-    assert ours.shape == theirs.shape == (2, c.rows, c.decoder.embed)
+    assert ours.shape == theirs.shape == (2, c.image.rows, c.decoder.embed)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
-
-
-def test_dropout_reaches_the_layer_that_reads_two_encoders():
-    c = config(kind="concat")
-    _, model = built(c)
-    features = tuple(jnp.ones((2, encoder.rows, encoder.embed)) for encoder in c.encoders)
-    call = jax.jit(lambda adapter, key: adapter(features, key))
-    plain, dropped = call(model.adapter, None), call(model.adapter, jax.random.key(0))
-    assert np.abs(plain - dropped).max() > 1e-3
 
 
 def test_a_resampler_of_features_as_wide_as_the_decoder():
     """It has no map that brings them there."""
-    c = config(kind="resampler", queries=4)
+    c = config("resampler", heads=2, queries=4)
     c.decoder = dataclasses.replace(c.decoder, embed=CLIP.embed)
     arrays, model = built(c)
-    assert "adapter/projection/kernel" not in arrays
+    assert "image/adapter/projection/kernel" not in arrays
     x = np.random.default_rng(1).normal(size=(2, 9, CLIP.embed)).astype(np.float32)
     with torch.no_grad():
         theirs = Reference(c, arrays).resampled(torch.tensor(x)).numpy()
-    np.testing.assert_allclose(jax.jit(type(model.adapter).__call__)(model.adapter, x), theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+    np.testing.assert_allclose(jax.jit(type(model.image.adapter).__call__)(model.image.adapter, x), theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_dropout_reaches_the_layer_that_reads_two_encoders():
+    c = config("concat", heads=2, mlp=48, width=16)
+    _, model = built(c)
+    features = tuple(jnp.ones((2, encoder.rows, encoder.embed)) for encoder in c.image.encoders)
+    call = jax.jit(lambda adapter, key: adapter(features, key))
+    plain, dropped = call(model.image.adapter, None), call(model.image.adapter, jax.random.key(0))
+    assert np.abs(plain - dropped).max() > 1e-3
 
 
 def naive(combination, encoder, images):
@@ -183,12 +187,12 @@ def naive(combination, encoder, images):
     return sum(layer(combination.norm, state) for layer, state in zip(layers, seen, strict=True))
 
 
-@pytest.mark.parametrize(("settings", "trained"), [(SETTINGS[0], False), (SETTINGS[1], False), (SETTINGS[1], True)])
+@pytest.mark.parametrize(("settings", "trained"), [(SUMS[0], False), (SUMS[1], False), (SUMS[1], True)])
 def test_gradients_of_the_mix(settings, trained):
     """With the encoder frozen, whose pass is repeated, and with the encoder trained."""
-    _, model = built(config(kind="sum", **settings))
-    combination, encoder = model.adapter.mixes[1], model.encoders[1]
-    pixels = images(config(kind="sum"))[1][:, 0]
+    _, model = built(config(**settings))
+    combination, encoder = model.image.adapter.mixes[1], model.image.encoders[1]
+    pixels = images(config(**settings))[1][:, 0]
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 16)).astype(np.float32))
 
     def loss(f):
@@ -206,14 +210,14 @@ def test_gradients_of_the_mix(settings, trained):
 
 def test_gradients_of_an_encoder_of_which_a_part_is_trained():
     """One parameter is enough for the pass back through it; the others get none."""
-    c = config(kind="sum")
+    c = config(**SUMS[0])
     arrays, model = built(c)
-    combination, pixels = model.adapter.mixes[1], images(c)[1][:, 0]
-    tower = {path.removeprefix("encoders/1/"): jnp.asarray(a) for path, a in arrays.items() if path.startswith("encoders/1/")}
+    combination, pixels = model.image.adapter.mixes[1], images(c)[1][:, 0]
+    tower = {path.removeprefix("image/encoders/1/"): jnp.asarray(a) for path, a in arrays.items() if path.startswith("image/encoders/1/")}
     trained = {"layers/norm1/scale": tower.pop("layers/norm1/scale")}
 
     def loss(f):
-        return lambda given: (f(combination, nnx.with_parameters(model.encoders[1], {**tower, **given}), pixels) ** 2).sum()
+        return lambda given: (f(combination, nnx.with_parameters(model.image.encoders[1], {**tower, **given}), pixels) ** 2).sum()
 
     ours, theirs = (jax.jit(jax.grad(loss(f)))(trained)["layers/norm1/scale"] for f in (mix.mixed, naive))
     assert np.abs(theirs).max() > 1e-3
@@ -227,7 +231,7 @@ def test_the_mix_keeps_no_stack_of_hidden_states(gradient):
     stack = (encoder.layers + 1) * 4 * (1 + encoder.patches) * encoder.embed * 4  # bytes of all hidden states of four pictures
 
     def make():
-        return mix.Mix(encoder, AdapterConfig(), 64, rngs=nnx.Rngs(0)), VisionTransformer(encoder, rngs=nnx.Rngs(0))
+        return mix.Mix(encoder, adapter("sum"), 64, rngs=nnx.Rngs(0)), VisionTransformer(encoder, rngs=nnx.Rngs(0))
 
     combination, tower = nnx.eval_shape(make)
     pixels = jax.ShapeDtypeStruct((4, 128, 128, 3), np.uint8)
@@ -243,4 +247,4 @@ def test_the_mix_keeps_no_stack_of_hidden_states(gradient):
 
 
 def test_every_kind_is_tested():
-    assert {a["kind"] for a in (*ONE, *TWO)} | {"transformer"} == set(ADAPTERS)
+    assert {a["kind"] for a in (*ONE, *TWO)} | {"transformer"} == set(ADAPTERS.names())

@@ -11,7 +11,6 @@ from parity import torch_models
 from parity.test_forward import SAMPLES, C, ours
 
 from omnifusion_jax.batch import collate
-from omnifusion_jax.data.dialogues import Dialogue
 from omnifusion_jax.data.layout import Layout
 from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.models.vit import VisionTransformer
@@ -24,7 +23,7 @@ EMPTY = abstract(C)
 
 @jax.jit
 def see(model, images):
-    return VisionTransformer.hidden_states(model.encoders[0], images)
+    return VisionTransformer.hidden_states(model.image.encoders[0], images)
 
 
 @jax.jit
@@ -42,7 +41,7 @@ def theirs(original, image, tokens):
     float64."""
     kind = original.llm.dtype
     with torch.no_grad():
-        states = original.clip(torch_models.pixels(C.encoder, image).to(kind), output_hidden_states=True).hidden_states
+        states = original.clip(torch_models.pixels(C.image.encoders[0], image).to(kind), output_hidden_states=True).hidden_states
         text = original.llm.model(torch.tensor(tokens)).last_hidden_state
         logits = original.logits(image, SAMPLES[0][1])
     return [a.double().numpy() for a in (torch.stack(states)[1:], text, logits)]
@@ -60,7 +59,7 @@ class Model(torch_models.Original):
 
     def features(self, images):
         with torch.no_grad():
-            pixels = torch_models.pixels(self.config.encoder, images).to(self.llm.dtype)
+            pixels = torch_models.pixels(self.config.image.encoders[0], images).to(self.llm.dtype)
             return self.adapter(self.clip(pixels, output_hidden_states=True).hidden_states[-2][:, 1:])[0]
 
     def modules(self):
@@ -95,9 +94,9 @@ def errors(tmp_path_factory):
     tokenizer = tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     layout, image = Layout(tokenizer, C, 256), tiny.image(C)
     roles = {False: "human", True: "gpt"}
-    dialogue = Dialogue("here", tuple((roles[a], text) for a, text in SAMPLES[0][1]))
-    sample = layout(dialogue, [tiny.picture(image[0], C.encoder.patch)])
-    batch = collate([sample], len(sample.tokens), 1, (C.encoder.image_size,))
+    dialogue = tiny.dialogue(tuple((roles[a], text) for a, text in SAMPLES[0][1]), image)
+    sample = layout(dialogue, [tiny.picture(image[0], C.image.encoders[0].patch)])
+    batch = collate([sample], len(sample.tokens), tiny.frames(C.image.encoders[0].image_size, rows=C.image.rows))
     exact = Model(C, tokenizer)
     half, rows = in_half(tokenizer, exact), []
     for seed in SEEDS:

@@ -74,7 +74,7 @@ def test_a_directory_is_read_computes_the_same_and_is_written(tmp_path, name):
     close(jax.jit(logits)(built(config, arrays), tokens(c)), expected)
 
     (tmp_path / "ours").mkdir()
-    write_decoder(tmp_path / "ours", config, to_foreign(arrays, decoders.table(config)))
+    write_decoder(tmp_path / "ours", config, to_foreign(arrays, decoders.table(config)), {"bos_token_id": 1, "eos_token_id": 2})
     back, report = type(theirs).from_pretrained(tmp_path / "ours", attn_implementation="eager", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     assert (back.lm_head.weight is back.model.embed_tokens.weight) is c.tied

@@ -15,7 +15,7 @@ from parity.vision_models import Described, Hub, InternViT, OpenClip
 from torch.nn import functional
 
 from omnifusion_jax.checkpoints.load import load_encoder
-from omnifusion_jax.config import EncoderConfig, ModelConfig
+from omnifusion_jax.config import EncoderConfig, ImageConfig, ModelConfig
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.resize import RESIZE, resize_matrix
@@ -37,7 +37,7 @@ def compare(source, states_of, **expected):
     config, arrays = load_encoder(source)
     assert {name: getattr(config, name) for name in expected} == expected
     empty = nnx.eval_shape(lambda: VisionTransformer(config, rngs=nnx.Rngs(0)))
-    model = nnx.with_parameters(empty, {path.removeprefix("encoders/0/"): jnp.asarray(a) for path, a in arrays.items()})
+    model = nnx.with_parameters(empty, {path.removeprefix("image/encoders/0/"): jnp.asarray(a) for path, a in arrays.items()})
     images = np.random.default_rng(3).integers(0, 256, (2, config.image_size, config.image_size, 3), np.uint8)
     with torch.no_grad():
         theirs = states_of(pixels(config, images))
@@ -175,6 +175,12 @@ def test_resampling(how, old, new):
     close(np.einsum("ip,jq,bcpq->bcij", matrix, matrix, x.numpy()), TORCH[how](x, new))
 
 
+def own_arrays(c):
+    """Random parameters of an encoder, by path within it."""
+    part = "image/encoders/0"
+    return {path.removeprefix(f"{part}/"): a for path, a in tiny.arrays(ModelConfig(image=ImageConfig((c,))), part).items()}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -186,7 +192,7 @@ def test_resampling(how, old, new):
 )
 def test_what_eva_does_otherwise(settings):
     c = EncoderConfig(image_size=18, patch=6, embed=48, layers=2, heads=4, mlp=80, activation="gelu", **settings)
-    arrays = {path.removeprefix("encoders/0/"): a for path, a in tiny.arrays(ModelConfig(encoder=c), "encoders").items()}
+    arrays = own_arrays(c)
     assert ("layers/attention/key/bias" in arrays) is c.key_bias and "layers/attention/query/bias" in arrays
     model = nnx.with_parameters(nnx.eval_shape(lambda: VisionTransformer(c, rngs=nnx.Rngs(0))), {p: jnp.asarray(a) for p, a in arrays.items()})
     images = np.random.default_rng(3).integers(0, 256, (2, 18, 18, 3), np.uint8)
@@ -198,7 +204,7 @@ def test_what_eva_does_otherwise(settings):
 
 def test_rotary_positions_count_in_patches_of_this_image_size_unless_told_otherwise():
     c = EncoderConfig(image_size=18, patch=6, embed=16, layers=1, heads=2, mlp=16, rope_theta=100.0)
-    arrays = {path.removeprefix("encoders/0/"): jnp.asarray(a) for path, a in tiny.arrays(ModelConfig(encoder=c), "encoders").items()}
+    arrays = {path: jnp.asarray(a) for path, a in own_arrays(c).items()}
     images = np.random.default_rng(3).integers(0, 256, (1, 18, 18, 3), np.uint8)
 
     def last(**settings):

@@ -123,11 +123,12 @@ class Published:
             head[tokenizer.eos] *= eos
 
     def arrays(self, config):
-        tables = {"encoders": clip.CLIP.table(config.encoder), "adapter": original.adapter_table(config)}
+        tables = {"image/encoders/0": clip.CLIP.table(config.image.encoders[0]), "image/adapter": original.adapter_table(config)}
         tables |= {"special": original.SPECIAL_TABLE, "decoder": decoders.table(config.decoder)}
         found = {}
         for part, named in self.original.tensors().items():
-            named = {(clip.PREFIX if part == "encoders" else "") + name.removeprefix(clip.PREFIX): t.detach().numpy() for name, t in named.items()}
+            prefix = clip.PREFIX if part == "image/encoders/0" else ""
+            named = {prefix + name.removeprefix(clip.PREFIX): t.detach().numpy() for name, t in named.items()}
             found |= from_foreign(named, tables[part], shapes_of(config, part), part, ignore=clip.IGNORED)
         return found
 

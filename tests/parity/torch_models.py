@@ -28,7 +28,8 @@ def language(c):
 
 
 def adapter(c):
-    return randomised(VisualToGPTMapping(c.encoder.embed, c.decoder.embed, c.encoder.patches, c.adapter.heads, c.adapter.mlp), 3)
+    [encoder], a = c.image.encoders, c.image.adapter
+    return randomised(VisualToGPTMapping(encoder.embed, c.decoder.embed, encoder.patches, a.heads, a.mlp), 3)
 
 
 def pixels(c, images):
@@ -66,13 +67,13 @@ class Original:
 
     def __init__(self, c, tokenizer):
         self.config, self.tokenizer = c, tokenizer
-        self.clip, self.adapter, self.llm = vision(c.encoder), adapter(c), language(c.decoder)
+        self.clip, self.adapter, self.llm = vision(c.image.encoders[0]), adapter(c), language(c.decoder)
         generator = torch.Generator().manual_seed(4)
         self.special = {name: torch.randn(c.decoder.embed, generator=generator).mul(0.15).requires_grad_() for name in ("USER", "BOT", "SOI", "EOI")}
 
     def features(self, images):
         with torch.no_grad():
-            seen = self.clip(pixels(self.config.encoder, images), output_hidden_states=True).hidden_states[-2]
+            seen = self.clip(pixels(self.config.image.encoders[0], images), output_hidden_states=True).hidden_states[-2]
         return self.adapter(seen[:, 1:])[0]
 
     def lay_out(self, image, turns):
@@ -104,15 +105,15 @@ class Original:
     def tensors(self):
         """All state dicts, by part."""
         return {
-            "encoders": self.clip.state_dict(),
-            "adapter": self.adapter.state_dict(),
+            "image/encoders/0": self.clip.state_dict(),
+            "image/adapter": self.adapter.state_dict(),
             "special": self.special,
             "decoder": self.llm.state_dict(),
         }
 
     def gradients(self):
         return {
-            "adapter": {name: p.grad for name, p in self.adapter.named_parameters()},
+            "image/adapter": {name: p.grad for name, p in self.adapter.named_parameters()},
             "special": {name: p.grad for name, p in self.special.items()},
             "decoder": {name: p.grad for name, p in self.llm.named_parameters()},
         }

@@ -19,7 +19,8 @@ from omnifusion_jax.training.step import TrainState
 
 def state(step, size=400):
     """Its parameters say which step they are of."""
-    return TrainState(np.int32(step), np.int32(0), {"adapter/linear/kernel": np.full((3, size), float(step), np.float32)}, {"count": np.int32(step)})
+    params = {"image/adapter/linear/kernel": np.full((3, size), float(step), np.float32)}
+    return TrainState(np.int32(step), np.int32(0), params, {"count": np.int32(step)})
 
 
 def shapes(size=400):
@@ -40,7 +41,7 @@ def restore(directory, size=400):
     checkpoints = Checkpoints(directory, CheckpointConfig())
     found = checkpoints.restore(*shapes(size))
     checkpoints.close()
-    return found and (found[0].params["adapter/linear/kernel"][0, 0], int(found[0].step), found[1])
+    return found and (found[0].params["image/adapter/linear/kernel"][0, 0], int(found[0].step), found[1])
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_when_all_are_damaged_each_is_named_and_none_is_touched(checkpoints):
 def test_a_checkpoint_of_another_model_is_not_damaged(checkpoints):
     with pytest.raises(CheckpointError, match="another model, freeze table or optimizer") as caught:
         restore(checkpoints, size=500)
-    assert "params/adapter/linear/kernel: (3, 400), needed (3, 500)" in str(caught.value)
+    assert "params/image/adapter/linear/kernel: (3, 400), needed (3, 500)" in str(caught.value)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "3"]
 
 
@@ -152,7 +153,7 @@ def test_a_full_disk_is_one_message_and_older_checkpoints_are_whole(disk, meanwh
     free = shutil.disk_usage(disk).free
     (disk / "other").write_bytes(bytes(free - 16384))
     noise = np.random.default_rng(0).normal(size=(3, 40000)).astype(np.float32)  # 480 kB that no compression makes small
-    large = state(3)._replace(params={"adapter/linear/kernel": noise})
+    large = state(3)._replace(params={"image/adapter/linear/kernel": noise})
     checkpoints = Checkpoints(directory, CheckpointConfig())
     if meanwhile:  # somebody else fills it while it is written
         monkeypatch.setattr(Checkpoints, "check_space", lambda *_: None)

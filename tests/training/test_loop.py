@@ -1,5 +1,6 @@
 """The loop: accumulation, meshes, freezing, broken losses, resuming."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,20 +14,19 @@ from numpy.testing import assert_allclose, assert_array_equal
 from omnifusion_jax.batch import Batch
 from omnifusion_jax.config import CheckpointConfig, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
 from omnifusion_jax.data.dialogues import Dialogue
-from omnifusion_jax.data.layout import Layout, Prepare
-from omnifusion_jax.data.pictures import Lens
+from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.pipeline import Batches
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training.loop import NotFinite, train
-from omnifusion_jax.training.objectives import OBJECTIVES
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.parts import split
 from omnifusion_jax.training.step import init_state, make_step
 
 LENGTH = 80
-PHASE1 = ((r"(adapter|special)/.*", 1.0), (r"(encoders|decoder)/.*", None))
-PHASE2 = ((r"(adapter|special|decoder)/.*", 1.0), (r"encoders/.*", None))
+PHASE1 = ((r"(image/adapter|special)/.*", 1.0), (r"(image/encoders|decoder)/.*", None))
+PHASE2 = ((r"(image/adapter|special|decoder)/.*", 1.0), (r"image/encoders/.*", None))
 
 
 class Pictures:
@@ -39,7 +39,7 @@ class Pictures:
         rng = np.random.default_rng(i)
         picture = (rng.integers(0, 256, (24, 24, 3), np.uint8),) if i % 4 else ()
         answer = " and ".join(["a red circle", "a blue square"][: 1 + i % 2])
-        return Dialogue(f"pictures[{i}]", (("user", "What is in the picture?"), ("assistant", answer)), picture)
+        return Dialogue(f"pictures[{i}]", (("user", "What is in the picture?"), ("assistant", answer)), tiny.shown(*picture))
 
 
 @pytest.fixture(scope="module")
@@ -56,27 +56,32 @@ def config(mesh=None, dropout=0.0, **settings):
         data=DataConfig(path="pictures", max_length=LENGTH),
         **settings,
     )
-    c.model.adapter.dropout = dropout
+    c.model.image.adapter.dropout = dropout
     c.model.decoder.window = 64  # so that an answer sees every special vector
     return c.validate()
 
 
-def batches(tokenizer, c):
-    prepare = Prepare(Layout(tokenizer, c.model, LENGTH), Lens(c.model))
-    return Batches(Pictures(), prepare, batch_size=c.batch_size, length=LENGTH, sizes=(24,), seed=c.seed)
+def batches(tokenizer, c, source=None, length=LENGTH, **settings):
+    prepare = Prepare.of(tokenizer, c.model, length)
+    settings |= {"batch_size": c.batch_size, "length": length, "frames": prepare.frames, "seed": c.seed}
+    return Batches(source or Pictures(), prepare, **settings)
 
 
 def start(c):
-    return tiny.arrays(c.model, "encoders", "adapter", "special", "decoder")
+    return tiny.arrays(c.model)
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(workdir):
-    return [json.loads(line).get("train/loss") for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row.get("train/loss") for row in rows(workdir)]
 
 
-def fit(c, tokenizer, workdir, given=None, wrap=lambda b: b):
+def fit(c, tokenizer, workdir, given=None, wrap=lambda b: b, **settings):
     workdir.mkdir(exist_ok=True)
-    trained, frozen = train(c, workdir, wrap(batches(tokenizer, c)), start(c) if given is None else given)
+    trained, frozen = train(c, workdir, wrap(batches(tokenizer, c, **settings)), start(c) if given is None else given)
     return losses(workdir), jax.device_get(trained), jax.device_get(frozen)
 
 
@@ -89,7 +94,7 @@ def test_it_learns_and_leaves_frozen_parts_alone(reference):
     curve, trained, frozen = reference
     assert curve[-1] < 0.8 * curve[0]
     given = start(config())
-    assert set(frozen) == {path for path in given if path.startswith("encoders/")}
+    assert set(frozen) == {path for path in given if path.startswith("image/encoders/")}
     for path, a in frozen.items():
         assert_array_equal(a, given[path])
     assert not [path for path, a in trained.items() if np.abs(a - given[path]).max() == 0]
@@ -104,6 +109,12 @@ def test_accumulation_is_exact(reference, tokenizer, tmp_path):
 def test_every_mesh_gives_the_same_losses(reference, tokenizer, tmp_path, mesh, accumulate):
     """As does a run that goes on with another one, below."""
     curve, _, _ = fit(config(MeshConfig(*mesh), grad_accum=accumulate), tokenizer, tmp_path)
+    assert_allclose(curve, reference[0], rtol=1e-5)
+
+
+def test_rows_that_share_pools_give_the_same_losses(reference, tokenizer, tmp_path):
+    """Four rows a pool, a pool a device and portion."""
+    curve, _, _ = fit(config(MeshConfig(1, 2), grad_accum=2), tokenizer, tmp_path, pools=4)
     assert_allclose(curve, reference[0], rtol=1e-5)
 
 
@@ -122,8 +133,8 @@ def test_frozen_parts_have_no_optimizer_state(tokenizer, tmp_path):
     assert sizes(kept["optimizer"]) == 2 * sizes(trained)
 
 
-def flops(c):
-    """Of the step, as the compiler counts them: a scan's body once, which is the same for all."""
+def flops(c, pictures=1):
+    """Of the step, as the compiler counts them: a scan's body once, which is the same for all. `pictures` a row."""
     objective = OBJECTIVES["answers"]
     skeleton = nnx.eval_shape(lambda: objective.module(c.model, rngs=nnx.Rngs(0)))
     trained, frozen = split(c.train_parts, nnx.parameters(skeleton))
@@ -131,7 +142,8 @@ def flops(c):
     state = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
     plane = lambda dtype, *shape: jax.ShapeDtypeStruct((c.batch_size, *shape), dtype)
     integers = plane(np.int32, LENGTH)
-    batch = Batch(integers, integers, integers, plane(np.float32, LENGTH), integers, integers, (plane(np.uint8, 1, 24, 24, 3),))
+    media = {"image": (plane(np.uint8, pictures, 24, 24, 3),)}
+    batch = Batch(integers, integers, integers, plane(np.float32, LENGTH), integers, integers, plane(np.int32), media)
     step = make_step(skeleton, objective, optimizer, seed=0, grad_accum=1, dtype=np.dtype("float32"), remat="none")
     return jax.jit(step).lower(state, frozen, batch).cost_analysis()["flops"]
 
@@ -140,11 +152,59 @@ def test_frozen_parts_cost_no_backward_pass():
     everything = ((r".*", 1.0),)
     encoder = flops(config(train_parts=everything)) - flops(config(train_parts=PHASE2))
     decoder = flops(config(train_parts=PHASE2)) - flops(config(train_parts=PHASE1))
-    c = config().model
-    rows, depth = config().batch_size * (1 + c.encoder.patches), 1  # of one scanned block, forward 2, backward 4 a weight and row
-    block = 4 * c.encoder.embed**2 + 2 * c.encoder.embed * c.encoder.mlp
-    assert encoder > 0.8 * 4 * rows * depth * block  # its backward pass is in the one and not in the other
+    c = config().model.image.encoders[0]
+    patches, depth = config().batch_size * (1 + c.patches), 1  # of one scanned block, forward 2, backward 4 a weight and row
+    block = 4 * c.embed**2 + 2 * c.embed * c.mlp
+    assert encoder > 0.8 * 4 * patches * depth * block  # its backward pass is in the one and not in the other
     assert decoder > 0
+
+
+def test_a_batch_without_pictures_runs_no_encoder():
+    """Not forward, and nothing of its gradient either."""
+    c, everything = config().model.image.encoders[0], config(train_parts=((r".*", 1.0),))
+    block = 2 * everything.batch_size * (1 + c.patches) * (4 * c.embed**2 + 2 * c.embed * c.mlp)
+    with_some, without = (flops(everything, pictures) for pictures in (1, 0))
+    assert with_some - without > 0.8 * 3 * block
+
+
+class Silent(Pictures):
+    """The same dialogues, nothing shown."""
+
+    def __getitem__(self, i):
+        return dataclasses.replace(super().__getitem__(i), media=())
+
+
+def test_a_run_without_pictures_trains(tokenizer, tmp_path):
+    """What nothing was fed to has a gradient of 0, no NaN, and stays as it was; all else learns."""
+    c = config()
+    curve, trained, _ = fit(c, tokenizer, tmp_path, source=Silent())
+    lines = rows(tmp_path)
+    assert [row["train/bad_steps"] for row in lines] == [0] * 6 and {row["train/images_per_s"] for row in lines[1:]} == {0.0}
+    assert curve[-1] < 0.8 * curve[0]
+    given = start(c)
+    still = {path for path, a in trained.items() if np.abs(a - given[path]).max() == 0}
+    assert still == {path for path in trained if path.startswith("image/")} | {"special/soi", "special/eoi"}
+
+
+class Several(Pictures):
+    """Dialogues of none to three pictures, sixteen without any before sixteen with some."""
+
+    def __getitem__(self, i):
+        shown = tiny.shown(*np.random.default_rng(i).integers(0, 256, (i % 4, 24, 24, 3), np.uint8))
+        return dataclasses.replace(super().__getitem__(i), media=shown if i % 32 >= 16 else ())
+
+
+def test_pictures_are_counted_and_not_the_dialogues_that_have_them(tokenizer, tmp_path):
+    """By turns a batch without pictures and one of 24: two programs, one run, and figures of both."""
+    c = config(steps=4)
+    settings = {"source": Several(), "length": 96, "shuffle": False, "pools": 2}
+    curve, _, _ = fit(c, tokenizer, tmp_path, **settings)
+    assert np.isfinite(curve).all()
+    given = batches(tokenizer, c, **settings)
+    expected = [(batch.items.sum(), (batch.kind > 0).sum()) for batch in (next(given) for _ in range(4))]
+    assert [pictures for pictures, _ in expected] == [0, 24, 0, 24]
+    for row, (pictures, tokens) in list(zip(rows(tmp_path), expected, strict=True))[1:]:
+        assert row["train/images_per_s"] / row["train/tokens_per_s"] == pytest.approx(pictures / tokens)
 
 
 def test_figures_of_evaluation_are_logged_during_the_run(tokenizer, tmp_path):
@@ -164,10 +224,10 @@ def test_figures_of_evaluation_are_logged_during_the_run(tokenizer, tmp_path):
         train(c, tmp_path, batches(tokenizer, c), given, on_eval=evaluate)
     assert not given
     train(c, tmp_path, batches(tokenizer, c), start(c), on_eval=evaluate)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["eval/accuracy"]) for row in rows if "eval/accuracy" in row] == [(2, 0.25), (4, 0.75)]
+    lines = rows(tmp_path)
+    assert [(row["step"], row["eval/accuracy"]) for row in lines if "eval/accuracy" in row] == [(2, 0.25), (4, 0.75)]
     early, cut, again = seen
-    assert set(early) == set(start(c)) and not np.array_equal(early["adapter/linear/kernel"], cut["adapter/linear/kernel"])
+    assert set(early) == set(start(c)) and not np.array_equal(early["image/adapter/linear/kernel"], cut["image/adapter/linear/kernel"])
     for path, a in cut.items():
         assert_array_equal(a, again[path])
 
@@ -208,7 +268,7 @@ def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path, capsys)
     assert saved(cut, 4).position["data"]["seen"] == 4 * 16  # what was learned before the data failed
     assert "no next batch: the state after step 4 is saved" in capsys.readouterr().out
     shutil.rmtree(cut / "checkpoints" / "4")  # as a machine that dies leaves it
-    worthless = {path: a if path.startswith("encoders/") else 0 * a for path, a in start(c).items()}
+    worthless = {path: a if path.startswith("image/encoders/") else 0 * a for path, a in start(c).items()}
     counted = []
     curve, trained, _ = fit(c, tokenizer, cut, worthless, wrap=lambda inner: counted.append(Ends(inner, 99)) or counted[0])
     assert counted[0].given == 4  # of steps 4 to 7
@@ -270,10 +330,10 @@ def test_a_broken_loss_leaves_no_trace(tokenizer, tmp_path):
     fit(c, tokenizer, tmp_path / "broken", wrap=poisoned(lambda n: n == 2))
     c.steps = 3
     expected, _, _ = fit(c, tokenizer, tmp_path / "without", wrap=Without)
-    rows = [json.loads(line) for line in (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["train/bad_steps"] for row in rows] == [0, 1, 1, 1]
-    assert "train/loss" not in rows[1] and "train/grad_norm" not in rows[1]
-    assert [row["train/loss"] for row in rows if "train/loss" in row] == expected
+    lines = rows(tmp_path / "broken")
+    assert [row["train/bad_steps"] for row in lines] == [0, 1, 1, 1]
+    assert "train/loss" not in lines[1] and "train/grad_norm" not in lines[1]
+    assert [row["train/loss"] for row in lines if "train/loss" in row] == expected
     broken, without = saved(tmp_path / "broken", 4).state, saved(tmp_path / "without", 3).state
     assert broken.pop("step") == 4 and without.pop("step") == 3 and broken.pop("bad_steps") == 1 and without.pop("bad_steps") == 0
     assert sum(a.size for a in jax.tree.leaves(broken)) > 3 * 100_000  # parameters and both moments
@@ -283,8 +343,7 @@ def test_a_broken_loss_leaves_no_trace(tokenizer, tmp_path):
 def test_too_many_broken_losses_stop_the_run(tokenizer, tmp_path):
     with pytest.raises(NotFinite, match="learning_rate"):
         fit(config(max_bad_steps=3), tokenizer, tmp_path, wrap=poisoned(lambda n: True))
-    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert len(rows) == 3
+    assert len(rows(tmp_path)) == 3
 
 
 def test_broken_losses_are_counted_anew_when_a_run_goes_on(tokenizer, tmp_path):
@@ -293,8 +352,8 @@ def test_broken_losses_are_counted_anew_when_a_run_goes_on(tokenizer, tmp_path):
     with pytest.raises(Interrupted):
         fit(config(**settings), tokenizer, tmp_path, wrap=lambda inner: Ends(poisoned(lambda n: True)(inner), 2))
     fit(config(**settings), tokenizer, tmp_path, wrap=poisoned(lambda n: n <= 2))
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["train/bad_steps"] for row in rows] == [1, 2, 3, 4, 4, 4]
+    lines = rows(tmp_path)
+    assert [row["train/bad_steps"] for row in lines] == [1, 2, 3, 4, 4, 4]
 
 
 def test_an_uneven_batch_is_refused(tokenizer, tmp_path):

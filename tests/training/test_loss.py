@@ -8,7 +8,7 @@ import pytest
 import tiny
 from numpy.testing import assert_allclose
 
-from omnifusion_jax.batch import TEXT, Batch
+from omnifusion_jax.batch import TEXT, UNKNOWN, Batch
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.training.loss import answer_loss
@@ -16,7 +16,7 @@ from omnifusion_jax.training.loss import answer_loss
 
 def model(seed=0):
     c = tiny.config()
-    return nnx.with_parameters(abstract(c), tiny.arrays(c, "encoders", "adapter", "special", "decoder", seed=seed))
+    return nnx.with_parameters(abstract(c), tiny.arrays(c, seed=seed))
 
 
 @functools.partial(jax.jit, static_argnames="chunk")  # op by op it would take minutes
@@ -36,8 +36,12 @@ def batch_of(rows, length, rng, positions=None):
     used = segments > 0
     tokens = np.where(used, rng.integers(3, tiny.VOCAB, shape), 0).astype(np.int32)
     weights = (used & (places > 0) & (rng.random(shape) < 0.6)).astype(np.float32)
-    images = (np.zeros((len(rows), 1, 24, 24, 3), np.uint8),)
-    return Batch(tokens, np.where(used, TEXT, 0).astype(np.int32), np.zeros(shape, np.int32), weights, segments, places, images)
+    return Batch(tokens, np.where(used, TEXT, 0).astype(np.int32), np.zeros(shape, np.int32), weights, segments, places, *without_media(len(rows)))
+
+
+def without_media(rows):
+    """The rest of a Batch that shows nothing."""
+    return np.zeros(rows, np.int32), {"image": (np.zeros((rows, 0, 24, 24, 3), np.uint8),)}
 
 
 forward = jax.jit(lambda m, batch: m(batch))
@@ -50,7 +54,7 @@ def plain(m, batch):
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     targets, weights = batch.tokens[:, 1:], batch.weights[:, 1:]
     nll = -np.take_along_axis(logp, targets[..., None], -1)[..., 0]
-    return (nll * weights * (targets != 0)).sum(), weights.sum()
+    return (nll * weights * (batch.kind[:, 1:] != UNKNOWN)).sum(), weights.sum()
 
 
 @pytest.mark.parametrize("chunk", [4, 7, 31, 32, 512])
@@ -66,14 +70,18 @@ def test_an_unknown_target_costs_nothing_but_counts():
     m, batch = model(), batch_of([[12]], 12, np.random.default_rng(2))
     batch.weights[:, 5] = 1
     before, count = loss(m, batch)
-    other = batch._replace(tokens=np.where(np.arange(12) == 11, 0, batch.tokens), weights=batch.weights.copy())
-    other.weights[:, 11] = 1
-    same = batch._replace(weights=other.weights * (np.arange(12) != 11))
+    last = np.arange(12) == 11
+    zero = batch._replace(tokens=np.where(last, 0, batch.tokens), weights=np.where(last, 1, batch.weights).astype(np.float32))
+    other = zero._replace(kind=np.where(last, UNKNOWN, zero.kind).astype(np.int32))
+    same = batch._replace(weights=other.weights * ~last)
     without, fewer = loss(m, same)
     total, more = loss(m, other)
     assert_allclose(total, without, rtol=1e-5)
     assert more == fewer + 1
     assert np.isfinite(before) and count > 0
+    as_text, equal = loss(m, zero)  # token 0 as any other, where the layout does not say that it is unknown
+    assert as_text > total + 0.1 and equal == more
+    assert_allclose([as_text, total], [plain(m, zero)[0], plain(m, other)[0]], rtol=2e-5)
 
 
 def test_packed_equals_unpacked_in_value_and_gradient():
@@ -87,7 +95,7 @@ def test_packed_equals_unpacked_in_value_and_gradient():
             out[i, : len(row)] = a[0, row]
         return out
 
-    single = Batch(*(apart(a) for a in packed[:6]), (np.zeros((3, 1, 24, 24, 3), np.uint8),))
+    single = Batch(*(apart(a) for a in packed[:6]), *without_media(3))
     single = single._replace(segments=(single.segments > 0).astype(np.int32))
     m = model()
     gradient = jax.jit(jax.value_and_grad(lambda m, b: loss(m, b)[0]))

@@ -11,21 +11,21 @@ from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.training import parts
 from omnifusion_jax.training.optimizer import decays, make_optimizer, schedule
 
-ARRAYS = {"adapter/up/kernel": jnp.ones((4, 3)), "special/user": jnp.ones(3), "decoder/layers/feed_forward/up/kernel": jnp.ones((2, 3, 4))}
-TABLE = ((r"(adapter|special)/.*", 1.0), (r"decoder/.*", None))
+ARRAYS = {"image/adapter/up/kernel": jnp.ones((4, 3)), "special/user": jnp.ones(3), "decoder/layers/feed_forward/up/kernel": jnp.ones((2, 3, 4))}
+TABLE = ((r"(image/adapter|special)/.*", 1.0), (r"decoder/.*", None))
 
 
 def test_every_parameter_is_trained_or_frozen():
     trained, frozen = parts.split(TABLE, ARRAYS)
-    assert set(trained) == {"adapter/up/kernel", "special/user"} and set(frozen) == {"decoder/layers/feed_forward/up/kernel"}
+    assert set(trained) == {"image/adapter/up/kernel", "special/user"} and set(frozen) == {"decoder/layers/feed_forward/up/kernel"}
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
         (TABLE[:1], "decoder/layers/feed_forward/up/kernel: 0 rows"),
-        ((*TABLE, (r".*/up/kernel", 1.0)), "adapter/up/kernel: 2 rows"),
-        ((*TABLE, (r"encoders/.*", None)), "no parameter matches 'encoders/.\\*'"),
+        ((*TABLE, (r".*/up/kernel", 1.0)), "image/adapter/up/kernel: 2 rows"),
+        ((*TABLE, (r"image/encoders/.*", None)), "no parameter matches 'image/encoders/.\\*'"),
         (((r".*", None),), "freezes everything"),
     ],
 )
@@ -52,20 +52,20 @@ def test_a_horizon_before_the_end_is_refused():
 
 
 def test_a_part_learns_at_its_own_factor():
-    table = ((r"adapter/.*", 1.0), (r"special/.*", 0.5))
-    trained = {path: ARRAYS[path] for path in ("adapter/up/kernel", "special/user")}
+    table = ((r"image/adapter/.*", 1.0), (r"special/.*", 0.5))
+    trained = {path: ARRAYS[path] for path in ("image/adapter/up/kernel", "special/user")}
     optimizer = make_optimizer(OptimizerConfig(warmup=0.0, schedule="constant", learning_rate=0.1), 10, table)
     updates, _ = optimizer.update({path: jnp.ones_like(a) for path, a in trained.items()}, optimizer.init(trained), trained)
-    np.testing.assert_allclose(updates["adapter/up/kernel"], -0.1, rtol=1e-4)
+    np.testing.assert_allclose(updates["image/adapter/up/kernel"], -0.1, rtol=1e-4)
     np.testing.assert_allclose(updates["special/user"], -0.05, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("clip", "expected"), [(1.0, 0.5), (None, 2.0), (100.0, 2.0)])
 def test_gradients_are_clipped_by_their_global_norm(clip, expected):
     """Seen in AdamW's first moment, which takes a tenth of the first gradient: four entries of 2 have norm 4."""
-    trained = {"adapter/linear/kernel": jnp.zeros((2, 2))}
+    trained = {"image/adapter/linear/kernel": jnp.zeros((2, 2))}
     optimizer = make_optimizer(OptimizerConfig(clip=clip), 10, ((".*", 1.0),))
-    _, state = optimizer.update({"adapter/linear/kernel": jnp.full((2, 2), 2.0)}, optimizer.init(trained), trained)
+    _, state = optimizer.update({"image/adapter/linear/kernel": jnp.full((2, 2), 2.0)}, optimizer.init(trained), trained)
     moment = next(leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 2))
     np.testing.assert_allclose(moment, 0.1 * expected, rtol=1e-5)
 
@@ -82,11 +82,11 @@ def test_every_parameter_of_every_part_is_decayed_or_kept():
 
 
 DECAY_SHAPES = {
-    "encoders/0/class_token": (4,),
-    "adapter/linear/kernel": (4, 6),
-    "adapter/linear/bias": (6,),
-    "adapter/norm1/scale": (4,),
-    "adapter/mixes/0/layers/weight": (3,),
+    "image/encoders/0/class_token": (4,),
+    "image/adapter/linear/kernel": (4, 6),
+    "image/adapter/linear/bias": (6,),
+    "image/adapter/norm1/scale": (4,),
+    "image/adapter/mixes/0/layers/weight": (3,),
     "special/user": (6,),
     "decoder/embed": (9, 6),
     "decoder/layers/attention/query/kernel": (2, 6, 2, 1, 3),
@@ -103,7 +103,7 @@ def test_adamw_is_that_of_pytorch_with_two_groups_of_parameters(beta2):
     theirs = {path: torch.nn.Parameter(torch.tensor(a)) for path, a in start.items()}
     groups = [[], []]
     for path, p in theirs.items():
-        groups[path in ("adapter/linear/kernel", "decoder/embed", "decoder/layers/attention/query/kernel")].append(p)
+        groups[path in ("image/adapter/linear/kernel", "decoder/embed", "decoder/layers/attention/query/kernel")].append(p)
     other = torch.optim.AdamW([{"params": ps, "weight_decay": 0.3 * i} for i, ps in enumerate(groups)], lr=0.05, betas=(0.9, beta2), eps=1e-8)
     config = OptimizerConfig(learning_rate=0.05, weight_decay=0.3, beta2=beta2, clip=None, warmup=0.0, schedule="constant")
     optimizer = make_optimizer(config, 10, ((".*", 1.0),))

@@ -18,7 +18,7 @@ def changed(**fields):
         *parents, last = name.split("__")
         at = c
         for parent in parents:
-            at = getattr(at, parent)
+            at = at[int(parent)] if parent.isdigit() else getattr(at, parent)
         assert hasattr(at, last)
         setattr(at, last, value)
     return c
@@ -46,7 +46,8 @@ MEANT = {
     "model__layout": "text",
     "model__prompt": "Hi.\n",
     "model__image__fit": "pad",
-    "model__adapter__dropout": 0.0,
+    "model__image__adapter__dropout": 0.0,
+    "model__image__encoders__0__patch": 16,
 }
 FREE = {
     "mesh__fsdp": 8,
@@ -133,7 +134,7 @@ def test_a_data_file_that_was_edited_in_place(capsys):
 def test_phase_2_reads_as_phase_1_did(capsys):
     theirs, ours = ModelConfig(), ModelConfig(layout="original", prompt="It's\n")
     ours.image.fit = "pad"
-    ours.encoder = dataclasses.replace(ours.encoder, image_size=448)  # compared elsewhere
+    ours.image.encoders = (dataclasses.replace(ours.image.encoders[0], image_size=448),)  # compared elsewhere
     same_reading(theirs, ModelConfig(), "phase1", False)
     with pytest.raises(ConfigError) as caught:
         same_reading(ours, theirs, "phase1", False)

@@ -13,7 +13,7 @@ from conftest import FAST_COMPILATION, ROOT
 
 from omnifusion_jax.config import MeshConfig
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.run import run
+from omnifusion_jax.run import train
 from omnifusion_jax.training import signals
 from omnifusion_jax.training.signals import Stop, Stopped
 from omnifusion_jax.training.workdir import locked
@@ -134,12 +134,12 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path, capfd):
     config.batch_size, config.steps, config.log_every = 2, steps, 1
     config.mesh = MeshConfig(1, 1)  # of eight devices in this process
     config.validate()
-    assert run(config, workdir) == {"steps": steps, "data/skipped": 0}
-    run(config, tmp_path / "whole")
+    assert train(config, workdir) == {"steps": steps, "data/skipped": 0}
+    train(config, tmp_path / "whole")
     cut, whole = rows(workdir), rows(tmp_path / "whole")
     assert [row["step"] for row in cut] == [row["step"] for row in whole] == list(range(1, steps + 1))
     for one, other in zip(cut, whole, strict=True):
         assert one["train/loss"] == pytest.approx(other["train/loss"], rel=2e-3)  # on one device, and on one of eight
     capfd.readouterr()
-    run(config, workdir)
+    train(config, workdir)
     assert f"all {steps} steps are done: nothing is left to train" in capfd.readouterr().out and rows(workdir) == cut

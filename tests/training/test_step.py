@@ -1,6 +1,8 @@
 """One step on objectives of a few numbers, whose gradients are known: keys, precision, broken steps,
 averaging, what lies where."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,6 @@ from omnifusion_jax.batch import FEATURE, TEXT, Batch
 from omnifusion_jax.config import OptimizerConfig
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.training.loss import by_rows
-from omnifusion_jax.training.objectives import Objective
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.step import batch_sharding, init_state, make_step, state_shardings
 
@@ -35,14 +36,15 @@ class Toy(nnx.Module):
 def batch_of(rows, length=4, **arrays):
     plane = np.ones((rows, length), np.int32)
     given = {"tokens": plane, "kind": plane * TEXT, "index": plane, "weights": np.ones((rows, length), np.float32), "segments": plane}
-    return Batch(**{**given, **arrays}, positions=plane, images=())
+    given |= {"items": np.zeros(rows, np.int32), "media": {}}
+    return Batch(**{**given, **arrays}, positions=plane)
 
 
 def begin(loss, params, optimizer=tiny.RECORDER, seed=0, grad_accum=1, dtype="float32", **settings):
     """(state, step) of a toy with the trained `params`; all it has is trained."""
     params = {path: jnp.asarray(a, jnp.float32) for path, a in ({"head": np.zeros(2), "decoder/embed": np.zeros((3, 2))} | params).items()}
     skeleton = nnx.eval_shape(lambda: Toy(params["head"], params["decoder/embed"]))
-    objective = Objective(Toy, lambda module, batch, key, remat: loss(module, batch, key))
+    objective = types.SimpleNamespace(loss=lambda module, batch, key, remat: loss(module, batch, key))
     step = make_step(skeleton, objective, optimizer, seed=seed, grad_accum=grad_accum, dtype=jnp.dtype(dtype), remat="none", **settings)
     return init_state(optimizer, params), jax.jit(lambda state, batch: step(state, {}, batch))
 
@@ -75,7 +77,7 @@ def test_every_micro_batch_draws_its_own(accumulate):
 
 
 def test_metrics():
-    """Three rows; loss 3 v0 + 4 v1 a target, five targets."""
+    """Three rows, the first of two pictures; loss 3 v0 + 4 v1 a target, five targets."""
     weights = np.array([[0, 1, 1, 0], [0, 1, 1, 1], [0, 0, 0, 0]], np.float32)
     kind = np.array([[FEATURE, 1, 1, 0], [1, 1, 1, 1], [FEATURE, FEATURE, 0, 0]], np.int32)
 
@@ -83,9 +85,9 @@ def test_metrics():
         return batch.weights.sum() * (module.head[...] @ jnp.array([3.0, 4.0])), batch.weights.sum()
 
     state, step = begin(loss, {"head": [1.0, 2.0]}, grad_accum=3)
-    state, metrics = step(state, batch_of(3, weights=weights, kind=kind))
+    state, metrics = step(state, batch_of(3, weights=weights, kind=kind, items=np.array([2, 0, 1], np.int32)))
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
-        {"loss": 11.0, "targets": 5, "tokens": 9, "images": 2, "grad_norm": 5.0, "bad": 0}
+        {"loss": 11.0, "targets": 5, "tokens": 9, "images": 3, "grad_norm": 5.0, "bad": 0}
     )
     assert_allclose(drawn(state), [3.0, 4.0], rtol=1e-6)
     state, metrics = step(state, batch_of(3, weights=0 * weights))

@@ -1,0 +1,104 @@
+"""Vision transformers."""
+
+import dataclasses
+
+from omnifusion_jax.config.base import check, one_of
+from omnifusion_jax.tables import ENCODERS
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and standard deviation
+
+
+@dataclasses.dataclass(unsafe_hash=True)  # modules carry it as static data
+class EncoderConfig:
+    """A vision transformer. The defaults are CLIP's; what SigLIP, DINOv2 and InternViT do otherwise are fields."""
+
+    kind: str = "vit"  # a row of tables.ENCODERS
+    image_size: int = 336  # pixels a side
+    shortest_edge: int | None = None  # image.fit=crop: pixels of the shortest edge before the centre is cut out; None: image_size
+    patch: int = 14  # pixels a side of a patch
+    embed: int = 1024  # width
+    layers: int = 24  # blocks
+    heads: int = 16  # of attention
+    mlp: int = 4096  # hidden width of the feed-forward part
+    activation: str = "quick_gelu"  # or gelu, gelu_tanh, swiglu
+    norm: str = "layer"  # or rms
+    norm_order: str = "pre"  # of a block: norms before attention and feed-forward part; "post": after them
+    eps: float = 1e-5  # of norms
+    class_token: bool = True  # a trained token before the patches
+    registers: int = 0  # tokens after the class token, without a position (arXiv 2309.16588)
+    patch_bias: bool = False  # of the map from pixels
+    qkv_bias: bool = True  # of queries, keys and values
+    key_bias: bool = True  # false: queries and values alone have one, as in EVA-02 and Whisper
+    qk_norm: bool = False  # an RMS norm of queries and keys over all heads at once
+    layer_scale: bool = False  # a trained factor for every channel of what a block adds
+    pre_norm: bool = True  # a norm before the first block
+    post_norm: bool = True  # a norm after the last block
+    position_grid: int | None = None  # patches a side that the positions were trained for; None: those of image_size
+    rope_theta: float | None = None  # rotary positions by row and column: base of their wavelengths; None: there are none
+    rope_grid: int | None = None  # patches a side that rotary positions count in; None: those of image_size
+    position_resize: str = "bicubic"  # how they come to those of image_size: a row of nn/resize.py
+    mean: tuple[float, float, float] = CLIP_MEAN  # of red, green and blue in [0, 1]: taken away from pixels
+    std: tuple[float, float, float] = CLIP_STD  # by which they are then divided
+    feature_layer: int = -2  # hidden state that is handed on: 0 is the input of the first block, -1 the output of the last
+    feature_norm: bool = False  # the post norm is applied to features too
+    keep_class_token: bool = False  # the class token is a feature row too
+
+    @property
+    def side(self):
+        """Patches a side."""
+        return self.image_size // self.patch
+
+    @property
+    def patches(self):
+        return self.side**2
+
+    @property
+    def resized(self):
+        """Whether positions come from another grid."""
+        return self.grid != self.side
+
+    @property
+    def grid(self):
+        """Patches a side of the position table."""
+        return self.position_grid or self.side
+
+    @property
+    def positions(self):
+        """Rows of the position table."""
+        return self.class_token + self.grid**2
+
+    @property
+    def rows(self):
+        """Feature rows an image gives."""
+        return self.patches + self.keep_class_token
+
+    @property
+    def view(self):
+        """How it looks at a picture: (pixels a side, pixels of the shortest edge before the crop)."""
+        return self.image_size, self.shortest_edge or self.image_size
+
+    def settled(self):
+        """A copy in which nothing is said twice: None where a field has the value that None stands for."""
+        edge = None if self.shortest_edge == self.image_size else self.shortest_edge
+        return dataclasses.replace(self, shortest_edge=edge, position_grid=self.position_grid if self.resized else None)
+
+    def validate(self):
+        ENCODERS[self.kind]
+        one_of("encoder.activation", self.activation, ("quick_gelu", "gelu", "gelu_tanh", "swiglu"))
+        one_of("encoder.norm", self.norm, ("layer", "rms"))
+        one_of("encoder.norm_order", self.norm_order, ("pre", "post"))
+        rotates = self.rope_theta is None or self.embed // self.heads % 4 == 0
+        check(rotates, "encoder.rope_theta needs heads of a width that 4 divides: pairs for rows and for columns")
+        one_of("encoder.position_resize", self.position_resize, ("bicubic", "bicubic_antialias", "bicubic_offset"))
+        check(self.image_size >= self.patch, f"encoder.image_size {self.image_size} is less than encoder.patch {self.patch}")
+        check(self.embed % self.heads == 0, f"encoder.embed {self.embed} is not a multiple of encoder.heads {self.heads}")
+        low, high = -self.layers - 1, self.layers
+        check(low <= self.feature_layer <= high, f"encoder.feature_layer {self.feature_layer} is outside {low}..{high}")
+        check(self.class_token or not self.keep_class_token, "encoder.keep_class_token needs encoder.class_token")
+        check(self.post_norm or not self.feature_norm, "encoder.feature_norm needs encoder.post_norm")
+        check(self.view[1] >= self.image_size, f"encoder.shortest_edge {self.shortest_edge} is less than encoder.image_size {self.image_size}")
+
+
+HANDED_ON = ("feature_layer", "feature_norm", "keep_class_token")  # of an EncoderConfig: which of its features a model takes

@@ -1,0 +1,52 @@
+"""How answers are drawn."""
+
+import dataclasses
+
+from omnifusion_jax.config.base import check
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How answers are drawn. Greedy by default.
+
+    `num_beams` > 1 is beam search with the semantics of Hugging Face's `generate`. Sampling starts with `temperature` > 0.
+    """
+
+    max_new_tokens: int = 128  # of an answer, the end of sequence included
+    num_beams: int = 1  # above 1: beam search
+    temperature: float = 0.0  # 0: the likeliest token
+    top_k: int = 0  # sampling: so many of the likeliest tokens; 0: all
+    top_p: float = 1.0  # sampling: the likeliest tokens that have this probability together
+    early_stopping: bool = False  # beams: stop as soon as num_beams candidates are finished
+    length_penalty: float = 1.0  # beams: score is the sum of log probabilities over length ** length_penalty
+    repetition_penalty: float = 1.0  # scores of generated tokens are divided by it, negative ones multiplied; 1: off
+    no_repeat_ngram_size: int = 0  # 0: off
+    banned: tuple[str, ...] = ()  # strings that may not be produced, as the tokenizer cuts them
+    banned_tokens: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be produced
+    ban_newline: bool = False  # the bare newline token, which `banned` misses where the tokenizer puts a space before a newline
+    forced_eos: bool = False  # the last possible token is the end-of-sequence token
+    seed: int = 0  # of sampling
+
+    @classmethod
+    def official(cls):
+        """The recipe published with OmniFusion-1.1: three beams, 50 tokens, no newline, no free-standing colon."""
+        return cls(
+            max_new_tokens=50,
+            num_beams=3,
+            early_stopping=True,
+            no_repeat_ngram_size=4,
+            banned=("\n", "</s>", ":"),
+            ban_newline=True,
+            forced_eos=True,
+        )
+
+    def __post_init__(self):
+        check(self.max_new_tokens > 0, f"max_new_tokens is {self.max_new_tokens}")
+        check(self.num_beams > 0, f"num_beams is {self.num_beams}")
+        check(self.temperature >= 0, f"temperature is {self.temperature}")
+        check(self.num_beams == 1 or self.temperature == 0, "beams are not sampled: set num_beams=1 or temperature=0")
+        check(0 < self.top_p <= 1, f"top_p {self.top_p} is not in (0, 1]")
+        check(self.top_k >= 0, f"top_k is {self.top_k}; 0 means all")
+        check(self.repetition_penalty > 0, f"repetition_penalty is {self.repetition_penalty}; 1 means off")
+        check(self.no_repeat_ngram_size >= 0, f"no_repeat_ngram_size is {self.no_repeat_ngram_size}; 0 means off")
+        check(0 <= self.seed < 2**32, f"seed {self.seed} is not in [0, 2**32)")

@@ -1,0 +1,62 @@
+"""A model: streams of media, special vectors, a decoder."""
+
+import dataclasses
+import re
+
+from omnifusion_jax.config.base import check, one_of
+from omnifusion_jax.config.decoder import DecoderConfig
+from omnifusion_jax.config.streams import ImageConfig, StreamConfig
+from omnifusion_jax.tables import LAYOUTS
+
+
+def part_of(path):
+    """The part that a parameter is of: image/encoders/0/patch/kernel is of image/encoders/0."""
+    return re.match(r"\w+/(encoders/\d+|adapter)(?=/)|\w+", path)[0]
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """Streams turn media into token embeddings, a decoder reads them among text. A new kind of media is a field here."""
+
+    preset: str = "omnifusion-1.1"  # a row of PRESETS (docs/presets.md)
+    # the preset that filled the fields below; when `preset` is changed, they are filled anew
+    filled_from: str = "omnifusion-1.1"
+    image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
+    decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    layout: str = "omnifusion"  # of a dialogue in tokens: or original, text, template (docs/data.md)
+    image_place: str = "prefix"  # of pictures: before the first turn, or "mark": where the text marks them; "template" has its own
+    prompt: str = "This is a dialog with AI assistant.\n"  # what stands before the first turn
+    user: str = "User:"  # layout "text": what marks the turns of the user
+    bot: str = "AI:"  # likewise, the turns of the model
+    template: str = ""  # layout "template": a chat template in Jinja, as Hugging Face has them
+    image_token: str = "<image>"  # layout "template": what the template puts where a picture belongs
+
+    @property
+    def streams(self):
+        """{name: StreamConfig}"""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, StreamConfig)}
+
+    @property
+    def special(self):
+        """Names of the trained vectors that stand in sequences, in the order in which `Batch.index` counts them."""
+        return LAYOUTS[self.layout].vectors + tuple(name for stream in self.streams.values() for name in stream.special)
+
+    @property
+    def parts(self):
+        """{path: config} of what a model is made of, as its parameters are called: image/encoders/0, image/adapter, special, decoder."""
+        found = {}
+        for name, stream in self.streams.items():
+            found |= {f"{name}/encoders/{i}": encoder for i, encoder in enumerate(stream.encoders)}
+            found[f"{name}/adapter"] = stream.adapter
+        return found | ({"special": self.special} if self.special else {}) | {"decoder": self.decoder}
+
+    def validate(self):
+        self.decoder.validate()
+        for stream in self.streams.values():
+            stream.validate(self.decoder.embed)
+        LAYOUTS[self.layout]
+        one_of("model.image_place", self.image_place, ("prefix", "mark"))
+        free = self.image_place == "prefix" or self.layout not in ("original", "template")
+        check(free, f"model.image_place=mark: model.layout={self.layout} has a place of its own for pictures")
+        check(bool(self.template) == (self.layout == "template"), "model.template belongs to model.layout=template, which needs one")

@@ -1,0 +1,135 @@
+"""A run: its data, its optimizer, where it runs and what it leaves."""
+
+import dataclasses
+import re
+
+from omnifusion_jax.config.base import check, one_of
+from omnifusion_jax.config.model import ModelConfig
+from omnifusion_jax.errors import ConfigError
+from omnifusion_jax.tables import OBJECTIVES
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    name: str = "adamw"  # or adafactor
+    learning_rate: float = 1e-3  # the highest; factors of train_parts come on top
+    weight_decay: float = 0.0  # adamw: share of a matrix, times the learning rate, that a step takes away
+    schedule: str = "cosine"  # to zero at the horizon; or constant
+    warmup: float = 0.01  # share of the horizon, in which the learning rate rises from zero
+    horizon: float = 1.0  # length of the schedule, in runs; at 8 the run ends after an eighth of it
+    clip: float | None = 1.0  # largest global gradient norm; None: no clipping
+    beta2: float = 0.999  # adamw: how slowly the mean of squared gradients forgets
+
+    def validate(self):
+        one_of("optimizer.name", self.name, ("adamw", "adafactor"))
+        one_of("optimizer.schedule", self.schedule, ("cosine", "constant"))
+        check(self.name == "adamw" or not self.weight_decay, "optimizer.weight_decay works with adamw only")
+        check(self.learning_rate > 0, f"optimizer.learning_rate {self.learning_rate} is not positive")
+        check(0 <= self.warmup < 1, f"optimizer.warmup is a share of the horizon in [0, 1), not {self.warmup}")
+        check(self.horizon >= 1, f"optimizer.horizon is {self.horizon}: below 1 the rate would be 0 before the run ends")
+
+
+@dataclasses.dataclass
+class DataConfig:
+    path: str = ""  # LLaVA JSON or JSONL, or synthetic:<kind>
+    images: str = ""  # folder that image names are relative to
+    num_workers: int = 0  # processes that read and lay out; 0: threads of this one
+    shuffle: bool = True  # anew in every epoch, by `seed`
+    on_bad_sample: str = "raise"  # or skip: left out, counted, reported; the run stops above `bad_share`
+    bad_share: float = 0.01  # skip: share of the records that may be bad; one bad record always may
+    # every record's text and picture header, while the step compiles, in processes of its own; or off
+    check: str = "first_epoch"
+    max_length: int = 2048  # tokens of a laid-out dialogue, feature slots included
+    max_pixels: int = 50_000_000  # larger pictures are refused by their header
+
+    def validate(self):
+        one_of("data.on_bad_sample", self.on_bad_sample, ("raise", "skip"))
+        one_of("data.check", self.check, ("first_epoch", "off"))
+        check(0 <= self.bad_share <= 1, f"data.bad_share is a share of the records from 0 to 1, not {self.bad_share}")
+        check(bool(self.path), "data.path is empty: give a LLaVA JSON file, --config.data.path=dialogues.json --config.data.images=FOLDER")
+
+
+@dataclasses.dataclass
+class MeshConfig:
+    data: int = 1  # copies of the parameters
+    fsdp: int = -1  # devices that a copy is spread over; -1: whatever devices remain
+    tensor: int = 1  # devices that share the heads and hidden widths of the decoder
+
+    def validate(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        check(sum(s == -1 for s in sizes) <= 1 and all(s == -1 or s > 0 for s in sizes), f"mesh sizes {sizes}: positive, at most one -1")
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    every_steps: int = 500  # how often the state of the run is saved; 0: by time alone
+    every_minutes: float = 0.0  # besides; 0: by steps alone. With both 0 it is saved at the end and where the run is stopped
+    keep: int = 2  # the newest so many states; while one is written there is one more
+    final: str = "trained"  # parts, is what the finished run writes to WORKDIR/model; or the complete model
+
+    def validate(self):
+        check(self.every_steps >= 0 and self.every_minutes >= 0, "checkpoint.every_steps and checkpoint.every_minutes must not be negative")
+        check(self.keep > 0, "checkpoint.keep must be positive")
+        one_of("checkpoint.final", self.final, ("trained", "complete"))
+
+
+@dataclasses.dataclass
+class EvalConfig:
+    path: str = ""  # questions with answers, as data.path; empty: no evaluation
+    images: str = ""  # folder that image names are relative to
+    count: int = 0  # questions asked; 0: all
+    every_steps: int = 0  # 0: at the end only
+    batch_size: int = 64  # questions asked at once
+    max_new_tokens: int = 32  # of an answer
+    blind: bool = False  # ask the same questions about blank pictures too
+
+    def validate(self):
+        check(self.batch_size > 0 and self.max_new_tokens > 0, "eval.batch_size and eval.max_new_tokens must be positive")
+        check(self.count > 0 or not self.path.startswith("synthetic:"), "eval.count must be positive: synthetic pictures have no end")
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    seed: int = 0  # of fresh parameters, the order of the data and dropout
+    steps: int = 1000  # of the optimizer
+    batch_size: int = 256  # dialogues a step, over all devices and accumulation steps
+    grad_accum: int = 1  # portions that a step's dialogues are taken in, one after the other
+    loss_mean_rows: int = 0  # 0: one mean over a step's targets; n: the mean of the means over n rows each
+    objective: str = "answers"  # or patches: a bare encoder names what covers each patch of synthetic pictures
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    # {part: directory or hub id}, of the parts image/encoders/0 and so on, and decoder; others are fresh, unless init_from has them
+    parts_from: dict[str, str] = dataclasses.field(default_factory=dict)
+    init_from: str | None = None  # native directory, or what the original's phase 1 writes
+    tokenizer: str | None = None  # directory with tokenizer.json; None: that of init_from or of the decoder
+    # rows (regex, learning-rate factor or None); every parameter matches exactly one, None freezes
+    train_parts: tuple[tuple[str, float | None], ...] = ()
+    compute_dtype: str = "bfloat16"  # or float32; parameters are kept in float32
+    remat: str = "none"  # none | dots | full: what is kept of a decoder layer for its backward pass
+    max_bad_steps: int = 10  # steps with a NaN or infinite loss that are skipped before the run stops
+    log_every: int = 10  # steps between lines of metrics
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+
+    def validate(self):
+        for section in (self.model, self.optimizer, self.data, self.mesh, self.checkpoint, self.eval):
+            section.validate()
+        for name in ("steps", "batch_size", "grad_accum", "log_every", "max_bad_steps"):
+            check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be positive")
+        longest = self.model.decoder.max_length
+        check(0 < self.data.max_length <= longest, f"data.max_length {self.data.max_length} is not in 1..{longest} (model.decoder.max_length)")
+        check(self.batch_size % self.grad_accum == 0, f"batch_size {self.batch_size} is not a multiple of grad_accum")
+        groups = self.loss_mean_rows >= 0 and self.batch_size % (self.loss_mean_rows or 1) == 0
+        check(groups, f"batch_size {self.batch_size} is not a multiple of loss_mean_rows {self.loss_mean_rows}")
+        OBJECTIVES[self.objective]
+        one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
+        one_of("remat", self.remat, ("none", "dots", "full"))
+        check(bool(self.train_parts), "train_parts is empty: rows (regex, learning-rate factor or None) say what is trained")
+        for pattern, _ in self.train_parts:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"train_parts: {pattern!r} is no regular expression: {error}") from None
+        return self

@@ -1,0 +1,109 @@
+"""A transformer layer and a linear map: the adapter of OmniFusion, of one encoder or of two."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from omnifusion_jax.config import AdapterConfig, StreamConfig, check
+from omnifusion_jax.models.adapters.base import OfOneEncoder
+from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.attention import Attention
+from omnifusion_jax.nn.dropout import drop
+from omnifusion_jax.nn.feed_forward import FeedForward
+from omnifusion_jax.nn.init import INITS
+from omnifusion_jax.nn.linear import Linear
+from omnifusion_jax.nn.norms import LayerNorm
+from omnifusion_jax.tables import ADAPTERS
+
+
+class TransformerLayer(nnx.Module):
+    """`torch.nn.TransformerEncoderLayer`: post-norm, ReLU, no position of its own.
+
+    Dropout falls where PyTorch has it: on attention probabilities, after attention, inside and after the feed-forward part.
+    """
+
+    def __init__(self, c, width, *, rngs):
+        init = INITS[c.init]
+        self.dropout = c.dropout
+        self.attention = Attention(width, c.heads, init=init, rngs=rngs)
+        self.norm1, self.norm2 = LayerNorm(width, c.eps), LayerNorm(width, c.eps)
+        self.feed_forward = FeedForward(width, c.mlp, "relu", init=init.linear, rngs=rngs)
+
+    def __call__(self, x, key=None):  # [batch, rows, width]
+        rate, keys = self.dropout, [None] * 4 if key is None else jax.random.split(key, 4)
+        x = self.norm1(x + drop(self.attention(x, dropout=(rate, keys[0]))[0], rate, keys[1]))
+        return self.norm2(x + drop(self.feed_forward(x, rate, keys[2]), rate, keys[3]))
+
+
+@ADAPTERS.row("transformer")
+class TransformerAdapter(OfOneEncoder, nnx.Module):
+    """One transformer layer, then a linear map."""
+
+    @dataclasses.dataclass(unsafe_hash=True)
+    class Settings(AdapterConfig):
+        kind: str = "transformer"
+        heads: int = 4  # of attention
+        mlp: int = 2048  # hidden width of the feed-forward part
+        dropout: float = 0.1  # in training only
+        eps: float = 1e-5  # of norms
+
+        def validate(self, stream, width):
+            super().validate(stream, width)
+            divides(self.heads, stream.encoders[0].embed)
+            check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")
+
+    def __init__(self, c: StreamConfig, width, *, rngs):
+        inner = c.encoders[0].embed
+        self.layer = TransformerLayer(c.adapter, inner, rngs=rngs)
+        self.linear = Linear(inner, width, init=INITS[c.adapter.init].linear, rngs=rngs)
+
+    def __call__(self, x, key=None):
+        return self.linear(self.layer(x, key))
+
+
+@ADAPTERS.row("concat")
+class ConcatAdapter(nnx.Module):
+    """Features of both encoders through a linear map each, then as one sequence through a transformer layer and a
+    linear map (arXiv 2404.06212, section 3.1)."""
+
+    @dataclasses.dataclass(unsafe_hash=True)
+    class Settings(AdapterConfig):
+        kind: str = "concat"
+        width: int | None = None  # that both encoders are brought to; None: the first one's
+        heads: int = 4  # of attention
+        mlp: int = 2048  # hidden width of the feed-forward part
+        dropout: float = 0.1  # in training only
+        eps: float = 1e-5  # of norms
+
+        def validate(self, stream, width):
+            super().validate(stream, width)
+            divides(self.heads, self.width or stream.encoders[0].embed)
+            check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")
+
+    encoders = 2
+
+    @staticmethod
+    def rows(c: StreamConfig):
+        return sum(encoder.rows for encoder in c.encoders)
+
+    @staticmethod
+    def side(c: StreamConfig):
+        return None
+
+    def __init__(self, c: StreamConfig, width, *, rngs):
+        init, inner = INITS[c.adapter.init].linear, c.adapter.width or c.encoders[0].embed
+        self.projections = nnx.List([Linear(e.embed, inner, init=init, rngs=rngs) for e in c.encoders])
+        self.layer = TransformerLayer(c.adapter, inner, rngs=rngs)
+        self.linear = Linear(inner, width, init=init, rngs=rngs)
+
+    def read(self, encoders, media):
+        return tuple(encoder(x) for encoder, x in zip(encoders, media, strict=True))
+
+    def __call__(self, features, key=None):
+        parts = [project(x) for project, x in zip(self.projections, features, strict=True)]
+        return self.linear(self.layer(jnp.concatenate(parts, axis=1), key))
+
+
+def divides(heads, width):
+    check(width % heads == 0, f"the adapter's width {width} is not a multiple of adapter.heads {heads}")

@@ -1,0 +1,72 @@
+"""Dialogues about media: the answers are learned."""
+
+import functools
+import math
+
+from omnifusion_jax.data.check import start_check
+from omnifusion_jax.data.describe import describe
+from omnifusion_jax.data.layout import Prepare
+from omnifusion_jax.data.pipeline import Batches
+from omnifusion_jax.data.sources import open_source
+from omnifusion_jax.evaluation.exact_match import exact_match
+from omnifusion_jax.inference.model import Model
+from omnifusion_jax.models.omnifusion import OmniFusion
+from omnifusion_jax.sharding import make_mesh, ways
+from omnifusion_jax.tables import OBJECTIVES
+from omnifusion_jax.training.loss import answer_loss
+
+
+class Answers:
+    rows, text, module = 1, True, OmniFusion
+
+    def loss(self, module, batch, key, remat):
+        return answer_loss(module.decoder, module.hidden(batch, key, remat), batch)
+
+    def ignorance(self, config, tokenizer):
+        """All words are equally likely."""
+        return math.log(tokenizer.vocab)
+
+    def batches(self, config, tokenizer):
+        c = config.data
+        source = open_source(c.path, c.images, config.model.image.encoders[0].side)
+        prepare = Prepare.of(tokenizer, config.model, c.max_length, max_pixels=c.max_pixels)
+        print(describe(source, prepare, tokenizer))
+        print(f"The loss of a model that knows nothing is ln {tokenizer.vocab} = {self.ignorance(config, tokenizer):.1f}.")
+        return Batches(
+            source,
+            prepare,
+            length=c.max_length,
+            frames=prepare.frames,
+            usual=max(lens.room for lens in prepare.lenses.values()),  # one item a dialogue
+            on_bad_sample=c.on_bad_sample,
+            bad_share=c.bad_share,
+            check=functools.partial(start_check, source, prepare, c.num_workers) if c.check == "first_epoch" else None,
+            **common(config),
+        )
+
+    def evaluator(self, config, tokenizer):
+        c = config.eval
+        if not c.path:
+            return None
+        source = open_source(c.path, c.images, config.model.image.encoders[0].side)
+
+        def evaluate(arrays):
+            model = Model(config.model, arrays, tokenizer, dtype=config.compute_dtype)
+            return exact_match(model, source, c.count, batch_size=c.batch_size, max_new_tokens=c.max_new_tokens, blind=c.blind)
+
+        return evaluate
+
+
+def common(config):
+    """Settings of `Batches` that follow from the run alone."""
+    mesh = make_mesh(**vars(config.mesh))
+    return {
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "shuffle": config.data.shuffle,
+        "num_workers": config.data.num_workers,
+        "pools": config.grad_accum * ways(mesh, "batch"),  # one for each portion and device
+    }
+
+
+OBJECTIVES["answers"] = Answers()

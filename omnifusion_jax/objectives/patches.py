@@ -1,0 +1,38 @@
+"""A bare encoder names what covers each patch of synthetic pictures: how the bundled encoder was made."""
+
+import math
+
+from omnifusion_jax.data.pictures import Lens
+from omnifusion_jax.data.pipeline import Batches, PatchSource, keep
+from omnifusion_jax.data.synthetic import CELL_WORDS
+from omnifusion_jax.evaluation.patches import patch_accuracy
+from omnifusion_jax.models.patch_reader import PatchReader
+from omnifusion_jax.objectives.answers import common
+from omnifusion_jax.tables import OBJECTIVES
+from omnifusion_jax.training.loss import token_loss
+
+
+class Patches:
+    rows, text = 1, False
+
+    def module(self, c, *, rngs):
+        return PatchReader(c, len(CELL_WORDS), rngs=rngs)
+
+    def loss(self, module, batch, key, remat):
+        pictures = batch.media["image"][0]  # [pools, pictures, size, size, 3], one a row
+        there = batch.tokens > 0  # a place that holds nothing costs nothing
+        return token_loss(module(pictures.reshape(-1, *pictures.shape[2:])), batch.tokens, batch.weights, there)
+
+    def ignorance(self, config, tokenizer):
+        return math.log(len(CELL_WORDS))
+
+    def batches(self, config, tokenizer):
+        side, frame = config.model.image.encoders[0].side, Lens.of(config.model.image).frame(0)
+        return Batches(PatchSource(side), keep, length=side * side, frames={"image": frame}, **common(config))
+
+    def evaluator(self, config, tokenizer):
+        count = config.eval.count
+        return count and (lambda arrays: (patch_accuracy(config.model, arrays, count), []))
+
+
+OBJECTIVES["patches"] = Patches()

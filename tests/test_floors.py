@@ -1,0 +1,63 @@
+"""Who may import whom: a room knows itself and the floors below it, as docs/architecture.md draws them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "omnifusion_jax"
+FLOORS = (
+    ("errors", "batch", "templates"),
+    ("tables",),
+    ("config",),
+    ("nn", "sharding", "fields"),
+    ("models", "data"),
+    ("training", "inference", "checkpoints"),
+    ("evaluation",),
+    ("objectives",),
+    ("api", "run", "shipped", "changes", "manual", "cli", "overrides", "train", "convert", "generate", "chat", "__init__"),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+TOP = len(FLOORS) - 1
+
+
+def room_of(file):
+    first = file.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(file):
+    """Rooms that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "omnifusion_jax" else [node.module]
+        for name in names:
+            first, _, rest = name.partition(".")
+            if first == "omnifusion_jax":
+                yield rest.split(".")[0]
+
+
+FILES = sorted(file for file in PACKAGE.rglob("*.py") if "assets" not in file.parts)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_file_imports_upwards(file):
+    room = room_of(file)
+    for other in set(imported(file)) - {room}:
+        below = FLOOR[other] < FLOOR[room] or (FLOOR[room] == TOP == FLOOR[other])
+        assert below, f"{room} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})"
+
+
+def test_every_room_has_a_floor():
+    assert {room_of(file) for file in FILES} == set(FLOOR)
+
+
+def test_flax_nnx_is_touched_in_one_place():
+    named = [file.relative_to(PACKAGE) for file in FILES if "flax" in {line.split()[1].split(".")[0] for line in lines(file)}]
+    assert named == [Path("nn/nnx.py")]
+
+
+def lines(file):
+    text = file.read_text(encoding="utf-8").splitlines()
+    return [line for line in text if line.startswith(("import ", "from "))]
