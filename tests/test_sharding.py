@@ -56,6 +56,16 @@ def test_a_dimension_that_does_not_divide_stays_whole():
     assert sharding.spec(both, ["batch"], (6,)) == jax.sharding.PartitionSpec(None)
 
 
+def test_a_parameter_that_no_row_knows_is_named():
+    with pytest.raises(ConfigError, match=r"image/adapter/mine: 0 rows of models\.axes\.AXES match"):
+        axes("image/adapter/mine")
+    AXES.append((r"image/adapter/mine", "_ embed"))
+    try:
+        assert axes("image/adapter/mine") == ["_", "embed"]
+    finally:
+        AXES.pop()
+
+
 if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True)
     lines = lambda rows: ",\n".join(f"  {json.dumps(path)}: {json.dumps(row)}" for path, row in rows.items())

@@ -3,8 +3,10 @@
 import re
 
 from omnifusion_jax import sharding
+from omnifusion_jax.config import check
 
-AXES = (
+# A module of your own whose parameters have names of their own brings rows for them: AXES.append((pattern, names))
+AXES = [
     (r"image/encoders/\d+/patch/kernel", "_ _ _ vision_embed"),
     (r"image/encoders/\d+/(class_token|patch/bias|(pre|post)_norm/(scale|bias))", "_"),
     (r"image/encoders/\d+/(position|registers)", "_ vision_embed"),
@@ -42,13 +44,13 @@ AXES = (
     (r"decoder/layers/norm\d/scale", "layers _"),
     (r"decoder/norm/scale", "_"),
     (r"head", "vision_embed _"),
-)
+]
 
 
 def axes(path):
-    """Names of the dimensions of the parameter at `path`. Exactly one row must match."""
+    """Names of the dimensions of the parameter at `path`. Raises ConfigError unless exactly one row matches."""
     hits = [names.split() for pattern, names in AXES if re.fullmatch(pattern, path)]
-    assert len(hits) == 1, f"{path}: {len(hits)} rows of AXES match, exactly one must"
+    check(len(hits) == 1, f"{path}: {len(hits)} rows of models.axes.AXES match, exactly one must. Append one, or correct it")
     return hits[0]
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from omnifusion_jax.config import OptimizerConfig
+from omnifusion_jax.config import OptimizerConfig, check
 from omnifusion_jax.models.axes import axes
 from omnifusion_jax.training.parts import factor
 
@@ -14,20 +14,20 @@ from omnifusion_jax.training.parts import factor
 # tables, as in transformers' trainer. Norms and biases keep their level. Vectors that are added to features
 # or stand among them (positions, tokens, queries) carry information of their own, as in timm. Factors whose
 # zero would switch a part off (layer scale, weights of the mix) are left alone too.
-DECAY = (
+DECAY = [
     (r".*/kernel|decoder/(embed|head)|head", True),  # head: of a bare encoder
     (r"image/encoders/\d+/(class_token|registers|position|layers/scale\d)", False),
     (r"image/adapter/(queries|mixes/\d+/layers/weight)", False),
     (r"special/\w+", False),
     (r".*/bias", False),
     (r".*norm\d?/scale", False),
-)
+]
 
 
 def decays(path):
-    """Whether weight decay touches the parameter at `path`. Exactly one row of DECAY must match."""
+    """Whether weight decay touches the parameter at `path`. Raises ConfigError unless exactly one row of DECAY matches."""
     hits = [answer for pattern, answer in DECAY if re.fullmatch(pattern, path)]
-    assert len(hits) == 1, f"{path}: {len(hits)} rows of DECAY match, exactly one must"
+    check(len(hits) == 1, f"{path}: {len(hits)} rows of training.optimizer.DECAY match, exactly one must. Append one, or correct it")
     return hits[0]
 
 
