@@ -103,8 +103,7 @@ class ConfigFlags(FieldFlags):
     def take(self, argv):
         source = said(argv, "config")
         self.choices = {path: said(argv, f"config.{path}") for path in ("model.preset", *KINDS)}
-        if source is not None:
-            self.fields = fields(self.begun(load(source)))
+        self.fields = fields(self.defaults if source is None else self.begun(load(source)))
         return super().take(argv)
 
     def begun(self, config):

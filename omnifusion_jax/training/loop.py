@@ -160,6 +160,8 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
             shapes = tuple(a.shape for a in jax.tree.leaves(batch))  # pools of media come in a few sizes
             if shapes not in programs:
                 with monitor.pause(), jax.set_mesh(placed.mesh):
+                    if programs:
+                        print(f"step {n}: compiling for batches with another number of pictures", flush=True)
                     programs[shapes] = step.lower(state, frozen, batch).compile()
                     stop.check()
             if n == begun + 1:

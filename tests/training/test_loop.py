@@ -194,7 +194,7 @@ class Several(Pictures):
         return dataclasses.replace(super().__getitem__(i), media=shown if i % 32 >= 16 else ())
 
 
-def test_pictures_are_counted_and_not_the_dialogues_that_have_them(tokenizer, tmp_path):
+def test_pictures_are_counted_and_not_the_dialogues_that_have_them(tokenizer, tmp_path, capsys):
     """By turns a batch without pictures and one of 24: two programs, one run, and figures of both."""
     c = config(steps=4)
     settings = {"source": Several(), "length": 96, "shuffle": False, "pools": 2}
@@ -205,6 +205,7 @@ def test_pictures_are_counted_and_not_the_dialogues_that_have_them(tokenizer, tm
     assert [pictures for pictures, _ in expected] == [0, 24, 0, 24]
     for row, (pictures, tokens) in list(zip(rows(tmp_path), expected, strict=True))[1:]:
         assert row["train/images_per_s"] / row["train/tokens_per_s"] == pytest.approx(pictures / tokens)
+    assert capsys.readouterr().out.count(": compiling for batches with another number of pictures") == 1
 
 
 def test_figures_of_evaluation_are_logged_during_the_run(tokenizer, tmp_path):

@@ -17,13 +17,27 @@ from omnifusion_jax.nn.norms import LayerNorm
 from omnifusion_jax.tables import ADAPTERS
 
 
+@dataclasses.dataclass(unsafe_hash=True)
+class LayerSettings(AdapterConfig):
+    """Of a TransformerLayer."""
+
+    heads: int = 4  # of attention
+    mlp: int = 2048  # hidden width of the feed-forward part
+    dropout: float = 0.1  # in training only
+    eps: float = 1e-5  # of norms
+
+    def validate(self, stream, width):
+        super().validate(stream, width)
+        check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")
+
+
 class TransformerLayer(nnx.Module):
     """`torch.nn.TransformerEncoderLayer`: post-norm, ReLU, no position of its own.
 
     Dropout falls where PyTorch has it: on attention probabilities, after attention, inside and after the feed-forward part.
     """
 
-    def __init__(self, c, width, *, rngs):
+    def __init__(self, c: LayerSettings, width, *, rngs):
         init = INITS[c.init]
         self.dropout = c.dropout
         self.attention = Attention(width, c.heads, init=init, rngs=rngs)
@@ -41,17 +55,12 @@ class TransformerAdapter(OfOneEncoder, nnx.Module):
     """One transformer layer, then a linear map."""
 
     @dataclasses.dataclass(unsafe_hash=True)
-    class Settings(AdapterConfig):
+    class Settings(LayerSettings):
         kind: str = "transformer"
-        heads: int = 4  # of attention
-        mlp: int = 2048  # hidden width of the feed-forward part
-        dropout: float = 0.1  # in training only
-        eps: float = 1e-5  # of norms
 
         def validate(self, stream, width):
             super().validate(stream, width)
             divides(self.heads, stream.encoders[0].embed)
-            check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")
 
     def __init__(self, c: StreamConfig, width, *, rngs):
         inner = c.encoders[0].embed
@@ -68,18 +77,13 @@ class ConcatAdapter(nnx.Module):
     linear map (arXiv 2404.06212, section 3.1)."""
 
     @dataclasses.dataclass(unsafe_hash=True)
-    class Settings(AdapterConfig):
+    class Settings(LayerSettings):
         kind: str = "concat"
         width: int | None = None  # that both encoders are brought to; None: the first one's
-        heads: int = 4  # of attention
-        mlp: int = 2048  # hidden width of the feed-forward part
-        dropout: float = 0.1  # in training only
-        eps: float = 1e-5  # of norms
 
         def validate(self, stream, width):
             super().validate(stream, width)
             divides(self.heads, self.width or stream.encoders[0].embed)
-            check(0 <= self.dropout < 1, f"adapter.dropout {self.dropout} is not in [0, 1)")
 
     encoders = 2
 
