@@ -7,7 +7,7 @@ import numpy as np
 
 from omnifusion_jax.config import adapter
 from omnifusion_jax.models.adapters import mix
-from omnifusion_jax.models.encoders import encoder
+from omnifusion_jax.models.encoder_presets import encoder
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx

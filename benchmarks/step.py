@@ -11,8 +11,8 @@ import numpy as np
 from omnifusion_jax.batch import FEATURE, TEXT, Batch
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import OBJECTIVES
+from omnifusion_jax.training.freeze import split
 from omnifusion_jax.training.optimizer import make_optimizer
-from omnifusion_jax.training.parts import split
 from omnifusion_jax.training.step import init_state, make_step
 
 STEPS = 8

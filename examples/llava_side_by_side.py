@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import omnifusion_jax as of
-from omnifusion_jax.checkpoints.llava_export import export_llava
+from omnifusion_jax.checkpoints.llava.export import export_llava
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.config import adapter
 from omnifusion_jax.data.sources import SyntheticSource

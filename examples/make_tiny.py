@@ -14,11 +14,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import make_tokenizer
 
-from omnifusion_jax.checkpoints import decoders
-from omnifusion_jax.checkpoints.bundled import locate
-from omnifusion_jax.checkpoints.encoders import write_encoder
-from omnifusion_jax.checkpoints.export import arrays_of, export_original, part, write_decoder
+from omnifusion_jax.checkpoints.storage.bundled import locate
+from omnifusion_jax.checkpoints.decoders import language_models
+from omnifusion_jax.checkpoints.encoders.vision_towers import write_encoder
 from omnifusion_jax.checkpoints.load import load_checkpoint
+from omnifusion_jax.checkpoints.omnifusion.export import arrays_of, export_original, part, write_decoder
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
 from omnifusion_jax.data.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ def main(workdir):
 
     found = train("decoder", workdir / "decoder", f"--config.tokenizer={workdir / 'tokenizer'}")
     c, target = found.config.decoder, fresh("omnifusion-tiny-decoder")
-    write_decoder(target, c, part(found, "decoder", decoders.table(c), jnp.bfloat16), Tokenizer(found.tokenizer).ends)
+    write_decoder(target, c, part(found, "decoder", language_models.table(c), jnp.bfloat16), Tokenizer(found.tokenizer).ends)
     copy_tokenizer(workdir / "tokenizer", target)
 
     train("pretrain", workdir / "pretrain")

@@ -2,7 +2,7 @@
 
 import math
 
-from omnifusion_jax.models.encoders import PUBLISHED
+from omnifusion_jax.models.encoder_presets import PUBLISHED
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import PRESETS, preset
 from omnifusion_jax.models.vit import VisionTransformer

@@ -1,8 +1,8 @@
 """What a run says of its config: where it differs from the config file, and its model from its preset."""
 
+from omnifusion_jax.cli.help import short
 from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.fields import values
-from omnifusion_jax.manual import short
 from omnifusion_jax.models.presets import PRESETS, preset
 
 ROOM = 60  # characters of a value

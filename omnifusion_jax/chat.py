@@ -5,11 +5,11 @@ import os
 from absl import flags
 
 from omnifusion_jax.api import load
-from omnifusion_jax.cli import run
+from omnifusion_jax.cli.command import run
+from omnifusion_jax.cli.overrides import GenerationFlags, MeshFlags
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.images import open_image
 from omnifusion_jax.errors import DataError
-from omnifusion_jax.overrides import GenerationFlags, MeshFlags
 
 MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
 VISION = flags.DEFINE_string("vision", None, "Vision tower, where the model does not hold one.")

@@ -12,21 +12,21 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from omnifusion_jax import cli
-from omnifusion_jax.checkpoints import assign
-from omnifusion_jax.checkpoints.assign import Ambiguous
+from omnifusion_jax.checkpoints.assemble import SEED
 from omnifusion_jax.checkpoints.convert import convert
-from omnifusion_jax.checkpoints.files import write_json
 from omnifusion_jax.checkpoints.inspect import inspect, lines
-from omnifusion_jax.checkpoints.load import FAMILIES
-from omnifusion_jax.checkpoints.parts import SEED
+from omnifusion_jax.checkpoints.load import FORMATS
+from omnifusion_jax.checkpoints.omnifusion import two_encoders
+from omnifusion_jax.checkpoints.omnifusion.two_encoders import Ambiguous
+from omnifusion_jax.checkpoints.storage.settings import write_json
+from omnifusion_jax.cli import command
 from omnifusion_jax.config import check, part_of
 from omnifusion_jax.data.pictures import Lens
 
 SOURCE = flags.DEFINE_string("source", None, "Checkpoint: directory, or id on the Hugging Face Hub. Its format is recognised.")
 OUTPUT = flags.DEFINE_string("output", None, "New directory.")
 INSPECT = flags.DEFINE_bool("inspect", False, "Print what the source is, and write nothing.")
-FAMILY = flags.DEFINE_enum("family", None, list(FAMILIES), "Format that the source must have; recognised when not given.")
+FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "Format that the source must have; recognised when not given.")
 TO = flags.DEFINE_enum("to", "native", ["native", "omnifusion", "llava"], "Format to write.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Type to write; as stored when not given.")
 VISION = flags.DEFINE_string("vision", None, "Vision tower, for a source that holds none: openai/clip-vit-large-patch14-336, or a directory.")
@@ -41,7 +41,7 @@ def main(_):
     jax.config.update("jax_platforms", "cpu")  # a model may be larger than an accelerator's memory
     start = time.time()
     options = {"vision": VISION.value, "vision2": VISION2.value, "assign": ASSIGN.value, "preset": PRESET.value}
-    options |= {"family": FAMILY.value, "dtype": DTYPE.value}
+    options |= {"format": FORMAT.value, "dtype": DTYPE.value}
     if INSPECT.value:
         check(bool(SOURCE.value), "--inspect needs --source")
         print("\n".join(lines(*inspect(SOURCE.value, **options))))
@@ -54,7 +54,7 @@ def main(_):
         raise
     if CHECK.value:
         print("--check_with has nothing to rank: the adapter's tensors are known, or told by --assign")
-    print(f"{SOURCE.value or DECODER.value}: {checkpoint.family}, {checkpoint.config.preset}")
+    print(f"{SOURCE.value or DECODER.value}: {checkpoint.format}, {checkpoint.config.preset}")
     for part, count in counts(checkpoint.arrays).items():
         print(f"  {part:16} {count:>14,} parameters{f', freshly initialised (seed {SEED}), to be trained' if part in fresh else ''}")
     if len(checkpoint.config.image.encoders) > 1 and not fresh:
@@ -71,7 +71,7 @@ def offer(error, file):
         distances = error.distances(Lens.of(error.config.image)(CHECK.value).views)
         error.readings = [reading for _, reading in sorted(zip(distances, error.readings, strict=True), key=lambda row: row[0])]
         for distance, reading in zip(sorted(distances), error.readings, strict=True):
-            print(f"log ratio of norms {distance:.3f}", *assign.lines(reading), sep="\n")
+            print(f"log ratio of norms {distance:.3f}", *two_encoders.lines(reading), sep="\n")
     write_json(file, error.readings[0])
     print(f"{file} holds the {'nearest' if CHECK.value else 'likeliest'} reading: correct it, and pass --assign={file}")
 
@@ -84,4 +84,4 @@ def counts(arrays):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

@@ -6,9 +6,9 @@ from pathlib import Path
 from absl import flags
 
 from omnifusion_jax.api import load
-from omnifusion_jax.cli import run
+from omnifusion_jax.cli.command import run
+from omnifusion_jax.cli.overrides import GenerationFlags, MeshFlags
 from omnifusion_jax.inference.batch_file import answer_file
-from omnifusion_jax.overrides import GenerationFlags, MeshFlags
 
 MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
 VISION = flags.DEFINE_string("vision", None, "Vision tower, where the model does not hold one.")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from omnifusion_jax.checkpoints.bundled import locate
-from omnifusion_jax.checkpoints.lazy import placed
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.load import load_decoder, load_encoder, load_trained
 from omnifusion_jax.checkpoints.native import save_native
+from omnifusion_jax.checkpoints.storage.placement import placed
 from omnifusion_jax.config import HANDED_ON, DecoderConfig, EncoderConfig, part_of, same_settings
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError

@@ -9,9 +9,10 @@ import sys
 
 from absl import flags
 
-from omnifusion_jax import cli, run
+from omnifusion_jax import run
 from omnifusion_jax.changes import changes
-from omnifusion_jax.overrides import ConfigFlags
+from omnifusion_jax.cli import command
+from omnifusion_jax.cli.overrides import ConfigFlags
 from omnifusion_jax.training.signals import Stop, Stopped
 
 CONFIG = ConfigFlags()
@@ -43,4 +44,4 @@ def main(_):
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    cli.run(main, CONFIG)
+    command.run(main, CONFIG)

@@ -11,8 +11,9 @@ from parity.torch_models import randomised
 from PIL import Image
 
 import omnifusion_jax as of
-from omnifusion_jax.checkpoints import clip, decoders
-from omnifusion_jax.templates import TEMPLATES
+from omnifusion_jax.checkpoints.decoders import language_models
+from omnifusion_jax.checkpoints.encoders import clip
+from omnifusion_jax.published_templates import TEMPLATES
 
 C = tiny.config()
 DECODERS = {
@@ -48,7 +49,7 @@ def build(directory, kind="llava", decoder="mistral", template="llava-1.5", visi
     settings |= {"image_grid_pinpoints": GRIDS} if kind == "llava_next" else {}
     config = config_class(
         vision_config=vision or hf.CLIPVisionConfig(**clip.CLIP.encoder_json(C.image.encoders[0], "float32")),
-        text_config=TEXT[decoder](**decoders.decoder_json(DECODERS[decoder], "float32")),
+        text_config=TEXT[decoder](**language_models.decoder_json(DECODERS[decoder], "float32")),
         image_token_index=IMAGE,
         **settings,
     )

@@ -4,23 +4,24 @@ import numpy as np
 import torch
 import transformers
 
-from omnifusion_jax.checkpoints import decoders, engine
+from omnifusion_jax.checkpoints.decoders import language_models
+from omnifusion_jax.checkpoints.mapping import tensors
 
 torch.set_num_threads(1)
 
 
 def empty(c):
     """The class of the family that `c` names, in its settings."""
-    model = getattr(transformers, decoders.FAMILIES[c.family].architecture)
-    return model(model.config_class(**decoders.decoder_json(c, "float32"), attn_implementation="eager"))
+    model = getattr(transformers, language_models.FAMILIES[c.family].architecture)
+    return model(model.config_class(**language_models.decoder_json(c, "float32"), attn_implementation="eager"))
 
 
 def language_of(c, arrays):
     """The same with the parameters under `decoder/`."""
     model = empty(c)
     mine = {path: a for path, a in arrays.items() if path.startswith("decoder/")}
-    tensors = {name: torch.tensor(np.array(a)) for name, a in engine.to_foreign(mine, decoders.table(c)).items()}
-    model.load_state_dict(tensors | ({decoders.HEAD: tensors[decoders.EMBED]} if c.tied else {}))
+    theirs = {name: torch.tensor(np.array(a)) for name, a in tensors.to_foreign(mine, language_models.table(c)).items()}
+    model.load_state_dict(theirs | ({language_models.HEAD: theirs[language_models.EMBED]} if c.tied else {}))
     return model.eval()
 
 

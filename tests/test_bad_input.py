@@ -11,7 +11,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.config import TrainConfig, from_dict
 from omnifusion_jax.data.pipeline import Batches
 from omnifusion_jax.data.sources import open_source

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import omnifusion_jax as of
-from omnifusion_jax.checkpoints.bundled import ASSETS, BUNDLED, locate
+from omnifusion_jax.checkpoints.storage.bundled import ASSETS, BUNDLED, locate
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.evaluation.exact_match import Record, exact_match
 from omnifusion_jax.evaluation.report import curve, write_report

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from omnifusion_jax import cli, shipped
+from omnifusion_jax import shipped
 from omnifusion_jax.changes import changes
+from omnifusion_jax.cli import command
+from omnifusion_jax.cli.help import page
+from omnifusion_jax.cli.overrides import ConfigFlags, GenerationFlags, MeshFlags
 from omnifusion_jax.config import GenerationConfig, RopeScaling, adapter
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.manual import page
 from omnifusion_jax.models.presets import preset
-from omnifusion_jax.overrides import ConfigFlags, GenerationFlags, MeshFlags
 
 ROOT = Path(__file__).parents[1]
 mesh = lambda _: MeshFlags()  # it has no flag but those of its fields
@@ -23,7 +24,7 @@ def typed(kind, *arguments):
     """The value of such flags after these words of a command line."""
     here = flags.FlagValues()
     section = kind(here)
-    cli.parsed(["train", *arguments], list(here), [section], here)
+    command.parsed(["train", *arguments], list(here), [section], here)
     return section.value
 
 
@@ -284,7 +285,7 @@ def test_what_is_missing_in_a_line():
     flags.DEFINE_string("workdir", None, "", here)
     flags.mark_flags_as_required(["config", "workdir"], here)
     with pytest.raises(SystemExit) as caught:
-        cli.parsed(["train"], list(here), [section], here)
+        command.parsed(["train"], list(here), [section], here)
     assert str(caught.value) == "error: --config is missing; --help says what it is. --workdir is missing; --help says what it is"
 
 
@@ -316,7 +317,7 @@ def test_help_may_be_cut_off(monkeypatch):
     os.close(reader)
     with os.fdopen(writer, "w") as out:
         monkeypatch.setattr(sys, "stdout", out)
-        cli.show("x" * 100_000)
+        command.show("x" * 100_000)
 
 
 def test_changes():

@@ -11,7 +11,8 @@ from conftest import run_command
 from PIL import Image
 
 import omnifusion_jax as of
-from omnifusion_jax import cli, sharding
+from omnifusion_jax import sharding
+from omnifusion_jax.cli import command
 from omnifusion_jax.data.questions import English, caption
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.synthetic import render, scene_and_rng
@@ -126,10 +127,10 @@ def test_training_runs_resumes_and_is_loaded(tmp_path, capsys):
 
 def train_fails(capsys, *arguments):
     """What the command line `train` says on its way to exit status 1, without another process."""
-    command = importlib.import_module("omnifusion_jax.train")
+    train = importlib.import_module("omnifusion_jax.train")
     assert callable(of.train)  # still
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-        cli.run(command.main, command.CONFIG, argv=["train", *arguments])
+        command.run(train.main, train.CONFIG, argv=["train", *arguments])
     said, code = capsys.readouterr().err, ended.value.code
     assert code == 1 or isinstance(code, str)  # which is printed, and the status 1
     return said + (code if isinstance(code, str) else "")

@@ -9,7 +9,9 @@ import pytest
 from absl import flags
 from settings import changed
 
-from omnifusion_jax import cli, shipped
+from omnifusion_jax import shipped
+from omnifusion_jax.cli import command
+from omnifusion_jax.cli.overrides import ConfigFlags
 from omnifusion_jax.config import (
     HALF,
     EncoderConfig,
@@ -27,9 +29,8 @@ from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import PRESETS, preset, resolve
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.overrides import ConfigFlags
 from omnifusion_jax.tables import ADAPTERS
-from omnifusion_jax.training import parts
+from omnifusion_jax.training import freeze
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.stem != "__init__")
@@ -50,7 +51,7 @@ def test_every_file_has_its_name():
 def test_it_is_valid_and_its_freeze_table_covers_the_model(source):
     config = shipped.load(source).validate()
     if config.objective == "answers":
-        trained, frozen = parts.split(config.train_parts, nnx.parameters(abstract(config.model)))
+        trained, frozen = freeze.split(config.train_parts, nnx.parameters(abstract(config.model)))
         assert trained and frozen
 
 
@@ -350,7 +351,7 @@ def test_settings_of_two_checkpoints_are_compared_field_by_field():
     taken = shlex.split(str(caught.value).partition("take them over: ")[2])  # as a shell reads it
     here = flags.FlagValues()
     config = ConfigFlags(here)
-    cli.parsed(["train", "--config=pretrain", *taken], [], [config], here)
+    command.parsed(["train", "--config=pretrain", *taken], [], [config], here)
     same_settings("model.image.encoders.0", config.value.model.image.encoders[0], theirs, "there", but=("eps",))
     same_settings("model.image.encoders.1", None, None, "there")
     with pytest.raises(ConfigError, match=r"there has a model\.image\.encoders\.1, the config has none"):
@@ -369,7 +370,7 @@ def test_settings_of_two_kinds_of_adapter_are_compared(ours, theirs):
         same_settings("model.image.adapter", ours, theirs, "there")
     here = flags.FlagValues()
     config = ConfigFlags(here)
-    cli.parsed(["train", "--config=pretrain", *shlex.split(str(caught.value).partition("take them over: ")[2])], [], [config], here)
+    command.parsed(["train", "--config=pretrain", *shlex.split(str(caught.value).partition("take them over: ")[2])], [], [config], here)
     assert config.value.model.image.adapter == theirs
 
 

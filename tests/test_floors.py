@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "omnifusion_jax"
 FLOORS = (
-    ("errors", "batch", "templates"),
+    ("errors", "batch", "published_templates"),
     ("tables",),
     ("config",),
     ("nn", "sharding", "fields"),
@@ -15,27 +15,36 @@ FLOORS = (
     ("training", "inference", "checkpoints"),
     ("evaluation",),
     ("objectives",),
-    ("api", "run", "shipped", "changes", "manual", "cli", "overrides", "train", "convert", "generate", "chat", "__init__"),
+    ("api", "run", "shipped", "changes", "cli", "train", "convert", "generate", "chat", "__init__"),
+)
+CHECKPOINTS = (  # the same within checkpoints/
+    ("storage",),
+    ("mapping",),
+    ("encoders", "decoders", "checkpoint", "tokenizers"),
+    ("omnifusion", "llava", "native"),
+    ("load",),
+    ("assemble", "inspect"),
+    ("convert", "__init__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+WITHIN = {room: floor for floor, rooms in enumerate(CHECKPOINTS) for room in rooms}
 TOP = len(FLOORS) - 1
 
 
-def room_of(file):
-    first = file.relative_to(PACKAGE).parts[0]
+def room_of(file, folder=PACKAGE):
+    first = file.relative_to(folder).parts[0]
     return first.removesuffix(".py")
 
 
-def imported(file):
-    """Rooms that a file imports, wherever in it."""
+def imported(file, package="omnifusion_jax"):
+    """Rooms of `package` that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "omnifusion_jax" else [node.module]
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == package else [node.module]
         for name in names:
-            first, _, rest = name.partition(".")
-            if first == "omnifusion_jax":
-                yield rest.split(".")[0]
+            if name.startswith(f"{package}."):
+                yield name.removeprefix(f"{package}.").split(".")[0]
 
 
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if "assets" not in file.parts)
@@ -49,8 +58,19 @@ def test_no_file_imports_upwards(file):
         assert below, f"{room} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})"
 
 
+ROOMS = PACKAGE / "checkpoints"
+
+
+@pytest.mark.parametrize("file", sorted(ROOMS.rglob("*.py")), ids=lambda file: str(file.relative_to(ROOMS)))
+def test_no_file_of_checkpoints_imports_upwards(file):
+    room = room_of(file, ROOMS)
+    for other in set(imported(file, "omnifusion_jax.checkpoints")) - {room}:
+        assert WITHIN[other] < WITHIN[room], f"{room} (floor {WITHIN[room]}) imports {other} (floor {WITHIN[other]})"
+
+
 def test_every_room_has_a_floor():
     assert {room_of(file) for file in FILES} == set(FLOOR)
+    assert {room_of(file, ROOMS) for file in ROOMS.rglob("*.py")} == set(WITHIN)
 
 
 def test_flax_nnx_is_touched_in_one_place():

@@ -22,7 +22,7 @@ from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import preset
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import OBJECTIVES
-from omnifusion_jax.training import parts
+from omnifusion_jax.training import freeze
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.step import init_state, make_step, state_shardings
 
@@ -68,7 +68,7 @@ def bytes_a_chip(name):
     config = CONFIGS[name]
     mesh = sharding.make_mesh(devices=topologies.get_topology_desc(platform="tpu", topology_name="v5e:8x8").devices)
     skeleton = abstract(config.model)
-    trained, frozen = parts.split(config.train_parts, nnx.parameters(skeleton))
+    trained, frozen = freeze.split(config.train_parts, nnx.parameters(skeleton))
     optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
     state = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
     place = lambda tree, placed: jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, placed)

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from omnifusion_jax import cli, sharding
+from omnifusion_jax import sharding
+from omnifusion_jax.cli import command
+from omnifusion_jax.cli.overrides import ConfigFlags
 from omnifusion_jax.config import adapter, part_of
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.models.axes import placements
-from omnifusion_jax.models.encoders import PUBLISHED, encoder
+from omnifusion_jax.models.encoder_presets import PUBLISHED, encoder
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import PRESETS, preset, resolve
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.overrides import ConfigFlags
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,7 +86,7 @@ def command_line(*flags_given, file="configs/pretrain.py"):
     """The model's config after a command line, as train.py has it."""
     here = flags.FlagValues()
     section = ConfigFlags(here)
-    cli.parsed(["train", f"--config={ROOT / file}", *flags_given], [], [section], here)
+    command.parsed(["train", f"--config={ROOT / file}", *flags_given], [], [section], here)
     return section.value.model
 
 

@@ -17,12 +17,13 @@ from absl import flags
 from conftest import FAST_COMPILATION
 from PIL import Image, ImageDraw
 
-from omnifusion_jax import cli, shipped
+from omnifusion_jax import shipped
 from omnifusion_jax.batch import parts
-from omnifusion_jax.checkpoints.bundled import BUNDLED, locate
+from omnifusion_jax.checkpoints.storage.bundled import BUNDLED, locate
+from omnifusion_jax.cli import command
+from omnifusion_jax.cli.overrides import ConfigFlags
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
-from omnifusion_jax.overrides import ConfigFlags
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page.relative_to(ROOT) for pattern in ("*.md", "docs/*.md", "launch/*.md") for page in ROOT.glob(pattern))
@@ -52,8 +53,8 @@ def commands():
     for page in PAGES:
         for block in blocks(page, "sh"):
             for line in block.text.replace("\\\n", " ").splitlines():
-                for command in line.split("&&"):
-                    words = tuple(shlex.split(command, comments=True))
+                for one in line.split("&&"):
+                    words = tuple(shlex.split(one, comments=True))
                     if words and words not in seen:
                         seen[words] = f"{page}:{block.line}"
     return seen
@@ -178,7 +179,7 @@ def check_train(arguments, desk):
     """Builds the config and applies what is set on the command line; nothing is trained."""
     here = flags.FlagValues()
     config, workdir = ConfigFlags(here), flags.DEFINE_string("workdir", None, "", here)
-    cli.parsed(["train", *arguments], list(here), [config], here)
+    command.parsed(["train", *arguments], list(here), [config], here)
     assert workdir.value
     config.value.validate()
 

@@ -12,9 +12,9 @@ from settings import changed
 
 import omnifusion_jax as of
 from omnifusion_jax import shipped
-from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.load import load_checkpoint
-from omnifusion_jax.checkpoints.native import load_native, save_native
+from omnifusion_jax.checkpoints.native import open_native, save_native
 from omnifusion_jax.config import adapter, part_of
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.run import save_model, starting_point
@@ -117,7 +117,7 @@ def test_what_a_run_leaves(bundled, tmp_path, final, parts, kind):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "earlier").write_text("of a shorter run")
     save_model(config, tmp_path / "model", {**trained, "head": np.zeros((2, 2), np.float32)}, frozen, DECODER)
-    _, written = load_native(tmp_path / "model")
+    _, written = open_native(tmp_path / "model")
     assert set(map(part_of, written)) == parts
     assert {a.dtype for a in written.values()} == {jnp.dtype(kind)}
     assert not (tmp_path / "model" / "earlier").exists() and not (tmp_path / "model.new").exists()

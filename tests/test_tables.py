@@ -10,16 +10,17 @@ import pytest
 from absl import flags
 
 import omnifusion_jax as of
-from omnifusion_jax import cli, shipped
+from omnifusion_jax import shipped
+from omnifusion_jax.cli import command
+from omnifusion_jax.cli.overrides import ConfigFlags
 from omnifusion_jax.config import DecoderConfig, MeshConfig, ModelConfig, from_dict, to_json
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.models.axes import axes
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.overrides import ConfigFlags
 from omnifusion_jax.tables import ADAPTERS, DECODERS, SOURCES, Table
-from omnifusion_jax.training import parts
+from omnifusion_jax.training import freeze
 
 
 def test_a_row_is_put_in_by_decorator_and_by_assignment():
@@ -82,7 +83,7 @@ def own_adapter():
 def test_an_adapter_of_ones_own_has_flags_parts_and_rows(own_adapter):
     here = flags.FlagValues()
     section = ConfigFlags(here)
-    cli.parsed(["train", f"--config={own_adapter}", "--config.model.image.adapter.factor=3"], [], [section], here)
+    command.parsed(["train", f"--config={own_adapter}", "--config.model.image.adapter.factor=3"], [], [section], here)
     assert section.fields["model.image.adapter.factor"].meaning == "patches a side of a square"
     config = section.value.validate()
     c = config.model
@@ -92,7 +93,7 @@ def test_an_adapter_of_ones_own_has_flags_parts_and_rows(own_adapter):
     back = from_dict(ModelConfig, json.loads(to_json(c)))
     assert (back.image.adapter.kind, back.image.adapter.factor) == ("squares", 3)
     arrays = nnx.parameters(abstract(c))
-    trained, _ = parts.split(config.train_parts, arrays)
+    trained, _ = freeze.split(config.train_parts, arrays)
     assert arrays["image/adapter/linear/kernel"].shape == (9 * 128, 128) and "image/adapter/linear/kernel" in trained
     assert all(axes(path) for path in arrays)
     c.image.adapter.factor = 4

@@ -19,7 +19,7 @@ import json, runpy, sys
 import omnifusion_jax
 heavy = [name for name in {HEAVY} if name in sys.modules]
 from omnifusion_jax import shipped
-from omnifusion_jax.checkpoints.bundled import BUNDLED, locate
+from omnifusion_jax.checkpoints.storage.bundled import BUNDLED, locate
 found = {{name: list(shipped.module(name).VARIANTS) for name in shipped.names()}}
 for name, variants in found.items():
     for variant in ("", *(":" + variant for variant in variants if variant)):

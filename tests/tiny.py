@@ -11,13 +11,13 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from omnifusion_jax.batch import Frame
-from omnifusion_jax.checkpoints.engine import shapes_of
+from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
 from omnifusion_jax.config import DecoderConfig, EncoderConfig, ImageConfig, ModelConfig, adapter
 from omnifusion_jax.data.dialogues import Dialogue, Media
 from omnifusion_jax.data.layout import Layout, Prepare
 from omnifusion_jax.data.pictures import Prepared
 from omnifusion_jax.data.tokenizer import Tokenizer
-from omnifusion_jax.models.encoders import encoder
+from omnifusion_jax.models.encoder_presets import encoder
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.patch_reader import PatchReader
 from omnifusion_jax.models.presets import preset

@@ -1,10 +1,11 @@
 """From one format to another."""
 
-from omnifusion_jax.checkpoints.export import export_original
-from omnifusion_jax.checkpoints.llava_export import export_llava
-from omnifusion_jax.checkpoints.load import Checkpoint, check_tokenizer, load_checkpoint
+from omnifusion_jax.checkpoints.assemble import from_parts
+from omnifusion_jax.checkpoints.checkpoint import Checkpoint, check_tokenizer
+from omnifusion_jax.checkpoints.llava.export import export_llava
+from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.native import save_native
-from omnifusion_jax.checkpoints.parts import from_parts
+from omnifusion_jax.checkpoints.omnifusion.export import export_original
 from omnifusion_jax.config import check, one_of
 
 WRITERS = {
@@ -22,7 +23,7 @@ def convert(source, output, to="native", *, decoder=None, **options) -> tuple[Ch
         parts of a model and how they are joined (see `parts.from_parts`).
       output: new directory.
       to: "native", "omnifusion" or "llava".
-      options: those of `load.load_checkpoint`: dtype, vision, vision2, assign, preset, family.
+      options: those of `load.load_checkpoint`: dtype, vision, vision2, assign, preset, format.
     Returns: the checkpoint, and the names of its parts that were initialised, since nothing had them.
 
     Raises:
@@ -39,8 +40,8 @@ def read(source, decoder, options):
     options = {name: value for name, value in options.items() if value is not None}
     check(bool(source) != bool(decoder), "give --source, a whole checkpoint, or --vision and --decoder, the parts of one")
     if decoder:
-        whole = {"assign", "family"} & set(options)
-        check("vision" in options and not whole, "--decoder needs --vision, and takes no --assign and no --family")
+        whole = {"assign", "format"} & set(options)
+        check("vision" in options and not whole, "--decoder needs --vision, and takes no --assign and no --format")
         names = {"preset": "name"}
         return from_parts(decoder, **{names.get(name, name): value for name, value in options.items()})
     found = load_checkpoint(source, **options)

@@ -3,8 +3,10 @@
 import collections
 import dataclasses
 
-from omnifusion_jax.checkpoints import decoders, encoders, hub
-from omnifusion_jax.checkpoints.load import family_of, load_checkpoint, load_decoder, load_encoder
+from omnifusion_jax.checkpoints.decoders import language_models
+from omnifusion_jax.checkpoints.encoders import vision_towers
+from omnifusion_jax.checkpoints.load import format_of, load_checkpoint, load_decoder, load_encoder
+from omnifusion_jax.checkpoints.storage import hub
 from omnifusion_jax.config import part_of
 from omnifusion_jax.fields import parts as within
 
@@ -16,15 +18,15 @@ def inspect(source, **options):
       CheckpointError: it is none of them, or does not fit together.
     """
     directory = hub.local(source, files=True)
-    if family_of(directory) is None and directory.is_dir() and decoders.is_decoder(directory):
+    if format_of(directory) is None and directory.is_dir() and language_models.is_decoder(directory):
         config, arrays, _ = load_decoder(source)
         return config.family, {"decoder": config}, arrays
-    if family_of(directory) is None and encoders.is_encoder(directory):
+    if format_of(directory) is None and vision_towers.is_encoder(directory):
         config, arrays = load_encoder(source)
-        return next(name for name, family in encoders.VISION_FAMILIES.items() if family.knows(directory)), {"encoder": config}, arrays
+        return next(name for name, family in vision_towers.VISION_FAMILIES.items() if family.knows(directory)), {"encoder": config}, arrays
     found = load_checkpoint(source, **options)
     parts = {name: value for name, value in vars(found.config).items() if name != "filled_from"}
-    return found.family, parts, found.arrays
+    return found.format, parts, found.arrays
 
 
 def lines(format, settings, arrays):

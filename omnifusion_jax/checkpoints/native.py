@@ -12,21 +12,18 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from omnifusion_jax.checkpoints import streaming
-from omnifusion_jax.checkpoints.engine import refuse, shapes_of
-from omnifusion_jax.checkpoints.files import read_json, require, write_json
-from omnifusion_jax.checkpoints.lazy import Lazy
-from omnifusion_jax.checkpoints.staging import check_free, unfinished, written_beside
-from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
+from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
+from omnifusion_jax.checkpoints.mapping.tensors import refuse
+from omnifusion_jax.checkpoints.storage import chunks
+from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
+from omnifusion_jax.checkpoints.storage.settings import read_json, require, write_json
+from omnifusion_jax.checkpoints.storage.staging import check_free, unfinished, written_beside
+from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer, fast_tokenizer
 from omnifusion_jax.config import ModelConfig, from_dict, part_of
 from omnifusion_jax.errors import CheckpointError
-from omnifusion_jax.models.axes import placements
-from omnifusion_jax.models.omnifusion import abstract
-from omnifusion_jax.nn import nnx
 
 VERSION = 1
 
@@ -59,43 +56,36 @@ def save_native(directory, config: ModelConfig, arrays, tokenizer_dir=None):
 def write(directory, arrays):
     """The Orbax directory. jax arrays are written by all processes, others in little memory by the first; either way a layer can be read alone."""
     if not all(isinstance(a, jax.Array) for a in arrays.values()):
-        return streaming.save(directory, nested(arrays))
-    by_layer = ocp.SaveArgs(chunk_byte_size=streaming.CHUNK_BYTES, shard_axes=(0,))
+        return chunks.save(directory, nested(arrays))
+    by_layer = ocp.SaveArgs(chunk_byte_size=chunks.CHUNK_BYTES, shard_axes=(0,))
     how = {path: by_layer if "/layers/" in path else ocp.SaveArgs() for path in arrays}
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory, nested(arrays), save_args=nested(how))
 
 
-def load_native(directory, dtype=None, shardings=None):
-    """Reads what is there: (ModelConfig, {path: jax array}).
-
-    Args:
-      directory: written by `save_native`, on any number of devices.
-      dtype: type of the result; None keeps what is stored.
-      shardings: {path: jax.sharding.Sharding} of at least the arrays that are there; None puts all on this process's first device.
-
-    Raises:
-      CheckpointError: config.json is not one of this library, or arrays are missing, too many or misshapen (all are listed).
-    """
-    directory = Path(directory).absolute()
-    config, stored = stored_arrays(directory)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {
-        path: jax.ShapeDtypeStruct(a.shape, np.dtype(dtype or a.dtype), sharding=shardings[path] if shardings else here) for path, a in stored.items()
-    }
-    with ocp.StandardCheckpointer() as checkpointer, named_errors(directory):
-        return config, flat(checkpointer.restore(directory / "arrays", nested(wanted)))
+def read(directory, dtype=None):
+    """(ModelConfig, {path: Lazy}, tokenizer directory or None). Raises CheckpointError as `open_native` does."""
+    return *open_native(directory, dtype), fast_tokenizer(directory)
 
 
 def open_native(directory, dtype=None):
-    """As `load_native`, but (ModelConfig, {path: Lazy}): values are read when they are used. Damage to them shows then, as a CheckpointError too."""
+    """What is there: (ModelConfig, {path: Lazy}); values are read when they are used.
+
+    Args:
+      directory: written by `save_native`, on any number of devices.
+      dtype: type of the arrays; None keeps what is stored.
+
+    Raises:
+      CheckpointError: config.json is not one of this library, or arrays are missing, too many or misshapen (all are
+        listed). Damage to values shows when they are read, as a CheckpointError too.
+    """
     directory = Path(directory).absolute()
     config, stored = stored_arrays(directory)
     return config, {path: reader(directory, path, a).astype(dtype or a.dtype) for path, a in stored.items()}
 
 
 def reader(directory, path, a):
-    source = streaming.stored(directory / "arrays", path.replace("/", "."), a.shape, a.dtype)
+    source = chunks.stored(directory / "arrays", path.replace("/", "."), a.shape, a.dtype)
 
     def read(spans):
         with named_errors(directory):
@@ -111,11 +101,6 @@ def stored_arrays(directory):
         stored = flat(checkpointer.metadata(directory / "arrays").item_metadata.tree)
     check(stored, config, parts, directory)
     return config, stored
-
-
-def shardings(directory, mesh):
-    """Where each array of a native checkpoint goes on `mesh`, for `load_native`; None without a mesh."""
-    return mesh and placements(mesh, nnx.parameters(abstract(read_config(directory)[0])))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-from omnifusion_jax.checkpoints.files import read_json
+from omnifusion_jax.checkpoints.storage.settings import read_json
 from omnifusion_jax.errors import CheckpointError
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")

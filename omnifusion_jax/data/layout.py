@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, UNKNOWN, Sample
+from omnifusion_jax.data.chat_template import Template
 from omnifusion_jax.data.dialogues import MARKS, ROLES
 from omnifusion_jax.data.pictures import Lens
-from omnifusion_jax.data.template import Template
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import LAYOUTS
 

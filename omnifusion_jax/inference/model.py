@@ -10,7 +10,7 @@ import numpy as np
 from omnifusion_jax.config import GenerationConfig, ModelConfig, check, one_of
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.errors import DataError
-from omnifusion_jax.inference import decode, prompts, text
+from omnifusion_jax.inference import decode, prompts, streaming
 from omnifusion_jax.inference.logits import knobs, rules
 from omnifusion_jax.inference.sampling import words
 from omnifusion_jax.models.omnifusion import abstract, cast
@@ -97,7 +97,7 @@ class Model:
         follow = self._rules(generation)
         sample = self._question(request, "request", generation)
         state = self._start([sample], [0 if request.id is None else str(request.id)], generation, follow)
-        return text.pieces(self.tokenizer, self._tokens(state, generation, follow))
+        return streaming.pieces(self.tokenizer, self._tokens(state, generation, follow))
 
     def logits(self, requests, *, batch_size=4):
         """Scores of every next token to a list of Requests, or one, without sampling: a list of float32[T,

@@ -1,12 +1,12 @@
-"""Whole models by name: encoders from models/encoders.py, an adapter, a decoder, and how they are shown pictures and dialogues."""
+"""Whole models by name: encoders from models/encoder_presets.py, an adapter, a decoder, and how they are shown pictures and dialogues."""
 
 import dataclasses
 
 from omnifusion_jax.config import DecoderConfig, EncoderConfig, ImageConfig, ModelConfig
 from omnifusion_jax.config import adapter as make_adapter
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.models.encoders import encoder as vision
-from omnifusion_jax.templates import TEMPLATES
+from omnifusion_jax.models.encoder_presets import encoder as vision
+from omnifusion_jax.published_templates import TEMPLATES
 
 LLAMA = DecoderConfig(family="llama", kv_heads=32, mlp=11008, window=None, max_length=4096)
 DECODERS = {

@@ -13,7 +13,7 @@ from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import OBJECTIVES
-from omnifusion_jax.training import parts
+from omnifusion_jax.training import freeze
 from omnifusion_jax.training.checkpoint import Checkpoints
 from omnifusion_jax.training.monitor import Monitor
 from omnifusion_jax.training.optimizer import make_optimizer
@@ -74,7 +74,7 @@ def train(config, workdir, batches, given, on_eval=None, allow_change=False, sto
     devices = f"{shards} devices (mesh.data * mesh.fsdp)"
     check(rows % shards == 0, f"batch_size / grad_accum is {rows} rows at a time, which {devices} cannot share evenly. Change one of them")
     skeleton, arrays = fill(config, mesh, given)
-    trained, frozen = parts.split(config.train_parts, arrays)
+    trained, frozen = freeze.split(config.train_parts, arrays)
     del arrays
     dtype = jnp.dtype(config.compute_dtype)
     trained, frozen = cast(trained, jnp.float32), cast(frozen, dtype)

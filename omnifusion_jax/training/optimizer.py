@@ -8,7 +8,7 @@ import optax
 
 from omnifusion_jax.config import OptimizerConfig, check
 from omnifusion_jax.models.axes import axes
-from omnifusion_jax.training.parts import factor
+from omnifusion_jax.training.freeze import factor
 
 # Whether weight decay pulls a parameter to zero. It is for what multiplies features: kernels and embedding
 # tables, as in transformers' trainer. Norms and biases keep their level. Vectors that are added to features

@@ -7,8 +7,8 @@ import tiny
 import torch
 from parity import torch_models
 
-from omnifusion_jax.checkpoints import hub
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
+from omnifusion_jax.checkpoints.storage import hub
 from omnifusion_jax.errors import CheckpointError
 
 C = tiny.config(layout="original")
@@ -21,8 +21,8 @@ def refused(call, *words):
 
 
 def test_another_family_than_it_is(source):
-    refused(lambda: load_checkpoint(source, family="native"), f"{source}: of the format omnifusion, not native, which has arrays/", "--family")
-    assert load_checkpoint(source, family="omnifusion").family == "omnifusion"
+    refused(lambda: load_checkpoint(source, format="native"), f"{source}: of the format omnifusion, not native, which has arrays/", "--format")
+    assert load_checkpoint(source, format="omnifusion").format == "omnifusion"
 
 
 def test_a_decoder_of_another_width(source):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiny
 
-from omnifusion_jax.checkpoints.engine import shapes_of
 from omnifusion_jax.checkpoints.load import load_checkpoint
+from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
 
 
 def run(*command, **environment):
@@ -33,7 +33,7 @@ def test_the_command_line(source, tmp_path):
 
 
 def test_a_source_of_another_format_than_is_asked_for_is_refused(tmp_path):
-    done = run("-m", "omnifusion_jax.convert", "--source=omnifusion-tiny", "--family=llava", f"--output={tmp_path / 'native'}")
+    done = run("-m", "omnifusion_jax.convert", "--source=omnifusion-tiny", "--format=llava", f"--output={tmp_path / 'native'}")
     assert done.returncode == 1 and "of the format omnifusion, not llava" in done.stderr
     assert not (tmp_path / "native").exists()
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tiny
 
-from omnifusion_jax.checkpoints import files
 from omnifusion_jax.checkpoints.inspect import inspect, lines
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.native import save_native
+from omnifusion_jax.checkpoints.storage import weights
 from omnifusion_jax.errors import CheckpointError
 
 
@@ -64,14 +64,14 @@ class Unreadable:
 
 def test_nothing_is_read(tmp_path, monkeypatch):
     """Neither from the tensors of other formats, nor from the chunks of a native directory."""
-    c, read = tiny.config(), files.read_safetensors
+    c, read = tiny.config(), weights.read_safetensors
     save_native(tmp_path / "native", c, tiny.arrays(c))
     for chunk in (tmp_path / "native/arrays").glob("*/[0-9]*"):
         chunk.unlink()
     assert "special/user " in told(tmp_path / "native")
     with pytest.raises(CheckpointError, match="cannot be read"):
         np.asarray(inspect(tmp_path / "native")[2]["special/user"])
-    monkeypatch.setattr(files, "read_safetensors", lambda path: {name: Unreadable(a) for name, a in read(path).items()})
+    monkeypatch.setattr(weights, "read_safetensors", lambda path: {name: Unreadable(a) for name, a in read(path).items()})
     assert "special/user " in told("omnifusion-tiny")
     with pytest.raises(AssertionError, match="values were read"):
         np.asarray(inspect("omnifusion-tiny")[2]["special/user"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from omnifusion_jax.checkpoints.files import open_tensors
+from omnifusion_jax.checkpoints.storage.weights import open_tensors
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError

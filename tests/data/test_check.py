@@ -10,7 +10,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.config import DataConfig
 from omnifusion_jax.data.check import Check, reason, start_check
 from omnifusion_jax.data.pipeline import Batches

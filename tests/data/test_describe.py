@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.data.describe import describe, render
 from omnifusion_jax.data.dialogues import Dialogue
 from omnifusion_jax.data.tokenizer import Tokenizer

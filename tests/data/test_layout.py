@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT
-from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.data.dialogues import Dialogue, parse
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError

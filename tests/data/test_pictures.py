@@ -5,7 +5,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.config import CLIP_MEAN, IMAGENET_MEAN, EncoderConfig, ImageConfig, ModelConfig, adapter
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.pictures import Lens

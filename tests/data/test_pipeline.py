@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from omnifusion_jax.batch import FEATURE, PADDING, SPECIAL, TEXT, Sample
-from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.data import synthetic
 from omnifusion_jax.data.pipeline import Batches, PatchSource, keep
 from omnifusion_jax.data.sources import ENDLESS, JsonSource, SyntheticSource

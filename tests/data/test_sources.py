@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.data import questions, synthetic
 from omnifusion_jax.data.describe import describe
 from omnifusion_jax.data.dialogues import Request, from_request, parse

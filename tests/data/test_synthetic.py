@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from omnifusion_jax.checkpoints.bundled import locate
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.data import questions, synthetic
 from omnifusion_jax.data.questions import LANGUAGES, RU_PLACES, English, Russian
 from omnifusion_jax.data.synthetic import COLOURS, PLACES, SHAPES, SIZE, SIZES, Scene, Thing

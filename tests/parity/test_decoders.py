@@ -14,9 +14,11 @@ import torch
 import transformers
 from parity.torch_models import randomised
 
-from omnifusion_jax.checkpoints import decoders, files
-from omnifusion_jax.checkpoints.engine import from_foreign, shapes_of, to_foreign
-from omnifusion_jax.checkpoints.export import write_decoder
+from omnifusion_jax.checkpoints.decoders import language_models
+from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
+from omnifusion_jax.checkpoints.mapping.tensors import from_foreign, to_foreign
+from omnifusion_jax.checkpoints.omnifusion.export import write_decoder
+from omnifusion_jax.checkpoints.storage import weights
 from omnifusion_jax.config import RopeScaling
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.decoder import Decoder
@@ -66,7 +68,7 @@ def test_a_directory_is_read_computes_the_same_and_is_written(tmp_path, name):
     c = CONFIGS[name]
     theirs = randomised(oracle.empty(c), 0)
     theirs.save_pretrained(tmp_path / "theirs")
-    config, arrays = decoders.read(tmp_path / "theirs")
+    config, arrays = language_models.read(tmp_path / "theirs")
     assert config == c
     assert ("decoder/head" in arrays) is not c.tied
     with torch.no_grad():
@@ -74,13 +76,13 @@ def test_a_directory_is_read_computes_the_same_and_is_written(tmp_path, name):
     close(jax.jit(logits)(built(config, arrays), tokens(c)), expected)
 
     (tmp_path / "ours").mkdir()
-    write_decoder(tmp_path / "ours", config, to_foreign(arrays, decoders.table(config)), {"bos_token_id": 1, "eos_token_id": 2})
+    write_decoder(tmp_path / "ours", config, to_foreign(arrays, language_models.table(config)), {"bos_token_id": 1, "eos_token_id": 2})
     back, report = type(theirs).from_pretrained(tmp_path / "ours", attn_implementation="eager", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     assert (back.lm_head.weight is back.model.embed_tokens.weight) is c.tied
     with torch.no_grad():
         assert torch.equal(back(torch.tensor(tokens(c))).logits, expected)
-    assert (decoders.HEAD in files.open_tensors(tmp_path / "ours")) is not c.tied
+    assert (language_models.HEAD in weights.open_tensors(tmp_path / "ours")) is not c.tied
 
 
 def test_positions_are_stretched_only_where_they_are_said_to_be(tmp_path):
@@ -95,29 +97,29 @@ def test_a_head_beside_the_table_that_it_is_tied_to(tmp_path):
     c = CONFIGS["qwen2, tied"]
     theirs = randomised(oracle.empty(c), 0)
     tensors = {name: t.detach().numpy() for name, t in theirs.state_dict().items()}
-    assert decoders.HEAD in tensors
+    assert language_models.HEAD in tensors
     theirs.config.save_pretrained(tmp_path)
-    files.write_weights(tmp_path, tensors)
-    config, arrays = decoders.read(tmp_path)
+    weights.write_weights(tmp_path, tensors)
+    config, arrays = language_models.read(tmp_path)
     assert config.tied and "decoder/head" not in arrays
-    np.testing.assert_array_equal(np.asarray(arrays["decoder/embed"]), tensors[decoders.EMBED])
+    np.testing.assert_array_equal(np.asarray(arrays["decoder/embed"]), tensors[language_models.EMBED])
 
-    tensors[decoders.HEAD] = tensors[decoders.HEAD] + 1
-    files.write_weights(tmp_path, tensors)
+    tensors[language_models.HEAD] = tensors[language_models.HEAD] + 1
+    weights.write_weights(tmp_path, tensors)
     with pytest.raises(CheckpointError, match=r"tie_word_embeddings is true, but lm_head.weight is not"):
-        decoders.read(tmp_path)
+        language_models.read(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": False}
     (tmp_path / "config.json").write_text(json.dumps(settings))  # as the message says
-    config, arrays = decoders.read(tmp_path)
+    config, arrays = language_models.read(tmp_path)
     assert not config.tied
-    np.testing.assert_array_equal(np.asarray(arrays["decoder/head"]), tensors[decoders.HEAD].T)
+    np.testing.assert_array_equal(np.asarray(arrays["decoder/head"]), tensors[language_models.HEAD].T)
 
 
 def test_gradients_of_a_tied_model():
     """That of the table is the sum of both its uses."""
     c = CONFIGS["qwen3, tied"]
     theirs, ids = randomised(oracle.empty(c), 1), tokens(c)
-    table = decoders.table(c)
+    table = language_models.table(c)
     shapes = shapes_of(dataclasses.replace(tiny.config(), decoder=c), "decoder")
     ours = lambda tensors: {path: np.asarray(a) for path, a in from_foreign(tensors, table, shapes, "here").items()}
     named = dict(theirs.named_parameters())  # what is tied is named once
@@ -140,12 +142,12 @@ def test_gradients_of_a_tied_model():
 def test_multipliers():
     """Granite has all three: of token embeddings, of what a block adds, of the scores, by which it divides."""
     c = dataclasses.replace(C, family="llama", embed_scale=6.0, residual_scale=0.4, logit_scale=0.25)
-    plain = decoders.decoder_json(dataclasses.replace(C, family="llama"), "float32")
+    plain = language_models.decoder_json(dataclasses.replace(C, family="llama"), "float32")
     theirs = {"embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 4.0, "attention_multiplier": c.head_dim**-0.5}
     granite = transformers.GraniteConfig(**{**plain, "model_type": "granite"}, **theirs, attn_implementation="eager")
     model = randomised(transformers.GraniteForCausalLM(granite), 2)
     tensors = {name: t.numpy() for name, t in model.state_dict().items()}
-    arrays = from_foreign(tensors, decoders.table(c), shapes_of(dataclasses.replace(tiny.config(), decoder=c), "decoder"), "here")
+    arrays = from_foreign(tensors, language_models.table(c), shapes_of(dataclasses.replace(tiny.config(), decoder=c), "decoder"), "here")
     with torch.no_grad():
         expected = model(torch.tensor(tokens(c))).logits
     close(jax.jit(logits)(built(c, arrays), tokens(c)), expected)

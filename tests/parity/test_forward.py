@@ -9,15 +9,18 @@ from parity import torch_models
 from settings import changed
 
 from omnifusion_jax.batch import UNKNOWN, collate
-from omnifusion_jax.checkpoints import clip, decoders, original
-from omnifusion_jax.checkpoints.engine import from_foreign, shapes_of
+from omnifusion_jax.checkpoints.decoders import language_models
+from omnifusion_jax.checkpoints.encoders import clip
+from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
+from omnifusion_jax.checkpoints.mapping.tensors import from_foreign
+from omnifusion_jax.checkpoints.omnifusion import original
 from omnifusion_jax.data.layout import Layout
 from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import AttentionSpec
 from omnifusion_jax.tables import OBJECTIVES
+from omnifusion_jax.training.freeze import split
 from omnifusion_jax.training.loss import answer_loss
-from omnifusion_jax.training.parts import split
 from omnifusion_jax.training.step import init_state, make_step
 
 C = tiny.config(layout="original")
@@ -25,7 +28,7 @@ TABLES = {
     "image/encoders/0": clip.CLIP.table(C.image.encoders[0]),
     "image/adapter": original.adapter_table(C),
     "special": original.SPECIAL_TABLE,
-    "decoder": decoders.table(C.decoder),
+    "decoder": language_models.table(C.decoder),
 }
 SAMPLES = [
     (True, [(False, "What is in the picture?"), (True, "A red circle."), (False, "How many?"), (True, "Two <unk> circles.")]),

@@ -11,8 +11,11 @@ import torch
 from parity import torch_models
 from PIL import Image
 
-from omnifusion_jax.checkpoints import clip, decoders, original
-from omnifusion_jax.checkpoints.engine import from_foreign, shapes_of
+from omnifusion_jax.checkpoints.decoders import language_models
+from omnifusion_jax.checkpoints.encoders import clip
+from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
+from omnifusion_jax.checkpoints.mapping.tensors import from_foreign
+from omnifusion_jax.checkpoints.omnifusion import original
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.inference.model import Model
@@ -124,7 +127,7 @@ class Published:
 
     def arrays(self, config):
         tables = {"image/encoders/0": clip.CLIP.table(config.image.encoders[0]), "image/adapter": original.adapter_table(config)}
-        tables |= {"special": original.SPECIAL_TABLE, "decoder": decoders.table(config.decoder)}
+        tables |= {"special": original.SPECIAL_TABLE, "decoder": language_models.table(config.decoder)}
         found = {}
         for part, named in self.original.tensors().items():
             prefix = clip.PREFIX if part == "image/encoders/0" else ""

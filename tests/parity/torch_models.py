@@ -5,7 +5,8 @@ import torch
 from models import VisualToGPTMapping
 from transformers import CLIPVisionConfig, CLIPVisionModel, MistralConfig, MistralForCausalLM
 
-from omnifusion_jax.checkpoints import clip, decoders
+from omnifusion_jax.checkpoints.decoders import language_models
+from omnifusion_jax.checkpoints.encoders import clip
 
 torch.set_num_threads(1)
 
@@ -24,7 +25,7 @@ def vision(c):
 
 
 def language(c):
-    return randomised(MistralForCausalLM(MistralConfig(**decoders.decoder_json(c, "float32"), attn_implementation="eager")), 2)
+    return randomised(MistralForCausalLM(MistralConfig(**language_models.decoder_json(c, "float32"), attn_implementation="eager")), 2)
 
 
 def adapter(c):

@@ -19,9 +19,9 @@ from omnifusion_jax.data.pipeline import Batches
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import OBJECTIVES
+from omnifusion_jax.training.freeze import split
 from omnifusion_jax.training.loop import NotFinite, train
 from omnifusion_jax.training.optimizer import make_optimizer
-from omnifusion_jax.training.parts import split
 from omnifusion_jax.training.step import init_state, make_step
 
 LENGTH = 80

@@ -1,0 +1,36 @@
+"""What the tensors of the one-encoder adapter and of the special vectors are called in the published files."""
+
+from omnifusion_jax.checkpoints.mapping.transforms import MATRIX, SAME, Fused, split, split_in, split_out
+from omnifusion_jax.config import ModelConfig
+
+LAYER = "transformer_layer."  # what the tensors of the one-encoder adapter begin with
+
+
+def adapter_table(c: ModelConfig):
+    """State dict of `VisualToGPTMapping`: one `torch.nn.TransformerEncoderLayer`, whose q, k and v are one matrix, and a `Linear`."""
+    heads = c.image.adapter.heads, c.image.encoders[0].embed // c.image.adapter.heads
+    layer = LAYER
+    return {
+        layer + "self_attn.in_proj_weight": packed("kernel", split_out(*heads)),
+        layer + "self_attn.in_proj_bias": packed("bias", split(*heads)),
+        layer + "self_attn.out_proj.weight": ("image/adapter/layer/attention/out/kernel", split_in(*heads)),
+        layer + "self_attn.out_proj.bias": ("image/adapter/layer/attention/out/bias", SAME),
+        layer + "linear1.weight": ("image/adapter/layer/feed_forward/up/kernel", MATRIX),
+        layer + "linear1.bias": ("image/adapter/layer/feed_forward/up/bias", SAME),
+        layer + "linear2.weight": ("image/adapter/layer/feed_forward/down/kernel", MATRIX),
+        layer + "linear2.bias": ("image/adapter/layer/feed_forward/down/bias", SAME),
+        layer + "norm1.weight": ("image/adapter/layer/norm1/scale", SAME),
+        layer + "norm1.bias": ("image/adapter/layer/norm1/bias", SAME),
+        layer + "norm2.weight": ("image/adapter/layer/norm2/scale", SAME),
+        layer + "norm2.bias": ("image/adapter/layer/norm2/bias", SAME),
+        "linear.weight": ("image/adapter/linear/kernel", MATRIX),
+        "linear.bias": ("image/adapter/linear/bias", SAME),
+    }
+
+
+def packed(name, transform):
+    """PyTorch keeps queries, keys and values in one tensor."""
+    return Fused(*((f"image/adapter/layer/attention/{part}/{name}", transform) for part in ("query", "key", "value")))
+
+
+SPECIAL_TABLE = {name: (f"special/{name.lower()}", SAME) for name in ("USER", "BOT", "SOI", "EOI")}

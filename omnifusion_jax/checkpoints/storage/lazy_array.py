@@ -1,0 +1,99 @@
+"""Arrays that are read when they are used, a piece at a time: a model larger than memory passes through."""
+
+import concurrent.futures
+import functools
+import math
+import mmap
+
+import jax
+import numpy as np
+
+WORKERS = 4  # pieces in flight: some copy while others wait for the disk
+
+
+class Lazy:
+    """What numpy asks of an array, its values apart: those are read when it is indexed or converted, and only as far as they are asked for.
+
+    `a[index]` takes integers, slices without a step, and `...`, and gives a numpy array. `np.asarray(a)` and `jnp.asarray(a)` read everything.
+    """
+
+    def __init__(self, shape, dtype, read, origin=""):
+        """`read` is called with one slice(start, stop) a dimension, inside `shape`, and returns that block as a numpy array of `dtype`.
+        `origin` is what the array is called where it comes from."""
+        self.shape, self.dtype, self.read, self.origin = tuple(shape), np.dtype(dtype), read, origin
+
+    ndim = property(lambda self: len(self.shape))
+    size = property(lambda self: math.prod(self.shape))
+    nbytes = property(lambda self: self.size * self.dtype.itemsize)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        index = list(index) if isinstance(index, tuple) else [index]
+        rest = self.ndim - sum(i is not Ellipsis for i in index)
+        at = next((n for n, i in enumerate(index) if i is Ellipsis), len(index))
+        index[at : at + 1] = [slice(None)] * rest
+        spans = [span(i, n) for i, n in zip(index, self.shape, strict=True)]
+        return self.read(tuple(spans))[tuple(slice(None) if isinstance(i, slice) else 0 for i in index)]
+
+    def __array__(self, dtype=None, copy=None):
+        return self[...].astype(dtype or self.dtype, copy=bool(copy))
+
+    def astype(self, dtype):
+        """The same array in another type, converted piece by piece."""
+        dtype = np.dtype(dtype)
+        return self if dtype == self.dtype else Lazy(self.shape, dtype, lambda spans: self.read(spans).astype(dtype), self.origin)
+
+
+def span(index, n):
+    """An integer or a slice, counted from either end of a dimension of `n`, as slice(start, stop)."""
+    if isinstance(index, slice):
+        start, stop, step = index.indices(n)
+        assert step == 1, f"{index}: a lazy array has no steps"
+        return slice(start, max(start, stop))
+    start = range(n)[index]  # raises IndexError
+    return slice(start, start + 1)
+
+
+def lazy(a):
+    """Any array as a Lazy one."""
+    return a if isinstance(a, Lazy) else Lazy(a.shape, a.dtype, lambda spans: np.asarray(a[spans]))
+
+
+@functools.cache
+def host():
+    """The CPU as a JAX device; None where JAX_PLATFORMS leaves it out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
+def in_order(view):
+    """A copy of a permuted view, in C order. XLA transposes two-byte numbers ten times as fast as numpy on its way to the "device"."""
+    if view.flags.c_contiguous or view.dtype.itemsize > 4 or host() is None:  # JAX would make float32 of float64
+        return np.array(view, order="C")
+    with jax.ensure_compile_time_eval():  # a constant may be read while a function is traced
+        return np.asarray(jax.device_put(view, host()))
+
+
+def forget(a):
+    """Gives memory-mapped pages under `a` back, which else count as this process's memory. They are read again if they are used again."""
+    start, stop = np.lib.array_utils.byte_bounds(a)
+    while isinstance(a, np.ndarray):
+        a = a.base
+    if isinstance(a, mmap.mmap):
+        origin = np.frombuffer(a, np.uint8).ctypes.data
+        first = (start - origin) // mmap.PAGESIZE * mmap.PAGESIZE
+        a.madvise(mmap.MADV_DONTNEED, first, stop - origin - first)
+
+
+def in_parallel(work, items):
+    """Calls `work(item)` for every item, a few at a time. The first error stops what has not begun, and is raised."""
+    pool = concurrent.futures.ThreadPoolExecutor(WORKERS)
+    try:
+        for _ in pool.map(work, items):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,69 @@
+"""What the command lines share."""
+
+import inspect
+import os
+import re
+import sys
+
+from absl import app, flags, logging
+
+from omnifusion_jax.cli.help import page
+from omnifusion_jax.errors import OmniFusionError
+from omnifusion_jax.fields import nearest
+
+HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
+MISSING = re.compile(r"flag --(\S+)=None: Flag --\1 must have a value other than None\.")
+
+
+def run(main, *sections, argv=None):
+    """`absl.app.run` with the FieldFlags that `main` has, except that an error raised on purpose is one line on stderr
+    and exit status 1, without a traceback, and that --help ends with 0.
+    """
+
+    def guarded(argv):
+        try:
+            return main(argv)
+        except OmniFusionError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    def parse(argv):
+        module = sys.modules[main.__module__]
+        own = flags.FLAGS.get_key_flags_for_module(module)
+        if HELP & set(argv[1:]):
+            show(page(inspect.getdoc(module), own, sections))
+            sys.exit()
+        return parsed(argv, [flag.name for flag in own], sections)
+
+    logging.set_verbosity(logging.WARNING)  # checkpointing would print a page a save
+    app.run(guarded, argv, flags_parser=parse)
+
+
+def show(text):
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads has read enough: --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parsed(argv, known, sections=(), flag_values=flags.FLAGS):
+    """Takes the flags from `argv`. Exits with one line where one is wrong.
+
+    Args: known: names of flags that are suggested instead, besides those of `sections`.
+    """
+    try:
+        argv = flag_values.read_flags_from_files(argv, force_gnu=False)  # --flagfile
+        for section in sections:
+            argv = section.take(argv)
+        rest = flag_values(argv)
+    except flags.UnrecognizedFlagError as error:
+        there = [*known, *(f"{section.name}.{path}" for section in sections for path in section.fields)]
+        meant = nearest(error.flagname, there)
+        advice = f"is --{meant} meant? --help lists all" if meant else "--help lists those there are"
+        sys.exit(f"error: there is no flag --{error.flagname}; {advice}")
+    except (flags.Error, ValueError) as error:  # ValueError: --noNAME=value, and ConfigError
+        message = MISSING.sub(r"--\1 is missing; --help says what it is", str(error))
+        sys.exit(f"error: {message.removeprefix('flag ')}".replace("\n", ". "))  # one a flag that is missing
+    if len(rest) > 1:
+        sys.exit(f"error: unexpected {' '.join(rest[1:])}: flags are written --NAME=value; --help lists them")
+    return rest
