@@ -19,11 +19,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint
 from omnifusion_jax.checkpoints.llava.export import export_llava
 from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
 from omnifusion_jax.checkpoints.omnifusion.export import export_original
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.models.presets import preset
 

@@ -30,12 +30,12 @@ QUESTIONS, TOKENS = 6, 12
 def with_mlp():
     """The bundled model with another adapter: two layers as wide as the decoder, the second as it was trained."""
     found = load_checkpoint("omnifusion-tiny", dtype="float32")
-    width = found.config.decoder.embed
+    width = found.config.decoder.width
     config = dataclasses.replace(found.config, image=dataclasses.replace(found.config.image, adapter=adapter("mlp", mlp=width)))
     [encoder] = config.image.encoders
     kept = ("image/adapter/linear/kernel", "image/adapter/linear/bias")
     arrays = {path: np.asarray(a) for path, a in found.arrays.items() if not path.startswith("image/adapter/") or path in kept}
-    arrays["image/adapter/up/kernel"] = np.random.default_rng(0).normal(size=(encoder.embed, width)).astype(np.float32) * 0.1
+    arrays["image/adapter/up/kernel"] = np.random.default_rng(0).normal(size=(encoder.width, width)).astype(np.float32) * 0.1
     arrays["image/adapter/up/bias"] = np.zeros(width, np.float32)
     return dataclasses.replace(found, config=config, arrays=arrays)
 

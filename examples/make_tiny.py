@@ -14,11 +14,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import make_tokenizer
 
-from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.decoders import language_models
 from omnifusion_jax.checkpoints.encoders.vision_towers import write_encoder
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.omnifusion.export import arrays_of, export_original, part, write_decoder
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
 from omnifusion_jax.data.tokenizer import Tokenizer
 

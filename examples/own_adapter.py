@@ -41,7 +41,7 @@ class SquaresAdapter(OfOneEncoder, nnx.Module):
 
     def __init__(self, c: StreamConfig, width, *, rngs):
         self.factor, self.grid = c.adapter.factor, self.side(c)
-        self.linear = Linear(c.encoders[0].embed * self.factor**2, width, init=INITS[c.adapter.init].linear, rngs=rngs)
+        self.linear = Linear(c.encoders[0].width * self.factor**2, width, init=INITS[c.adapter.init].linear, rngs=rngs)
 
     def __call__(self, x, key=None):  # [batch, patches, encoder's width]
         n, f = self.grid, self.factor

@@ -50,7 +50,7 @@ def model_row(name):
 
 def encoder_row(name, c):
     total = count(nnx.eval_shape(lambda: VisionTransformer(c, rngs=nnx.Rngs(0))))
-    return f"| {name} | {c.image_size} | {c.patch} | {c.layers} | {c.embed} | {c.heads} | {c.activation} | {total:,} |"
+    return f"| {name} | {c.image_size} | {c.patch} | {c.layers} | {c.width} | {c.heads} | {c.activation} | {total:,} |"
 
 
 def page():

@@ -37,7 +37,7 @@ def load(source, *, vision=None, dtype=None, mesh=None):
     if found.tokenizer is None:
         raise CheckpointError(f"{source} has no tokenizer: put tokenizer.json and tokenizer_config.json there")
     arrays = found.arrays if mesh else {path: jnp.asarray(a) for path, a in found.arrays.items()}
-    return Model(found.config, arrays, Tokenizer(found.tokenizer).fits(found.config.decoder.vocab), dtype=dtype, name=str(source))
+    return Model(found.config, arrays, Tokenizer(found.tokenizer).for_vocabulary(found.config.decoder.vocab), dtype=dtype, name=str(source))
 
 
 def evaluate(model, path, images="", *, count=0, batch_size=64, max_new_tokens=32, blind=False):

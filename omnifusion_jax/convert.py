@@ -21,7 +21,7 @@ from omnifusion_jax.checkpoints.omnifusion.two_encoders import Ambiguous
 from omnifusion_jax.checkpoints.storage.settings import write_json
 from omnifusion_jax.cli import command
 from omnifusion_jax.config import check, part_of
-from omnifusion_jax.data.pictures import Lens
+from omnifusion_jax.data.pictures import ImageProcessor
 
 SOURCE = flags.DEFINE_string("source", None, "Checkpoint: directory, or id on the Hugging Face Hub. Its format is recognised.")
 OUTPUT = flags.DEFINE_string("output", None, "New directory.")
@@ -68,7 +68,7 @@ def offer(error, file):
     check(not file.exists(), f"{file} is there already: pass it as --assign, or remove it for a new one. {error}")
     check(not CHECK.value or error.distances, "--check_with: this source has no encoders and no decoder to look at a picture with")
     if CHECK.value:
-        distances = error.distances(Lens.of(error.config.image)(CHECK.value).views)
+        distances = error.distances(ImageProcessor.of(error.config.image)(CHECK.value).views)
         error.readings = [reading for _, reading in sorted(zip(distances, error.readings, strict=True), key=lambda row: row[0])]
         for distance, reading in zip(sorted(distances), error.readings, strict=True):
             print(f"log ratio of norms {distance:.3f}", *two_encoders.lines(reading), sep="\n")

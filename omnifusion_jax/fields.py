@@ -27,7 +27,7 @@ def fields(config):
     tuple image.encoders.0.patch. Of a part that is None the fields that it would have."""
     found, means = {}, meanings(type(config))
     for name, kind in hints(type(config)).items():
-        inside = parts(getattr(config, name), kind)
+        inside = nested(getattr(config, name), kind)
         if not inside or types.NoneType in options(kind):
             found[name] = Field(kind, means.get(name, ""))
         for path, part in inside.items():
@@ -35,7 +35,7 @@ def fields(config):
     return found
 
 
-def parts(value, kind=object):
+def nested(value, kind=object):
     """{path within a field: dataclass} of what a field holds: "" for the value itself, ".0" and so on for those in a tuple."""
     if dataclasses.is_dataclass(value):
         return {"": value}
@@ -82,7 +82,7 @@ def values(config):
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        inside = parts(value)
+        inside = nested(value)
         found |= {f"{field.name}{path}.{rest}": v for path, part in inside.items() for rest, v in values(part).items()}
         if not inside:
             found[field.name] = value
@@ -94,7 +94,7 @@ def strays(config):
     known = {field.name for field in dataclasses.fields(config)}
     found = [name for name in vars(config) if name not in known]
     for name in known & vars(config).keys():
-        found += [f"{name}{path}.{rest}" for path, part in parts(vars(config)[name]).items() for rest in strays(part)]
+        found += [f"{name}{path}.{rest}" for path, part in nested(vars(config)[name]).items() for rest in strays(part)]
     return found
 
 
@@ -133,20 +133,20 @@ def read(text, kind):
         value = READERS.get(one, lambda text: tuples(ast.literal_eval(text)))(text)
     except (ValueError, SyntaxError, TypeError, KeyError):
         raise ValueError(f"{spoken(kind)} is expected") from None
-    if not fits(value, one) or text == "None":
+    if not is_a(value, one) or text == "None":
         raise ValueError(f"{spoken(kind)} is expected")
     return value
 
 
-def fits(value, kind):
+def is_a(value, kind):
     choices, inner = options(kind), typing.get_args(kind)
     if len(choices) > 1:
-        return any(fits(value, choice) for choice in choices)
+        return any(is_a(value, choice) for choice in choices)
     if typing.get_origin(kind) is dict:
-        return isinstance(value, dict) and all(fits(name, inner[0]) and fits(one, inner[1]) for name, one in value.items())
+        return isinstance(value, dict) and all(is_a(name, inner[0]) and is_a(one, inner[1]) for name, one in value.items())
     if typing.get_origin(kind) is tuple:
         each = (inner[0],) * len(value) if isinstance(value, tuple) and inner[-1] is ... else inner
-        return isinstance(value, tuple) and len(value) == len(each) and all(map(fits, value, each))
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(is_a, value, each))
     return type(value) is kind or (kind is float and type(value) is int)  # in Python True is an int
 
 

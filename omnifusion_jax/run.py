@@ -8,9 +8,9 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.load import load_decoder, load_encoder, load_trained
 from omnifusion_jax.checkpoints.native import save_native
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.storage.placement import placed
 from omnifusion_jax.config import HANDED_ON, DecoderConfig, EncoderConfig, part_of, same_settings
 from omnifusion_jax.data.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ def train(config, workdir, allow_change=False, stop=None):
     with locked(workdir):
         resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change)
         given, tokenizer_dir = starting_point(config, allow_change)
-        tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).fits(config.model.decoder.vocab)
+        tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
         batches, evaluate = objective.batches(config, tokenizer), objective.evaluator(config, tokenizer)
         on_eval = evaluate and (lambda arrays: named(evaluate(arrays)[0]))
         try:

@@ -13,7 +13,7 @@ from omnifusion_jax.errors import ConfigError
 
 RULES = {
     "batch": ("data", "fsdp"),
-    "embed": "fsdp",
+    "width": "fsdp",
     "vision_embed": "fsdp",
     "vocab": "tensor",
     "kv_heads": "tensor",

@@ -15,7 +15,7 @@ from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.stack import unstack
 
 EOS, PAD = 2, 0
-CONFIG = DecoderConfig(vocab=24, embed=32, layers=1, heads=4, kv_heads=2, head_dim=8, mlp=48, window=9, max_length=256)
+CONFIG = DecoderConfig(vocab=24, width=32, layers=1, heads=4, kv_heads=2, head_dim=8, mlp=48, window=9, max_length=256)
 PROMPT, ROOM = 16, 24
 
 
@@ -40,9 +40,9 @@ def decoder(arrays, c=CONFIG):
 
 
 def prompts(seed, count, c=CONFIG):
-    """Embeddings float32[T, embed] of unequal lengths."""
+    """Embeddings float32[T, width] of unequal lengths."""
     rng = np.random.default_rng(seed)
-    return [rng.normal(size=(n, c.embed)).astype(np.float32) * 0.3 for n in rng.integers(1, PROMPT + 1, count)]
+    return [rng.normal(size=(n, c.width)).astype(np.float32) * 0.3 for n in rng.integers(1, PROMPT + 1, count)]
 
 
 def pad(prompts):

@@ -27,7 +27,7 @@ ADAPT = jax.jit(TransformerAdapter.__call__)
 def test_a_key_decides_what_is_dropped_and_none_drops_nothing():
     c, m = model()
     assert c.image.adapter.dropout == 0.1
-    x = np.random.default_rng(0).normal(size=(1, 9, c.image.encoders[0].embed)).astype(np.float32).repeat(2, axis=0)
+    x = np.random.default_rng(0).normal(size=(1, 9, c.image.encoders[0].width)).astype(np.float32).repeat(2, axis=0)
     plain, a, b = ADAPT(m.image.adapter, x), ADAPT(m.image.adapter, x, jax.random.key(1)), ADAPT(m.image.adapter, x, jax.random.key(2))
     np.testing.assert_array_equal(plain[0], plain[1])
     np.testing.assert_array_equal(ADAPT(m.image.adapter, x, jax.random.key(1)), a)
@@ -54,7 +54,7 @@ def test_it_falls_where_pytorch_has_it(place):
     torch = pytest.importorskip("torch")
     from parity.torch_models import layer_state
 
-    encoder = dataclasses.replace(tiny.config().image.encoders[0], embed=WIDTH, heads=1)
+    encoder = dataclasses.replace(tiny.config().image.encoders[0], width=WIDTH, heads=1)
     c = ImageConfig((encoder,), adapter("transformer", heads=HEADS, mlp=WIDTH, dropout=RATE))
     empty = nnx.eval_shape(lambda: TransformerAdapter(c, WIDTH, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(5)

@@ -149,7 +149,7 @@ REFUSED = [  # what is set in configs/pretrain.py, and what the message says
     ({"model.image.encoders[0].feature_layer": 25}, "outside -25..24"),
     ({"model.image.encoders[0].image_size": 13}, "image_size 13 is less than encoder.patch 14"),
     ({"model.image.encoders[0].shortest_edge": 335}, "shortest_edge 335 is less than encoder.image_size 336"),
-    ({"model.image.encoders[0].heads": 3}, "encoder.embed 1024 is not a multiple of encoder.heads 3"),
+    ({"model.image.encoders[0].heads": 3}, "encoder.width 1024 is not a multiple of encoder.heads 3"),
     ({"model.image.encoders[0].class_token": False, "model.image.encoders[0].keep_class_token": True}, "keep_class_token needs encoder.class_token"),
     ({"model.image.encoders[0].post_norm": False, "model.image.encoders[0].feature_norm": True}, "feature_norm needs encoder.post_norm"),
     ({"model.image.adapter": adapter("sum")}, "'sum' takes 2 of the encoders, there is 1"),
@@ -223,7 +223,7 @@ def test_settings_at_the_edge_are_allowed(values):
 
 def joined(kind, **settings):
     """A stream with encoders of 1024 and 768 channels as such an adapter takes them; the latter's 256 rows are fewer."""
-    encoders = EncoderConfig(), EncoderConfig(image_size=224, embed=768, heads=12, layers=12)
+    encoders = EncoderConfig(), EncoderConfig(image_size=224, width=768, heads=12, layers=12)
     return ImageConfig(encoders[: ADAPTERS[kind].encoders], adapter(kind, **settings))
 
 
@@ -341,12 +341,12 @@ def test_the_published_recipe():
 
 
 def test_settings_of_two_checkpoints_are_compared_field_by_field():
-    ours, theirs = EncoderConfig(), EncoderConfig(embed=512, mean=HALF, eps=1e-6)
+    ours, theirs = EncoderConfig(), EncoderConfig(width=512, mean=HALF, eps=1e-6)
     with pytest.raises(ConfigError) as caught:
         same_settings("model.image.encoders.0", ours, theirs, "there", but=("eps",))
     assert str(caught.value) == (
         "there was made with other settings than the config's model.image.encoders.0. To take them over: "
-        "--config.model.image.encoders.0.embed=512 '--config.model.image.encoders.0.mean=(0.5, 0.5, 0.5)'"
+        "--config.model.image.encoders.0.width=512 '--config.model.image.encoders.0.mean=(0.5, 0.5, 0.5)'"
     )
     taken = shlex.split(str(caught.value).partition("take them over: ")[2])  # as a shell reads it
     here = flags.FlagValues()
@@ -381,9 +381,9 @@ def test_a_config_read_from_json_has_tuples_and_parts_that_may_be_missing():
 
 def test_nothing_is_said_twice_in_a_settled_encoder():
     c = EncoderConfig(image_size=336, shortest_edge=336, position_grid=24)
-    assert c.settled() == EncoderConfig(image_size=336)
+    assert c.canonical() == EncoderConfig(image_size=336)
     other = EncoderConfig(image_size=336, shortest_edge=384, position_grid=16)
-    assert other.settled() == other
+    assert other.canonical() == other
 
 
 def test_defaults_that_pages_promise():

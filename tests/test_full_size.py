@@ -16,7 +16,7 @@ from configs import sft
 from configs.report import table5
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Batch
-from omnifusion_jax.data.pictures import Lens
+from omnifusion_jax.data.pictures import ImageProcessor
 from omnifusion_jax.models.axes import axes, placements
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import preset
@@ -74,13 +74,13 @@ def bytes_a_chip(name):
     place = lambda tree, placed: jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, placed)
     state = place(state, state_shardings(mesh, state))
     frozen = place({path: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for path, a in frozen.items()}, placements(mesh, frozen))
-    rows, length, lens = config.batch_size, config.data.max_length, Lens.of(config.model.image)
+    rows, length, processor = config.batch_size, config.data.max_length, ImageProcessor.of(config.model.image)
     spread = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     plane = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=spread)
     integers = plane(jnp.int32, length)
     accumulate = min(config.grad_accum, rows // mesh.size)  # each micro-batch has a row for every chip
     pools = accumulate * mesh.size  # each with room for the pictures of its rows
-    pictures = lambda size: jax.ShapeDtypeStruct((pools, rows // pools * lens.room, size, size, 3), jnp.uint8, sharding=spread)
+    pictures = lambda size: jax.ShapeDtypeStruct((pools, rows // pools * processor.room, size, size, 3), jnp.uint8, sharding=spread)
     batch = Batch(
         integers,
         integers,
@@ -89,7 +89,7 @@ def bytes_a_chip(name):
         integers,
         integers,
         plane(jnp.int32),
-        {"image": tuple(pictures(view.size) for view in lens.views)},
+        {"image": tuple(pictures(view.size) for view in processor.views)},
     )
     step = make_step(
         skeleton, OBJECTIVES["answers"], optimizer, seed=0, grad_accum=accumulate, dtype=jnp.dtype(config.compute_dtype), remat=config.remat

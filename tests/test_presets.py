@@ -99,8 +99,8 @@ def test_what_the_command_line_sets_wins_over_another_preset(turn):
     tiny one's decoder."""
     c = command_line(*[SUM, "--config.model.image.adapter.kind=transformer"][::turn])
     assert (c.preset, c.image.adapter.kind, c.image.encoders[1]) == ("report-sum-mistral-7b", "transformer", encoder("dinov2-l"))
-    c = command_line(*["--config.model.preset=omnifusion-tiny", "--config.model.decoder.embed=4096", "--config.model.layout=omnifusion"][::turn])
-    assert (c.decoder.embed, c.decoder.layers, c.image.encoders[0].embed) == (4096, 4, 128)
+    c = command_line(*["--config.model.preset=omnifusion-tiny", "--config.model.decoder.width=4096", "--config.model.layout=omnifusion"][::turn])
+    assert (c.decoder.width, c.decoder.layers, c.image.encoders[0].width) == (4096, 4, 128)
 
 
 def test_what_the_config_file_changed_is_kept_too():

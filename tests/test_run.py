@@ -12,9 +12,9 @@ from settings import changed
 
 import omnifusion_jax as of
 from omnifusion_jax import shipped
-from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.native import open_native, save_native
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.config import adapter, part_of
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.run import save_model, starting_point

@@ -49,8 +49,8 @@ def test_a_mesh_takes_the_devices_it_needs():
 
 def test_a_dimension_that_does_not_divide_stays_whole():
     mesh = sharding.make_mesh(fsdp=8)
-    assert sharding.spec(mesh, ["embed", "mlp"], (16, 6)) == jax.sharding.PartitionSpec("fsdp", None)
-    assert sharding.spec(mesh, ["embed", "mlp"], (12, 6)) == jax.sharding.PartitionSpec(None, None)
+    assert sharding.spec(mesh, ["width", "mlp"], (16, 6)) == jax.sharding.PartitionSpec("fsdp", None)
+    assert sharding.spec(mesh, ["width", "mlp"], (12, 6)) == jax.sharding.PartitionSpec(None, None)
     both = sharding.make_mesh(data=2, fsdp=4)  # a batch goes over the two of them
     assert sharding.spec(both, ["batch"], (8,)) == jax.sharding.PartitionSpec(("data", "fsdp"))
     assert sharding.spec(both, ["batch"], (6,)) == jax.sharding.PartitionSpec(None)
@@ -59,9 +59,9 @@ def test_a_dimension_that_does_not_divide_stays_whole():
 def test_a_parameter_that_no_row_knows_is_named():
     with pytest.raises(ConfigError, match=r"image/adapter/mine: 0 rows of models\.axes\.AXES match"):
         axes("image/adapter/mine")
-    AXES.append((r"image/adapter/mine", "_ embed"))
+    AXES.append((r"image/adapter/mine", "_ width"))
     try:
-        assert axes("image/adapter/mine") == ["_", "embed"]
+        assert axes("image/adapter/mine") == ["_", "width"]
     finally:
         AXES.pop()
 

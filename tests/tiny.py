@@ -10,7 +10,7 @@ import optax
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from omnifusion_jax.batch import Frame
+from omnifusion_jax.batch import Tile
 from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
 from omnifusion_jax.config import DecoderConfig, EncoderConfig, ImageConfig, ModelConfig, adapter
 from omnifusion_jax.data.dialogues import Dialogue, Media
@@ -81,9 +81,9 @@ def shown(*images):
     return tuple(Media("image", image) for image in images)
 
 
-def frames(*sizes, rows=1):
+def tiles(*sizes, rows=1):
     """Of pictures, for batches; a size a view."""
-    return {"image": Frame(0, tuple((size, size, 3) for size in sizes), np.uint8, rows)}
+    return {"image": Tile(0, tuple((size, size, 3) for size in sizes), np.uint8, rows)}
 
 
 def picture(pixels, patch=16) -> Prepared:
@@ -97,11 +97,11 @@ def config(**settings) -> ModelConfig:
     return ModelConfig(
         preset="test",
         image=ImageConfig(
-            (EncoderConfig(image_size=24, patch=8, embed=32, layers=3, heads=4, mlp=64),),
+            (EncoderConfig(image_size=24, patch=8, width=32, layers=3, heads=4, mlp=64),),
             adapter("transformer", heads=2, mlp=48),
         ),
         decoder=DecoderConfig(
-            vocab=VOCAB, embed=48, layers=3, heads=6, kv_heads=2, head_dim=16, mlp=80, window=9, rope_theta=1000.0, eps=1e-5, max_length=256
+            vocab=VOCAB, width=48, layers=3, heads=6, kv_heads=2, head_dim=16, mlp=80, window=9, rope_theta=1000.0, eps=1e-5, max_length=256
         ),
         prompt=PROMPT,
         **settings,

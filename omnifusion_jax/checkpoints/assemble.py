@@ -60,8 +60,8 @@ def joined(config, towers, decoder):
     ours, joins = config.image.encoders, config.image.adapter
     kept = [{field: getattr(ours[min(i, len(ours) - 1)], field) for field in HANDED_ON} for i in range(len(towers))]
     found = tuple(dataclasses.replace(tower, **fields) for tower, fields in zip(towers, kept, strict=True))
-    if joins.kind == "mlp" and joins.mlp == config.decoder.embed:  # LLaVA's is as wide as its language model
-        joins = dataclasses.replace(joins, mlp=decoder.embed)
+    if joins.kind == "mlp" and joins.mlp == config.decoder.width:  # LLaVA's is as wide as its language model
+        joins = dataclasses.replace(joins, mlp=decoder.width)
     config = dataclasses.replace(config, image=dataclasses.replace(config.image, encoders=found, adapter=joins), decoder=decoder)
     config.validate()
     return config

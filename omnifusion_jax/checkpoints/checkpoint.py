@@ -41,6 +41,6 @@ def check_tokenizer(directory, decoder: DecoderConfig, source):
             f"{source}: no tokenizer for the language model. Put tokenizer.json and tokenizer_config.json, or tokenizer.model, there"
         )
     try:
-        Tokenizer(directory).fits(decoder.vocab)
+        Tokenizer(directory).for_vocabulary(decoder.vocab)
     except ValueError as error:  # DataError, and JSON that is none
         raise CheckpointError(f"{source}: its tokenizer cannot be used: {error}") from error

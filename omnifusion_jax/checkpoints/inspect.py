@@ -8,7 +8,7 @@ from omnifusion_jax.checkpoints.encoders import vision_towers
 from omnifusion_jax.checkpoints.load import format_of, load_checkpoint, load_decoder, load_encoder
 from omnifusion_jax.checkpoints.storage import hub
 from omnifusion_jax.config import part_of
-from omnifusion_jax.fields import parts as within
+from omnifusion_jax.fields import nested
 
 
 def inspect(source, **options):
@@ -52,7 +52,7 @@ def lines(format, settings, arrays):
 
 def sections(name, config):
     """(path, its own settings) of a config and of those in it: image, image.encoders.0, image.adapter."""
-    held = {k: within(v) for k, v in vars(config).items()}
+    held = {k: nested(v) for k, v in vars(config).items()}
     yield name, {k: v for k, v in vars(config).items() if not held[k]}
     for k, inside in held.items():
         for path, one in inside.items():

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from omnifusion_jax.checkpoints import native
-from omnifusion_jax.checkpoints.storage.bundled import VISION
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint, check_tokenizer
 from omnifusion_jax.checkpoints.decoders import language_models
 from omnifusion_jax.checkpoints.encoders import vision_towers
@@ -13,6 +12,7 @@ from omnifusion_jax.checkpoints.llava.read import is_llava
 from omnifusion_jax.checkpoints.llava.read import read as read_llava
 from omnifusion_jax.checkpoints.omnifusion import original, phase1
 from omnifusion_jax.checkpoints.storage import hub
+from omnifusion_jax.checkpoints.storage.bundled import VISION
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.checkpoints.storage.placement import placed
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer

@@ -22,7 +22,7 @@ class DecoderConfig:
 
     family: str = "mistral"  # or llama, qwen2, qwen3: what Hugging Face calls its model_type
     vocab: int = 32000  # tokens
-    embed: int = 4096  # width
+    width: int = 4096  # of an embedding
     layers: int = 32  # blocks
     heads: int = 32  # of queries
     kv_heads: int = 8  # of keys and values

@@ -18,7 +18,7 @@ class EncoderConfig:
     image_size: int = 336  # pixels a side
     shortest_edge: int | None = None  # image.fit=crop: pixels of the shortest edge before the centre is cut out; None: image_size
     patch: int = 14  # pixels a side of a patch
-    embed: int = 1024  # width
+    width: int = 1024  # of an embedding
     layers: int = 24  # blocks
     heads: int = 16  # of attention
     mlp: int = 4096  # hidden width of the feed-forward part
@@ -79,7 +79,7 @@ class EncoderConfig:
         """How it looks at a picture: (pixels a side, pixels of the shortest edge before the crop)."""
         return self.image_size, self.shortest_edge or self.image_size
 
-    def settled(self):
+    def canonical(self):
         """A copy in which nothing is said twice: None where a field has the value that None stands for."""
         edge = None if self.shortest_edge == self.image_size else self.shortest_edge
         return dataclasses.replace(self, shortest_edge=edge, position_grid=self.position_grid if self.resized else None)
@@ -89,11 +89,11 @@ class EncoderConfig:
         one_of("encoder.activation", self.activation, ("quick_gelu", "gelu", "gelu_tanh", "swiglu"))
         one_of("encoder.norm", self.norm, ("layer", "rms"))
         one_of("encoder.norm_order", self.norm_order, ("pre", "post"))
-        rotates = self.rope_theta is None or self.embed // self.heads % 4 == 0
+        rotates = self.rope_theta is None or self.width // self.heads % 4 == 0
         check(rotates, "encoder.rope_theta needs heads of a width that 4 divides: pairs for rows and for columns")
         one_of("encoder.position_resize", self.position_resize, ("bicubic", "bicubic_antialias", "bicubic_offset"))
         check(self.image_size >= self.patch, f"encoder.image_size {self.image_size} is less than encoder.patch {self.patch}")
-        check(self.embed % self.heads == 0, f"encoder.embed {self.embed} is not a multiple of encoder.heads {self.heads}")
+        check(self.width % self.heads == 0, f"encoder.width {self.width} is not a multiple of encoder.heads {self.heads}")
         low, high = -self.layers - 1, self.layers
         check(low <= self.feature_layer <= high, f"encoder.feature_layer {self.feature_layer} is outside {low}..{high}")
         check(self.class_token or not self.keep_class_token, "encoder.keep_class_token needs encoder.class_token")

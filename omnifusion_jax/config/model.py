@@ -54,7 +54,7 @@ class ModelConfig:
     def validate(self):
         self.decoder.validate()
         for stream in self.streams.values():
-            stream.validate(self.decoder.embed)
+            stream.validate(self.decoder.width)
         LAYOUTS[self.layout]
         one_of("model.image_place", self.image_place, ("prefix", "mark"))
         free = self.image_place == "prefix" or self.layout not in ("original", "template")

@@ -39,7 +39,7 @@ class DataConfig:
     bad_share: float = 0.01  # skip: share of the records that may be bad; one bad record always may
     # every record's text and picture header, while the step compiles, in processes of its own; or off
     check: str = "first_epoch"
-    max_length: int = 2048  # tokens of a laid-out dialogue, feature slots included
+    max_length: int = 2048  # tokens of a laid-out dialogue, feature rows included
     max_pixels: int = 50_000_000  # larger pictures are refused by their header
 
     def validate(self):

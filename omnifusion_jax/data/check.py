@@ -88,7 +88,7 @@ class Check:
 
     Args:
       source: has a length and gives the Dialogue at an index, or raises OmniFusionError. It is read in threads of this process.
-      prepare: a data.layout.Prepare; pictures are only outlined (data.pictures.Lens.outline).
+      prepare: a data.layout.Prepare; pictures are only outlined (data.pictures.ImageProcessor.outline).
     `close` ends it, and may be called again; it is also called when nothing refers to it any more, and before Python exits.
     """
 

@@ -11,7 +11,7 @@ TRIED = 100  # samples
 
 
 def describe(source, prepare, tokenizer):
-    """The first sample that can be used, its targets in [[ ]], its feature slots counted."""
+    """The first sample that can be used, its targets in [[ ]], its feature rows counted."""
     for i in range(min(len(source), TRIED)):
         try:
             return render(prepare(source[i]), tokenizer, prepare.layout.vectors, prepare.layout.streams)

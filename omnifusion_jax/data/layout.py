@@ -20,12 +20,12 @@ import numpy as np
 from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, UNKNOWN, Sample
 from omnifusion_jax.data.chat_template import Template
 from omnifusion_jax.data.dialogues import MARKS, ROLES
-from omnifusion_jax.data.pictures import Lens
+from omnifusion_jax.data.pictures import ImageProcessor
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import LAYOUTS
 
 MARK = MARKS["image"]
-LENSES = {"image": Lens}  # what prepares the media of each stream
+LENSES = {"image": ImageProcessor}  # what prepares the media of each stream
 ANSWER = "assistant"
 
 
@@ -69,8 +69,8 @@ class Layout:
         for (stream, _), one in zip(dialogue.media, prepared, strict=True):
             media.setdefault(stream, []).append(one.views)
         media = {stream: tuple(map(np.concatenate, zip(*views, strict=True))) for stream, views in media.items()}
-        slots = sum(len(one.order) for one in prepared)
-        return self.fit(Sample(tokens, kind, index, weights, media, len(prepared), slots), dialogue.where, ask)
+        media_positions = sum(len(one.order) for one in prepared)
+        return self.within_length(Sample(tokens, kind, index, weights, media, len(prepared), media_positions), dialogue.where, ask)
 
     def in_vectors(self, dialogue, turns, media, ask):
         rest = iter(media)
@@ -132,7 +132,7 @@ class Layout:
         return np.array([self.tokenizer.pad], np.int32), np.array([SPECIAL], np.int32), np.array([index], np.int32), np.zeros(1, np.float32)
 
     def features(self, streams, prepared):
-        """The slots of each media item; feature rows are counted through all items of its stream."""
+        """The positions of each media item; feature rows are counted through all items of its stream."""
         first = dict.fromkeys(streams, 0)
         for stream, one in zip(streams, prepared, strict=True):
             n, newline = len(one.order), one.order < 0
@@ -143,7 +143,7 @@ class Layout:
             yield np.full(n, self.tokenizer.pad, np.int32), kind, index, np.zeros(n, np.float32)
             first[stream] += one.rows
 
-    def fit(self, sample, where, ask):
+    def within_length(self, sample, where, ask):
         n = len(sample.tokens)
         if n <= self.max_length:
             return sample
@@ -188,7 +188,7 @@ class Layout:
             check_marks(dialogue)
         interleaved = self.template or self.placed
         found = self.read(self.marked(dialogue) if interleaved else dialogue)
-        return [{"role": role, "content": parts(text) if interleaved else text} for role, text in found]
+        return [{"role": role, "content": content_parts(text) if interleaved else text} for role, text in found]
 
     def check(self, dialogue, items, ask):
         """What `read` gives, if it can be laid out. Raises DataError."""
@@ -232,40 +232,40 @@ LAYOUTS["template"] = Style((), Layout.in_template)
 
 @dataclasses.dataclass
 class Prepare:
-    """Dialogue to Sample: `lenses` prepare the media of each stream, `layout` makes the sequence."""
+    """Dialogue to Sample: `processors` prepare the media of each stream, `layout` makes the sequence."""
 
     layout: object
-    lenses: dict
+    processors: dict
 
     @classmethod
     def of(cls, tokenizer, config, max_length, **settings):
-        """For a ModelConfig; `settings` are those of the lenses."""
+        """For a ModelConfig; `settings` are those of the processors."""
         return cls(Layout(tokenizer, config, max_length), {name: LENSES[name].of(stream, **settings) for name, stream in config.streams.items()})
 
     def __call__(self, dialogue, ask=False):
         """Raises DataError, which begins with where the dialogue comes from."""
         try:
-            prepared = [self.lens(stream)(source) for stream, source in dialogue.media]
+            prepared = [self.processor(stream)(source) for stream, source in dialogue.media]
         except DataError as error:
             raise DataError(f"{dialogue.where}: {error}") from error
         return self.layout(dialogue, prepared, ask)
 
-    def lens(self, stream):
-        if stream not in self.lenses:
-            raise DataError(f"this model takes no media of the kind {stream!r}, only {', '.join(self.lenses)}")
-        return self.lenses[stream]
+    def processor(self, stream):
+        if stream not in self.processors:
+            raise DataError(f"this model takes no media of the kind {stream!r}, only {', '.join(self.processors)}")
+        return self.processors[stream]
 
     @property
-    def frames(self):
-        """{stream: Frame}, for batches."""
-        return {stream: lens.frame(self.layout.streams.index(stream)) for stream, lens in self.lenses.items()}
+    def tiles(self):
+        """{stream: Tile}, for batches."""
+        return {stream: processor.tile(self.layout.streams.index(stream)) for stream, processor in self.processors.items()}
 
     def outlined(self):
         """The same that only looks at headers."""
-        return dataclasses.replace(self, lenses={stream: lens.outline for stream, lens in self.lenses.items()})
+        return dataclasses.replace(self, processors={stream: processor.outline for stream, processor in self.processors.items()})
 
 
-def parts(text):
+def content_parts(text):
     """What a message says: text, or the list of its parts where it shows pictures."""
     if MARK not in text:
         return text

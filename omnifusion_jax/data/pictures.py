@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from omnifusion_jax.batch import Frame
+from omnifusion_jax.batch import Tile
 from omnifusion_jax.config import ImageConfig, View
 from omnifusion_jax.data.images import fit, image_size, open_image, padded
 from omnifusion_jax.data.tiles import best_grid, most, order, tiles
@@ -14,13 +14,13 @@ from omnifusion_jax.data.tiles import best_grid, most, order, tiles
 class Prepared(NamedTuple):
     """A media item as its stream takes it."""
 
-    views: tuple[np.ndarray, ...]  # for each view its parts, of a picture uint8[tiles, size, size, 3]
-    order: np.ndarray  # int32: feature rows, counted through the parts, as they stand in a sequence; below 0 a special vector
-    rows: int  # feature rows of all its parts
+    views: tuple[np.ndarray, ...]  # for each view its tiles, of a picture uint8[tiles, size, size, 3]
+    order: np.ndarray  # int32: feature rows, counted through the tiles, as they stand in a sequence; below 0 a special vector
+    rows: int  # feature rows of all its tiles
 
 
 @dataclasses.dataclass
-class Lens:
+class ImageProcessor:
     """Anything that `open_image` takes to a Prepared picture. Raises DataError.
 
     It holds what it needs of a model's config and no more: processes that only read have no use for JAX.
@@ -45,15 +45,15 @@ class Lens:
         return most(self.grids) if self.fit == "tiles" else 1
 
     @property
-    def slots(self):
+    def positions(self):
         """Positions that a picture takes at most."""
         if self.fit != "tiles":
             return self.rows
         return self.rows + max(rows * columns * self.rows + (rows * self.side if self.newline else 0) for rows, columns in self.grids)
 
-    def frame(self, number):
+    def tile(self, number):
         """What batches must know of it."""
-        return Frame(number, tuple((view.size, view.size, 3) for view in self.views), np.uint8, self.rows)
+        return Tile(number, tuple((view.size, view.size, 3) for view in self.views), np.uint8, self.rows)
 
     def __call__(self, source):
         picture = open_image(source, max_pixels=self.max_pixels)

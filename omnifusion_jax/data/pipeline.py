@@ -97,7 +97,7 @@ class Batches:
         *,
         batch_size,
         length,
-        frames,
+        tiles,
         pools=None,
         usual=1,
         seed=0,
@@ -112,7 +112,7 @@ class Batches:
         self.batch_size, self.num_workers, self.shuffle = batch_size, num_workers, shuffle
         self.on_bad_sample, self.bad_share = on_bad_sample, bad_share
         self.start_check, self.check, self.waited, self.all_checked = check, None, False, False
-        self.collate = functools.partial(collate, length=length, frames=frames, pools=pools, usual=usual)
+        self.collate = functools.partial(collate, length=length, tiles=tiles, pools=pools, usual=usual)
         self.records, self.content = len(source), getattr(source, "fingerprint", None)
         self.seen, self.bad, self.bad_now = 0, {}, 0
         self.reader, self.samples = Read(source, prepare), None

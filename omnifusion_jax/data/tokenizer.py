@@ -41,8 +41,8 @@ class Tokenizer:
         own = self.backend.token_to_id(text(names.get("pad_token") or "") or "")
         self.pad = next(i for i in (self.unk, own, self.eos) if i is not None)
         self.adds_bos = names.get("add_bos_token", self.backend.encode("").ids[:1] == [self.backend.token_to_id(self.names["bos_token"])])
-        settled = json.dumps([self.names, self.adds_bos], sort_keys=True)
-        self.digest = hashlib.sha256(file.read_bytes() + settled.encode()).hexdigest()[:16]  # of all that its ids follow from
+        settings = json.dumps([self.names, self.adds_bos], sort_keys=True)
+        self.digest = hashlib.sha256(file.read_bytes() + settings.encode()).hexdigest()[:16]  # of all that its ids follow from
 
     def _id(self, name, missing=False):
         """The id of one of `names`; where it is `missing` from the settings there may be none."""
@@ -62,7 +62,7 @@ class Tokenizer:
     def vocab(self):
         return self.backend.get_vocab_size()
 
-    def fits(self, vocab):
+    def for_vocabulary(self, vocab):
         """Itself, if every one of its ids is below `vocab`, the rows of a model's embedding; else DataError."""
         if self.vocab > vocab:
             raise DataError(f"{self.directory} has {self.vocab} tokens, model.decoder.vocab is {vocab}: they belong to two models")

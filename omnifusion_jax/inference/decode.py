@@ -29,7 +29,7 @@ class State(NamedTuple):
 
 @jax.jit
 def embed(model, batch):
-    """Token embeddings [rows, seq, embed] of a `batch.Batch`: the encoder and the adapter run here, once a request."""
+    """Token embeddings [rows, seq, width] of a `batch.Batch`: the encoder and the adapter run here, once a request."""
     return model.embed(batch)
 
 
@@ -37,7 +37,7 @@ def embed(model, batch):
 def start(decoder, x, segments, positions, words, knobs, rules):
     """Reads the prompts and chooses each one's first token.
 
-    x [batch, prompt, embed] and int32[batch, prompt] of segments and positions, padded on the left; a row
+    x [batch, prompt, width] and int32[batch, prompt] of segments and positions, padded on the left; a row
     without segments is blank and stays so. `decoder` has its layers in list form. `words` uint32[batch, 2]
     stand for the requests, see `sampling.words`.
     """
@@ -76,7 +76,7 @@ def advance(decoder, state, until, rules):
     def body(state):
         cache = reorder(state.cache, state.search.parents, prompt)  # before anything is written: done after, XLA would copy the whole cache
         at = jnp.full(len(state.positions), prompt + state.step - 1)
-        x = decoder.embed_tokens(state.search.last(state.step))[:, None]  # [rows, 1, embed]
+        x = decoder.embed_tokens(state.search.last(state.step))[:, None]  # [rows, 1, width]
         here = jnp.take_along_axis(state.positions, at[:, None], axis=1)
         query = Places(jnp.ones_like(here), here, here)
         spec = AttentionSpec(query, Places(state.segments, state.positions, state.positions), decoder.config.window)

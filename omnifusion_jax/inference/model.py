@@ -103,7 +103,7 @@ class Model:
         """Scores of every next token to a list of Requests, or one, without sampling: a list of float32[T,
         vocab] NumPy arrays.
 
-        T is the length of the whole laid-out sequence, feature slots and special vectors included. The last
+        T is the length of the whole laid-out sequence, feature rows and special vectors included. The last
         turn may be the assistant's; else the sequence ends where an answer would begin. Raises DataError for
         a request that cannot be used.
         """

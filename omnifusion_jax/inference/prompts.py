@@ -43,12 +43,14 @@ def assemble(samples, prepare, left, ways=1):
     """A Batch with room for the longest text, rounded up to a multiple of STEP; its rows are a power of two, blank ones fill it up.
 
     Rows that are to be spread `ways` ways are a multiple of that besides, and each way has a pool of media of its own.
-    Where there are media, there is room for as many parts and slots as an item may have at most: how many it has changes
+    Where there are media, there is room for as many tiles and positions as an item may have at most: how many it has changes
     no shape.
     """
     rows = -(-(1 << (len(samples) - 1).bit_length()) // ways) * ways
     items = max(s.items for s in samples)
-    lenses = prepare.lenses.values()
-    length = bucket(max(len(s.tokens) - s.slots for s in samples)) + items * max((lens.slots for lens in lenses), default=0)
-    usual = items * max((lens.room for lens in lenses), default=0)
-    return collate(samples + [BLANK] * (rows - len(samples)), length, prepare.frames, ways, usual, left)
+    processors = prepare.processors.values()
+    length = bucket(max(len(s.tokens) - s.media_positions for s in samples)) + items * max(
+        (processor.positions for processor in processors), default=0
+    )
+    usual = items * max((processor.room for processor in processors), default=0)
+    return collate(samples + [BLANK] * (rows - len(samples)), length, prepare.tiles, ways, usual, left)

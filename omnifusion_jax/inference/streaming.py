@@ -6,7 +6,7 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how vocabularies with byte fallback nam
 INCOMPLETE = "\ufffd"  # what decoders put where bytes do not make a character (yet)
 
 
-def settled(tokenizer, tokens):
+def final_text(tokenizer, tokens):
     """The part of `tokenizer.decode(tokens)` that no further token can change.
 
     A character may take several tokens. A run of single bytes is decoded as a whole (one byte more can undo it), so it is held back until something
@@ -28,7 +28,7 @@ def pieces(tokenizer, tokens):
     seen, sent = [], 0
     for token in tokens:
         seen.append(token)
-        text = settled(tokenizer, seen)
+        text = final_text(tokenizer, seen)
         if len(text) > sent:
             yield text[sent:]
             sent = len(text)

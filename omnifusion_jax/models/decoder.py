@@ -1,7 +1,7 @@
 """One decoder for the families of Llama, Mistral and Qwen: grouped-query attention, rotary positions, RMSNorm, SwiGLU.
 
 What they do otherwise are fields of DecoderConfig. A decoder of your own is a row of `tables.DECODERS`; a model asks of
-it `embed_tokens`, `__call__`, `logits` and `init_cache`, and its parameter `embed`, [vocab, embed].
+it `embed_tokens`, `__call__`, `logits` and `init_cache`, and its parameter `embed`, [vocab, width].
 """
 
 import jax.numpy as jnp
@@ -22,11 +22,11 @@ from omnifusion_jax.tables import DECODERS
 class Block(nnx.Module):
     def __init__(self, c: DecoderConfig, *, rngs):
         self.scale = c.residual_scale
-        self.norm1, self.norm2 = RMSNorm(c.embed, c.eps), RMSNorm(c.embed, c.eps)
+        self.norm1, self.norm2 = RMSNorm(c.width, c.eps), RMSNorm(c.width, c.eps)
         bias = ("query", "key", "value") if c.qkv_bias else ()
         norm = (lambda: RMSNorm(c.head_dim, c.eps)) if c.qk_norm else None
-        self.attention = Attention(c.embed, c.heads, c.head_dim, c.kv_heads, bias, norm, rngs=rngs)
-        self.feed_forward = FeedForward(c.embed, c.mlp, "swiglu", bias=False, rngs=rngs)
+        self.attention = Attention(c.width, c.heads, c.head_dim, c.kv_heads, bias, norm, rngs=rngs)
+        self.feed_forward = FeedForward(c.width, c.mlp, "swiglu", bias=False, rngs=rngs)
 
     def __call__(self, x, spec, turn, cache=None, at=None):
         x = constrain(x, "batch", None, None)
@@ -40,17 +40,17 @@ def scaled(x, factor):
 
 
 class Decoder(nnx.Module):
-    """Token embeddings [batch, seq, embed] to hidden states; `logits` turns those into scores over the vocabulary.
+    """Token embeddings [batch, seq, width] to hidden states; `logits` turns those into scores over the vocabulary.
 
     Where the head is tied, it is the table of embeddings: one array, with one gradient.
     """
 
     def __init__(self, c: DecoderConfig, *, rngs):
         self.config = c
-        self.embed = dense(rngs, c.vocab, c.embed, fan_in=c.embed)
+        self.embed = dense(rngs, c.vocab, c.width, fan_in=c.width)
         self.layers = nnx.stacked(lambda rngs: Block(c, rngs=rngs), c.layers, rngs)
-        self.norm = RMSNorm(c.embed, c.eps)
-        self.head = None if c.tied else dense(rngs, c.embed, c.vocab, fan_in=c.embed)
+        self.norm = RMSNorm(c.width, c.eps)
+        self.head = None if c.tied else dense(rngs, c.width, c.vocab, fan_in=c.width)
 
     @property
     def dtype(self):
@@ -58,7 +58,7 @@ class Decoder(nnx.Module):
         return self.norm.scale[...].dtype
 
     def embed_tokens(self, tokens):
-        """int32[...] to [..., embed]."""
+        """int32[...] to [..., width]."""
         return scaled(self.embed[...][tokens].astype(self.dtype), self.config.embed_scale)
 
     def __call__(self, x, spec: AttentionSpec, cache=None, at=None, remat="none"):
@@ -81,7 +81,7 @@ class Decoder(nnx.Module):
         return [(empty, empty)] * c.layers
 
     def logits(self, x):
-        """[..., embed] to float32[..., vocab]."""
+        """[..., width] to float32[..., vocab]."""
         head = self.embed[...].astype(self.dtype).T if self.head is None else self.head[...]
         found = jnp.einsum("...d,dv->...v", x, head, preferred_element_type=jnp.float32)
         return scaled(found, self.config.logit_scale)

@@ -16,12 +16,12 @@ INTERN = partial(
     EncoderConfig, image_size=448, activation="gelu", eps=1e-6, patch_bias=True, layer_scale=True, pre_norm=False, post_norm=False,
     mean=IMAGENET_MEAN, std=IMAGENET_STD, feature_layer=-1,
 )  # fmt: skip
-SMALL = {"embed": 384, "heads": 6, "mlp": 1536, "layers": 12}
-BASE = {"embed": 768, "heads": 12, "mlp": 3072, "layers": 12}
-LARGE = {"embed": 1024, "heads": 16, "mlp": 4096, "layers": 24}
-GIANT = {"embed": 1536, "heads": 24, "mlp": 4096, "layers": 40, "activation": "swiglu"}
-SHAPE400M = {"embed": 1152, "heads": 16, "mlp": 4304, "layers": 27}
-BIGG = {"embed": 1664, "heads": 16, "mlp": 8192, "layers": 48}
+SMALL = {"width": 384, "heads": 6, "mlp": 1536, "layers": 12}
+BASE = {"width": 768, "heads": 12, "mlp": 3072, "layers": 12}
+LARGE = {"width": 1024, "heads": 16, "mlp": 4096, "layers": 24}
+GIANT = {"width": 1536, "heads": 24, "mlp": 4096, "layers": 40, "activation": "swiglu"}
+SHAPE400M = {"width": 1152, "heads": 16, "mlp": 4304, "layers": 27}
+BIGG = {"width": 1664, "heads": 16, "mlp": 8192, "layers": 48}
 DINOV2_SIZES = {"s": SMALL, "b": BASE, "l": LARGE, "g": GIANT}
 
 PUBLISHED = {
@@ -34,7 +34,7 @@ PUBLISHED = {
     "siglip-so400m-14-384": SIGLIP(image_size=384, **SHAPE400M),
     **{f"dinov2-{size}": DINOV2(**dims) for size, dims in DINOV2_SIZES.items()},
     **{f"dinov2-{size}-reg": DINOV2(registers=4, position_resize="bicubic_antialias", **dims) for size, dims in DINOV2_SIZES.items()},
-    "internvit-6b-448": INTERN(embed=3200, heads=25, mlp=12800, layers=45, norm="rms", qkv_bias=False, qk_norm=True),
+    "internvit-6b-448": INTERN(width=3200, heads=25, mlp=12800, layers=45, norm="rms", qkv_bias=False, qk_norm=True),
     "internvit-300m-448": INTERN(**LARGE),
 }
 

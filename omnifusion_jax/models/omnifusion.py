@@ -33,7 +33,7 @@ class Stream(nnx.Module):
         self.adapter = ADAPTERS[c.adapter.kind](c, width, rngs=rngs)
 
     def __call__(self, media, key=None):
-        """Token embeddings [pools, parts * rows, width] of media: for each view uint8[pools, parts, size, size, 3]."""
+        """Token embeddings [pools, tiles * rows, width] of media: for each view uint8[pools, tiles, size, size, 3]."""
         flat = [media[view].reshape(-1, *media[view].shape[2:]) for view in self.views]
         rows = self.adapter(self.adapter.read(self.encoders, flat), key)
         return rows.reshape(len(media[0]), -1, rows.shape[-1])
@@ -49,14 +49,14 @@ class OmniFusion(nnx.Module):
     def __init__(self, c: ModelConfig, *, rngs):
         self.streams = tuple(c.streams)
         for name, stream in c.streams.items():
-            setattr(self, name, Stream(stream, c.decoder.embed, rngs=rngs))
-        self.special = SpecialVectors(c.special, c.decoder.embed, rngs=rngs) if c.special else None
+            setattr(self, name, Stream(stream, c.decoder.width, rngs=rngs))
+        self.special = SpecialVectors(c.special, c.decoder.width, rngs=rngs) if c.special else None
         self.decoder = DECODERS[c.decoder.family](c.decoder, rngs=rngs)
 
     def embed(self, batch, key=None):
-        """Token embeddings [batch, seq, embed] of a laid-out `batch.Batch`, media included."""
+        """Token embeddings [batch, seq, width] of a laid-out `batch.Batch`, media included."""
         x = self.decoder.embed_tokens(batch.tokens)
-        rows, first = [], jnp.zeros_like(batch.index)  # what may stand among the text, [pools, n, embed], and where each kind begins
+        rows, first = [], jnp.zeros_like(batch.index)  # what may stand among the text, [pools, n, width], and where each kind begins
         count = 0
         if self.special is not None:
             rows.append(self.special()[None])
@@ -74,7 +74,7 @@ class OmniFusion(nnx.Module):
         return insert(x, rows, batch.index + first, batch.kind >= SPECIAL)
 
     def hidden(self, batch, key=None, remat="none"):
-        """Hidden states [batch, seq, embed] after the last norm, without a cache. `key` turns the adapter's dropout on."""
+        """Hidden states [batch, seq, width] after the last norm, without a cache. `key` turns the adapter's dropout on."""
         spec = AttentionSpec.of(batch.segments, batch.positions, self.decoder.config.window)
         return self.decoder(self.embed(batch, key), spec, remat=remat)[0]
 
@@ -86,7 +86,7 @@ class OmniFusion(nnx.Module):
 def insert(text, rows, index, here):
     """Puts rows where `here` says, and leaves the text elsewhere: one gather.
 
-    text [batch, seq, embed], index int32[batch, seq], here bool[batch, seq]; rows [pools, n, embed], of which each serves
+    text [batch, seq, width], index int32[batch, seq], here bool[batch, seq]; rows [pools, n, width], of which each serves
     batch / pools rows of the text.
     """
     index = jnp.where(here, index, 0).reshape(len(rows), -1, 1)

@@ -17,7 +17,7 @@ class PatchReader(nnx.Module):
 
     def __init__(self, c, words, *, rngs):
         self.image = Tower(c.image.encoders[0], rngs=rngs)
-        self.head = dense(rngs, c.image.encoders[0].embed, words, fan_in=c.image.encoders[0].embed)
+        self.head = dense(rngs, c.image.encoders[0].width, words, fan_in=c.image.encoders[0].width)
 
     def __call__(self, images):
         """uint8[batch, size, size, 3] to logits [batch, patches, words].

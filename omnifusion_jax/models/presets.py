@@ -13,7 +13,7 @@ DECODERS = {
     "mistral-7b": DecoderConfig(),  # Mistral-7B-v0.1, arXiv 2310.06825
     "mistral-7b-v0.2": DecoderConfig(rope_theta=1e6, window=None),
     "vicuna-7b": LLAMA,  # v1.5, and Llama-2 from which it was made (arXiv 2307.09288)
-    "vicuna-13b": dataclasses.replace(LLAMA, embed=5120, layers=40, heads=40, kv_heads=40, mlp=13824),
+    "vicuna-13b": dataclasses.replace(LLAMA, width=5120, layers=40, heads=40, kv_heads=40, mlp=13824),
 }
 
 CLIP = "clip-vit-l-14-336"
@@ -45,7 +45,7 @@ def model(decoder, image=None, **settings):
 def llava(decoder, template, **image):
     """LLaVA-1.5 (arXiv 2310.03744), as converted for Hugging Face: the vocabulary is padded, a two-layer adapter as wide as the decoder."""
     decoder = dataclasses.replace(DECODERS[decoder], vocab=32064)
-    image["adapter"] = make_adapter("mlp", mlp=decoder.embed)
+    image["adapter"] = make_adapter("mlp", mlp=decoder.width)
     return model(decoder, image, layout="template", prompt="", template=TEMPLATES[template])
 
 
@@ -53,10 +53,10 @@ def tiny():
     """OmniFusion-1.1 small enough to train on two CPU cores: 96-pixel pictures, 36 patches."""
     return ModelConfig(
         image=ImageConfig(
-            (EncoderConfig(image_size=96, patch=16, embed=128, layers=5, heads=4, mlp=512),),
+            (EncoderConfig(image_size=96, patch=16, width=128, layers=5, heads=4, mlp=512),),
             make_adapter("transformer", heads=4, mlp=256),
         ),
-        decoder=DecoderConfig(vocab=852, embed=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384, max_length=2048),
+        decoder=DecoderConfig(vocab=852, width=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384, max_length=2048),
     )
 
 

@@ -29,13 +29,13 @@ class Block(nnx.Module):
         self.config = c
         biases = {"query": c.qkv_bias, "key": c.qkv_bias and c.key_bias, "value": c.qkv_bias, "out": True}
         bias = [name for name, there in biases.items() if there]
-        norm = (lambda: HeadsNorm(c.heads, c.embed // c.heads, c.eps)) if c.qk_norm else None
-        self.norm1, self.norm2 = NORMS[c.norm](c.embed, c.eps), NORMS[c.norm](c.embed, c.eps)
-        self.attention = Attention(c.embed, c.heads, bias=bias, norm=norm, rngs=rngs)
-        self.feed_forward = FeedForward(c.embed, c.mlp, c.activation, rngs=rngs)
-        self.scale1, self.scale2 = (ones(c.embed) if c.layer_scale else None for _ in range(2))
+        norm = (lambda: HeadsNorm(c.heads, c.width // c.heads, c.eps)) if c.qk_norm else None
+        self.norm1, self.norm2 = NORMS[c.norm](c.width, c.eps), NORMS[c.norm](c.width, c.eps)
+        self.attention = Attention(c.width, c.heads, bias=bias, norm=norm, rngs=rngs)
+        self.feed_forward = FeedForward(c.width, c.mlp, c.activation, rngs=rngs)
+        self.scale1, self.scale2 = (ones(c.width) if c.layer_scale else None for _ in range(2))
 
-    def __call__(self, x, turn=None):  # [batch, seq, embed]
+    def __call__(self, x, turn=None):  # [batch, seq, width]
         x, order = constrain(x, "batch", None, None), ORDERS[self.config.norm_order]
         x = x + scaled(order(self.norm1, lambda x: self.attention(x, turn=turn)[0], x), self.scale1)
         return x + scaled(order(self.norm2, self.feed_forward, x), self.scale2)
@@ -51,13 +51,13 @@ class VisionTransformer(nnx.Module):
 
     def __init__(self, c: EncoderConfig, *, rngs):
         self.config = c
-        self.patch = Linear((c.patch, c.patch, 3), c.embed, c.patch_bias, rngs=rngs)
-        self.class_token = dense(rngs, c.embed, fan_in=c.embed) if c.class_token else None
-        self.registers = dense(rngs, c.registers, c.embed, fan_in=c.embed) if c.registers else None
-        self.position = dense(rngs, c.positions, c.embed, fan_in=c.embed)
-        self.pre_norm = NORMS[c.norm](c.embed, c.eps) if c.pre_norm else None
+        self.patch = Linear((c.patch, c.patch, 3), c.width, c.patch_bias, rngs=rngs)
+        self.class_token = dense(rngs, c.width, fan_in=c.width) if c.class_token else None
+        self.registers = dense(rngs, c.registers, c.width, fan_in=c.width) if c.registers else None
+        self.position = dense(rngs, c.positions, c.width, fan_in=c.width)
+        self.pre_norm = NORMS[c.norm](c.width, c.eps) if c.pre_norm else None
         self.layers = nnx.stacked(lambda rngs: Block(c, rngs=rngs), c.layers, rngs)
-        self.post_norm = NORMS[c.norm](c.embed, c.eps) if c.post_norm else None
+        self.post_norm = NORMS[c.norm](c.width, c.eps) if c.post_norm else None
 
     @property
     def dtype(self):
@@ -70,7 +70,7 @@ class VisionTransformer(nnx.Module):
         return lambda layer, x, _=None: (layer(x, turn), None)
 
     def patches(self, images):
-        """uint8[batch, size, size, 3] to [batch, patches, embed]. Normalised here: a quarter of the transfer of floats."""
+        """uint8[batch, size, size, 3] to [batch, patches, width]. Normalised here: a quarter of the transfer of floats."""
         c = self.config
         pixels = (images.astype(jnp.float32) / 255 - jnp.array(c.mean)) / jnp.array(c.std)
         pixels = pixels[:, : c.side * c.patch, : c.side * c.patch]  # what is less than a patch is not seen
@@ -78,7 +78,7 @@ class VisionTransformer(nnx.Module):
         return self.patch(pixels.swapaxes(2, 3)).reshape(len(images), c.patches, -1)
 
     def grid_positions(self):
-        """[patches, embed], brought to the grid of this image size."""
+        """[patches, width], brought to the grid of this image size."""
         c, table = self.config, self.position[...][self.config.class_token :]
         if not c.resized:
             return table
@@ -87,7 +87,7 @@ class VisionTransformer(nnx.Module):
         return jnp.einsum("ip,jq,pqd->ijd", matrix, matrix, grid, precision="highest").reshape(c.patches, -1).astype(table.dtype)
 
     def embed(self, images):
-        """uint8[batch, size, size, 3] to hidden state 0, [batch, seq, embed]: the class token, the registers, the patches."""
+        """uint8[batch, size, size, 3] to hidden state 0, [batch, seq, width]: the class token, the registers, the patches."""
         c = self.config
         x = self.patches(images) + self.grid_positions()
         first = [self.class_token[...][None] + self.position[...][:1]] if c.class_token else []
@@ -98,7 +98,7 @@ class VisionTransformer(nnx.Module):
         return x if self.pre_norm is None else self.pre_norm(x)
 
     def features(self, state):
-        """The rows of a hidden state that are handed on, [batch, rows, embed]."""
+        """The rows of a hidden state that are handed on, [batch, rows, width]."""
         c = self.config
         patches = state[:, c.class_token + c.registers :]
         return jnp.concatenate([state[:, :1], patches], axis=1) if c.keep_class_token else patches
@@ -122,11 +122,11 @@ class VisionTransformer(nnx.Module):
         return acc, jax.tree.map(lambda y, rest: jnp.concatenate([y[None], rest]), first, ys)
 
     def hidden_states(self, images):
-        """All layers + 1 of them, [layers + 1, batch, seq, embed]."""
+        """All layers + 1 of them, [layers + 1, batch, seq, width]."""
         return self.fold(images, lambda acc, state, _: (acc, state), None)[1]
 
     def __call__(self, images):
-        """uint8[batch, size, size, 3] to features [batch, rows, embed] of the configured layer; blocks above it do not run."""
+        """uint8[batch, size, size, 3] to features [batch, rows, width] of the configured layer; blocks above it do not run."""
         c = self.config
         depth = c.feature_layer if c.feature_layer >= 0 else c.layers + 1 + c.feature_layer
         x, _ = run_stack(first_layers(self.layers, depth), self.embed(images), self.block())

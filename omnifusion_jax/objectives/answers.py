@@ -36,8 +36,8 @@ class Answers:
             source,
             prepare,
             length=c.max_length,
-            frames=prepare.frames,
-            usual=max(lens.room for lens in prepare.lenses.values()),  # one item a dialogue
+            tiles=prepare.tiles,
+            usual=max(processor.room for processor in prepare.processors.values()),  # one item a dialogue
             on_bad_sample=c.on_bad_sample,
             bad_share=c.bad_share,
             check=functools.partial(start_check, source, prepare, c.num_workers) if c.check == "first_epoch" else None,

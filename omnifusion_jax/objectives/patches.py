@@ -2,7 +2,7 @@
 
 import math
 
-from omnifusion_jax.data.pictures import Lens
+from omnifusion_jax.data.pictures import ImageProcessor
 from omnifusion_jax.data.pipeline import Batches, PatchSource, keep
 from omnifusion_jax.data.synthetic import CELL_WORDS
 from omnifusion_jax.evaluation.patches import patch_accuracy
@@ -27,8 +27,8 @@ class Patches:
         return math.log(len(CELL_WORDS))
 
     def batches(self, config, tokenizer):
-        side, frame = config.model.image.encoders[0].side, Lens.of(config.model.image).frame(0)
-        return Batches(PatchSource(side), keep, length=side * side, frames={"image": frame}, **common(config))
+        side, tile = config.model.image.encoders[0].side, ImageProcessor.of(config.model.image).tile(0)
+        return Batches(PatchSource(side), keep, length=side * side, tiles={"image": tile}, **common(config))
 
     def evaluator(self, config, tokenizer):
         count = config.eval.count

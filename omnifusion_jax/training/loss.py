@@ -28,7 +28,7 @@ def by_rows(weights, rows):
 
 
 def answer_loss(decoder, hidden, batch, chunk=512):
-    """The loss of a laid-out batch from hidden states [batch, seq, embed]: position t predicts token t + 1. A target of
+    """The loss of a laid-out batch from hidden states [batch, seq, width]: position t predicts token t + 1. A target of
     the kind UNKNOWN costs nothing yet counts, as in the published loss.
 
     Logits exist for `chunk` positions at a time, in the backward pass too, so that [batch, seq, vocab] never does.

@@ -11,9 +11,9 @@ from conftest import run_command
 
 import omnifusion_jax as of
 from omnifusion_jax.checkpoints.assemble import from_parts, joined
-from omnifusion_jax.checkpoints.storage.bundled import ASSETS
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
 from omnifusion_jax.checkpoints.native import save_native
+from omnifusion_jax.checkpoints.storage.bundled import ASSETS
 from omnifusion_jax.config import ImageConfig, adapter
 from omnifusion_jax.errors import CheckpointError, ConfigError
 from omnifusion_jax.models.presets import preset

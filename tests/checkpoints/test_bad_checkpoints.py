@@ -28,7 +28,7 @@ def test_another_family_than_it_is(source):
 def test_a_decoder_of_another_width(source):
     """Adapter and special vectors belong to the decoder that they were trained with."""
     c = tiny.config().decoder
-    c.embed = 32
+    c.width = 32
     torch_models.language(c).to(torch.bfloat16).save_pretrained(source / "tuned-model")
     wrong = "linear.weight -> image/adapter/linear/kernel: has shape [48, 32], [32, 32] is needed"
     refused(lambda: load_checkpoint(source), "projection.pt: ", wrong)

@@ -41,7 +41,7 @@ def test_a_source_of_another_format_than_is_asked_for_is_refused(tmp_path):
 def test_import_needs_no_torch(source, tmp_path):
     block = "import sys; sys.modules['torch'] = None; "
     code = f"""from omnifusion_jax.checkpoints.load import load_checkpoint
-from omnifusion_jax.checkpoints.export import export_original
+from omnifusion_jax.checkpoints.omnifusion.export import export_original
 from omnifusion_jax.errors import CheckpointError
 found = load_checkpoint({str(source)!r})
 export_original(found, {str(tmp_path / "exported")!r}, pickles=False)

@@ -126,7 +126,7 @@ HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)
 SCRIPT = """
     import os, signal, sys, time
     from omnifusion_jax.data.pipeline import Batches, keep
-    from omnifusion_jax.batch import Frame, Sample
+    from omnifusion_jax.batch import Tile, Sample
     import numpy as np
 
     class Squares:  # of the main module, which a worker does not import
@@ -138,8 +138,8 @@ SCRIPT = """
             media = {"image": (np.zeros((1, 336, 336, 3), np.uint8),)}
             return Sample(np.array([os.getpid()]), empty, empty, np.zeros(1, np.float32), media, 1, 0)
 
-    frames = {"image": Frame(0, ((336, 336, 3),), np.uint8, 1)}
-    batches = Batches(Squares(), keep, batch_size=8, length=1, frames=frames, num_workers=2)
+    tiles = {"image": Tile(0, ((336, 336, 3),), np.uint8, 1)}
+    batches = Batches(Squares(), keep, batch_size=8, length=1, tiles=tiles, num_workers=2)
     workers = {int(p) for _ in range(2) for p in next(batches).tokens[:, 0]}
     print(*workers, flush=True)
     def last():

@@ -40,7 +40,7 @@ def sample(*colours, text=3, views=1):
 
 COLOURS = [(1,), (), (2, 3), (4,)]
 SAMPLES = [sample(*colours) for colours in COLOURS]
-FRAMES = tiny.frames(4, rows=ROWS)
+TILES = tiny.tiles(4, rows=ROWS)
 
 
 def shades(view):
@@ -59,7 +59,7 @@ def shades(view):
     ],
 )
 def test_rows_count_through_the_pool_that_they_share(pools, first, colours, left):
-    batch = collate(SAMPLES, 9, FRAMES, pools, left=left)
+    batch = collate(SAMPLES, 9, TILES, pools, left=left)
     assert shades(batch.media["image"][0]) == colours and batch.items.tolist() == [1, 0, 2, 1]
     for row, given in enumerate(SAMPLES):
         n = len(given.tokens)
@@ -75,14 +75,14 @@ def test_rows_count_through_the_pool_that_they_share(pools, first, colours, left
 
 
 def test_every_view_of_a_picture_lies_at_one_place():
-    batch = collate([sample(1, views=2), sample(2, 3, views=2)], 9, tiny.frames(4, 5, rows=ROWS), pools=1)
+    batch = collate([sample(1, views=2), sample(2, 3, views=2)], 9, tiny.tiles(4, 5, rows=ROWS), pools=1)
     small, large = batch.media["image"]
     assert small.shape == (1, 4, 4, 4, 3) and large.shape == (1, 4, 5, 5, 3)
     assert shades(small) == shades(large) == [[1, 2, 3, 0]]
 
 
 def test_without_media_there_is_no_room_for_any():
-    batch = collate([sample(), sample()], 9, tiny.frames(4, 5, rows=ROWS), usual=5)
+    batch = collate([sample(), sample()], 9, tiny.tiles(4, 5, rows=ROWS), usual=5)
     assert [view.shape for view in batch.media["image"]] == [
         (2, 0, 4, 4, 3),
         (2, 0, 5, 5, 3),
@@ -94,4 +94,4 @@ def test_there_is_room_for_what_rows_have_as_a_rule():
     """Sixteen rows: for four, eight or all of them, whichever have a picture of up to five parts."""
     for shown, size in ((1, 20), (4, 20), (5, 40), (9, 80)):
         samples = [sample(*[7] * 5) if i < shown else sample() for i in range(16)]
-        assert collate(samples, 20, FRAMES, pools=1, usual=5).media["image"][0].shape[:2] == (1, size)
+        assert collate(samples, 20, TILES, pools=1, usual=5).media["image"][0].shape[:2] == (1, size)

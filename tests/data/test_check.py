@@ -99,7 +99,7 @@ def test_reasons_are_the_same_whatever_the_record(one, other):
 
 def run(prepare, source, on_bad_sample="raise", bad_share=0.01, **settings):
     settings |= {"on_bad_sample": on_bad_sample, "bad_share": bad_share, "check": functools.partial(start_check, source, prepare, 1)}
-    settings |= {"frames": prepare.frames}
+    settings |= {"tiles": prepare.tiles}
     return Batches(source, prepare, batch_size=2, length=96, **settings)
 
 
@@ -162,7 +162,7 @@ def test_a_check_that_takes_long_goes_on_beside_training(prepare, tmp_path, caps
     data(tmp_path, 501, {0: talk(0, image="gone.png"), 400: talk(400, image="gone.png")})
     slow = start_check(Slow(tmp_path / "d.jsonl", tmp_path), prepare, 1)
     source = JsonSource(tmp_path / "d.jsonl", tmp_path)
-    batches = Batches(source, prepare, batch_size=2, length=96, frames=prepare.frames, on_bad_sample="skip", check=lambda: slow, seed=1)
+    batches = Batches(source, prepare, batch_size=2, length=96, tiles=prepare.tiles, on_bad_sample="skip", check=lambda: slow, seed=1)
     while not slow.report.checked:
         time.sleep(0.1)
     next(batches)
@@ -195,7 +195,7 @@ def test_a_check_that_breaks_says_so_and_training_goes_on(prepare, tmp_path, cap
 
     data(tmp_path, 20, {})
     check = start_check(Broken(tmp_path / "d.jsonl", tmp_path), prepare, 1)
-    batches = Batches(JsonSource(tmp_path / "d.jsonl", tmp_path), prepare, batch_size=2, length=96, frames=prepare.frames, check=lambda: check)
+    batches = Batches(JsonSource(tmp_path / "d.jsonl", tmp_path), prepare, batch_size=2, length=96, tiles=prepare.tiles, check=lambda: check)
     next(batches)
     next(batches)
     assert not batches.state()["checked"]
@@ -206,7 +206,7 @@ def test_a_check_that_breaks_says_so_and_training_goes_on(prepare, tmp_path, cap
 def test_what_has_been_checked_is_not_checked_again(prepare, tmp_path):
     """By the check of an earlier start, or by an epoch of training; other data is."""
     source, started = data(tmp_path, 20, {}), []
-    make = lambda: Batches(source, prepare, batch_size=2, length=96, frames=prepare.frames, check=lambda: started.append(1))
+    make = lambda: Batches(source, prepare, batch_size=2, length=96, tiles=prepare.tiles, check=lambda: started.append(1))
     first = run(prepare, source)
     next(first)
     begun = first.state()

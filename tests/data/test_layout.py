@@ -88,7 +88,7 @@ def test_published_positions(real, style):
     assert (sample.tokens[sample.kind != TEXT] == real.pad).all() and real.pad == 0 and real.eos == 2
     assert not sample.weights.any()
     assert [a.dtype for a in [*sample[:4], *sample.media["image"]]] == [np.int32, np.int32, np.int32, np.float32, np.uint8]
-    assert (sample.items, sample.slots) == (1, 576)
+    assert (sample.items, sample.media_positions) == (1, 576)
 
 
 @needs_real
@@ -357,9 +357,9 @@ def test_a_broken_tokenizer_directory_is_refused(tmp_path):
 
 
 def test_a_vocabulary_may_have_rows_to_spare_but_none_too_few(tiny):
-    assert tiny.fits(tiny.vocab) is tiny and tiny.fits(tiny.vocab + 1) is tiny
+    assert tiny.for_vocabulary(tiny.vocab) is tiny and tiny.for_vocabulary(tiny.vocab + 1) is tiny
     with pytest.raises(DataError, match=f"has {tiny.vocab} tokens, model.decoder.vocab is {tiny.vocab - 1}: they belong to two models"):
-        tiny.fits(tiny.vocab - 1)
+        tiny.for_vocabulary(tiny.vocab - 1)
 
 
 def test_a_token_that_the_vocabulary_lacks_is_named(tmp_path, tiny):

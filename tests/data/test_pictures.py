@@ -8,7 +8,7 @@ from PIL import Image
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.config import CLIP_MEAN, IMAGENET_MEAN, EncoderConfig, ImageConfig, ModelConfig, adapter
 from omnifusion_jax.data.layout import Prepare
-from omnifusion_jax.data.pictures import Lens
+from omnifusion_jax.data.pictures import ImageProcessor
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
 
@@ -24,8 +24,8 @@ def test_padding_is_the_mean_of_the_encoder_that_looks():
     ImageNet's 123.68, 116.28, 103.53."""
     upright = np.full((56, 28, 3), 200, np.uint8)
     c = clip_and_dinov2("pad")
-    views = Lens.of(c)(upright).views
-    assert [view.shape for view in views] == [(1, 28, 28, 3)] * 2 and Lens.of(c).frame(0).shapes == ((28, 28, 3),) * 2
+    views = ImageProcessor.of(c)(upright).views
+    assert [view.shape for view in views] == [(1, 28, 28, 3)] * 2 and ImageProcessor.of(c).tile(0).shapes == ((28, 28, 3),) * 2
     for view, mean in zip(views, ([122, 116, 104], [123, 116, 103]), strict=True):
         np.testing.assert_array_equal(view[0, :, [0, 1, 2, 25, 26, 27]], np.broadcast_to(mean, (6, 28, 3)))
         assert (view[0, :, 12:16] == 200).all()
@@ -33,9 +33,9 @@ def test_padding_is_the_mean_of_the_encoder_that_looks():
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 def test_encoders_of_one_size_share_pixels_that_are_not_padded(fit):
-    (view,) = Lens.of(clip_and_dinov2(fit)).views
+    (view,) = ImageProcessor.of(clip_and_dinov2(fit)).views
     assert (view.size, view.edge, view.fill) == (28, 28, None)
-    (pixels,) = Lens.of(clip_and_dinov2(fit))(np.full((56, 28, 3), 200, np.uint8)).views
+    (pixels,) = ImageProcessor.of(clip_and_dinov2(fit))(np.full((56, 28, 3), 200, np.uint8)).views
     assert pixels.shape == (1, 28, 28, 3) and (pixels == 200).all()
 
 
@@ -47,7 +47,7 @@ def test_an_encoder_cuts_its_centre_out_of_its_own_edge():
     """DINOv2's way: a frame of one pixel in 32 is gone when 28 of 32 are kept, and thin when all is."""
     framed = np.zeros((64, 64, 3), np.uint8)
     framed[8:-8, 8:-8] = 255
-    whole, centre = Lens.of(clip_and_dinov2("crop", shortest_edge=56))(framed).views
+    whole, centre = ImageProcessor.of(clip_and_dinov2("crop", shortest_edge=56))(framed).views
     assert whole[0, 0].max() == 0 and centre[0].min() == 255
 
 
@@ -70,7 +70,7 @@ def test_an_outline_takes_the_same_places(tmp_path, fit, size):
     whole = Prepare.of(Tokenizer(locate("omnifusion-tiny-decoder")), ModelConfig(image=small(**FITS[fit])), 400)
     talk = tiny.dialogue((("user", "What is it?"), ("assistant", "A cat.")), tmp_path / "p.jpg")
     sample, outline = whole(talk), whole.outlined()(talk)
-    for name in ("tokens", "kind", "index", "weights", "items", "slots"):
+    for name in ("tokens", "kind", "index", "weights", "items", "media_positions"):
         np.testing.assert_array_equal(getattr(outline, name), getattr(sample, name), err_msg=name)
     assert [len(view) for view in outline.media["image"]] == [len(view) for view in sample.media["image"]]
     assert all(view.nbytes == 0 for view in outline.media["image"]) and all(view.nbytes for view in sample.media["image"])
@@ -78,26 +78,26 @@ def test_an_outline_takes_the_same_places(tmp_path, fit, size):
 
 def test_an_outline_knows_the_limit_of_pixels():
     with pytest.raises(DataError, match=r"10 x 8 pixels; 1 to 79 \(max_pixels\)"):
-        Lens.of(ImageConfig(), max_pixels=79).outline(np.zeros((8, 10, 3), np.uint8))
+        ImageProcessor.of(ImageConfig(), max_pixels=79).outline(np.zeros((8, 10, 3), np.uint8))
 
 
 def test_an_outline_knows_what_cannot_be_padded():
-    strip, lens = Image.new("L", (16_385, 1)), Lens.of(ImageConfig(fit="pad"))
-    for look in (lens, lens.outline):
+    strip, processor = Image.new("L", (16_385, 1)), ImageProcessor.of(ImageConfig(fit="pad"))
+    for look in (processor, processor.outline):
         with pytest.raises(DataError, match="16385 x 1 pixels cannot be padded to a square: the long side may have 16,384"):
             look(strip)
-    assert Lens.of(ImageConfig()).outline(strip).views[0].shape == (1, 0, 0, 3)
+    assert ImageProcessor.of(ImageConfig()).outline(strip).views[0].shape == (1, 0, 0, 3)
 
 
 @pytest.mark.parametrize("newline", [False, True])
 def test_a_picture_takes_no_more_places_than_are_kept_for_it(newline):
     """3 x 3 patches a tile: of the five grids 2 x 2 takes most, 9 + 36, and 6 ends of lines."""
-    lens = Lens.of(small(fit="tiles", newline=newline))
-    taken = [len(lens.outline(Image.new("L", size)).order) for size in ((48, 48), (24, 48), (48, 24), (24, 72), (72, 24))]
-    assert lens.slots == max(taken) == (51 if newline else 45) and lens.room == 5
-    assert Lens.of(small()).slots == 9 and Lens.of(small()).room == 1
+    processor = ImageProcessor.of(small(fit="tiles", newline=newline))
+    taken = [len(processor.outline(Image.new("L", size)).order) for size in ((48, 48), (24, 48), (48, 24), (24, 72), (72, 24))]
+    assert processor.positions == max(taken) == (51 if newline else 45) and processor.room == 5
+    assert ImageProcessor.of(small()).positions == 9 and ImageProcessor.of(small()).room == 1
 
 
 def test_the_limit_of_pixels_is_the_lens_s_own():
     with pytest.raises(DataError, match=r"10 x 8 pixels; 1 to 79 \(max_pixels\)"):
-        Lens.of(ImageConfig(), max_pixels=79)(np.zeros((8, 10, 3), np.uint8))
+        ImageProcessor.of(ImageConfig(), max_pixels=79)(np.zeros((8, 10, 3), np.uint8))

@@ -38,7 +38,7 @@ class Numbers:
 
 
 def numbers(source, batch_size=4, **settings):
-    return Batches(source, keep, batch_size=batch_size, length=1, frames=tiny.frames(2), **settings)
+    return Batches(source, keep, batch_size=batch_size, length=1, tiles=tiny.tiles(2), **settings)
 
 
 def take(batches, count):
@@ -279,7 +279,7 @@ def tokenizer():
 
 def test_shapes_and_kinds(tokenizer):
     prepare = tiny.prepare(tokenizer, 96, 48, 8)
-    batch = next(Batches(SyntheticSource("questions", 6), prepare, batch_size=3, length=96, frames=prepare.frames))
+    batch = next(Batches(SyntheticSource("questions", 6), prepare, batch_size=3, length=96, tiles=prepare.tiles))
     assert [(a.shape, a.dtype) for a in [*batch[:-1], *batch.media["image"]]] == [
         *[((3, 96), t) for t in (np.int32, np.int32, np.int32, np.float32, np.int32, np.int32)],
         ((3,), np.int32),
@@ -299,7 +299,7 @@ def test_shapes_and_kinds(tokenizer):
 def test_a_dialogue_without_a_picture_has_a_blank_one_beside_others_and_none_alone(tokenizer):
     prepare = tiny.prepare(tokenizer, 96, 48, 8)
     source = [SyntheticSource("text", 6)[0], SyntheticSource("questions", 6)[0]]
-    alone, both = (next(Batches(s, prepare, batch_size=2, length=96, frames=prepare.frames, shuffle=False)) for s in (source[:1], source))
+    alone, both = (next(Batches(s, prepare, batch_size=2, length=96, tiles=prepare.tiles, shuffle=False)) for s in (source[:1], source))
     assert alone.media["image"][0].shape == (2, 0, 48, 48, 3) and alone.items.tolist() == [0, 0]
     assert not (alone.kind >= FEATURE).any() and not (both.kind[0] >= FEATURE).any()
     assert both.media["image"][0].shape == (2, 1, 48, 48, 3) and both.items.tolist() == [0, 1]
@@ -308,7 +308,7 @@ def test_a_dialogue_without_a_picture_has_a_blank_one_beside_others_and_none_alo
 
 def test_patches_name_what_covers_them():
     source = PatchSource(6)
-    batch = next(Batches(source, keep, batch_size=2, length=36, frames=tiny.frames(96), shuffle=False))
+    batch = next(Batches(source, keep, batch_size=2, length=36, tiles=tiny.tiles(96), shuffle=False))
     for i in range(2):
         scene, rng = synthetic.scene_and_rng(i, "train")
         assert [synthetic.CELL_WORDS[t] for t in batch.tokens[i]] == synthetic.patch_words(scene, 6)
@@ -333,7 +333,7 @@ def test_worker_processes_change_nothing(tokenizer, tmp_path):
 
     def make(num_workers, on_bad_sample="skip", **settings):
         prepare, source = tiny.prepare(tokenizer, 96, 8, 8), JsonSource(path, tmp_path)
-        settings |= {"frames": prepare.frames, "num_workers": num_workers, "on_bad_sample": on_bad_sample}
+        settings |= {"tiles": prepare.tiles, "num_workers": num_workers, "on_bad_sample": on_bad_sample}
         return Batches(source, prepare, batch_size=3, length=96, **settings)
 
     def same(some, others):

@@ -75,7 +75,7 @@ def test_before_the_first_turn_they_stand_in_order(tokenizer):
     asked = [*e(tiny.PROMPT), "soi", *FIRST, "eoi", "soi", *SECOND, "eoi", "user", *e("What?"), "bot"]
     answer = [*e("A cat."), tokenizer.eos]
     assert spelled(lay, sample) == [*asked, *answer]
-    assert (sample.items, sample.slots) == (2, 8)
+    assert (sample.items, sample.media_positions) == (2, 8)
     assert sample.weights.tolist() == [0.0] * len(asked) + [1.0] * len(answer)
     (view,) = sample.media["image"]
     assert view.shape == (2, 32, 32, 3) and view[:, 0, 0, 0].tolist() == [10, 20]
@@ -139,7 +139,7 @@ def test_where_the_template_marks_them(tokenizer):
     assert spelled(lay, sample) == expected
     answers = sample.tokens[sample.weights > 0].tolist()
     assert tokenizer.decode(answers) == "Yes.No." and answers.count(tokenizer.eos) == 2
-    assert (sample.items, sample.slots) == (3, 12)
+    assert (sample.items, sample.media_positions) == (3, 12)
 
 
 GRID = ImageConfig((EncoderConfig(image_size=32, patch=16),), fit="tiles")
@@ -171,7 +171,7 @@ def test_rows_of_tiles_are_counted_on_from_picture_to_picture(tokenizer, newline
     wide, large = (["soi", *flat(some), "eoi"] for some in lines)
     asked = ["user", *wide, *e("Like "), *large] if place == "mark" else [*wide, *large, "user", *e("Like")]
     assert spelled(prepare.layout, sample) == [*e(tiny.PROMPT), *asked, "bot", *e("No."), tokenizer.eos]
-    assert len(sample.media["image"][0]) == 3 + 5 and (sample.items, sample.slots) == (2, 32 + 6 * newline)
+    assert len(sample.media["image"][0]) == 3 + 5 and (sample.items, sample.media_positions) == (2, 32 + 6 * newline)
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -263,7 +263,7 @@ def test_the_pipeline_reads_every_real_picture():
     tokenizer = Tokenizer(SHARED / "omnifusion_1_1")
     prepare = tiny.prepare(tokenizer, 512, 48, 8)
     source = JsonSource(REAL / "dialogues.json", REAL / "images")
-    batches = Batches(source, prepare, batch_size=24, length=512, frames=prepare.frames)
+    batches = Batches(source, prepare, batch_size=24, length=512, tiles=prepare.tiles)
     batch = next(batches)
     pictures = batch.media["image"][0]
     assert pictures.shape == (24, 1, 48, 48, 3) and batch.tokens.shape == (24, 512)

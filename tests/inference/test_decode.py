@@ -34,7 +34,7 @@ def test_a_cache_changes_nothing():
     decoder = drive.decoder(drive.arrays(3, c=DEEP), DEEP)
     x, segments, positions = drive.pad(drive.prompts(3, 5))
     length, rest = x.shape[1], 5
-    more = np.random.default_rng(0).normal(size=(5, rest, DEEP.embed)).astype(np.float32)
+    more = np.random.default_rng(0).normal(size=(5, rest, DEEP.width)).astype(np.float32)
     whole = np.concatenate([x, more], axis=1)
     segments = np.pad(segments, ((0, 0), (0, rest)), constant_values=1)
     positions = np.concatenate([positions, positions[:, -1:] + 1 + np.arange(rest)], axis=1)
@@ -52,7 +52,7 @@ def test_rows_of_different_age_in_one_step():
     """Each is written at a place of its own, and equals what it is alone and without a cache."""
     c, rng = DEEP, np.random.default_rng(5)
     decoder, ages, steps, length = drive.decoder(drive.arrays(5, c=DEEP), DEEP), np.array([2, 13, 7]), 3, 16
-    x = rng.normal(size=(3, length, c.embed)).astype(np.float32)
+    x = rng.normal(size=(3, length, c.width)).astype(np.float32)
     positions = np.broadcast_to(np.arange(length), x.shape[:2])
     segments = (positions < ages[:, None]).astype(np.int32)  # what comes after its age is not there yet
     _, cache = run(decoder, x, AttentionSpec.of(segments, positions, c.window), decoder.init_cache(3, length, jnp.float32), np.zeros(3, int))
@@ -82,7 +82,7 @@ def test_padding_left_equals_padding_right():
 def test_logprob_is_the_sum_over_the_tokens(decoder, beams):
     prompts = drive.prompts(5, 8)
     answers = drive.generate(decoder, prompts, GenerationConfig(num_beams=beams, no_repeat_ngram_size=2, forced_eos=True), limit=9)
-    x = np.zeros((8, drive.PROMPT + 9, drive.CONFIG.embed), np.float32)
+    x = np.zeros((8, drive.PROMPT + 9, drive.CONFIG.width), np.float32)
     for row, prompt, (tokens, _) in zip(x, prompts, answers, strict=True):
         row[: len(prompt)], row[len(prompt) :][: len(tokens)] = prompt, decoder.embed[...][np.array(tokens)]
     everywhere = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])

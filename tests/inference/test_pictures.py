@@ -23,7 +23,7 @@ from omnifusion_jax.nn import nnx
 
 GREEDY = GenerationConfig(max_new_tokens=4)
 SIZES = ((24, 24), (24, 60), (90, 30), (31, 64))  # height, width
-SECOND = EncoderConfig(image_size=16, shortest_edge=20, patch=8, embed=24, layers=2, heads=2, mlp=40, class_token=False, pre_norm=False)
+SECOND = EncoderConfig(image_size=16, shortest_edge=20, patch=8, width=24, layers=2, heads=2, mlp=40, class_token=False, pre_norm=False)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_tiles_enter_the_sequence_in_their_order(tokenizer, image):
         batch = prompts.assemble([sample], model.prepare, left=False)
         steps = order(picture.shape[:2], c.image.grids, 24, 3, **image)
         cut = tiles(Image.fromarray(picture), 24, c.image.grids)
-        assert batch.media["image"][0].shape[1] == model.prepare.lenses["image"].room == 5 and len(sample.media["image"][0]) == len(cut)
+        assert batch.media["image"][0].shape[1] == model.prepare.processors["image"].room == 5 and len(sample.media["image"][0]) == len(cut)
         rows = np.asarray(model.module.image((jnp.asarray(cut)[None],)))[0]
         embedded = np.asarray(OmniFusion.embed(model.module, batch))[0]
         start = int(np.argmax((batch.kind[0] == SPECIAL) & (batch.index[0] == c.special.index("soi")))) + 1
@@ -138,8 +138,8 @@ def test_training_batches_of_tiles_have_one_shape(tokenizer):
     prepare = Prepare.of(tokenizer, c, 256)
     talk = (("user", "What is it?"), ("assistant", "A circle."))
     source = [tiny.dialogue(talk, picture) for picture in pictures()]
-    usual = prepare.lenses["image"].room
-    batches = Batches(source, prepare, batch_size=2, length=256, frames=prepare.frames, usual=usual, shuffle=False)
+    usual = prepare.processors["image"].room
+    batches = Batches(source, prepare, batch_size=2, length=256, tiles=prepare.tiles, usual=usual, shuffle=False)
     for _ in range(2):
         batch = next(batches)
         assert batch.media["image"][0].shape == (2, 5, 24, 24, 3) and (batch.weights.sum(axis=1) > 0).all()

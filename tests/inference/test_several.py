@@ -48,8 +48,8 @@ def ask(text, *images):
 
 def by_hand(model, style, first, second):
     """Embeddings of a question about two pictures, "Is <image> like <image>?"."""
-    lens, module = model.prepare.lenses["image"], model.module
-    pixels = [jnp.asarray(lens(picture).views[0])[None] for picture in (first, second)]
+    processor, module = model.prepare.processors["image"], model.module
+    pixels = [jnp.asarray(processor(picture).views[0])[None] for picture in (first, second)]
     rows = [np.asarray(module.image((view,)))[0] for view in pixels]
     encode = model.tokenizer.encode
     text = lambda words: np.asarray(module.decoder.embed_tokens(np.array(encode(words), np.int32)))

@@ -94,12 +94,12 @@ def test_attention_scores():
 def test_attention_scores_of_the_adapter():
     """The same of its layer: queries and keys are what comes in, values what is left of that without its common part."""
     c = tiny.config()
-    c.image.adapter.heads, width = 1, c.image.encoders[0].embed
+    c.image.adapter.heads, width = 1, c.image.encoders[0].width
     rng = np.random.default_rng(3)
     base = rng.normal(size=width)
     base /= np.linalg.norm(base)
     x = half(17 * base + 0.1 * rng.normal(size=(1, 9, width)))
-    empty = nnx.eval_shape(lambda: TransformerAdapter(c.image, c.decoder.embed, rngs=nnx.Rngs(0)))
+    empty = nnx.eval_shape(lambda: TransformerAdapter(c.image, c.decoder.width, rngs=nnx.Rngs(0)))
     p = {path: np.zeros(a.shape) for path, a in nnx.parameters(empty).items()}
     ours = "layer/attention/{}/kernel".format
     p[ours("query")][:, 0] = p[ours("key")][:, 0] = p[ours("out")][0] = np.eye(width)
@@ -130,7 +130,7 @@ def test_logits():
         nnx.eval_shape(lambda: Decoder(c, rngs=nnx.Rngs(0))),
         {path.removeprefix("decoder/"): half(a) for path, a in tiny.arrays(tiny.config(), "decoder").items()},
     )
-    x = half(np.random.default_rng(4).normal(size=(5, c.embed)))
+    x = half(np.random.default_rng(4).normal(size=(5, c.width)))
     logits = decoder.logits(x)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, wide(x) @ wide(decoder.head[...]), rtol=0, atol=1e-5)

@@ -19,9 +19,9 @@ from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import ADAPTERS
 
-CLIP = EncoderConfig(image_size=24, patch=8, embed=32, layers=3, heads=4, mlp=64)
+CLIP = EncoderConfig(image_size=24, patch=8, width=32, layers=3, heads=4, mlp=64)
 DINO = EncoderConfig(
-    image_size=16, shortest_edge=20, patch=8, embed=24, layers=4, heads=2, mlp=40, activation="swiglu", eps=1e-6,
+    image_size=16, shortest_edge=20, patch=8, width=24, layers=4, heads=2, mlp=40, activation="swiglu", eps=1e-6,
     registers=2, patch_bias=True, layer_scale=True, pre_norm=False, position_grid=5,
 )  # fmt: skip
 ONE = (
@@ -155,17 +155,17 @@ def test_embeddings(settings):
     ours = np.asarray(jax.jit(Stream.__call__)(model.image, pictures))
     with torch.no_grad():
         theirs = Reference(c, arrays)(states(model, pictures)).numpy()
-    assert ours.shape == theirs.shape == (2, c.image.rows, c.decoder.embed)
+    assert ours.shape == theirs.shape == (2, c.image.rows, c.decoder.width)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
 def test_a_resampler_of_features_as_wide_as_the_decoder():
     """It has no map that brings them there."""
     c = config("resampler", heads=2, queries=4)
-    c.decoder = dataclasses.replace(c.decoder, embed=CLIP.embed)
+    c.decoder = dataclasses.replace(c.decoder, width=CLIP.width)
     arrays, model = built(c)
     assert "image/adapter/projection/kernel" not in arrays
-    x = np.random.default_rng(1).normal(size=(2, 9, CLIP.embed)).astype(np.float32)
+    x = np.random.default_rng(1).normal(size=(2, 9, CLIP.width)).astype(np.float32)
     with torch.no_grad():
         theirs = Reference(c, arrays).resampled(torch.tensor(x)).numpy()
     np.testing.assert_allclose(jax.jit(type(model.image.adapter).__call__)(model.image.adapter, x), theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
@@ -174,7 +174,7 @@ def test_a_resampler_of_features_as_wide_as_the_decoder():
 def test_dropout_reaches_the_layer_that_reads_two_encoders():
     c = config("concat", heads=2, mlp=48, width=16)
     _, model = built(c)
-    features = tuple(jnp.ones((2, encoder.rows, encoder.embed)) for encoder in c.image.encoders)
+    features = tuple(jnp.ones((2, encoder.rows, encoder.width)) for encoder in c.image.encoders)
     call = jax.jit(lambda adapter, key: adapter(features, key))
     plain, dropped = call(model.image.adapter, None), call(model.image.adapter, jax.random.key(0))
     assert np.abs(plain - dropped).max() > 1e-3
@@ -227,8 +227,8 @@ def test_gradients_of_an_encoder_of_which_a_part_is_trained():
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "with gradient"])
 def test_the_mix_keeps_no_stack_of_hidden_states(gradient):
     """Temporary memory, as the compiler counts it, of a deep encoder with many patches."""
-    encoder = EncoderConfig(image_size=128, patch=8, embed=64, layers=24, heads=1, mlp=64)
-    stack = (encoder.layers + 1) * 4 * (1 + encoder.patches) * encoder.embed * 4  # bytes of all hidden states of four pictures
+    encoder = EncoderConfig(image_size=128, patch=8, width=64, layers=24, heads=1, mlp=64)
+    stack = (encoder.layers + 1) * 4 * (1 + encoder.patches) * encoder.width * 4  # bytes of all hidden states of four pictures
 
     def make():
         return mix.Mix(encoder, adapter("sum"), 64, rngs=nnx.Rngs(0)), VisionTransformer(encoder, rngs=nnx.Rngs(0))

@@ -96,7 +96,7 @@ def errors(tmp_path_factory):
     roles = {False: "human", True: "gpt"}
     dialogue = tiny.dialogue(tuple((roles[a], text) for a, text in SAMPLES[0][1]), image)
     sample = layout(dialogue, [tiny.picture(image[0], C.image.encoders[0].patch)])
-    batch = collate([sample], len(sample.tokens), tiny.frames(C.image.encoders[0].image_size, rows=C.image.rows))
+    batch = collate([sample], len(sample.tokens), tiny.tiles(C.image.encoders[0].image_size, rows=C.image.rows))
     exact = Model(C, tokenizer)
     half, rows = in_half(tokenizer, exact), []
     for seed in SEEDS:

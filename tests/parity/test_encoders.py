@@ -191,7 +191,7 @@ def own_arrays(c):
     ids=lambda s: " ".join(s),
 )
 def test_what_eva_does_otherwise(settings):
-    c = EncoderConfig(image_size=18, patch=6, embed=48, layers=2, heads=4, mlp=80, activation="gelu", **settings)
+    c = EncoderConfig(image_size=18, patch=6, width=48, layers=2, heads=4, mlp=80, activation="gelu", **settings)
     arrays = own_arrays(c)
     assert ("layers/attention/key/bias" in arrays) is c.key_bias and "layers/attention/query/bias" in arrays
     model = nnx.with_parameters(nnx.eval_shape(lambda: VisionTransformer(c, rngs=nnx.Rngs(0))), {p: jnp.asarray(a) for p, a in arrays.items()})
@@ -203,7 +203,7 @@ def test_what_eva_does_otherwise(settings):
 
 
 def test_rotary_positions_count_in_patches_of_this_image_size_unless_told_otherwise():
-    c = EncoderConfig(image_size=18, patch=6, embed=16, layers=1, heads=2, mlp=16, rope_theta=100.0)
+    c = EncoderConfig(image_size=18, patch=6, width=16, layers=1, heads=2, mlp=16, rope_theta=100.0)
     arrays = {path: jnp.asarray(a) for path, a in own_arrays(c).items()}
     images = np.random.default_rng(3).integers(0, 256, (1, 18, 18, 3), np.uint8)
 

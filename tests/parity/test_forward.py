@@ -84,7 +84,7 @@ def laid_out(tokenizer, dialogues):
     for seen, turns in dialogues:
         dialogue = tiny.dialogue(tuple((roles[a], text) for a, text in turns), *["a.png"] * seen)
         samples.append(layout(dialogue, [picture] * seen))
-    return collate(samples, max(len(s.tokens) for s in samples), tiny.frames(C.image.encoders[0].image_size, rows=C.image.rows))
+    return collate(samples, max(len(s.tokens) for s in samples), tiny.tiles(C.image.encoders[0].image_size, rows=C.image.rows))
 
 
 def pictured(samples):
@@ -103,7 +103,7 @@ def test_every_hidden_state_of_the_vision_tower(model, theirs):
 
 
 def test_adapter(model, theirs):
-    x = np.random.default_rng(0).normal(size=(2, C.image.encoders[0].patches, C.image.encoders[0].embed)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(2, C.image.encoders[0].patches, C.image.encoders[0].width)).astype(np.float32)
     with torch.no_grad():
         close(model.image.adapter(x), theirs.adapter(torch.tensor(x)))
 

@@ -30,7 +30,7 @@ def language(c):
 
 def adapter(c):
     [encoder], a = c.image.encoders, c.image.adapter
-    return randomised(VisualToGPTMapping(encoder.embed, c.decoder.embed, encoder.patches, a.heads, a.mlp), 3)
+    return randomised(VisualToGPTMapping(encoder.width, c.decoder.width, encoder.patches, a.heads, a.mlp), 3)
 
 
 def pixels(c, images):
@@ -70,7 +70,7 @@ class Original:
         self.config, self.tokenizer = c, tokenizer
         self.clip, self.adapter, self.llm = vision(c.image.encoders[0]), adapter(c), language(c.decoder)
         generator = torch.Generator().manual_seed(4)
-        self.special = {name: torch.randn(c.decoder.embed, generator=generator).mul(0.15).requires_grad_() for name in ("USER", "BOT", "SOI", "EOI")}
+        self.special = {name: torch.randn(c.decoder.width, generator=generator).mul(0.15).requires_grad_() for name in ("USER", "BOT", "SOI", "EOI")}
 
     def features(self, images):
         with torch.no_grad():
@@ -78,7 +78,7 @@ class Original:
         return self.adapter(seen[:, 1:])[0]
 
     def lay_out(self, image, turns):
-        """Embeddings [seq, embed], token ids [seq], and which tokens are an answer's [seq]. Token 0 stands where a vector is."""
+        """Embeddings [seq, width], token ids [seq], and which tokens are an answer's [seq]. Token 0 stands where a vector is."""
         pieces = [(self.tokenizer.encode(self.config.prompt), None, False)]
         if image is not None:
             features = self.features(image)

@@ -48,10 +48,10 @@ def build(directory, monkeypatch, names):
     module = types.ModuleType("models")
     module.VisualToGPTMapping = VisualToGPTMapping
     monkeypatch.setitem(sys.modules, "models", module)
-    adapter = randomised(VisualToGPTMapping(names, c.embed), 7).to(torch.bfloat16)
+    adapter = randomised(VisualToGPTMapping(names, c.width), 7).to(torch.bfloat16)
     torch.save(adapter, directory / "projection.pt")
     torch.save(
-        {name: torch.full((c.embed,), n, dtype=torch.bfloat16) for n, name in enumerate(("USER", "BOT", "SOI", "EOI"))},
+        {name: torch.full((c.width,), n, dtype=torch.bfloat16) for n, name in enumerate(("USER", "BOT", "SOI", "EOI"))},
         directory / "special_embeddings.pt",
     )
     return adapter

@@ -63,7 +63,7 @@ def config(mesh=None, dropout=0.0, **settings):
 
 def batches(tokenizer, c, source=None, length=LENGTH, **settings):
     prepare = Prepare.of(tokenizer, c.model, length)
-    settings |= {"batch_size": c.batch_size, "length": length, "frames": prepare.frames, "seed": c.seed}
+    settings |= {"batch_size": c.batch_size, "length": length, "tiles": prepare.tiles, "seed": c.seed}
     return Batches(source or Pictures(), prepare, **settings)
 
 
@@ -154,7 +154,7 @@ def test_frozen_parts_cost_no_backward_pass():
     decoder = flops(config(train_parts=PHASE2)) - flops(config(train_parts=PHASE1))
     c = config().model.image.encoders[0]
     patches, depth = config().batch_size * (1 + c.patches), 1  # of one scanned block, forward 2, backward 4 a weight and row
-    block = 4 * c.embed**2 + 2 * c.embed * c.mlp
+    block = 4 * c.width**2 + 2 * c.width * c.mlp
     assert encoder > 0.8 * 4 * patches * depth * block  # its backward pass is in the one and not in the other
     assert decoder > 0
 
@@ -162,7 +162,7 @@ def test_frozen_parts_cost_no_backward_pass():
 def test_a_batch_without_pictures_runs_no_encoder():
     """Not forward, and nothing of its gradient either."""
     c, everything = config().model.image.encoders[0], config(train_parts=((r".*", 1.0),))
-    block = 2 * everything.batch_size * (1 + c.patches) * (4 * c.embed**2 + 2 * c.embed * c.mlp)
+    block = 2 * everything.batch_size * (1 + c.patches) * (4 * c.width**2 + 2 * c.width * c.mlp)
     with_some, without = (flops(everything, pictures) for pictures in (1, 0))
     assert with_some - without > 0.8 * 3 * block
 

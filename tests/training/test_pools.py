@@ -19,7 +19,7 @@ SECOND = EncoderConfig(
     image_size=16,
     shortest_edge=20,
     patch=8,
-    embed=24,
+    width=24,
     layers=1,
     heads=2,
     mlp=40,
@@ -63,7 +63,7 @@ def batches(c, tokenizer, *pools, order=range(8)):
     samples = [prepare(dialogue) for dialogue in dialogues()]
     length = max(len(sample.tokens) for sample in samples)
     samples = [samples[i] for i in order]
-    return [collate(samples, length, prepare.frames, n, usual=prepare.lenses["image"].room) for n in pools]
+    return [collate(samples, length, prepare.tiles, n, usual=prepare.processors["image"].room) for n in pools]
 
 
 embed = jax.jit(lambda model, batch: model.embed(batch))

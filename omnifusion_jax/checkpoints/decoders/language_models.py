@@ -19,7 +19,7 @@ HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
 
 FIELDS = {  # theirs: ours
     "vocab_size": "vocab",
-    "hidden_size": "embed",
+    "hidden_size": "width",
     "intermediate_size": "mlp",
     "num_hidden_layers": "layers",
     "num_attention_heads": "heads",
@@ -131,7 +131,7 @@ def decoder_config(hf, where="config.json") -> DecoderConfig:
     values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
     config = DecoderConfig(family=kind, **family.fixed, **{FIELDS[theirs]: value for theirs, value in values.items()})
     config.window = hf.get("sliding_window", family.defaults["sliding_window"]) if family.window else None
-    config.head_dim = hf.get("head_dim") or family.defaults.get("head_dim") or config.embed // config.heads
+    config.head_dim = hf.get("head_dim") or family.defaults.get("head_dim") or config.width // config.heads
     rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}  # transformers 4, 5
     config.rope_theta = float(rope.get("rope_theta", hf.get("rope_theta", 10000.0)))
     config.rope_scaling = rope_scaling(rope, where)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from omnifusion_jax.checkpoints.mapping.shapes import encoder_shapes
-from omnifusion_jax.checkpoints.mapping.tensors import from_foreign, slots
+from omnifusion_jax.checkpoints.mapping.tensors import destinations, from_foreign
 from omnifusion_jax.checkpoints.mapping.transforms import MATRIX, SAME, Fused, Transform, split, split_in, split_out
 from omnifusion_jax.checkpoints.storage.weights import open_tensors
 from omnifusion_jax.config import EncoderConfig
@@ -37,7 +37,7 @@ def named(tensors=(), linear=(), norms=()):
 
 def transforms(c: EncoderConfig):
     """How arrays of other libraries come to our shapes, by our path; those of other paths have them already."""
-    heads, attention = (c.heads, c.embed // c.heads), "layers/attention/"
+    heads, attention = (c.heads, c.width // c.heads), "layers/attention/"
     return {
         "patch/kernel": CONVOLUTION,
         **dict.fromkeys(QKV_KERNEL, split_out(*heads)),
@@ -90,5 +90,5 @@ class Family:
         shapes = {f"{path}/{name}": shape for name, shape in encoder_shapes(config).items()}
         given = {name.removeprefix(self.prefix) for name in tensors}
         tables = [self.table(config, path, style) for style in range(len(self.styles(config)))]
-        likest = max(tables, key=lambda rows: sum(name.removeprefix(self.prefix) in given for name in slots(rows, shapes)))
+        likest = max(tables, key=lambda rows: sum(name.removeprefix(self.prefix) in given for name in destinations(rows, shapes)))
         return config, from_foreign(tensors, likest, shapes, source, ignore=self.ignored, prefix=self.prefix, dtype=dtype)

@@ -51,8 +51,8 @@ def feed_forward(hf, where):
 
 def feed_forward_json(c):
     if c.activation != "swiglu":
-        return {"mlp_ratio": round(c.mlp / c.embed)}
-    return {"mlp_ratio": round(c.mlp / c.embed * 3 / 2), "use_swiglu_ffn": True, "hidden_act": "gelu"}
+        return {"mlp_ratio": round(c.mlp / c.width)}
+    return {"mlp_ratio": round(c.mlp / c.width * 3 / 2), "use_swiglu_ffn": True, "hidden_act": "gelu"}
 
 
 COMMON = {
@@ -61,7 +61,7 @@ COMMON = {
     "batched": True,
     "more": feed_forward,
     "more_json": feed_forward_json,
-    "blank": {"embeddings.mask_token": lambda c: (1, c.embed)},
+    "blank": {"embeddings.mask_token": lambda c: (1, c.width)},
     "resizes": True,
 }
 DINOV2 = HuggingFace(
@@ -102,14 +102,14 @@ class Hub(Family):
             **FIXED,
             image_size=224,
             shortest_edge=256,
-            heads=size["embed"] // HEAD_DIM,
+            heads=size["width"] // HEAD_DIM,
             activation="swiglu" if "blocks.0.mlp.w12.weight" in tensors else "gelu",
             eps=1e-6,
             registers=registers,
             position_resize="bicubic_antialias" if registers else "bicubic_offset",
         )
         config.validate()
-        return config.settled(), "crop"
+        return config.canonical(), "crop"
 
 
 DINOV2_HUB = Hub(styles=lambda c: (timm.names(c),), ignored=("mask_token",), batched=True)

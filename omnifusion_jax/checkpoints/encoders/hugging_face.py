@@ -13,7 +13,7 @@ VALUES = {"hidden_act": ACTIVATIONS, "norm_type": {"layer_norm": "layer", "rms_n
 BICUBIC = 3  # Pillow's number
 
 BLOCK = {  # names that most families share
-    "hidden_size": ("embed", 768),
+    "hidden_size": ("width", 768),
     "num_hidden_layers": ("layers", 12),
     "num_attention_heads": ("heads", 12),
     "hidden_act": ("activation", "gelu"),
@@ -72,7 +72,7 @@ class HuggingFace(Family):
         if preprocessor:
             self.prepare(config, preprocessor, f"{where} (model) and preprocessor_config.json")
         config.validate()
-        return config.settled()
+        return config.canonical()
 
     def prepare(self, config, preprocessor, where):
         trained_for = config.image_size
@@ -98,7 +98,7 @@ class HuggingFace(Family):
             back = self.encoder_config(self.encoder_json(c, "float32"), preprocessor_json(c))
         except CheckpointError as error:
             return str(error)
-        free, c = HANDED_ON if c.resized else (*HANDED_ON, "position_resize"), c.settled()
+        free, c = HANDED_ON if c.resized else (*HANDED_ON, "position_resize"), c.canonical()
         names = [field.name for field in dataclasses.fields(c) if field.name not in free]
         return ", ".join(f"{name} would be {getattr(back, name)}" for name in names if getattr(back, name) != getattr(c, name))
 

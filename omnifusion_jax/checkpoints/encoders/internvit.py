@@ -70,7 +70,7 @@ INTERNVL_VISION = HuggingFace(
     fixed=FIXED,
     fields={
         **BLOCK,
-        "hidden_size": ("embed", 1024),
+        "hidden_size": ("width", 1024),
         "num_hidden_layers": ("layers", 24),
         "num_attention_heads": ("heads", 16),
         "intermediate_size": ("mlp", 4096),
@@ -92,7 +92,7 @@ INTERNVIT = HuggingFace(
     fixed=FIXED,
     fields={
         **BLOCK,
-        "hidden_size": ("embed", 3200),
+        "hidden_size": ("width", 3200),
         "num_hidden_layers": ("layers", 48),
         "num_attention_heads": ("heads", 25),
         "intermediate_size": ("mlp", 12800),

@@ -73,7 +73,7 @@ class OpenClip(Family):
         config = EncoderConfig(
             image_size=c.get("image_size", 224),
             patch=c["patch_size"],
-            embed=c["width"],
+            width=c["width"],
             layers=c["layers"],
             heads=c["width"] // c.get("head_width", 64),
             mlp=int(c["width"] * c.get("mlp_ratio", 4.0)),

@@ -43,10 +43,10 @@ def sizes(tensors, where):
     names = [name for name in ("blocks.0.mlp.fc2.weight", "blocks.0.mlp.w3.weight") if name in tensors]
     if len(names) != 1 or not {"patch_embed.proj.weight", "pos_embed"} <= set(tensors):
         raise CheckpointError(f"{where}: patch_embed.proj.weight, pos_embed, and blocks.0.mlp.fc2.weight or .w3.weight must be there")
-    embed, _, patch, _ = tensors["patch_embed.proj.weight"].shape
+    width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
     blocks = {found[1] for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))}
     grid = math.isqrt(tensors["pos_embed"].shape[1])  # the class token's row, where there is one, changes nothing
-    return {"embed": embed, "patch": patch, "layers": len(blocks), "mlp": tensors[names[0]].shape[1], "position_grid": grid}
+    return {"width": width, "patch": patch, "layers": len(blocks), "mlp": tensors[names[0]].shape[1], "position_grid": grid}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Timm(Family):
         if fit == "crop":  # of a share of the picture
             config.shortest_edge = math.floor(size / c.get("crop_pct", 1.0))
         config.validate()
-        return config.settled(), fit
+        return config.canonical(), fit
 
 
 FIXED = {

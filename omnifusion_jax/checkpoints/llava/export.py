@@ -25,8 +25,8 @@ REFUSED = (  # (of which ModelConfig, why the class would compute something else
     (lambda c: len(c.image.encoders) > 1, "there are two encoders, the class has one"),
     (lambda c: c.image.adapter.kind not in ("linear", "mlp"), "adapter.kind {0.image.adapter.kind!r} has no place between tower and projector"),
     (
-        lambda c: c.image.adapter.kind == "mlp" and c.image.adapter.mlp != c.decoder.embed,
-        "adapter.mlp is {0.image.adapter.mlp}, the class has the decoder's width {0.decoder.embed}",
+        lambda c: c.image.adapter.kind == "mlp" and c.image.adapter.mlp != c.decoder.width,
+        "adapter.mlp is {0.image.adapter.mlp}, the class has the decoder's width {0.decoder.width}",
     ),
     (
         lambda c: c.image.encoders[0].resized,
@@ -34,7 +34,7 @@ REFUSED = (  # (of which ModelConfig, why the class would compute something else
     ),
     (lambda c: c.image.encoders[0].feature_norm, "encoder.feature_norm: its features are hidden states as they are"),
     (
-        lambda c: c.image.fit in ("squash", "tiles") and c.image.encoders[0].settled().shortest_edge,
+        lambda c: c.image.fit in ("squash", "tiles") and c.image.encoders[0].canonical().shortest_edge,
         "encoder.shortest_edge with image.fit={0.image.fit}",
     ),
     (
@@ -145,7 +145,7 @@ def identity(c: ModelConfig, dtype):
     """The second layer of a projector that has none."""
     if c.image.adapter.kind != "linear":
         return {}
-    width = c.decoder.embed
+    width = c.decoder.width
     return {f"{PROJECTOR}linear_2.weight": np.eye(width, dtype=dtype), f"{PROJECTOR}linear_2.bias": np.zeros(width, dtype)}
 
 

@@ -34,7 +34,7 @@ class Piece:
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
+class Destination:
     """Where one foreign tensor goes."""
 
     pieces: tuple[Piece, ...]
@@ -44,23 +44,23 @@ class Slot:
         return " and ".join(map(str, self.pieces))
 
 
-def slots(table, shapes: Mapping[str, tuple]) -> dict[str, Slot]:
+def destinations(table, shapes: Mapping[str, tuple]) -> dict[str, Destination]:
     """Every foreign name the table gives for arrays of `shapes` (ours, by path), and its place. Takes no memory."""
     found = {}
     for name, value in table.items():
-        parts = _parts(value)
+        parts = _fused(value)
         if not all(path in shapes for path, _ in parts):
             continue
         for row in range(shapes[parts[0][0]][0]) if "{}" in name else (None,):
-            found[name if row is None else name.format(row)] = _slot(parts, row, shapes)
+            found[name if row is None else name.format(row)] = _destination(parts, row, shapes)
     return found
 
 
-def _parts(value):
+def _fused(value):
     return value if isinstance(value, Fused) else Fused(value)
 
 
-def _slot(parts, row, shapes):
+def _destination(parts, row, shapes):
     pieces, length = [], 0
     for path, transform in parts:
         shape = shapes[path] if row is None else shapes[path][1:]
@@ -68,7 +68,7 @@ def _slot(parts, row, shapes):
         stop = length + (foreign[0] if foreign else 0)
         pieces.append(Piece(path, row, transform, slice(length, stop)))
         length = stop
-    return Slot(tuple(pieces), (length, *foreign[1:]) if foreign else ())
+    return Destination(tuple(pieces), (length, *foreign[1:]) if foreign else ())
 
 
 def from_foreign(tensors, table, shapes, where, *, ignore=(), prefix="", dtype=None) -> dict[str, Lazy]:
@@ -86,15 +86,15 @@ def from_foreign(tensors, table, shapes, where, *, ignore=(), prefix="", dtype=N
     Raises:
       CheckpointError: lists every missing, extra, doubly matched or misshapen tensor at once.
     """
-    places = {name.removeprefix(prefix): slot for name, slot in slots(table, shapes).items()}
+    places = {name.removeprefix(prefix): place for name, place in destinations(table, shapes).items()}
     given, problems = {}, []
     for name in tensors:
         if name.removeprefix(prefix) in places:
             given.setdefault(name.removeprefix(prefix), []).append(name)
         elif not any(re.fullmatch(pattern, name) for pattern in ignore):
             problems.append(f"{name} -> nowhere: {_stranger(name, table, shapes)}")
-    problems += [f"{prefix}{name} -> {slot}: missing" for name, slot in places.items() if name not in given]
-    filled = {piece.path for slot in places.values() for piece in slot.pieces}
+    problems += [f"{prefix}{name} -> {place}: missing" for name, place in places.items() if name not in given]
+    filled = {piece.path for place in places.values() for piece in place.pieces}
     problems += [f"(no name) -> {path}: the format has no place for it" for path in sorted(set(shapes) - filled)]
     first = {piece.path: np.dtype(tensors[names[0]].dtype) for name, names in reversed(given.items()) for piece in places[name].pieces}
     for name, names in given.items():
@@ -105,7 +105,7 @@ def from_foreign(tensors, table, shapes, where, *, ignore=(), prefix="", dtype=N
     for name, [theirs] in given.items():
         for piece in places[name].pieces:
             sources[piece.path][piece.row] = piece, tensors[theirs]
-    origins = {path: name for name, value in table.items() for path, _ in _parts(value)}
+    origins = {path: name for name, value in table.items() for path, _ in _fused(value)}
     return {path: _ours(shape, first[path], sources[path], origins[path]).astype(dtype or first[path]) for path, shape in shapes.items()}
 
 
@@ -134,20 +134,20 @@ def to_foreign(arrays, table) -> dict[str, Lazy]:
     Raises:
       CheckpointError: an array has no place in the table, or the table wants one that is not there.
     """
-    paths = {path for value in table.values() for path, _ in _parts(value)}
+    paths = {path for value in table.values() for path, _ in _fused(value)}
     problems = [f"{path}: missing" for path in sorted(paths - set(arrays))]
     refuse(problems + [f"{path}: the format has no place for it" for path in sorted(set(arrays) - paths)], "export", "do not fit the format")
-    return {name: _theirs(slot, arrays) for name, slot in slots(table, {path: a.shape for path, a in arrays.items()}).items()}
+    return {name: _theirs(place, arrays) for name, place in destinations(table, {path: a.shape for path, a in arrays.items()}).items()}
 
 
-def _theirs(slot, arrays):
+def _theirs(place, arrays):
     """One foreign tensor, which is transformed whole and then sliced."""
 
     def read(spans):
-        parts = [p.transform.backward(np.asarray(arrays[p.path] if p.row is None else arrays[p.path][p.row])) for p in slot.pieces]
+        parts = [p.transform.backward(np.asarray(arrays[p.path] if p.row is None else arrays[p.path][p.row])) for p in place.pieces]
         return in_order((parts[0] if len(parts) == 1 else np.concatenate(parts))[spans])
 
-    return Lazy(slot.shape, arrays[slot.pieces[0].path].dtype, read)
+    return Lazy(place.shape, arrays[place.pieces[0].path].dtype, read)
 
 
 def refuse(problems, where, what):
@@ -157,20 +157,20 @@ def refuse(problems, where, what):
 
 def _stranger(name, table, shapes):
     """Why no place takes a tensor: most often a layer too many."""
-    (path, _), *_ = _parts(table.get(re.sub(r"\.\d+\.", ".{}.", name, count=1), (None, None)))
+    (path, _), *_ = _fused(table.get(re.sub(r"\.\d+\.", ".{}.", name, count=1), (None, None)))
     return "the model has no such tensor" if path not in shapes else f"{path} has {shapes[path][0]} layers"
 
 
-def _misfits(names, slot, tensors, first):
+def _misfits(names, place, tensors, first):
     """What is wrong with the tensors found for one place."""
     if len(names) > 1:
-        yield f"{' and '.join(names)} -> {slot}: more than one tensor for one place"
+        yield f"{' and '.join(names)} -> {place}: more than one tensor for one place"
     for name in names:
         shape, kind = tuple(tensors[name].shape), np.dtype(tensors[name].dtype)
-        others = {first[piece.path] for piece in slot.pieces} - {kind}
-        if shape != slot.shape:
-            yield f"{name} -> {slot}: has shape {list(shape)}, {list(slot.shape)} is needed"
+        others = {first[piece.path] for piece in place.pieces} - {kind}
+        if shape != place.shape:
+            yield f"{name} -> {place}: has shape {list(shape)}, {list(place.shape)} is needed"
         if not jnp.issubdtype(kind, jnp.floating):
-            yield f"{name} -> {slot}: is {kind}, not floating-point (quantized weights are not read)"
+            yield f"{name} -> {place}: is {kind}, not floating-point (quantized weights are not read)"
         elif others:
-            yield f"{name} -> {slot}: is {kind}, other layers are {', '.join(map(str, others))}"
+            yield f"{name} -> {place}: is {kind}, other layers are {', '.join(map(str, others))}"

@@ -12,6 +12,7 @@ from omnifusion_jax.checkpoints.decoders import language_models
 from omnifusion_jax.checkpoints.encoders.vision_towers import write_encoder, written_as
 from omnifusion_jax.checkpoints.mapping.tensors import to_foreign
 from omnifusion_jax.checkpoints.omnifusion import original, two_encoders
+from omnifusion_jax.checkpoints.omnifusion.settings import ENCODERS, SETTINGS, settings
 from omnifusion_jax.checkpoints.storage.lazy_array import lazy
 from omnifusion_jax.checkpoints.storage.settings import write_json
 from omnifusion_jax.checkpoints.storage.staging import written_beside
@@ -60,7 +61,7 @@ def export_original(checkpoint: Checkpoint, output, dtype=None, pickles=True):
         if whole:
             write_frozen(checkpoint, partial, names, dtype)
         write_trained(checkpoint, partial, dtype, torch)
-        write_json(partial / original.SETTINGS, original.settings(config) | ({original.ENCODERS: names} if whole else {}))
+        write_json(partial / SETTINGS, settings(config) | ({ENCODERS: names} if whole else {}))
 
 
 def write_frozen(checkpoint, directory, names, dtype):
@@ -108,7 +109,7 @@ def tower_names(config):
 
 def tower_name(c):
     family = written_as(c)
-    return PUBLISHED.get((family, c.image_size, c.patch, c.embed, c.layers), family)
+    return PUBLISHED.get((family, c.image_size, c.patch, c.width, c.layers), family)
 
 
 def made(directory) -> Path:
@@ -152,7 +153,7 @@ def classes_of_the_original(torch):
     class VisualToGPTMapping(torch.nn.Module):
         def __init__(self, config, tensors):
             super().__init__()
-            c, width, out = config.image.adapter, config.image.encoders[0].embed, config.decoder.embed
+            c, width, out = config.image.adapter, config.image.encoders[0].width, config.decoder.width
             with torch.device("meta"):
                 self.transformer_layer = torch.nn.TransformerEncoderLayer(width, c.heads, c.mlp, c.dropout, layer_norm_eps=c.eps, batch_first=True)
                 self.linear = torch.nn.Linear(width, out)

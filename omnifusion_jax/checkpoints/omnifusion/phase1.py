@@ -64,12 +64,12 @@ def sizes(adapter: AdapterFile):
     found = {"adapter.kind": "transformer" if adapter.towers == 1 else "sum", "special vectors": listed(special)}
     linear = adapter.tensors.get("linear.weight")
     if adapter.towers == 1 and linear is not None and linear.ndim == 2:
-        found |= {"decoder.embed": linear.shape[0], "encoder.embed": linear.shape[1]}
+        found |= {"decoder.width": linear.shape[0], "encoder.width": linear.shape[1]}
     return found
 
 
 def sizes_of(c: ModelConfig):
-    widths = {"decoder.embed": c.decoder.embed, "encoder.embed": c.image.encoders[0].embed}
+    widths = {"decoder.width": c.decoder.width, "encoder.width": c.image.encoders[0].width}
     return {"adapter.kind": c.image.adapter.kind, "special vectors": listed(c.special), **widths}
 
 

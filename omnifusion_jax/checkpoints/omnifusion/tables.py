@@ -8,7 +8,7 @@ LAYER = "transformer_layer."  # what the tensors of the one-encoder adapter begi
 
 def adapter_table(c: ModelConfig):
     """State dict of `VisualToGPTMapping`: one `torch.nn.TransformerEncoderLayer`, whose q, k and v are one matrix, and a `Linear`."""
-    heads = c.image.adapter.heads, c.image.encoders[0].embed // c.image.adapter.heads
+    heads = c.image.adapter.heads, c.image.encoders[0].width // c.image.adapter.heads
     layer = LAYER
     return {
         layer + "self_attn.in_proj_weight": packed("kernel", split_out(*heads)),

@@ -64,7 +64,7 @@ def readings(tensors, config: ModelConfig):
     for choice in itertools.product(*families(tensors)):
         some = [unit for family in choice for unit in family]
         matrices = [unit.parts["weight"] for unit in some if not unit.count and len(unit.parts.get("weight", ())) == 2]
-        widths = {width for out, width in matrices if out == config.decoder.embed}
+        widths = {width for out, width in matrices if out == config.decoder.width}
         for first_state, width in itertools.product((0, 1), sorted(widths)):
             roles = [list(roles_of(unit, config, first_state, width)) for unit in some]
             for chosen in without_repeats(roles):
@@ -133,18 +133,18 @@ def run(members):
 def roles_of(unit, c, first_state, width):
     """What a Unit can be: dicts, as hashable tuples of (our path, part, form of a kernel or None)."""
     shapes, count = unit.parts, unit.count
-    if not count and shapes == linear_shapes(c.decoder.embed, width, shapes):
+    if not count and shapes == linear_shapes(c.decoder.width, width, shapes):
         yield (("image/adapter/linear/kernel", "weight", None), ("image/adapter/linear/bias", "bias", None))
     for i, encoder in enumerate(c.image.encoders):
         path, states = f"image/adapter/mixes/{i}", encoder.layers + 1 - first_state
         for form, (shape_of, _) in KERNELS.items():
             part = "weight" if form.startswith("[out") else ""
             kernel = (f"{path}/layers/kernel", part, form)
-            if shapes.get(part) == shape_of(states, encoder.embed, width) and count == (states if form == EACH else None):
+            if shapes.get(part) == shape_of(states, encoder.width, width) and count == (states if form == EACH else None):
                 bias = f"{path}/layers/bias" if form == EACH else f"{path}/bias"
                 if shapes.get("bias", (width,)) == (width,):
                     yield (kernel, *([(bias, "bias", None)] if "bias" in shapes else []))
-        if shapes == {"weight": (encoder.embed,), "bias": (encoder.embed,)} and count in (None, states):
+        if shapes == {"weight": (encoder.width,), "bias": (encoder.width,)} and count in (None, states):
             norm = f"{path}/layers/norm" if count else f"{path}/norm"
             yield ((f"{norm}/scale", "weight", None), (f"{norm}/bias", "bias", None))
         if list(shapes) == [""]:
@@ -208,7 +208,7 @@ def adapter_config(reading, tensors, c: ModelConfig, where) -> AdapterConfig:
     problems += [f"(no name) -> {path}: missing" for path in paths if path not in reading]
     problems += [f"{path}: as must be one of {', '.join(KERNELS)}" for path in paths[:2] if path in reading and form_of(reading[path]) not in KERNELS]
     refuse(problems, where, "cannot be assigned")
-    a, states = adapter("sum"), kernel_layers(reading[paths[0]], tensors, c.image.encoders[0].embed)
+    a, states = adapter("sum"), kernel_layers(reading[paths[0]], tensors, c.image.encoders[0].width)
     a.width = int(tensors[names(reading["image/adapter/linear/kernel"])[0]].shape[1])
     a.bias = next((bias for bias, path in (("layers", "layers/bias"), ("one", "bias")) if f"image/adapter/mixes/0/{path}" in reading), "none")
     a.shared_norm, a.first_state = "image/adapter/mixes/0/norm/scale" in reading, c.image.encoders[0].layers + 1 - states

@@ -20,7 +20,7 @@ class LinearAdapter(OfOneEncoder, nnx.Module):
         kind: str = "linear"
 
     def __init__(self, c: StreamConfig, width, *, rngs):
-        self.linear = Linear(c.encoders[0].embed, width, init=INITS[c.adapter.init].linear, rngs=rngs)
+        self.linear = Linear(c.encoders[0].width, width, init=INITS[c.adapter.init].linear, rngs=rngs)
 
     def __call__(self, x, key=None):
         return self.linear(x)
@@ -43,7 +43,7 @@ class MlpAdapter(OfOneEncoder, nnx.Module):
     def __init__(self, c: StreamConfig, width, *, rngs):
         init, hidden = INITS[c.adapter.init].linear, c.adapter.mlp
         self.activation = c.adapter.activation
-        self.up = Linear(c.encoders[0].embed, hidden, init=init, rngs=rngs)
+        self.up = Linear(c.encoders[0].width, hidden, init=init, rngs=rngs)
         self.linear = Linear(hidden, width, init=init, rngs=rngs)
 
     def __call__(self, x, key=None):

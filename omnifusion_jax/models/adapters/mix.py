@@ -32,9 +32,9 @@ class Mix(nnx.Module):
     def __init__(self, encoder: EncoderConfig, c: AdapterConfig, out, *, rngs):
         states = encoder.layers + 1 - c.first_state
         self.skipped = c.first_state
-        self.norm = LayerNorm(encoder.embed, c.eps) if c.shared_norm else None
-        self.bias = INITS[c.init].linear.bias(rngs, out, fan_in=encoder.embed) if c.bias == "one" else None
-        self.layers = nnx.stacked(lambda rngs: LayerMap(c, encoder.embed, out, states, rngs=rngs), states, rngs)
+        self.norm = LayerNorm(encoder.width, c.eps) if c.shared_norm else None
+        self.bias = INITS[c.init].linear.bias(rngs, out, fan_in=encoder.width) if c.bias == "one" else None
+        self.layers = nnx.stacked(lambda rngs: LayerMap(c, encoder.width, out, states, rngs=rngs), states, rngs)
 
     def __call__(self, encoder, images):
         """uint8[batch, size, size, 3] to [batch, rows, out]. The sum is in float32."""

@@ -73,7 +73,7 @@ class SumAdapter(OfMixes, nnx.Module):
         return max(encoder.rows for encoder in c.encoders)
 
     def __init__(self, c: StreamConfig, width, *, rngs):
-        inner = c.adapter.width or c.encoders[0].embed
+        inner = c.adapter.width or c.encoders[0].width
         self.settings, self.longest = c.adapter, self.rows(c)
         self.mixes = mixes(c, inner, rngs)
         self.linear = Linear(inner, width, init=INITS[c.adapter.init].linear, rngs=rngs)
@@ -104,14 +104,14 @@ class AttentionAdapter(OfMixes, nnx.Module):
 
         def validate(self, stream, width):
             super().validate(stream, width)
-            divides(self.heads, self.width or stream.encoders[0].embed)
+            divides(self.heads, self.width or stream.encoders[0].width)
 
     @staticmethod
     def rows(c: StreamConfig):
         return c.adapter.queries
 
     def __init__(self, c: StreamConfig, width, *, rngs):
-        a, inner, init = c.adapter, c.adapter.width or c.encoders[0].embed, INITS[c.adapter.init]
+        a, inner, init = c.adapter, c.adapter.width or c.encoders[0].width, INITS[c.adapter.init]
         self.activation = a.activation
         self.mixes = mixes(c, inner, rngs)
         self.queries = dense(rngs, a.queries, inner, fan_in=inner)  # PyTorch has no default

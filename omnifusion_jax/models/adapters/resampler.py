@@ -37,7 +37,7 @@ class ResamplerAdapter(OfOneEncoder, nnx.Module):
             super().validate(stream, width)
             divides(self.heads, width)
             check(math.isqrt(self.queries) ** 2 == self.queries, f"adapter.queries {self.queries} make no square grid")
-            check(width % 4 == 0, f"adapter.kind 'resampler' needs a decoder.embed that 4 divides, not {width}")
+            check(width % 4 == 0, f"adapter.kind 'resampler' needs a decoder.width that 4 divides, not {width}")
             check(not stream.encoders[0].keep_class_token, "adapter.kind 'resampler': encoder.keep_class_token has no place in the grid")
 
     @staticmethod
@@ -49,7 +49,7 @@ class ResamplerAdapter(OfOneEncoder, nnx.Module):
         return math.isqrt(c.adapter.queries)
 
     def __init__(self, c: StreamConfig, width, *, rngs):
-        a, inner, init = c.adapter, c.encoders[0].embed, INITS[c.adapter.init]
+        a, inner, init = c.adapter, c.encoders[0].width, INITS[c.adapter.init]
         self.grid = self.side(c)
         self.queries = dense(rngs, a.queries, width, fan_in=width)
         self.projection = Linear(inner, width, bias=False, init=init.linear, rngs=rngs) if inner != width else None

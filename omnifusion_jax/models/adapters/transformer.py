@@ -60,10 +60,10 @@ class TransformerAdapter(OfOneEncoder, nnx.Module):
 
         def validate(self, stream, width):
             super().validate(stream, width)
-            divides(self.heads, stream.encoders[0].embed)
+            divides(self.heads, stream.encoders[0].width)
 
     def __init__(self, c: StreamConfig, width, *, rngs):
-        inner = c.encoders[0].embed
+        inner = c.encoders[0].width
         self.layer = TransformerLayer(c.adapter, inner, rngs=rngs)
         self.linear = Linear(inner, width, init=INITS[c.adapter.init].linear, rngs=rngs)
 
@@ -83,7 +83,7 @@ class ConcatAdapter(nnx.Module):
 
         def validate(self, stream, width):
             super().validate(stream, width)
-            divides(self.heads, self.width or stream.encoders[0].embed)
+            divides(self.heads, self.width or stream.encoders[0].width)
 
     encoders = 2
 
@@ -96,8 +96,8 @@ class ConcatAdapter(nnx.Module):
         return None
 
     def __init__(self, c: StreamConfig, width, *, rngs):
-        init, inner = INITS[c.adapter.init].linear, c.adapter.width or c.encoders[0].embed
-        self.projections = nnx.List([Linear(e.embed, inner, init=init, rngs=rngs) for e in c.encoders])
+        init, inner = INITS[c.adapter.init].linear, c.adapter.width or c.encoders[0].width
+        self.projections = nnx.List([Linear(e.width, inner, init=init, rngs=rngs) for e in c.encoders])
         self.layer = TransformerLayer(c.adapter, inner, rngs=rngs)
         self.linear = Linear(inner, width, init=init, rngs=rngs)
 

@@ -158,7 +158,7 @@ def loads(source, c, file="model.safetensors", qkv="qkv.weight"):
     queries, keys, values = np.split(matrices[0], 3) if len(matrices) == 1 else order(second, tensors)
     for name, matrix in (("query", queries), ("key", keys), ("value", values)):
         ours = np.asarray(arrays[f"image/encoders/1/layers/attention/{name}/kernel"][1])
-        np.testing.assert_array_equal(bits(ours.reshape(c.embed, -1)[:, ::97]), bits(matrix[::97].T))
+        np.testing.assert_array_equal(bits(ours.reshape(c.width, -1)[:, ::97]), bits(matrix[::97].T))
     [kernel] = [np.asarray(a) for name, a in tensors.items() if a.ndim == 4]
     np.testing.assert_array_equal(bits(np.asarray(arrays["image/encoders/1/patch/kernel"])[3, 5, 1]), bits(kernel[:, 1, 3, 5]))
 
@@ -176,7 +176,7 @@ def bits(a):
 
 def on_meta(cls, c, **settings):
     with torch.device("meta"):
-        return cls(c.embed, 2, c.heads, c.mlp, c.patch, c.position_grid or c.side, **settings).state_dict()
+        return cls(c.width, 2, c.heads, c.mlp, c.patch, c.position_grid or c.side, **settings).state_dict()
 
 
 def test_two_layers_of_open_clip_in_full_width(tmp_path):
@@ -220,7 +220,7 @@ def small(name, **settings):
     """A preset's kind in a size for tests."""
     c = encoder(name)
     mlp = 88 if c.activation == "swiglu" else 128
-    return dataclasses.replace(c, image_size=24, patch=6, embed=32, layers=2, heads=4, mlp=mlp, **settings)
+    return dataclasses.replace(c, image_size=24, patch=6, width=32, layers=2, heads=4, mlp=mlp, **settings)
 
 
 @pytest.mark.parametrize("how", ["crop", "squash"])
@@ -243,7 +243,7 @@ def test_hugging_face_loads_what_is_written(tmp_path, c, family, how):
     write_encoder(tmp_path, c, arrays, how)
     back, again = load_encoder(tmp_path)
     same(again, arrays)
-    assert back == c.settled() and written_as(c) == family and preferred_fit(tmp_path) == how
+    assert back == c.canonical() and written_as(c) == family and preferred_fit(tmp_path) == how
     model, about = transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert type(model).__name__ == VISION_FAMILIES[family].architecture
     assert not any(about[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), about
@@ -357,7 +357,7 @@ def test_what_is_no_vision_model(tmp_path):
 
 def test_missing_and_extra_tensors_of_packed_files_are_listed(tmp_path):
     c = small("dinov2-s", shortest_edge=None, position_grid=4)
-    tensors = on_meta(Hub, dataclasses.replace(c, embed=64))
+    tensors = on_meta(Hub, dataclasses.replace(c, width=64))
     tensors["blocks.1.attn.kqv.weight"] = tensors.pop("blocks.1.attn.qkv.weight")
     random_file(tmp_path / "a.safetensors", tensors)
     with pytest.raises(CheckpointError, match=r"2 tensors do not fit") as caught:
@@ -393,7 +393,7 @@ def test_a_release_with_another_encoder(source, tmp_path):
     """The original directory, with a SigLIP instead of its CLIP, read and written."""
     e = tiny.config().image.encoders[0]
     c = small("siglip-base-16-512")
-    c = dataclasses.replace(c, image_size=18, embed=e.embed, heads=e.heads, layers=e.layers, mlp=e.mlp)
+    c = dataclasses.replace(c, image_size=18, width=e.width, heads=e.heads, layers=e.layers, mlp=e.mlp)
     arrays = random_arrays(c)
     (tmp_path / "vision").mkdir()
     write_encoder(tmp_path / "vision", c, arrays, "squash")
@@ -407,7 +407,7 @@ def test_a_release_with_another_encoder(source, tmp_path):
 
 
 def test_one_file_may_be_the_encoder_of_a_release(source, tmp_path):
-    c = dataclasses.replace(small("dinov2-s"), embed=64, heads=1, mlp=128, patch=14, position_grid=20)
+    c = dataclasses.replace(small("dinov2-s"), width=64, heads=1, mlp=128, patch=14, position_grid=20)
     random_file(tmp_path / "dinov2.safetensors", on_meta(Hub, c))
     with pytest.raises(CheckpointError, match="made for 9 rows a picture"):  # the adapter is for 32 channels: the encoder itself was read
         load_checkpoint(source, vision=tmp_path / "dinov2.safetensors")

@@ -13,12 +13,12 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 
 import omnifusion_jax as of
-from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint
 from omnifusion_jax.checkpoints.llava.chat_template import check_template
 from omnifusion_jax.checkpoints.llava.export import export_llava, write_tokenizer
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.omnifusion.export import export_original
+from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.storage.weights import open_tensors
 from omnifusion_jax.config import EncoderConfig, GenerationConfig, ImageConfig, ModelConfig, adapter
 from omnifusion_jax.data.tokenizer import Tokenizer
@@ -218,7 +218,7 @@ def test_another_type(tmp_path):
 
 
 CLIP = lm.C.image.encoders[0]
-OTHER = EncoderConfig(image_size=24, patch=8, embed=32, layers=3, heads=4, mlp=64, norm="rms", layer_scale=True)
+OTHER = EncoderConfig(image_size=24, patch=8, width=32, layers=3, heads=4, mlp=64, norm="rms", layer_scale=True)
 REFUSALS = {
     "adapter.kind 'transformer' has no place between tower and projector": {"adapter": adapter("transformer", heads=2)},
     "adapter.mlp is 64, the class has the decoder's width 48": {"adapter": adapter("mlp", mlp=64)},

@@ -17,7 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, Mistral
 from omnifusion_jax.checkpoints.decoders import language_models
 from omnifusion_jax.checkpoints.encoders import clip, hugging_face
 from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
-from omnifusion_jax.checkpoints.mapping.tensors import from_foreign, slots, to_foreign
+from omnifusion_jax.checkpoints.mapping.tensors import destinations, from_foreign, to_foreign
 from omnifusion_jax.checkpoints.mapping.transforms import MATRIX, SAME, Fused, split, split_in, split_out
 from omnifusion_jax.checkpoints.omnifusion import original
 from omnifusion_jax.config import DecoderConfig, EncoderConfig, RopeScaling
@@ -160,9 +160,9 @@ def test_the_full_size_model_maps_onto_the_published_tensors():
     tables["image/adapter"] = original.adapter_table(c)
     for part, module in theirs.items():
         shapes = shapes_of(c, part)
-        mapped = {name.removeprefix(clip.PREFIX): slot.shape for name, slot in slots(tables[part], shapes).items()}
+        mapped = {name.removeprefix(clip.PREFIX): place.shape for name, place in destinations(tables[part], shapes).items()}
         assert mapped == {name: tuple(t.shape) for name, t in module.state_dict().items()}
-        assert {piece.path for slot in slots(tables[part], shapes).values() for piece in slot.pieces} == set(shapes)
+        assert {piece.path for place in destinations(tables[part], shapes).values() for piece in place.pieces} == set(shapes)
     sizes = {part: sum(math.prod(shape) for shape in shapes_of(c, part).values()) for part in ("image/adapter", "decoder")}
     assert sizes == {"image/adapter": 12_598_272, "decoder": 7_241_732_096}
     assert shapes_of(c, "special") == {f"special/{name}": (4096,) for name in ("user", "bot", "soi", "eoi")}

@@ -10,12 +10,12 @@ from omnifusion_jax.checkpoints.omnifusion import two_encoders
 from omnifusion_jax.config import EncoderConfig, ImageConfig, ModelConfig, adapter
 from omnifusion_jax.errors import CheckpointError
 
-CLIP = EncoderConfig(image_size=24, patch=8, embed=24, layers=4, heads=2, mlp=40)
+CLIP = EncoderConfig(image_size=24, patch=8, width=24, layers=4, heads=2, mlp=40)
 PUBLISHED = EncoderConfig(), EncoderConfig(image_size=224)  # of the published sizes
 
 
 def config(equal=True, **settings):
-    second = EncoderConfig(image_size=16, patch=8, embed=24 if equal else 20, layers=4 if equal else 6, heads=2, mlp=40)
+    second = EncoderConfig(image_size=16, patch=8, width=24 if equal else 20, layers=4 if equal else 6, heads=2, mlp=40)
     return ModelConfig(image=ImageConfig((CLIP, second), adapter("sum", width=16, **settings)), decoder=tiny.config().decoder)
 
 

@@ -96,7 +96,7 @@ def test_what_is_exported_loads_where_the_original_code_runs(source, built, tmp_
     adapter = torch.load(tmp_path / "exported/projection.pt", weights_only=False)
     assert type(adapter) is models.VisualToGPTMapping and not adapter.training
     same(adapter.state_dict(), theirs.adapter.state_dict())
-    x = torch.randn(2, C.image.encoders[0].patches, C.image.encoders[0].embed, dtype=torch.bfloat16)
+    x = torch.randn(2, C.image.encoders[0].patches, C.image.encoders[0].width, dtype=torch.bfloat16)
     assert torch.equal(adapter(x), theirs.adapter.eval()(x))
     special = torch.load(tmp_path / "exported/special_embeddings.pt", weights_only=True)
     same(special, theirs.special)

@@ -93,7 +93,7 @@ def test_another_layout_than_the_original_is_refused_unless_the_files_say_it(sou
 def test_another_model_is_refused_with_what_differs(source):
     directory, *_ = source
     with pytest.raises(
-        CheckpointError, match=r"not of the model omnifusion-tiny: decoder\.embed is 48 there, 128 here; encoder\.embed is 32 there, 128"
+        CheckpointError, match=r"not of the model omnifusion-tiny: decoder\.width is 48 there, 128 here; encoder\.width is 32 there, 128"
     ):
         load_trained(directory, preset("omnifusion-tiny"))
     other = changed(C, {"image.adapter": adapter("linear"), "layout": "text"})
@@ -130,7 +130,7 @@ def test_its_model_is_the_published_one_where_sizes_fit(tmp_path):
     assert (found.format, found.parts, found.tokenizer) == ("omnifusion-phase1", ("image/adapter", "special"), None)
     assert sum(a.size for a in found.arrays.values()) == 12_598_272 + 4 * 4096
     for other, said in (
-        ("report-siglip-b-mistral-7b", r"encoder\.embed is 1024 there, 768"),
+        ("report-siglip-b-mistral-7b", r"encoder\.width is 1024 there, 768"),
         ("omnifusion-1.1-mix", r"adapter\.kind is transformer"),
     ):
         with pytest.raises(CheckpointError, match=said):
@@ -144,7 +144,7 @@ def test_its_model_is_the_published_one_where_sizes_fit(tmp_path):
 def test_convert_asks_for_the_model_where_they_do_not(tmp_path):
     module = models.VisualToGPTMapping(128, 128, 36, 4, 256)
     special = write(tmp_path / "source", module, 128)
-    sizes = r"not of the model omnifusion-1\.1: decoder\.embed is 128 there, 4096 here.*--preset=NAME \(preset\), one of omnif"
+    sizes = r"not of the model omnifusion-1\.1: decoder\.width is 128 there, 4096 here.*--preset=NAME \(preset\), one of omnif"
     with pytest.raises(CheckpointError, match=sizes):
         of.load(tmp_path / "source")
     with pytest.raises(CheckpointError, match=r"the format omnifusion-phase1 says itself what vision would; leave out --vision"):
@@ -182,7 +182,7 @@ def test_what_phase_1_trained_is_written_so(source, tmp_path, pickles):
 def test_two_encoders(tmp_path):
     """Not the original's, which published no code for them: what this library writes of such a phase 1."""
     [first] = C.image.encoders
-    second = dataclasses.replace(first, image_size=16, embed=16)
+    second = dataclasses.replace(first, image_size=16, width=16)
     c = changed(C, {"image.encoders": (first, second), "image.adapter": adapter("sum", width=16)})
     arrays = tiny.arrays(c, "image/adapter", "special")
     save_native(tmp_path / "native", c, arrays)

@@ -33,7 +33,7 @@ def test_in_out_and_in_again(tmp_path, monkeypatch):
     joins = build(tmp_path / "source", monkeypatch, ("clip", "dino"))
     found = load_checkpoint(tmp_path / "source")
     c, (first, second) = found.config, found.config.image.encoders
-    assert [e.embed for e in c.image.encoders] == [WIDTH] * 2 and c.image.views == ((24, 24, None), (16, 20, None)) and c.image.rows == 9
+    assert [e.width for e in c.image.encoders] == [WIDTH] * 2 and c.image.views == ((24, 24, None), (16, 20, None)) and c.image.rows == 9
     assert (c.image.adapter.kind, c.image.adapter.bias, c.image.adapter.shared_norm, c.image.adapter.first_state) == ("sum", "layers", True, 0)
     assert (first.class_token, first.layer_scale, second.layer_scale, second.position_grid) == (True, False, True, 5)
     kernel = np.asarray(found.arrays["image/adapter/mixes/1/layers/kernel"]).astype(np.float32)
@@ -58,7 +58,7 @@ def test_the_order_of_towers_is_kept(tmp_path, kinds):
     c = tiny.config()
     [first] = c.image.encoders
     siglip = dataclasses.replace(first, activation="gelu_tanh", eps=1e-6, class_token=False, patch_bias=True, pre_norm=False)
-    towers = {"siglip": siglip, "clip": dataclasses.replace(first, embed=16)}
+    towers = {"siglip": siglip, "clip": dataclasses.replace(first, width=16)}
     towers["clip"].keep_class_token = mixed = kinds[0] != kinds[1]
     align = "pad" if mixed else "interpolate"  # which no class token has a place in
     c.image.encoders = tuple(dataclasses.replace(towers[kind]) for kind in kinds)

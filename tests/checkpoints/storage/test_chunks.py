@@ -34,12 +34,12 @@ from omnifusion_jax.models.axes import placements
 from omnifusion_jax.sharding import make_mesh
 
 C = tiny.config(layout="original")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
 def arrays():
-    return tiny.arrays(C, dtype=ml_dtypes.bfloat16) | {"special/eoi": np.zeros(C.decoder.embed, ml_dtypes.bfloat16)}
+    return tiny.arrays(C, dtype=ml_dtypes.bfloat16) | {"special/eoi": np.zeros(C.decoder.width, ml_dtypes.bfloat16)}
 
 
 @pytest.fixture
@@ -249,12 +249,12 @@ def test_a_disk_that_becomes_full_loses_nothing(original, tmp_path, arrays, writ
 
 
 def test_a_short_write_goes_on_and_a_full_disk_is_said(original, tmp_path, arrays, monkeypatch):
-    written, pwrite = 0, os.pwrite
+    calls, pwrite = 0, os.pwrite
 
     def short(descriptor, data, offset):
-        nonlocal written
-        written += 1
-        if written > 60:
+        nonlocal calls
+        calls += 1
+        if calls > 60:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return pwrite(descriptor, data[:2000], offset)
 

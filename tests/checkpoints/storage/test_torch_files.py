@@ -21,7 +21,7 @@ from omnifusion_jax.checkpoints.storage import torch_files
 from omnifusion_jax.checkpoints.storage.torch_files import TorchModule, read_torch_file, state_dict
 from omnifusion_jax.errors import CheckpointError
 
-REAL = pathlib.Path(__file__).parents[2].parent / "shared/data/omnifusion_1_1"
+REAL = pathlib.Path(__file__).parents[3].parent / "shared/data/omnifusion_1_1"
 DTYPES = {
     "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64, "int64": np.int64,
     "int32": np.int32, "int16": np.int16, "int8": np.int8, "uint8": np.uint8, "bool": np.bool_,
@@ -258,7 +258,7 @@ sys.modules["torch"] = None  # importing it raises
 from omnifusion_jax.checkpoints.torch_files import read_torch_file
 print(read_torch_file({str(path)!r}).tolist())
 """
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]"
 
