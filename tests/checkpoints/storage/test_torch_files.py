@@ -255,7 +255,7 @@ def test_torch_is_not_imported(tmp_path):
     code = f"""
 import sys
 sys.modules["torch"] = None  # importing it raises
-from omnifusion_jax.checkpoints.torch_files import read_torch_file
+from omnifusion_jax.checkpoints.storage.torch_files import read_torch_file
 print(read_torch_file({str(path)!r}).tolist())
 """
     root = pathlib.Path(__file__).parents[3]
