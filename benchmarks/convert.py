@@ -95,9 +95,14 @@ def main(directory, config, form):
         taken[name], peak = measured(*command)
         speed = taken["cp -r"] / taken[name]
         memory = ", ".join(f"{size / 1e9:.2f} GB {kind}" for kind, size in peak.items())
-        print(f"{name:10} {taken[name]:7.1f} s  {size / taken[name] / 1e9:5.2f} GB/s  {speed:4.0%} of cp's speed, peak {memory}", flush=True)
+        print(
+            f"{name:10} {taken[name]:7.1f} s  {size / taken[name] / 1e9:5.2f} GB/s  {speed:4.0%} of cp's speed, peak {memory}",
+            flush=True,
+        )
         shutil.rmtree(copy, ignore_errors=True)
-    print("the weights came back the same" if same(source, back) else sys.exit("the weights came back changed"))
+    print(
+        "the weights came back the same" if same(source, back) else sys.exit("the weights came back changed")
+    )
 
 
 if __name__ == "__main__":

@@ -16,17 +16,25 @@ from omnifusion_jax.nn import nnx
 def stacked(combination, tower, images):
     """The same with every hidden state at hand."""
     states = jax.vmap(tower.features)(tower.hidden_states(images))
-    return jax.vmap(lambda layer, state: layer(combination.norm, state))(combination.layers, states).sum(axis=0)
+    return jax.vmap(lambda layer, state: layer(combination.norm, state))(combination.layers, states).sum(
+        axis=0
+    )
 
 
 def main(pictures=8):
     c = encoder("clip-vit-l-14-336")
-    make = lambda: (mix.Mix(c, adapter("sum"), c.width, rngs=nnx.Rngs(0)), VisionTransformer(c, rngs=nnx.Rngs(0)))
+    make = lambda: (
+        mix.Mix(c, adapter("sum"), c.width, rngs=nnx.Rngs(0)),
+        VisionTransformer(c, rngs=nnx.Rngs(0)),
+    )
     combination, tower = jax.eval_shape(lambda m: cast(m, "bfloat16"), nnx.eval_shape(make))
     images = jax.ShapeDtypeStruct((pictures, c.image_size, c.image_size, 3), np.uint8)
     states = (c.layers + 1) * pictures * (1 + c.patches) * c.width * 2
     print(f"{pictures} pictures, bfloat16: all {c.layers + 1} hidden states are {states / 2**20:,.0f} MiB")
-    for name, f in (("accumulated in the encoder's scan", mix.mixed), ("from a stack of hidden states", stacked)):
+    for name, f in (
+        ("accumulated in the encoder's scan", mix.mixed),
+        ("from a stack of hidden states", stacked),
+    ):
         loss = lambda *args, f=f: (f(*args) ** 2).sum()
         sizes = []
         for program in (f, jax.grad(loss)):

@@ -35,8 +35,13 @@ def random_batch(config):
     index[:, 10 : 10 + features] = np.arange(features)
     weights = np.tile(np.arange(length) > (10 + features + length) // 2, (rows, 1)).astype(np.float32)
     pools = config.grad_accum
-    images = tuple(rng.integers(0, 256, (pools, rows // pools, view.size, view.size, 3), np.uint8) for view in config.model.image.views)
-    index += np.where(kind == FEATURE, np.arange(rows)[:, None] % (rows // pools) * features, 0).astype(np.int32)
+    images = tuple(
+        rng.integers(0, 256, (pools, rows // pools, view.size, view.size, 3), np.uint8)
+        for view in config.model.image.views
+    )
+    index += np.where(kind == FEATURE, np.arange(rows)[:, None] % (rows // pools) * features, 0).astype(
+        np.int32
+    )
     tokens = rng.integers(3, config.model.decoder.vocab, (rows, length), np.int32)
     positions, items = np.tile(np.arange(length, dtype=np.int32), (rows, 1)), np.ones(rows, np.int32)
     return Batch(tokens, kind, index, weights, np.ones_like(kind), positions, items, {"image": images})
@@ -48,7 +53,11 @@ def main(variant, path="configs/tiny.py"):
     module = objective.module(config.model, rngs=nnx.Rngs(0))
     trained, frozen = split(config.train_parts, nnx.parameters(module))
     optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
-    settings = {"grad_accum": config.grad_accum, "remat": config.remat, "loss_mean_rows": config.loss_mean_rows}
+    settings = {
+        "grad_accum": config.grad_accum,
+        "remat": config.remat,
+        "loss_mean_rows": config.loss_mean_rows,
+    }
     step = make_step(module, objective, optimizer, seed=0, dtype=jnp.dtype(config.compute_dtype), **settings)
     step, state, batch = jax.jit(step, donate_argnums=0), init_state(optimizer, trained), random_batch(config)
     seconds = []
@@ -58,7 +67,9 @@ def main(variant, path="configs/tiny.py"):
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - before)
     low, median, high = np.quantile(seconds[1:], (0, 0.5, 1))
-    print(f"{path}:{variant}: first step {seconds[0]:.1f} s, then {median:.3f} s (from {low:.3f} to {high:.3f}, {STEPS} steps)")
+    print(
+        f"{path}:{variant}: first step {seconds[0]:.1f} s, then {median:.3f} s (from {low:.3f} to {high:.3f}, {STEPS} steps)"
+    )
 
 
 if __name__ == "__main__":

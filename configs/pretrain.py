@@ -14,7 +14,9 @@ from omnifusion_jax.models.presets import preset
 VARIANTS = {
     "": {"optimizer": OptimizerConfig(name="adamw", learning_rate=1e-3, clip=None)},
     "original": {
-        "optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-2, clip=None, horizon=8.0),  # 8 devices
+        "optimizer": OptimizerConfig(
+            name="adafactor", learning_rate=1e-2, clip=None, horizon=8.0
+        ),  # 8 devices
         "loss_mean_rows": 4,  # a device's micro-batch
     },
 }
@@ -26,10 +28,15 @@ def get_config(name=""):
         batch_size=256,
         grad_accum=4,  # 64 rows at a time: 8 to a device on 8, one on 64
         model=preset("omnifusion-1.1"),
-        parts_from={"image/encoders/0": "openai/clip-vit-large-patch14-336", "decoder": "mistralai/Mistral-7B-v0.1"},
+        parts_from={
+            "image/encoders/0": "openai/clip-vit-large-patch14-336",
+            "decoder": "mistralai/Mistral-7B-v0.1",
+        },
         train_parts=((r"(image/adapter|special)/.*", 1.0), (r"(image/encoders|decoder)/.*", None)),
         remat="full",
-        data=DataConfig(path="data/pretrain.json", images="data/images", num_workers=16, on_bad_sample="skip"),
+        data=DataConfig(
+            path="data/pretrain.json", images="data/images", num_workers=16, on_bad_sample="skip"
+        ),
         checkpoint=CheckpointConfig(every_steps=500),
         **variant(VARIANTS, name),
     )

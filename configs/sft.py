@@ -26,7 +26,9 @@ VARIANTS = {
         "steps": 1850,
         "batch_size": 512,
         "grad_accum": 8,
-        "optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-4, clip=None, horizon=8.0),  # 8 devices
+        "optimizer": OptimizerConfig(
+            name="adafactor", learning_rate=1e-4, clip=None, horizon=8.0
+        ),  # 8 devices
         "loss_mean_rows": 1,  # a device's micro-batch
     },
 }
@@ -35,7 +37,10 @@ VARIANTS = {
 def get_config(name=""):
     config = TrainConfig(
         model=preset("omnifusion-1.1"),
-        parts_from={"image/encoders/0": "openai/clip-vit-large-patch14-336", "decoder": "mistralai/Mistral-7B-v0.1"},
+        parts_from={
+            "image/encoders/0": "openai/clip-vit-large-patch14-336",
+            "decoder": "mistralai/Mistral-7B-v0.1",
+        },
         train_parts=((r"(image/adapter|special|decoder)/.*", 1.0), (r"image/encoders/.*", None)),
         remat="full",
         data=DataConfig(path="data/sft.json", images="data/images", num_workers=16, on_bad_sample="skip"),

@@ -7,7 +7,15 @@ sft       phase 2: the decoder joins in and questions are answered
 real      phase 2 alone, from fresh parts, on a folder of real dialogues
 """
 
-from omnifusion_jax.config import CheckpointConfig, DataConfig, EvalConfig, MeshConfig, OptimizerConfig, TrainConfig, variant
+from omnifusion_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+    variant,
+)
 from omnifusion_jax.models.presets import preset
 
 ALL_BUT_ENCODER = ((r"(image/adapter|special|decoder)/.*", 1.0), (r"image/encoders/.*", None))
@@ -15,7 +23,13 @@ ALL_BUT_ENCODER = ((r"(image/adapter|special|decoder)/.*", 1.0), (r"image/encode
 
 def tiny(**settings):
     # one device: the mesh takes what there is, and tests simulate eight
-    return TrainConfig(model=preset("omnifusion-tiny"), compute_dtype="float32", mesh=MeshConfig(data=-1, fsdp=1), log_every=20, **settings)
+    return TrainConfig(
+        model=preset("omnifusion-tiny"),
+        compute_dtype="float32",
+        mesh=MeshConfig(data=-1, fsdp=1),
+        log_every=20,
+        **settings,
+    )
 
 
 def encoder():
@@ -77,9 +91,15 @@ def real():
         tokenizer=data + "omnifusion_1_1",
         train_parts=ALL_BUT_ENCODER,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05),
-        data=DataConfig(path=data + "real_dialogues/dialogues.json", images=data + "real_dialogues/images", max_length=224),
+        data=DataConfig(
+            path=data + "real_dialogues/dialogues.json", images=data + "real_dialogues/images", max_length=224
+        ),
         checkpoint=CheckpointConfig(final="complete"),
-        eval=EvalConfig(path=data + "real_dialogues/dialogues.json", images=data + "real_dialogues/images", max_new_tokens=160),
+        eval=EvalConfig(
+            path=data + "real_dialogues/dialogues.json",
+            images=data + "real_dialogues/images",
+            max_new_tokens=160,
+        ),
     )
     config.model.decoder.vocab = 32000
     config.model.image.adapter.dropout = 0.0  # to be learned by heart

@@ -26,7 +26,14 @@ from omnifusion_jax.data.tokenizer import Tokenizer
 def train(variant, workdir, *overrides):
     """Runs a variant of configs/tiny.py and gives its finished model."""
     if not (workdir / "summary.json").is_file():
-        command = [sys.executable, "-m", "omnifusion_jax.train", f"--config=tiny:{variant}", f"--workdir={workdir}", *overrides]
+        command = [
+            sys.executable,
+            "-m",
+            "omnifusion_jax.train",
+            f"--config=tiny:{variant}",
+            f"--workdir={workdir}",
+            *overrides,
+        ]
         print(" ".join(command), flush=True)
         subprocess.run(command, check=True)
     return load_checkpoint(workdir / "model")
@@ -46,7 +53,12 @@ def main(workdir):
 
     found = train("decoder", workdir / "decoder", f"--config.tokenizer={workdir / 'tokenizer'}")
     c, target = found.config.decoder, fresh("omnifusion-tiny-decoder")
-    write_decoder(target, c, part(found, "decoder", language_models.table(c), jnp.bfloat16), Tokenizer(found.tokenizer).ends)
+    write_decoder(
+        target,
+        c,
+        part(found, "decoder", language_models.table(c), jnp.bfloat16),
+        Tokenizer(found.tokenizer).ends,
+    )
     copy_tokenizer(workdir / "tokenizer", target)
 
     train("pretrain", workdir / "pretrain")
@@ -55,7 +67,9 @@ def main(workdir):
     shutil.rmtree(target, ignore_errors=True)
     export_original(found, target, jnp.bfloat16, pickles=False)
     shutil.rmtree(target / "clip")  # the encoder was frozen: it is omnifusion-tiny-encoder
-    print(f"{sum(f.stat().st_size for f in target.parent.rglob('*') if f.is_file()) / 1e6:.1f} MB in {target.parent}")
+    print(
+        f"{sum(f.stat().st_size for f in target.parent.rglob('*') if f.is_file()) / 1e6:.1f} MB in {target.parent}"
+    )
 
 
 if __name__ == "__main__":

@@ -29,11 +29,17 @@ def corpus():
 def train():
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     words = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    single = pre_tokenizers.Split(Regex(r"[0-9?!.,:;()\n-]"), "isolated")  # digits and punctuation are tokens of their own
+    single = pre_tokenizers.Split(
+        Regex(r"[0-9?!.,:;()\n-]"), "isolated"
+    )  # digits and punctuation are tokens of their own
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, single])
     spaces = decoders.Replace("▁", " ")
-    tokenizer.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(BYTES), special_tokens=SPECIAL, show_progress=False)
+    tokenizer.decoder = decoders.Sequence(
+        [spaces, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(BYTES), special_tokens=SPECIAL, show_progress=False
+    )
     tokenizer.train_from_iterator(corpus(), trainer)
     return tokenizer
 
@@ -42,7 +48,11 @@ def with_bytes(tokenizer):
     """The same with the 256 byte tokens after the special ones, as in Mistral's vocabulary."""
     data = json.loads(tokenizer.to_str())
     learned = sorted(data["model"]["vocab"], key=data["model"]["vocab"].get)[len(SPECIAL) :]
-    data["model"] |= {"vocab": {token: i for i, token in enumerate([*SPECIAL, *BYTES, *learned])}, "byte_fallback": True, "fuse_unk": True}
+    data["model"] |= {
+        "vocab": {token: i for i, token in enumerate([*SPECIAL, *BYTES, *learned])},
+        "byte_fallback": True,
+        "fuse_unk": True,
+    }
     return Tokenizer.from_str(json.dumps(data))
 
 
@@ -53,7 +63,12 @@ def main(directory):
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048, "clean_up_tokenization_spaces": False, **names}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 2048,
+        "clean_up_tokenization_spaces": False,
+        **names,
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     print(f"{directory}: {tokenizer.get_vocab_size()} tokens")
 

@@ -28,8 +28,14 @@ class SquaresAdapter(OfOneEncoder, nnx.Module):
         def validate(self, stream, width):
             super().validate(stream, width)
             encoder = stream.encoders[0]
-            check(not encoder.keep_class_token, "adapter.kind 'squares': encoder.keep_class_token has no place in the grid")
-            check(encoder.side % self.factor == 0, f"adapter.factor {self.factor} does not divide a grid of {encoder.side} patches a side")
+            check(
+                not encoder.keep_class_token,
+                "adapter.kind 'squares': encoder.keep_class_token has no place in the grid",
+            )
+            check(
+                encoder.side % self.factor == 0,
+                f"adapter.factor {self.factor} does not divide a grid of {encoder.side} patches a side",
+            )
 
     @staticmethod
     def rows(c: StreamConfig):
@@ -41,7 +47,9 @@ class SquaresAdapter(OfOneEncoder, nnx.Module):
 
     def __init__(self, c: StreamConfig, width, *, rngs):
         self.factor, self.grid = c.adapter.factor, self.side(c)
-        self.linear = Linear(c.encoders[0].width * self.factor**2, width, init=INITS[c.adapter.init].linear, rngs=rngs)
+        self.linear = Linear(
+            c.encoders[0].width * self.factor**2, width, init=INITS[c.adapter.init].linear, rngs=rngs
+        )
 
     def __call__(self, x, key=None):  # [batch, patches, encoder's width]
         n, f = self.grid, self.factor

@@ -54,7 +54,9 @@ def encoder_row(name, c):
 
 
 def page():
-    return "\n".join([TOP, *map(model_row, PRESETS), BELOW, *(encoder_row(name, c) for name, c in PUBLISHED.items())])
+    return "\n".join(
+        [TOP, *map(model_row, PRESETS), BELOW, *(encoder_row(name, c) for name, c in PUBLISHED.items())]
+    )
 
 
 if __name__ == "__main__":

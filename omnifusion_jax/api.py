@@ -35,9 +35,17 @@ def load(source, *, vision=None, dtype=None, mesh=None):
             "go on from it with --config.init_from, or set checkpoint.final=complete to save a whole model"
         )
     if found.tokenizer is None:
-        raise CheckpointError(f"{source} has no tokenizer: put tokenizer.json and tokenizer_config.json there")
+        raise CheckpointError(
+            f"{source} has no tokenizer: put tokenizer.json and tokenizer_config.json there"
+        )
     arrays = found.arrays if mesh else {path: jnp.asarray(a) for path, a in found.arrays.items()}
-    return Model(found.config, arrays, Tokenizer(found.tokenizer).for_vocabulary(found.config.decoder.vocab), dtype=dtype, name=str(source))
+    return Model(
+        found.config,
+        arrays,
+        Tokenizer(found.tokenizer).for_vocabulary(found.config.decoder.vocab),
+        dtype=dtype,
+        name=str(source),
+    )
 
 
 def evaluate(model, path, images="", *, count=0, batch_size=64, max_new_tokens=32, blind=False):
@@ -53,4 +61,6 @@ def evaluate(model, path, images="", *, count=0, batch_size=64, max_new_tokens=3
     """
     model = model if isinstance(model, Model) else load(model)
     source = open_source(path, images, model.config.image.encoders[0].side)
-    return exact_match(model, source, count, batch_size=batch_size, max_new_tokens=max_new_tokens, blind=blind)
+    return exact_match(
+        model, source, count, batch_size=batch_size, max_new_tokens=max_new_tokens, blind=blind
+    )

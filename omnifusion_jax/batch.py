@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 # Kinds of position. A feature row of stream number i (as the model's config counts them) is FEATURE + i.
-PADDING, TEXT, UNKNOWN, SPECIAL, FEATURE = range(5)  # UNKNOWN: text whose token costs nothing as a target, yet counts
+PADDING, TEXT, UNKNOWN, SPECIAL, FEATURE = range(
+    5
+)  # UNKNOWN: text whose token costs nothing as a target, yet counts
 
 
 class Sample(NamedTuple):
@@ -14,7 +16,9 @@ class Sample(NamedTuple):
 
     tokens: np.ndarray  # int32: token ids, the padding id where no text stands
     kind: np.ndarray  # int32: TEXT, UNKNOWN, SPECIAL, or FEATURE and the number of a stream
-    index: np.ndarray  # int32: which feature row of the stream, or which of ModelConfig.special stands here; 0 for text
+    index: (
+        np.ndarray
+    )  # int32: which feature row of the stream, or which of ModelConfig.special stands here; 0 for text
     weights: np.ndarray  # float32: the loss weight of this token as a target of the position before it
     # by stream, for each of its views the tiles of its items one after the other, of pictures uint8[tiles, size, size, 3];
     # feature rows are counted through them
@@ -37,7 +41,9 @@ class Batch(NamedTuple):
     segments: np.ndarray  # int32[batch, seq]; 0 is padding, attention stays within a segment
     positions: np.ndarray  # int32[batch, seq], counted from 0 in each segment
     items: np.ndarray  # int32[batch]
-    media: dict[str, tuple[np.ndarray, ...]]  # by stream, for each view [pools, tiles, ...], of pictures uint8[..., size, size, 3]
+    media: dict[
+        str, tuple[np.ndarray, ...]
+    ]  # by stream, for each view [pools, tiles, ...], of pictures uint8[..., size, size, 3]
 
 
 class Tile(NamedTuple):
@@ -71,7 +77,10 @@ def collate(samples, length, tiles, pools=None, usual=1, left=False):
     assert len(samples) % pools == 0, f"{len(samples)} rows in {pools} pools"
     shared = len(samples) // pools  # rows a pool
     batch = Batch(
-        *(np.zeros((len(samples), length), t) for t in (np.int32, np.int32, np.int32, np.float32, np.int32, np.int32)),
+        *(
+            np.zeros((len(samples), length), t)
+            for t in (np.int32, np.int32, np.int32, np.float32, np.int32, np.int32)
+        ),
         np.array([sample.items for sample in samples], np.int32),
         {name: pooled(samples, name, tile, pools, shared, usual) for name, tile in tiles.items()},
     )
@@ -82,7 +91,9 @@ def collate(samples, length, tiles, pools=None, usual=1, left=False):
             getattr(batch, name)[here] = getattr(sample, name)
         for name, tile in tiles.items():
             before = sum(tiles_of(other, name) for other in samples[row - row % shared : row])
-            batch.index[row] += np.where(batch.kind[row] == FEATURE + tile.number, before * tile.rows, 0).astype(np.int32)
+            batch.index[row] += np.where(
+                batch.kind[row] == FEATURE + tile.number, before * tile.rows, 0
+            ).astype(np.int32)
         batch.segments[here] = 1
         batch.positions[here] = np.arange(n)
     return batch

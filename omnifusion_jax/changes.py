@@ -14,10 +14,19 @@ def changes(config, file):
     `file` is the TrainConfig that the config file gives, before the command line changed it.
     """
     name = config.model.preset
-    beside = {path: pair for path, pair in differences(config, file).items() if not path.startswith("model.") or path == "model.preset"}
+    beside = {
+        path: pair
+        for path, pair in differences(config, file).items()
+        if not path.startswith("model.") or path == "model.preset"
+    }
     model = differences(config.model, preset(name) if name in PRESETS else ModelConfig())
     model = {f"model.{path}": pair for path, pair in model.items() if path not in ("preset", "filled_from")}
-    return "\n".join([*told("the config file", beside), *told(f"the preset {name}" if name in PRESETS else "a model's defaults", model)])
+    return "\n".join(
+        [
+            *told("the config file", beside),
+            *told(f"the preset {name}" if name in PRESETS else "a model's defaults", model),
+        ]
+    )
 
 
 def differences(ours, theirs):
@@ -30,4 +39,7 @@ def told(what, pairs):
     if not pairs:
         return [f"As {what} says."]
     widest = max(map(len, pairs))
-    return [f"As {what} says, except:", *(f"  {path:{widest}}  {short(a, ROOM)}  (not {short(b, ROOM)})" for path, (a, b) in pairs.items())]
+    return [
+        f"As {what} says, except:",
+        *(f"  {path:{widest}}  {short(a, ROOM)}  (not {short(b, ROOM)})" for path, (a, b) in pairs.items()),
+    ]

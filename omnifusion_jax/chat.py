@@ -14,7 +14,12 @@ from omnifusion_jax.errors import DataError
 MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
 VISION = flags.DEFINE_string("vision", None, "Vision tower, where the model does not hold one.")
 IMAGE = flags.DEFINE_string("image", None, "Picture to talk about.")
-DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Of parameters and computation; float32 on CPUs, else bfloat16, when not given.")
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["bfloat16", "float32"],
+    "Of parameters and computation; float32 on CPUs, else bfloat16, when not given.",
+)
 GENERATION, MESH = GenerationFlags(), MeshFlags()
 
 HELP = "/image FILE shows another picture, /image alone none, /new starts again, /quit or Ctrl-D leaves; Ctrl-C stops an answer."
@@ -35,7 +40,11 @@ def answer(model, request, generation):
     """Prints an answer as it comes; Ctrl-C stops it. Returns what was said so far."""
     said = ""
     # beams are known only when all is said
-    pieces = model.stream(request, generation) if generation.num_beams == 1 else (a.text for a in model.generate([request], generation))
+    pieces = (
+        model.stream(request, generation)
+        if generation.num_beams == 1
+        else (a.text for a in model.generate([request], generation))
+    )
     try:
         for piece in pieces:
             print(piece, end="", flush=True)
@@ -79,7 +88,10 @@ def converse(model, images, generation):
 
 
 def main(_):
-    shown, generation = pictures(IMAGE.value or ""), GENERATION.value  # before the model, which takes its time
+    shown, generation = (
+        pictures(IMAGE.value or ""),
+        GENERATION.value,
+    )  # before the model, which takes its time
     model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH.value)
     print(HELP)
     converse(model, shown, generation)

@@ -23,24 +23,49 @@ from omnifusion_jax.cli import command
 from omnifusion_jax.config import check, part_of
 from omnifusion_jax.data.pictures import ImageProcessor
 
-SOURCE = flags.DEFINE_string("source", None, "Checkpoint: directory, or id on the Hugging Face Hub. Its format is recognised.")
+SOURCE = flags.DEFINE_string(
+    "source", None, "Checkpoint: directory, or id on the Hugging Face Hub. Its format is recognised."
+)
 OUTPUT = flags.DEFINE_string("output", None, "New directory.")
 INSPECT = flags.DEFINE_bool("inspect", False, "Print what the source is, and write nothing.")
-FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "Format that the source must have; recognised when not given.")
+FORMAT = flags.DEFINE_enum(
+    "format", None, list(FORMATS), "Format that the source must have; recognised when not given."
+)
 TO = flags.DEFINE_enum("to", "native", ["native", "omnifusion", "llava"], "Format to write.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Type to write; as stored when not given.")
-VISION = flags.DEFINE_string("vision", None, "Vision tower, for a source that holds none: openai/clip-vit-large-patch14-336, or a directory.")
-VISION2 = flags.DEFINE_string("vision2", None, "The second one, of a two-encoder model: facebook/dinov2-large, or a directory.")
-DECODER = flags.DEFINE_string("decoder", None, "Language model, to be put together with --vision (and --vision2) instead of a --source.")
-PRESET = flags.DEFINE_string("preset", None, "How such parts are joined, or what model the original's phase 1 was run for: omnifusion-1.1, ...")
-ASSIGN = flags.DEFINE_string("assign", None, "JSON file that says what the tensors of a two-encoder adapter are.")
-CHECK = flags.DEFINE_string("check_with", None, "Picture on which the possible readings of a two-encoder adapter are measured.")
+VISION = flags.DEFINE_string(
+    "vision",
+    None,
+    "Vision tower, for a source that holds none: openai/clip-vit-large-patch14-336, or a directory.",
+)
+VISION2 = flags.DEFINE_string(
+    "vision2", None, "The second one, of a two-encoder model: facebook/dinov2-large, or a directory."
+)
+DECODER = flags.DEFINE_string(
+    "decoder", None, "Language model, to be put together with --vision (and --vision2) instead of a --source."
+)
+PRESET = flags.DEFINE_string(
+    "preset",
+    None,
+    "How such parts are joined, or what model the original's phase 1 was run for: omnifusion-1.1, ...",
+)
+ASSIGN = flags.DEFINE_string(
+    "assign", None, "JSON file that says what the tensors of a two-encoder adapter are."
+)
+CHECK = flags.DEFINE_string(
+    "check_with", None, "Picture on which the possible readings of a two-encoder adapter are measured."
+)
 
 
 def main(_):
     jax.config.update("jax_platforms", "cpu")  # a model may be larger than an accelerator's memory
     start = time.time()
-    options = {"vision": VISION.value, "vision2": VISION2.value, "assign": ASSIGN.value, "preset": PRESET.value}
+    options = {
+        "vision": VISION.value,
+        "vision2": VISION2.value,
+        "assign": ASSIGN.value,
+        "preset": PRESET.value,
+    }
     options |= {"format": FORMAT.value, "dtype": DTYPE.value}
     if INSPECT.value:
         check(bool(SOURCE.value), "--inspect needs --source")
@@ -56,24 +81,44 @@ def main(_):
         print("--check_with has nothing to rank: the adapter's tensors are known, or told by --assign")
     print(f"{SOURCE.value or DECODER.value}: {checkpoint.format}, {checkpoint.config.preset}")
     for part, count in counts(checkpoint.arrays).items():
-        print(f"  {part:16} {count:>14,} parameters{f', freshly initialised (seed {SEED}), to be trained' if part in fresh else ''}")
+        print(
+            f"  {part:16} {count:>14,} parameters{f', freshly initialised (seed {SEED}), to be trained' if part in fresh else ''}"
+        )
     if len(checkpoint.config.image.encoders) > 1 and not fresh:
-        print(*(f"  {path} <- {a.origin}" for path, a in checkpoint.arrays.items() if path.startswith("image/adapter/")), sep="\n")
+        print(
+            *(
+                f"  {path} <- {a.origin}"
+                for path, a in checkpoint.arrays.items()
+                if path.startswith("image/adapter/")
+            ),
+            sep="\n",
+        )
     written = sum(file.stat().st_size for file in Path(OUTPUT.value).rglob("*") if file.is_file())
     print(f"{OUTPUT.value}: {TO.value}, {written:,} bytes, {time.time() - start:.1f} s")
 
 
 def offer(error, file):
     """Writes the likeliest reading for the user to correct, and ranks all of them where a picture is given."""
-    check(not file.exists(), f"{file} is there already: pass it as --assign, or remove it for a new one. {error}")
-    check(not CHECK.value or error.distances, "--check_with: this source has no encoders and no decoder to look at a picture with")
+    check(
+        not file.exists(),
+        f"{file} is there already: pass it as --assign, or remove it for a new one. {error}",
+    )
+    check(
+        not CHECK.value or error.distances,
+        "--check_with: this source has no encoders and no decoder to look at a picture with",
+    )
     if CHECK.value:
         distances = error.distances(ImageProcessor.of(error.config.image)(CHECK.value).views)
-        error.readings = [reading for _, reading in sorted(zip(distances, error.readings, strict=True), key=lambda row: row[0])]
+        error.readings = [
+            reading
+            for _, reading in sorted(zip(distances, error.readings, strict=True), key=lambda row: row[0])
+        ]
         for distance, reading in zip(sorted(distances), error.readings, strict=True):
             print(f"log ratio of norms {distance:.3f}", *two_encoders.lines(reading), sep="\n")
     write_json(file, error.readings[0])
-    print(f"{file} holds the {'nearest' if CHECK.value else 'likeliest'} reading: correct it, and pass --assign={file}")
+    print(
+        f"{file} holds the {'nearest' if CHECK.value else 'likeliest'} reading: correct it, and pass --assign={file}"
+    )
 
 
 def counts(arrays):

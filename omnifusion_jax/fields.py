@@ -64,7 +64,11 @@ def meanings(cls):
             source = textwrap.dedent(inspect.getsource(base))
         except (OSError, TypeError):  # no source, or built in
             continue
-        tokens = [token for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT]
+        tokens = [
+            token
+            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type == tokenize.COMMENT
+        ]
         comments = {token.start[0]: token.string.lstrip("# ").rstrip() for token in tokens}
         alone = {token.start[0] for token in tokens if token.line.lstrip().startswith("#")}
         for node in ast.parse(source).body[0].body:
@@ -73,7 +77,9 @@ def meanings(cls):
                 while first - 1 in alone:
                     first -= 1
                 lines = [comments[line] for line in range(first, node.end_lineno + 1) if line in comments]
-                found[node.target.id] = " ".join(lines) or found.get(node.target.id, "")  # with another default it means the same
+                found[node.target.id] = " ".join(lines) or found.get(
+                    node.target.id, ""
+                )  # with another default it means the same
     return found
 
 
@@ -83,7 +89,11 @@ def values(config):
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         inside = nested(value)
-        found |= {f"{field.name}{path}.{rest}": v for path, part in inside.items() for rest, v in values(part).items()}
+        found |= {
+            f"{field.name}{path}.{rest}": v
+            for path, part in inside.items()
+            for rest, v in values(part).items()
+        }
         if not inside:
             found[field.name] = value
     return found
@@ -94,7 +104,11 @@ def strays(config):
     known = {field.name for field in dataclasses.fields(config)}
     found = [name for name in vars(config) if name not in known]
     for name in known & vars(config).keys():
-        found += [f"{name}{path}.{rest}" for path, part in nested(vars(config)[name]).items() for rest in strays(part)]
+        found += [
+            f"{name}{path}.{rest}"
+            for path, part in nested(vars(config)[name]).items()
+            for rest in strays(part)
+        ]
     return found
 
 
@@ -112,7 +126,15 @@ def nearest(path, known):
 
 TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 READERS = {int: int, float: float, bool: lambda text: TRUTH[text.lower()], str: lambda text: text}
-EXAMPLES = {int: 1, float: 0.5, bool: True, str: "text", tuple: [1, 2], dict: {"name": "text"}, types.NoneType: None}
+EXAMPLES = {
+    int: 1,
+    float: 0.5,
+    bool: True,
+    str: "text",
+    tuple: [1, 2],
+    dict: {"name": "text"},
+    types.NoneType: None,
+}
 SPOKEN = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -143,7 +165,9 @@ def is_a(value, kind):
     if len(choices) > 1:
         return any(is_a(value, choice) for choice in choices)
     if typing.get_origin(kind) is dict:
-        return isinstance(value, dict) and all(is_a(name, inner[0]) and is_a(one, inner[1]) for name, one in value.items())
+        return isinstance(value, dict) and all(
+            is_a(name, inner[0]) and is_a(one, inner[1]) for name, one in value.items()
+        )
     if typing.get_origin(kind) is tuple:
         each = (inner[0],) * len(value) if isinstance(value, tuple) and inner[-1] is ... else inner
         return isinstance(value, tuple) and len(value) == len(each) and all(map(is_a, value, each))
@@ -156,7 +180,10 @@ def spoken(kind):
     one = next(choice for choice in options(kind) if choice is not types.NoneType)
     if dataclasses.is_dataclass(one):
         return "None or build"
-    return SPOKEN.get(one, f"{'text like' if typing.get_origin(one) is dict else 'a list like'} {example(one)}") + nothing
+    return (
+        SPOKEN.get(one, f"{'text like' if typing.get_origin(one) is dict else 'a list like'} {example(one)}")
+        + nothing
+    )
 
 
 def example(kind):

@@ -27,7 +27,10 @@ from omnifusion_jax.training.verdict import verdict
 from omnifusion_jax.training.workdir import locked, writing
 
 CHOSEN = (*HANDED_ON, "image_size", "shortest_edge")  # what a model does with an encoder of its own accord
-FREE = {"adapter": ("dropout", "init"), "decoder": ("max_length",)}  # settings of a part with which the same arrays can go on
+FREE = {
+    "adapter": ("dropout", "init"),
+    "decoder": ("max_length",),
+}  # settings of a part with which the same arrays can go on
 
 
 def train(config, workdir, allow_change=False, stop=None):
@@ -70,19 +73,27 @@ def train(config, workdir, allow_change=False, stop=None):
 
 def starting_point(config, allow_change=False):
     """The parameters that the run starts from, by path, and the tokenizer's directory."""
-    arrays, tokenizer, mesh = {}, config.tokenizer and Path(locate(config.tokenizer)), make_mesh(**vars(config.mesh))
+    arrays, tokenizer, mesh = (
+        {},
+        config.tokenizer and Path(locate(config.tokenizer)),
+        make_mesh(**vars(config.mesh)),
+    )
     ours = config.model.parts
     for part, source in config.parts_from.items():
         if isinstance(ours.get(part), EncoderConfig):
             stored, found = load_encoder(source, part)
-            same_settings(f"model.{dotted(part)}", with_grid(ours[part]), with_grid(stored), source, but=CHOSEN)
+            same_settings(
+                f"model.{dotted(part)}", with_grid(ours[part]), with_grid(stored), source, but=CHOSEN
+            )
         elif part == "decoder":
             stored, found, words = load_decoder(source)
             same_settings("model.decoder", ours[part], stored, source, but=FREE["decoder"])
             tokenizer = tokenizer or words
         else:
             known = [name for name, c in ours.items() if isinstance(c, EncoderConfig | DecoderConfig)]
-            raise ConfigError(f"parts_from names {part!r}; a part that comes from a checkpoint of its own is one of {', '.join(known)}")
+            raise ConfigError(
+                f"parts_from names {part!r}; a part that comes from a checkpoint of its own is one of {', '.join(known)}"
+            )
         arrays |= placed(mesh, found)
     if config.init_from:
         stored, trained, found = load_trained(config.init_from, config.model)
@@ -90,12 +101,16 @@ def starting_point(config, allow_change=False):
         for part in dict.fromkeys([*ours, *theirs]):
             if part != "special":
                 free = FREE.get(part.rpartition("/")[2], ())
-                same_settings(f"model.{dotted(part)}", ours.get(part), theirs.get(part), config.init_from, but=free)
+                same_settings(
+                    f"model.{dotted(part)}", ours.get(part), theirs.get(part), config.init_from, but=free
+                )
         resume.same_reading(config.model, stored, config.init_from, allow_change)
         arrays |= placed(mesh, trained)
         tokenizer = tokenizer or found
     if tokenizer is None and OBJECTIVES[config.objective].text:
-        raise ConfigError("no tokenizer: set parts_from.decoder, init_from or tokenizer (a directory with tokenizer.json)")
+        raise ConfigError(
+            "no tokenizer: set parts_from.decoder, init_from or tokenizer (a directory with tokenizer.json)"
+        )
     return arrays, tokenizer
 
 
@@ -117,7 +132,9 @@ def save_model(config, directory, trained, frozen, tokenizer_dir):
     """The finished model: what was trained, in float32, or the complete model in the type it computes in."""
     complete = config.checkpoint.final == "complete"
     arrays = cast({**trained, **frozen}, jnp.dtype(config.compute_dtype)) if complete else trained
-    arrays = {path: a for path, a in arrays.items() if part_of(path) in config.model.parts}  # a head that only the objective has is none
+    arrays = {
+        path: a for path, a in arrays.items() if part_of(path) in config.model.parts
+    }  # a head that only the objective has is none
     beside = directory.with_name("model.new")
     shutil.rmtree(beside, ignore_errors=True)
     save_native(beside, config.model, arrays, tokenizer_dir)

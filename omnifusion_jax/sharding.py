@@ -34,8 +34,12 @@ def make_mesh(data=1, fsdp=-1, tensor=1, devices=None):
         sizes = {name: len(devices) // known if s == -1 else s for name, s in sizes.items()}
     needed = math.prod(sizes.values())
     if not 0 < needed <= len(devices):
-        raise ConfigError(f"a mesh of {sizes} does not fit {len(devices)} devices; mesh.data * mesh.fsdp * mesh.tensor must be their number")
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
+        raise ConfigError(
+            f"a mesh of {sizes} does not fit {len(devices)} devices; mesh.data * mesh.fsdp * mesh.tensor must be their number"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices[:needed]
+    )
 
 
 def mesh_of(arrays):

@@ -15,7 +15,9 @@ from omnifusion_jax.errors import ConfigError, OmniFusionError
 from omnifusion_jax.fields import fields, nearest, strays
 
 HERE = Path(__file__).parent
-FOLDER = next((folder for folder in (HERE / "configs", HERE.parent / "configs") if folder.is_dir()), HERE / "configs")
+FOLDER = next(
+    (folder for folder in (HERE / "configs", HERE.parent / "configs") if folder.is_dir()), HERE / "configs"
+)
 __path__ = [str(FOLDER)]
 
 
@@ -54,12 +56,23 @@ def load(source):
     except OmniFusionError:
         raise
     except Exception as error:  # a user's own code: which line is what counts
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == Path(name).expanduser().absolute()]
-        where = f", line {getattr(error, 'lineno', None) or lines[-1]}" if lines or isinstance(error, SyntaxError) else ""
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename) == Path(name).expanduser().absolute()
+        ]
+        where = (
+            f", line {getattr(error, 'lineno', None) or lines[-1]}"
+            if lines or isinstance(error, SyntaxError)
+            else ""
+        )
         raise ConfigError(f"{name}{where}: {type(error).__name__}: {error}") from error
     if not isinstance(found, TrainConfig):
         raise ConfigError(f"{name}: get_config gives {type(found).__name__}, a TrainConfig is expected")
     for path in strays(found):
         meant = nearest(path, fields(found))
-        raise ConfigError(f"{name} sets {path}, which is no field of TrainConfig" + (f": is {meant} meant?" if meant else ""))
+        raise ConfigError(
+            f"{name} sets {path}, which is no field of TrainConfig"
+            + (f": is {meant} meant?" if meant else "")
+        )
     return found

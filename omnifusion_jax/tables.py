@@ -42,8 +42,12 @@ class Table(dict):
 
 
 ADAPTERS = Table("adapter", "omnifusion_jax.models.adapters")  # what turns features into token embeddings
-DECODERS = Table("decoder", "omnifusion_jax.models.decoder")  # modules, by the family that a DecoderConfig names
+DECODERS = Table(
+    "decoder", "omnifusion_jax.models.decoder"
+)  # modules, by the family that a DecoderConfig names
 ENCODERS = Table("encoder", "omnifusion_jax.models.vit")  # modules, by the kind that an EncoderConfig names
 LAYOUTS = Table("layout", "omnifusion_jax.data.layout")  # where everything stands in a sequence
 OBJECTIVES = Table("objective", "omnifusion_jax.objectives")  # what a run learns
-SOURCES = Table("source", "omnifusion_jax.data.sources")  # where dialogues come from, by what stands before ":" in data.path
+SOURCES = Table(
+    "source", "omnifusion_jax.data.sources"
+)  # where dialogues come from, by what stands before ":" in data.path

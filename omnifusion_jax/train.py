@@ -16,8 +16,16 @@ from omnifusion_jax.cli.overrides import ConfigFlags
 from omnifusion_jax.training.signals import Stop, Stopped
 
 CONFIG = ConfigFlags()
-WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the finished model go; a run that was cut off goes on from there.")
-ALLOW_CHANGE = flags.DEFINE_bool("allow_change", False, "Go on although settings that change what the run means are not those it was begun with.")
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Where checkpoints, metrics and the finished model go; a run that was cut off goes on from there.",
+)
+ALLOW_CHANGE = flags.DEFINE_bool(
+    "allow_change",
+    False,
+    "Go on although settings that change what the run means are not those it was begun with.",
+)
 
 
 def main(_):
@@ -31,7 +39,10 @@ def main(_):
             figures = run.train(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
     except Stopped:
         state = f"the state after step {stop.step} is saved" if stop.step else "there is nothing new to save"
-        print(f"stopped by {stop.asked.name}: {state}. The same command goes on: {shlex.join(sys.orig_argv)}", flush=True)
+        print(
+            f"stopped by {stop.asked.name}: {state}. The same command goes on: {shlex.join(sys.orig_argv)}",
+            flush=True,
+        )
         return stop.status
     problems = figures.pop("problems", [])
     for name, value in figures.items():

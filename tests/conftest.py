@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Programs run a few times here: half of the time it takes to compile them would go into making them fast.
 FAST_COMPILATION = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST_COMPILATION}"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST_COMPILATION}"
+)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # What one worker or command compiled, the others load; so does the next run.
@@ -61,9 +63,14 @@ def pytest_testnodedown(node):
 
 def pytest_terminal_summary(terminalreporter):
     if peaks:
-        terminalreporter.write_line("largest memory of each worker: " + ", ".join(f"{peak / 2**20:.2f} GiB" for peak in peaks))
+        terminalreporter.write_line(
+            "largest memory of each worker: " + ", ".join(f"{peak / 2**20:.2f} GiB" for peak in peaks)
+        )
     if collect_ignore:
-        terminalreporter.write_line(f"NOT RUN, since PyTorch is not installed: {len(collect_ignore)} files, {', '.join(collect_ignore)}", yellow=True)
+        terminalreporter.write_line(
+            f"NOT RUN, since PyTorch is not installed: {len(collect_ignore)} files, {', '.join(collect_ignore)}",
+            yellow=True,
+        )
 
 
 def run_command(name, *arguments, fails=False, given="", flags=FAST_COMPILATION):
@@ -73,6 +80,15 @@ def run_command(name, *arguments, fails=False, given="", flags=FAST_COMPILATION)
     """
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", f"omnifusion_jax.{name}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, input=given, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        input=given,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=900,
+    )
     assert (done.returncode != 0) == fails, done.stdout[-4000:]
     return done.stdout

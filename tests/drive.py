@@ -15,7 +15,9 @@ from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.stack import unstack
 
 EOS, PAD = 2, 0
-CONFIG = DecoderConfig(vocab=24, width=32, layers=1, heads=4, kv_heads=2, head_dim=8, mlp=48, window=9, max_length=256)
+CONFIG = DecoderConfig(
+    vocab=24, width=32, layers=1, heads=4, kv_heads=2, head_dim=8, mlp=48, window=9, max_length=256
+)
 PROMPT, ROOM = 16, 24
 
 
@@ -34,7 +36,10 @@ def arrays(seed, sharpness=3.0, eos=1.0, c=CONFIG):
 
 def decoder(arrays, c=CONFIG):
     """A Decoder in list form."""
-    made = nnx.with_parameters(nnx.eval_shape(lambda: Decoder(c, rngs=nnx.Rngs(0))), {path: jax.numpy.asarray(a) for path, a in arrays.items()})
+    made = nnx.with_parameters(
+        nnx.eval_shape(lambda: Decoder(c, rngs=nnx.Rngs(0))),
+        {path: jax.numpy.asarray(a) for path, a in arrays.items()},
+    )
     made.layers = unstack(made.layers)
     return made
 
@@ -42,7 +47,9 @@ def decoder(arrays, c=CONFIG):
 def prompts(seed, count, c=CONFIG):
     """Embeddings float32[T, width] of unequal lengths."""
     rng = np.random.default_rng(seed)
-    return [rng.normal(size=(n, c.width)).astype(np.float32) * 0.3 for n in rng.integers(1, PROMPT + 1, count)]
+    return [
+        rng.normal(size=(n, c.width)).astype(np.float32) * 0.3 for n in rng.integers(1, PROMPT + 1, count)
+    ]
 
 
 def pad(prompts):
@@ -63,7 +70,10 @@ def generate(decoder, prompts, generation, limit=ROOM):
     drawn = np.arange(2 * len(prompts), dtype=np.uint32).reshape(-1, 2)
     state = decode.start(decoder, *pad(prompts), drawn, turn, follow)
     state = decode.advance(decoder, state, np.int32(limit), follow)
-    return [(tokens[:n].tolist(), float(p)) for tokens, n, p in zip(*jax.device_get(state.search.best()), strict=True)]
+    return [
+        (tokens[:n].tolist(), float(p))
+        for tokens, n, p in zip(*jax.device_get(state.search.best()), strict=True)
+    ]
 
 
 @contextlib.contextmanager

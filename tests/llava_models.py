@@ -17,24 +17,50 @@ from omnifusion_jax.published_templates import TEMPLATES
 
 C = tiny.config()
 DECODERS = {
-    "mistral": dataclasses.replace(C.decoder, vocab=328, max_length=1024),  # more rows than tokens, as published checkpoints have them
-    "llama": dataclasses.replace(C.decoder, vocab=328, max_length=1024, family="llama", window=None, heads=3, kv_heads=3),
-    "qwen2": dataclasses.replace(C.decoder, vocab=328, max_length=1024, family="qwen2", window=None, qkv_bias=True, tied=True),
+    "mistral": dataclasses.replace(
+        C.decoder, vocab=328, max_length=1024
+    ),  # more rows than tokens, as published checkpoints have them
+    "llama": dataclasses.replace(
+        C.decoder, vocab=328, max_length=1024, family="llama", window=None, heads=3, kv_heads=3
+    ),
+    "qwen2": dataclasses.replace(
+        C.decoder, vocab=328, max_length=1024, family="qwen2", window=None, qkv_bias=True, tied=True
+    ),
 }
 PICTURES = Path(__file__).parents[1].parent / "shared/data/real_dialogues/images"
-QUESTIONS = ("What is in the picture?", "How many circles are there?", "Where is the blue square: left or right?", "A", "Why?\nSay it.")
+QUESTIONS = (
+    "What is in the picture?",
+    "How many circles are there?",
+    "Where is the blue square: left or right?",
+    "A",
+    "Why?\nSay it.",
+)
 TEXT = {"mistral": hf.MistralConfig, "llama": hf.LlamaConfig, "qwen2": hf.Qwen2Config}
 IMAGE = tiny.VOCAB  # the image token's id
 SIDE = C.image.encoders[0].image_size
 GRIDS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
 KINDS = {  # model type: classes of the model, its config, the image processor, the processor
     "llava": (hf.LlavaForConditionalGeneration, hf.LlavaConfig, hf.CLIPImageProcessorPil, hf.LlavaProcessor),
-    "llava_next": (hf.LlavaNextForConditionalGeneration, hf.LlavaNextConfig, hf.LlavaNextImageProcessorPil, hf.LlavaNextProcessor),
+    "llava_next": (
+        hf.LlavaNextForConditionalGeneration,
+        hf.LlavaNextConfig,
+        hf.LlavaNextImageProcessorPil,
+        hf.LlavaNextProcessor,
+    ),
 }
 hf.utils.logging.disable_progress_bar()
 
 
-def build(directory, kind="llava", decoder="mistral", template="llava-1.5", vision=None, pictures=None, pixels=None, **settings):
+def build(
+    directory,
+    kind="llava",
+    decoder="mistral",
+    template="llava-1.5",
+    vision=None,
+    pictures=None,
+    pixels=None,
+    **settings,
+):
     """Saves a random model with its processor, and gives both.
 
     Args:
@@ -76,14 +102,18 @@ def build(directory, kind="llava", decoder="mistral", template="llava-1.5", visi
 
 def tokenizer(directory):
     tiny.make_tokenizer(directory)
-    made = hf.PreTrainedTokenizerFast.from_pretrained(directory, padding_side="left", pad_token="<unk>", add_bos_token=True)
+    made = hf.PreTrainedTokenizerFast.from_pretrained(
+        directory, padding_side="left", pad_token="<unk>", add_bos_token=True
+    )
     made.add_special_tokens({"additional_special_tokens": ["<image>"]})
     return made
 
 
 def messages(request):
     """A Request's messages as processors take them."""
-    found = [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in request.messages]
+    found = [
+        {"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in request.messages
+    ]
     found[0]["content"][:0] = [{"type": "image"}] * len(request.images)
     return found
 
@@ -95,7 +125,10 @@ def generate(model, processor, requests, **settings):
     images = [image for r in requests for image in r.images]
     inputs = processor(text=texts, images=images or None, padding=True, return_tensors="pt")
     eos = processor.tokenizer.eos_token_id
-    out = model.generate(**inputs, **{"do_sample": False, "max_new_tokens": 24, "eos_token_id": eos, "pad_token_id": 0} | settings)
+    out = model.generate(
+        **inputs,
+        **{"do_sample": False, "max_new_tokens": 24, "eos_token_id": eos, "pad_token_id": 0} | settings,
+    )
     rows = out[:, inputs["input_ids"].shape[1] :].tolist()
     return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
@@ -103,7 +136,10 @@ def generate(model, processor, requests, **settings):
 def pictures(*sizes, seed=0):
     """Pictures of (width, height) with large shapes in them: resizing them is no matter of noise."""
     rng = np.random.default_rng(seed)
-    return [Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(size, Image.Resampling.NEAREST) for size in sizes]
+    return [
+        Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(size, Image.Resampling.NEAREST)
+        for size in sizes
+    ]
 
 
 def shown():
@@ -114,7 +150,10 @@ def shown():
 
 def requests():
     """With and without a picture, of unequal lengths, one of several turns."""
-    found = [of.Request([{"role": "user", "content": text}], images=[picture]) for text, picture in zip(QUESTIONS * 2, shown(), strict=False)]
+    found = [
+        of.Request([{"role": "user", "content": text}], images=[picture])
+        for text, picture in zip(QUESTIONS * 2, shown(), strict=False)
+    ]
     found += [of.Request([{"role": "user", "content": text}]) for text in QUESTIONS[:2]]
     turns = [("user", "What is it?"), ("assistant", "A red circle."), ("user", "Where?")]
     return [*found, of.Request([{"role": role, "content": text} for role, text in turns], images=shown()[:1])]
@@ -125,6 +164,8 @@ def agree(ours, model, processor, asked=None, beams=(1, 3), **settings):
     asked, lengths = asked or requests(), set()
     for n in beams:
         theirs = generate(model, processor, asked, num_beams=n, **settings)
-        assert [a.tokens for a in ours.generate(asked, of.GenerationConfig(max_new_tokens=24, num_beams=n))] == theirs
+        assert [
+            a.tokens for a in ours.generate(asked, of.GenerationConfig(max_new_tokens=24, num_beams=n))
+        ] == theirs
         lengths |= {len(tokens) for tokens in theirs}
     assert len(lengths) > 1

@@ -27,8 +27,17 @@ ADAPT = jax.jit(TransformerAdapter.__call__)
 def test_a_key_decides_what_is_dropped_and_none_drops_nothing():
     c, m = model()
     assert c.image.adapter.dropout == 0.1
-    x = np.random.default_rng(0).normal(size=(1, 9, c.image.encoders[0].width)).astype(np.float32).repeat(2, axis=0)
-    plain, a, b = ADAPT(m.image.adapter, x), ADAPT(m.image.adapter, x, jax.random.key(1)), ADAPT(m.image.adapter, x, jax.random.key(2))
+    x = (
+        np.random.default_rng(0)
+        .normal(size=(1, 9, c.image.encoders[0].width))
+        .astype(np.float32)
+        .repeat(2, axis=0)
+    )
+    plain, a, b = (
+        ADAPT(m.image.adapter, x),
+        ADAPT(m.image.adapter, x, jax.random.key(1)),
+        ADAPT(m.image.adapter, x, jax.random.key(2)),
+    )
     np.testing.assert_array_equal(plain[0], plain[1])
     np.testing.assert_array_equal(ADAPT(m.image.adapter, x, jax.random.key(1)), a)
     assert np.abs(a - plain).max() > 1e-3 and np.abs(a - b).max() > 1e-3
@@ -59,8 +68,15 @@ def test_it_falls_where_pytorch_has_it(place):
     empty = nnx.eval_shape(lambda: TransformerAdapter(c, WIDTH, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(5)
     factor = lambda path: 0.0 if bool(PLACES[place] & set(path.split("/"))) else 0.7
-    p = {path: rng.normal(size=a.shape).astype(np.float32) * factor(path) for path, a in nnx.parameters(empty).items()}
-    one, zero, matrix = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32), np.eye(WIDTH, dtype=np.float32)
+    p = {
+        path: rng.normal(size=a.shape).astype(np.float32) * factor(path)
+        for path, a in nnx.parameters(empty).items()
+    }
+    one, zero, matrix = (
+        np.ones(WIDTH, np.float32),
+        np.zeros(WIDTH, np.float32),
+        np.eye(WIDTH, dtype=np.float32),
+    )
     up, down = "layer/feed_forward/up", "layer/feed_forward/down"
     p |= {"linear/kernel": matrix, "linear/bias": zero, f"{up}/kernel": matrix, f"{up}/bias": one}
     p[f"{down}/kernel"] = matrix * (0 if "down" in PLACES[place] else 2)
@@ -88,8 +104,12 @@ def test_logits_are_without_dropout_and_training_is_not():
     n = c.image.encoders[0].rows
     plane = np.zeros((1, n), np.int32)
     index, media = np.arange(n, dtype=np.int32)[None], {"image": (tiny.image(c)[None],)}
-    batch = Batch(plane, plane + FEATURE, index, plane.astype(np.float32), plane + 1, index, plane[:, 0] + 1, media)
+    batch = Batch(
+        plane, plane + FEATURE, index, plane.astype(np.float32), plane + 1, index, plane[:, 0] + 1, media
+    )
     hidden = jax.jit(OmniFusion.hidden)
     plain = hidden(m, batch)
-    np.testing.assert_allclose(jax.jit(OmniFusion.__call__)(m, batch), m.decoder.logits(plain), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(OmniFusion.__call__)(m, batch), m.decoder.logits(plain), rtol=0, atol=1e-5
+    )
     assert np.abs(hidden(m, batch, jax.random.key(0)) - plain).max() > 1e-3

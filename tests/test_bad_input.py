@@ -43,7 +43,9 @@ def gigantic(path, side=20000):
     row = bytes(1 + side // 8)
     pixels = b"".join(packer.compress(row * 1000) for _ in range(side // 1000)) + packer.flush()
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
     assert path.stat().st_size < 200_000
 
 
@@ -83,34 +85,100 @@ MARKS = "Add the missing file or remove a mark"
 BAD = {  # what is wrong -> (record, how its picture is written, what the message says)
     "missing image": (with_picture("gone.jpg"), nothing, ["gone.jpg: there is no such file. Check the name"]),
     "truncated image": (with_picture("cut.jpg"), truncated, ["cut.jpg: truncated, damaged", "Copy it again"]),
-    "gigantic image": (with_picture("big.png"), gigantic, ["big.png: has more pixels than Pillow opens. Scale it down"]),
+    "gigantic image": (
+        with_picture("big.png"),
+        gigantic,
+        ["big.png: has more pixels than Pillow opens. Scale it down"],
+    ),
     "large image": (
         with_picture("big.png"),
         functools.partial(gigantic, side=8000),
-        ["big.png: 8000 x 8000 pixels; 1 to 50,000,000 (max_pixels) are allowed. Scale it, or change the limit"],
+        [
+            "big.png: 8000 x 8000 pixels; 1 to 50,000,000 (max_pixels) are allowed. Scale it, or change the limit"
+        ],
     ),
-    "animated image": (with_picture("anim.gif"), animated, ["anim.gif: an animation or a document of 3 frames", "Save the frame you mean"]),
-    "mislabelled file": (with_picture("notes.jpg"), text, ["notes.jpg: not an image in a known format", "Convert it"]),
+    "animated image": (
+        with_picture("anim.gif"),
+        animated,
+        ["anim.gif: an animation or a document of 3 frames", "Save the frame you mean"],
+    ),
+    "mislabelled file": (
+        with_picture("notes.jpg"),
+        text,
+        ["notes.jpg: not an image in a known format", "Convert it"],
+    ),
     "empty file": (with_picture("empty.png"), Path.touch, ["empty.png: a file of 0 bytes", "copy it again"]),
     "folder": (with_picture("folder"), Path.mkdir, ["folder: a folder or device. Give a picture file"]),
-    "mark without image": (without_picture(("human", "<image>\nWhat?"), ANSWER), nothing, ["1 <image> mark ", "lists 0 files", MARKS]),
-    "image without mark": ({**without_picture(HUMAN, ANSWER), "image": "good.png"}, nothing, ["0 <image> marks", "lists 1 file.", MARKS]),
-    "two images, one mark": ({**GOOD, "id": "bad", "image": ["good.png"] * 2}, nothing, ["1 <image> mark but", "lists 2 files", MARKS]),
-    "image is a number": ({**GOOD, "id": "bad", "image": 5}, nothing, ['"image" must name a file or a list of files']),
-    "empty turn": (without_picture(HUMAN, ("gpt", " ")), nothing, ["turn 1 is empty. Remove the turn or write its text"]),
-    "assistant first": (without_picture(ANSWER, HUMAN), nothing, ["starts with the assistant. The first turn must be the user's"]),
-    "no answer": (without_picture(HUMAN), nothing, ["no turn of the assistant", "Add an answer or remove the dialogue"]),
-    "unknown role": (without_picture(("bard", "Hi"), HUMAN, ANSWER), nothing, ["turn 0 is from 'bard'; known are human, user, gpt, assistant"]),
-    "a system turn": (without_picture(("system", "Hi"), HUMAN, ANSWER), nothing, ["turn 0 is from 'system'", "belongs in model.prompt"]),
-    "too long": (without_picture(("human", "cat " * 200), ANSWER), nothing, ["tokens, but max_length is 96", "Shorten or split", "data.max_length"]),
+    "mark without image": (
+        without_picture(("human", "<image>\nWhat?"), ANSWER),
+        nothing,
+        ["1 <image> mark ", "lists 0 files", MARKS],
+    ),
+    "image without mark": (
+        {**without_picture(HUMAN, ANSWER), "image": "good.png"},
+        nothing,
+        ["0 <image> marks", "lists 1 file.", MARKS],
+    ),
+    "two images, one mark": (
+        {**GOOD, "id": "bad", "image": ["good.png"] * 2},
+        nothing,
+        ["1 <image> mark but", "lists 2 files", MARKS],
+    ),
+    "image is a number": (
+        {**GOOD, "id": "bad", "image": 5},
+        nothing,
+        ['"image" must name a file or a list of files'],
+    ),
+    "empty turn": (
+        without_picture(HUMAN, ("gpt", " ")),
+        nothing,
+        ["turn 1 is empty. Remove the turn or write its text"],
+    ),
+    "assistant first": (
+        without_picture(ANSWER, HUMAN),
+        nothing,
+        ["starts with the assistant. The first turn must be the user's"],
+    ),
+    "no answer": (
+        without_picture(HUMAN),
+        nothing,
+        ["no turn of the assistant", "Add an answer or remove the dialogue"],
+    ),
+    "unknown role": (
+        without_picture(("bard", "Hi"), HUMAN, ANSWER),
+        nothing,
+        ["turn 0 is from 'bard'; known are human, user, gpt, assistant"],
+    ),
+    "a system turn": (
+        without_picture(("system", "Hi"), HUMAN, ANSWER),
+        nothing,
+        ["turn 0 is from 'system'", "belongs in model.prompt"],
+    ),
+    "too long": (
+        without_picture(("human", "cat " * 200), ANSWER),
+        nothing,
+        ["tokens, but max_length is 96", "Shorten or split", "data.max_length"],
+    ),
     "text that is no string": (
         without_picture(("human", 5), ANSWER),
         nothing,
         ["conversations[0] is not an object with the strings 'from' and 'value'"],
     ),
-    "half a character": (without_picture(("human", "\ud83d"), ANSWER), nothing, ["conversations[0] holds half a character", "Correct its text"]),
-    "no turns": ({"id": "bad", "conversations": []}, nothing, ["conversations is not a list of turns, or is empty"]),
-    "neither form": ({"id": "bad", "text": "hi"}, nothing, ["neither 'conversations' (LLaVA) nor 'messages'"]),
+    "half a character": (
+        without_picture(("human", "\ud83d"), ANSWER),
+        nothing,
+        ["conversations[0] holds half a character", "Correct its text"],
+    ),
+    "no turns": (
+        {"id": "bad", "conversations": []},
+        nothing,
+        ["conversations is not a list of turns, or is empty"],
+    ),
+    "neither form": (
+        {"id": "bad", "text": "hi"},
+        nothing,
+        ["neither 'conversations' (LLaVA) nor 'messages'"],
+    ),
 }
 
 
@@ -121,7 +189,15 @@ def prepare():
 
 def batches(prepare, path, on_bad_sample="raise"):
     source = open_source(str(path), str(path.parent), 6)
-    return Batches(source, prepare, batch_size=3, length=LENGTH, frames=prepare.frames, shuffle=False, on_bad_sample=on_bad_sample)
+    return Batches(
+        source,
+        prepare,
+        batch_size=3,
+        length=LENGTH,
+        frames=prepare.frames,
+        shuffle=False,
+        on_bad_sample=on_bad_sample,
+    )
 
 
 def second_line_is(folder, line):
@@ -136,12 +212,19 @@ def check(prepare, path, words):
     with pytest.raises(DataError) as caught:
         next(batches(prepare, path))
     message = str(caught.value)
-    assert all(word in message for word in [*words, "(data.on_bad_sample=skip leaves such samples out and counts them)"]), message
+    assert all(
+        word in message
+        for word in [*words, "(data.on_bad_sample=skip leaves such samples out and counts them)"]
+    ), message
     assert ".." not in message.replace(str(path.parent), "")
     skipping = batches(prepare, path, "skip")
     batch = next(skipping)
-    assert (batch.weights.sum(axis=1) > 0).all() and batch.media["image"][0].reshape(3, -1).any(axis=1).all()  # three good ones
-    assert skipping.skipped == 1 and list(skipping.bad) == [1] and all(word in skipping.bad[1] for word in words)
+    assert (batch.weights.sum(axis=1) > 0).all() and batch.media["image"][0].reshape(3, -1).any(
+        axis=1
+    ).all()  # three good ones
+    assert (
+        skipping.skipped == 1 and list(skipping.bad) == [1] and all(word in skipping.bad[1] for word in words)
+    )
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -197,13 +280,19 @@ def test_a_folder_or_a_url_as_a_data_set(tmp_path):
     for name in ("readme.txt", "b.json", "a.jsonl"):
         (tmp_path / name).touch()
     refused(tmp_path, f"{tmp_path} is a folder: give the file in it, e.g. {tmp_path}/a.jsonl")
-    refused("https://x.org/a.json", "data.path=https://x.org/a.json is not fetched: download it, and give the path of the file")
+    refused(
+        "https://x.org/a.json",
+        "data.path=https://x.org/a.json is not fetched: download it, and give the path of the file",
+    )
 
 
 # --- settings
 
 
-@pytest.mark.parametrize(("values", "section"), [({"nonsense": 1}, "TrainConfig"), ({"data": {"path": "x", "nonsense": 1}}, "DataConfig")])
+@pytest.mark.parametrize(
+    ("values", "section"),
+    [({"nonsense": 1}, "TrainConfig"), ({"data": {"path": "x", "nonsense": 1}}, "DataConfig")],
+)
 def test_an_unknown_field_of_a_config(values, section):
     with pytest.raises(ConfigError) as caught:
         from_dict(TrainConfig, values)

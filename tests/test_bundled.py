@@ -36,7 +36,11 @@ def test_a_report_shows_right_and_wrong_answers_and_escapes_what_is_said(tmp_pat
         Record((), "No picture?", "none", "none"),
     ]
     (tmp_path / "summary.json").write_text(json.dumps({"eval/accuracy": 2 / 3}))
-    lines = [{"step": 1, "train/loss": 3.0}, {"step": 2, "train/bad_steps": 1}, {"step": 3, "train/loss": 1.0}]
+    lines = [
+        {"step": 1, "train/loss": 3.0},
+        {"step": 2, "train/bad_steps": 1},
+        {"step": 3, "train/loss": 1.0},
+    ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     write_report(tmp_path, records, earlier=tmp_path / "nowhere")
     page = (tmp_path / "report.html").read_text()

@@ -64,8 +64,24 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 def test_commands(monkeypatch, tmp_path):
     talker = Talker(["one"], ["two"], ["three"])
-    talk(monkeypatch, talker, f"/image {draw(tmp_path / 'a.png', RED)}", "first", "/new", "", "second", "/image", "third", "/quit", "unheard")
-    assert [(texts, colours(images)) for texts, images in talker.asked] == [(["first"], [RED]), (["second"], [RED]), (["third"], [])]
+    talk(
+        monkeypatch,
+        talker,
+        f"/image {draw(tmp_path / 'a.png', RED)}",
+        "first",
+        "/new",
+        "",
+        "second",
+        "/image",
+        "third",
+        "/quit",
+        "unheard",
+    )
+    assert [(texts, colours(images)) for texts, images in talker.asked] == [
+        (["first"], [RED]),
+        (["second"], [RED]),
+        (["third"], []),
+    ]
 
 
 @pytest.mark.parametrize("typed", ["'{}'", '"{}"', "  {}  ", "~/my pictures/b c.png"])
@@ -79,7 +95,14 @@ def test_a_file_is_found_as_people_type_it(monkeypatch, tmp_path, typed):
 
 def test_a_picture_that_cannot_be_opened_changes_nothing(monkeypatch, capsys, tmp_path):
     talker = Talker(["one"], ["two"])
-    talk(monkeypatch, talker, f"/image {draw(tmp_path / 'a.png', RED)}", "first", f"/image {tmp_path}/nowhere.png", "second")
+    talk(
+        monkeypatch,
+        talker,
+        f"/image {draw(tmp_path / 'a.png', RED)}",
+        "first",
+        f"/image {tmp_path}/nowhere.png",
+        "second",
+    )
     texts, images = talker.asked[1]
     assert texts == ["first", "one", "second"] and colours(images) == [RED]
     assert f"error: {tmp_path}/nowhere.png" in capsys.readouterr().out
@@ -113,5 +136,7 @@ def test_an_answer_without_words_leaves_no_trace(monkeypatch, pieces):
 
 def test_beams_are_known_only_when_all_is_said():
     talker = Talker()
-    talker.generate = lambda requests, generation: [types.SimpleNamespace(text=f"{len(requests)} with {generation.num_beams}")]
+    talker.generate = lambda requests, generation: [
+        types.SimpleNamespace(text=f"{len(requests)} with {generation.num_beams}")
+    ]
     assert chat.answer(talker, None, GenerationConfig(num_beams=3)) == "1 with 3"

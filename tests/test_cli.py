@@ -61,7 +61,9 @@ def test_a_config_is_found_from_anywhere(elsewhere, source):
     assert found.optimizer.name == "adafactor" and found.init_from
 
 
-@pytest.mark.parametrize("source", ["report/table4:internvit-6b,sft", str(ROOT / "configs/report/table4.py:internvit-6b,sft")])
+@pytest.mark.parametrize(
+    "source", ["report/table4:internvit-6b,sft", str(ROOT / "configs/report/table4.py:internvit-6b,sft")]
+)
 def test_a_config_that_imports_others_is_found_from_anywhere(elsewhere, source):
     assert config(f"--config={source}").model == preset("report-internvit-6b-mistral-7b")
 
@@ -76,7 +78,13 @@ def test_a_file_of_ones_own(elsewhere):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("stf", ["there is no config 'stf': shipped with the package are pretrain, report/table4,", "its path, which ends in .py"]),
+        (
+            "stf",
+            [
+                "there is no config 'stf': shipped with the package are pretrain, report/table4,",
+                "its path, which ends in .py",
+            ],
+        ),
         ("configs/nowhere.py", ["configs/nowhere.py does not exist: shipped with the package are pretrain,"]),
         ("report", ["there is no config 'report'"]),
         ("tiny:nope", ["no variant 'nope'; choose from real, encoder"]),
@@ -90,8 +98,14 @@ def test_a_config_that_is_not_there(source, words):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("c.optimizer.learning_rat = 1", "mine.py sets optimizer.learning_rat, which is no field of TrainConfig: is optimizer.learning_rate meant?"),
-        ("c = type(c)(stepz=1)", "mine.py, line 5: TypeError: TrainConfig.__init__() got an unexpected keyword argument 'stepz'"),
+        (
+            "c.optimizer.learning_rat = 1",
+            "mine.py sets optimizer.learning_rat, which is no field of TrainConfig: is optimizer.learning_rate meant?",
+        ),
+        (
+            "c = type(c)(stepz=1)",
+            "mine.py, line 5: TypeError: TrainConfig.__init__() got an unexpected keyword argument 'stepz'",
+        ),
         ("c = (", "mine.py, line 5: SyntaxError: '(' was never closed (mine.py, line 5)"),
         ("c = {}", "mine.py: get_config gives dict, a TrainConfig is expected"),
         ("import nowhere_at_all", "mine.py, line 5: ModuleNotFoundError: No module named 'nowhere_at_all'"),
@@ -125,11 +139,20 @@ def test_values_of_fields():
     )
     assert (found.optimizer.clip, found.init_from, found.model.decoder.window) == (None, None, None)
     assert found.parts_from == {"decoder": "mine"}
-    assert found.model.image.encoders[0].shortest_edge == 128 and not found.data.shuffle and not found.eval.blind and found.steps == 5
+    assert (
+        found.model.image.encoders[0].shortest_edge == 128
+        and not found.data.shuffle
+        and not found.eval.blind
+        and found.steps == 5
+    )
     assert found.train_parts == (("image/adapter/.*", 0.5), ("(special|image/encoders|decoder)/.*", None))
     assert found.batch_size == 64 and found.model.prompt == "Two\nlines.\n"  # the former of the file
     assert isinstance(config("--config=tiny:sft", "--config.optimizer.clip=2").optimizer.clip, float)
-    scaling = config("--config=tiny", "--config.model.decoder.rope_scaling.factor=4", "--config.model.decoder.rope_scaling=build")
+    scaling = config(
+        "--config=tiny",
+        "--config.model.decoder.rope_scaling.factor=4",
+        "--config.model.decoder.rope_scaling=build",
+    )
     assert scaling.model.decoder.rope_scaling == RopeScaling(factor=4.0)
     assert config("--config=tiny:sft").model.decoder.window == 4096
 
@@ -150,10 +173,18 @@ def test_flags_in_a_file(tmp_path):
 
 def test_another_preset_is_followed_before_other_fields_are_set():
     """Whatever their order, and although the kind is that of the old preset."""
-    found = config("--config.model.image.adapter.kind=transformer", "--config=sft:original", "--config.model.preset=llava-1.5-7b").model
+    found = config(
+        "--config.model.image.adapter.kind=transformer",
+        "--config=sft:original",
+        "--config.model.preset=llava-1.5-7b",
+    ).model
     expected = preset("llava-1.5-7b")
     assert expected.image.adapter.kind == "mlp" and expected.layout == "template"
-    assert (found.preset, found.image.adapter.kind, found.decoder) == ("llava-1.5-7b", "transformer", expected.decoder)
+    assert (found.preset, found.image.adapter.kind, found.decoder) == (
+        "llava-1.5-7b",
+        "transformer",
+        expected.decoder,
+    )
     assert found.layout == "original"  # of the file
 
 
@@ -165,10 +196,14 @@ def test_another_kind_of_adapter_brings_its_own_settings(turn):
     """Those typed beside it are of the new kind, whatever their order; the file's changes stay where it has such a field."""
     joins = lambda *words: config(*words[::turn], "--config=sft:original").model.image.adapter
     assert joins() == adapter("transformer", init="torch")  # as the file has it
-    assert joins(f"{KIND}mlp", "--config.model.image.adapter.activation=gelu_tanh") == adapter("mlp", init="torch", activation="gelu_tanh")
-    assert joins(f"{KIND}resampler", "--config.model.image.adapter.init=normal", "--config.model.image.adapter.queries=16") == adapter(
-        "resampler", queries=16
+    assert joins(f"{KIND}mlp", "--config.model.image.adapter.activation=gelu_tanh") == adapter(
+        "mlp", init="torch", activation="gelu_tanh"
     )
+    assert joins(
+        f"{KIND}resampler",
+        "--config.model.image.adapter.init=normal",
+        "--config.model.image.adapter.queries=16",
+    ) == adapter("resampler", queries=16)
     found = config("--config=tiny", f"{KIND}mlp").model.image.adapter
     assert found == adapter("mlp", mlp=256)  # which the tiny preset has otherwise than by default
     assert config("--config=tiny").model.image.adapter == adapter("transformer", mlp=256)  # nothing is shared
@@ -177,11 +212,26 @@ def test_another_kind_of_adapter_brings_its_own_settings(turn):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config.model.image.adapter.activation=gelu"], "is --config.model.image.encoders.0.activation meant?"),
-        (["--config.model.image.adapter.queries=4"], "there is no flag --config.model.image.adapter.queries;"),
-        ([f"{KIND}linear", "--config.model.image.adapter.dropout=0.2"], "there is no flag --config.model.image.adapter.dropout;"),
-        (["--config.model.image.adapter.heads=2", f"{KIND}mlp"], "is --config.model.image.encoders.0.heads meant?"),
-        ([f"{KIND}resampler", "--config.model.image.adapter.querie=4"], "is --config.model.image.adapter.queries meant?"),
+        (
+            ["--config.model.image.adapter.activation=gelu"],
+            "is --config.model.image.encoders.0.activation meant?",
+        ),
+        (
+            ["--config.model.image.adapter.queries=4"],
+            "there is no flag --config.model.image.adapter.queries;",
+        ),
+        (
+            [f"{KIND}linear", "--config.model.image.adapter.dropout=0.2"],
+            "there is no flag --config.model.image.adapter.dropout;",
+        ),
+        (
+            ["--config.model.image.adapter.heads=2", f"{KIND}mlp"],
+            "is --config.model.image.encoders.0.heads meant?",
+        ),
+        (
+            [f"{KIND}resampler", "--config.model.image.adapter.querie=4"],
+            "is --config.model.image.adapter.queries meant?",
+        ),
     ],
 )
 def test_a_field_of_another_kind_of_adapter_is_no_flag(words, message):
@@ -189,9 +239,13 @@ def test_a_field_of_another_kind_of_adapter_is_no_flag(words, message):
 
 
 def test_encoders_are_numbered():
-    found = config("--config=tiny", "--config.model.image.encoders.0.image_size=128", "--config.model.image.fit=squash").model.image
+    found = config(
+        "--config=tiny", "--config.model.image.encoders.0.image_size=128", "--config.model.image.fit=squash"
+    ).model.image
     assert ([encoder.image_size for encoder in found.encoders], found.fit) == ([128], "squash")
-    two = config("--config=report/table5:sum", "--config.model.image.encoders.1.feature_layer=-1").model.image.encoders
+    two = config(
+        "--config=report/table5:sum", "--config.model.image.encoders.1.feature_layer=-1"
+    ).model.image.encoders
     assert [encoder.feature_layer for encoder in two] == [-2, -1]
     assert config("--config=tiny").model.image.encoders[0].image_size == 96
 
@@ -199,33 +253,55 @@ def test_encoders_are_numbered():
 def test_where_parts_come_from():
     stored = {"image/encoders/0": "omnifusion-tiny-encoder", "decoder": "omnifusion-tiny-decoder"}
     assert config("--config=tiny:sft").parts_from == stored
-    assert config("--config=tiny:sft", "--config.parts_from.decoder=mine").parts_from == stored | {"decoder": "mine"}
-    both = config("--config=tiny:sft", "--config.parts_from.image/encoders/1=it", "--config.parts_from.image/encoders/0=")
+    assert config("--config=tiny:sft", "--config.parts_from.decoder=mine").parts_from == stored | {
+        "decoder": "mine"
+    }
+    both = config(
+        "--config=tiny:sft",
+        "--config.parts_from.image/encoders/1=it",
+        "--config.parts_from.image/encoders/0=",
+    )
     assert both.parts_from == {"image/encoders/1": "it", "decoder": stored["decoder"]}
     assert config("--config=tiny:sft", "--config.parts_from={}").parts_from == {}
-    assert config("--config=tiny:sft", "--config.parts_from.decoder=it", "--config.parts_from={}").parts_from == {"decoder": "it"}
-    assert config("--config=tiny:sft", "--config.parts_from={'decoder': 'it'}").parts_from == {"decoder": "it"}
+    assert config(
+        "--config=tiny:sft", "--config.parts_from.decoder=it", "--config.parts_from={}"
+    ).parts_from == {"decoder": "it"}
+    assert config("--config=tiny:sft", "--config.parts_from={'decoder': 'it'}").parts_from == {
+        "decoder": "it"
+    }
     assert config("--config=tiny:sft").parts_from == stored  # nothing is shared
 
 
 def test_generation_starts_from_the_recipe():
     assert typed(GenerationFlags) == GenerationConfig()
     assert typed(GenerationFlags, "--generation.official") == GenerationConfig.official()
-    found = typed(GenerationFlags, "--generation.official", "--generation.banned=['a', '\\n']", "--generation.forced_eos=false")
+    found = typed(
+        GenerationFlags,
+        "--generation.official",
+        "--generation.banned=['a', '\\n']",
+        "--generation.forced_eos=false",
+    )
     assert (found.banned, found.forced_eos, found.num_beams) == (("a", "\n"), False, 3)
     assert typed(GenerationFlags, "--generation.banned_tokens=[[1, 2], [3]]").banned_tokens == ((1, 2), (3,))
 
 
 def test_a_mesh():
     assert typed(mesh) is None
-    assert typed(mesh, "--mesh.tensor=2", "--mesh.fsdp=-1").shape == {"data": 1, "fsdp": 4, "tensor": 2}  # of eight devices
+    assert typed(mesh, "--mesh.tensor=2", "--mesh.fsdp=-1").shape == {
+        "data": 1,
+        "fsdp": 4,
+        "tensor": 2,
+    }  # of eight devices
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("--config.nonsense=1", "there is no flag --config.nonsense; --help lists those there are"),
-        ("--config.optimizer.learning_rat=1", "there is no flag --config.optimizer.learning_rat; is --config.optimizer.learning_rate meant?"),
+        (
+            "--config.optimizer.learning_rat=1",
+            "there is no flag --config.optimizer.learning_rat; is --config.optimizer.learning_rate meant?",
+        ),
         ("--config.learning_rate=1", "is --config.optimizer.learning_rate meant?"),
         ("--config.mesh.xyz=1", "there is no flag --config.mesh.xyz; --help lists those there are"),
         ("--config.mesh=1", "there is no flag --config.mesh; --help lists those there are"),
@@ -235,15 +311,30 @@ def test_a_mesh():
         ("--config.steps=abc", "--config.steps=abc: a whole number is expected"),
         ("--config.steps=1.5", "--config.steps=1.5: a whole number is expected"),
         ("--config.steps=None", "--config.steps=None: a whole number is expected"),
-        ("--config.model.decoder.window=x", "--config.model.decoder.window=x: a whole number or None is expected"),
+        (
+            "--config.model.decoder.window=x",
+            "--config.model.decoder.window=x: a whole number or None is expected",
+        ),
         ("--config.data.path=None", "--config.data.path=None: text is expected"),
         ("--config.data.shuffle=2", "--config.data.shuffle=2: true or false is expected"),
-        ("--noconfig.data.shuffle=1", "there is no flag --noconfig.data.shuffle; is --config.data.shuffle meant?"),
+        (
+            "--noconfig.data.shuffle=1",
+            "there is no flag --noconfig.data.shuffle; is --config.data.shuffle meant?",
+        ),
         ("--noconfig.steps", "is --config.steps meant?"),
         ("--config.train_parts=all", "--config.train_parts=all: a list like [['text', 0.5]] is expected"),
-        ("--config.model.decoder.rope_scaling=8", "--config.model.decoder.rope_scaling=8: None or build is expected"),
-        ("--config.model.decoder.rope_scaling.low=2", """model.decoder.rope_scaling.low can not be applied because field "rope_scaling" is None"""),
-        ("--config.model.image.adapter.kind=nope", "there is no adapter 'nope'; choose from linear, mlp, transformer, "),
+        (
+            "--config.model.decoder.rope_scaling=8",
+            "--config.model.decoder.rope_scaling=8: None or build is expected",
+        ),
+        (
+            "--config.model.decoder.rope_scaling.low=2",
+            """model.decoder.rope_scaling.low can not be applied because field "rope_scaling" is None""",
+        ),
+        (
+            "--config.model.image.adapter.kind=nope",
+            "there is no adapter 'nope'; choose from linear, mlp, transformer, ",
+        ),
         ("--config.model.image.encoders.1.patch=8", "is --config.model.image.encoders.0.patch meant?"),
         ("--config.model.encoder.image_size=96", "is --config.model.image.encoders.0.image_size meant?"),
         ("--config.parts_from=mine", "--config.parts_from=mine: text like {'name': 'text'} is expected"),
@@ -286,7 +377,10 @@ def test_what_is_missing_in_a_line():
     flags.mark_flags_as_required(["config", "workdir"], here)
     with pytest.raises(SystemExit) as caught:
         command.parsed(["train"], list(here), [section], here)
-    assert str(caught.value) == "error: --config is missing; --help says what it is. --workdir is missing; --help says what it is"
+    assert (
+        str(caught.value)
+        == "error: --config is missing; --help says what it is. --workdir is missing; --help says what it is"
+    )
 
 
 # --- --help, and what a run says of its config
@@ -295,7 +389,10 @@ def test_what_is_missing_in_a_line():
 def test_help_lists_flags_and_fields():
     here = flags.FlagValues()
     sections = [GenerationFlags(here), ConfigFlags(here)]
-    lines = [" ".join(line.split()) for line in page("python -m this", [here[name] for name in here], sections).splitlines()]
+    lines = [
+        " ".join(line.split())
+        for line in page("python -m this", [here[name] for name in here], sections).splitlines()
+    ]
     assert lines[0] == "python -m this"
     expected = [
         "--generation.official Start from the recipe published with OmniFusion-1.1.",
@@ -323,7 +420,12 @@ def test_help_may_be_cut_off(monkeypatch):
 def test_changes():
     file = shipped.load("sft:original")
     assert changes(file, file).splitlines()[0] == "As the config file says."
-    ours = config("--config=sft:original", "--config.steps=3", "--config.model.image.adapter.dropout=0.3", "--config.optimizer.clip=1.5")
+    ours = config(
+        "--config=sft:original",
+        "--config.steps=3",
+        "--config.model.image.adapter.dropout=0.3",
+        "--config.optimizer.clip=1.5",
+    )
     assert [" ".join(line.split()) for line in changes(ours, file).splitlines()] == [
         "As the config file says, except:",
         "steps 3 (not 1850)",

@@ -40,7 +40,9 @@ def module(path):
     return shipped.module(str(path))
 
 
-SOURCES = [f"{name}:{variant}".rstrip(":") for name in shipped.names() for variant in shipped.module(name).VARIANTS]
+SOURCES = [
+    f"{name}:{variant}".rstrip(":") for name in shipped.names() for variant in shipped.module(name).VARIANTS
+]
 
 
 def test_every_file_has_its_name():
@@ -63,7 +65,13 @@ def test_an_unknown_variant_names_those_there_are(path):
 
 def test_the_papers_and_the_codes_settings():
     pretrain, sft = module(CONFIGS / "pretrain.py"), module(CONFIGS / "sft.py")
-    settings = lambda c: (c.optimizer.name, c.optimizer.learning_rate, c.optimizer.schedule, c.optimizer.warmup, c.batch_size)
+    settings = lambda c: (
+        c.optimizer.name,
+        c.optimizer.learning_rate,
+        c.optimizer.schedule,
+        c.optimizer.warmup,
+        c.batch_size,
+    )
     assert settings(pretrain.get_config()) == ("adamw", 1e-3, "cosine", 0.01, 256)
     assert settings(sft.get_config()) == ("adamw", 2e-5, "cosine", 0.01, 128)
     assert settings(pretrain.get_config("original")) == ("adafactor", 1e-2, "cosine", 0.01, 256)
@@ -107,7 +115,11 @@ def test_settings_of_every_kind_of_adapter_survive_json(kind):
 
 def test_another_preset_by_name_keeps_what_else_was_changed():
     config = module(CONFIGS / "sft.py").get_config()
-    config.model.preset, config.model.image.adapter.dropout, config.model.layout = "omnifusion-tiny", 0.3, "original"
+    config.model.preset, config.model.image.adapter.dropout, config.model.layout = (
+        "omnifusion-tiny",
+        0.3,
+        "original",
+    )
     expected = preset("omnifusion-tiny")
     expected.image.adapter.dropout, expected.layout = 0.3, "original"
     assert resolve(config.model) == expected
@@ -122,7 +134,10 @@ def test_unknown_fields_are_refused():
         from_dict(TrainConfig, {"nonsense": 1})
 
 
-BOTH = {"model.image.encoders": (EncoderConfig(), EncoderConfig(image_size=224)), "model.image.adapter": adapter("sum")}
+BOTH = {
+    "model.image.encoders": (EncoderConfig(), EncoderConfig(image_size=224)),
+    "model.image.adapter": adapter("sum"),
+}
 REFUSED = [  # what is set in configs/pretrain.py, and what the message says
     ({"optimizer.name": "sgd"}, "optimizer.name is 'sgd'; choose from adamw, adafactor"),
     ({"optimizer.name": "adafactor", "optimizer.weight_decay": 0.1}, "weight_decay works with adamw only"),
@@ -150,12 +165,21 @@ REFUSED = [  # what is set in configs/pretrain.py, and what the message says
     ({"model.image.encoders[0].image_size": 13}, "image_size 13 is less than encoder.patch 14"),
     ({"model.image.encoders[0].shortest_edge": 335}, "shortest_edge 335 is less than encoder.image_size 336"),
     ({"model.image.encoders[0].heads": 3}, "encoder.width 1024 is not a multiple of encoder.heads 3"),
-    ({"model.image.encoders[0].class_token": False, "model.image.encoders[0].keep_class_token": True}, "keep_class_token needs encoder.class_token"),
-    ({"model.image.encoders[0].post_norm": False, "model.image.encoders[0].feature_norm": True}, "feature_norm needs encoder.post_norm"),
+    (
+        {"model.image.encoders[0].class_token": False, "model.image.encoders[0].keep_class_token": True},
+        "keep_class_token needs encoder.class_token",
+    ),
+    (
+        {"model.image.encoders[0].post_norm": False, "model.image.encoders[0].feature_norm": True},
+        "feature_norm needs encoder.post_norm",
+    ),
     ({"model.image.adapter": adapter("sum")}, "'sum' takes 2 of the encoders, there is 1"),
     ({"model.image.encoders": (EncoderConfig(),) * 3}, "'transformer' takes 1 of the encoders, there are 3"),
     ({"model.image.encoders": ()}, "'transformer' takes 1 of the encoders, there are 0"),
-    ({"model.image.adapter.kind": "mlp"}, r"adapter.kind 'mlp' has settings of its own: image.adapter is to be adapter\('mlp', ...\)"),
+    (
+        {"model.image.adapter.kind": "mlp"},
+        r"adapter.kind 'mlp' has settings of its own: image.adapter is to be adapter\('mlp', ...\)",
+    ),
     ({"model.image.adapter.kind": "nope"}, "there is no adapter 'nope'"),
     ({"model.image.adapter.dropout": 1.0}, r"adapter.dropout 1.0 is not in \[0, 1\)"),
     ({"model.image.adapter.heads": 3}, "the adapter's width 1024 is not a multiple of adapter.heads 3"),
@@ -164,12 +188,29 @@ REFUSED = [  # what is set in configs/pretrain.py, and what the message says
     ({"model.decoder.head_dim": 65}, "head_dim 65 is odd"),
     ({"model.image.unpad": True}, "need image.fit=tiles"),
     ({"model.image.newline": True}, "need image.fit=tiles"),
-    ({"model.image.fit": "tiles", "model.image.unpad": True, "model.image.encoders[0].keep_class_token": True}, "follow the grid of patches"),
-    ({"model.image.fit": "tiles", "model.image.newline": True, "model.image.adapter": adapter("resampler")}, "rows of adapter.kind 'resampler'"),
+    (
+        {
+            "model.image.fit": "tiles",
+            "model.image.unpad": True,
+            "model.image.encoders[0].keep_class_token": True,
+        },
+        "follow the grid of patches",
+    ),
+    (
+        {
+            "model.image.fit": "tiles",
+            "model.image.newline": True,
+            "model.image.adapter": adapter("resampler"),
+        },
+        "rows of adapter.kind 'resampler'",
+    ),
     ({"model.image.fit": "tiles", **BOTH}, "image.fit=tiles works with one encoder"),
     ({"model.image.fit": "stretch"}, "crop, pad, squash, tiles"),
     ({"model.image_place": "middle"}, "prefix, mark"),
-    ({"model.image_place": "mark", "model.layout": "original"}, "model.layout=original has a place of its own for pictures"),
+    (
+        {"model.image_place": "mark", "model.layout": "original"},
+        "model.layout=original has a place of its own for pictures",
+    ),
     ({"model.image.grids": ()}, "not pairs"),
     ({"model.image.grids": ((1, 2, 3),)}, "not pairs"),
     ({"model.image.grids": ((0, 2),)}, "not pairs"),
@@ -182,7 +223,10 @@ REFUSED = [  # what is set in configs/pretrain.py, and what the message says
     ({"eval.batch_size": 0}, "eval.batch_size and eval.max_new_tokens must be positive"),
     ({"eval.max_new_tokens": 0}, "eval.batch_size and eval.max_new_tokens must be positive"),
     ({"eval.path": "synthetic:held-out"}, "eval.count must be positive"),
-    *[({name: 0}, f"{name} is 0; it must be positive") for name in ("steps", "batch_size", "grad_accum", "log_every", "max_bad_steps")],
+    *[
+        ({name: 0}, f"{name} is 0; it must be positive")
+        for name in ("steps", "batch_size", "grad_accum", "log_every", "max_bad_steps")
+    ],
     ({"grad_accum": 7}, "batch_size 256 is not a multiple of grad_accum"),
     ({"objective": "nonsense"}, "answers, patches"),
     ({"compute_dtype": "float16"}, "bfloat16, float32"),
@@ -209,7 +253,9 @@ ALLOWED = [  # at the edge
 ]
 
 
-@pytest.mark.parametrize(("values", "message"), REFUSED, ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("values", "message"), REFUSED, ids=lambda value: ",".join(value) if isinstance(value, dict) else ""
+)
 def test_settings_that_cannot_work_are_refused(values, message):
     config = changed(shipped.load("pretrain"), values)
     with pytest.raises(ConfigError, match=message):
@@ -331,13 +377,23 @@ def test_generation_that_cannot_work_is_refused(values, message):
 
 
 def test_generation_at_the_edge_is_allowed():
-    assert GenerationConfig(max_new_tokens=1, num_beams=1, temperature=0.1, top_p=1.0, top_k=0, no_repeat_ngram_size=0, seed=2**32 - 1)
+    assert GenerationConfig(
+        max_new_tokens=1,
+        num_beams=1,
+        temperature=0.1,
+        top_p=1.0,
+        top_k=0,
+        no_repeat_ngram_size=0,
+        seed=2**32 - 1,
+    )
 
 
 def test_the_published_recipe():
     """The arguments of `generate` in the published code."""
     ends = {"ban_newline": True, "forced_eos": True}
-    assert GenerationConfig.official() == GenerationConfig(50, 3, early_stopping=True, no_repeat_ngram_size=4, banned=("\n", "</s>", ":"), **ends)
+    assert GenerationConfig.official() == GenerationConfig(
+        50, 3, early_stopping=True, no_repeat_ngram_size=4, banned=("\n", "</s>", ":"), **ends
+    )
 
 
 def test_settings_of_two_checkpoints_are_compared_field_by_field():
@@ -352,7 +408,9 @@ def test_settings_of_two_checkpoints_are_compared_field_by_field():
     here = flags.FlagValues()
     config = ConfigFlags(here)
     command.parsed(["train", "--config=pretrain", *taken], [], [config], here)
-    same_settings("model.image.encoders.0", config.value.model.image.encoders[0], theirs, "there", but=("eps",))
+    same_settings(
+        "model.image.encoders.0", config.value.model.image.encoders[0], theirs, "there", but=("eps",)
+    )
     same_settings("model.image.encoders.1", None, None, "there")
     with pytest.raises(ConfigError, match=r"there has a model\.image\.encoders\.1, the config has none"):
         same_settings("model.image.encoders.1", None, theirs, "there")
@@ -360,7 +418,10 @@ def test_settings_of_two_checkpoints_are_compared_field_by_field():
         same_settings("model.image.encoders.1", ours, None, "there")
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("linear", "transformer"), ("transformer", "linear"), ("sum", "attention"), ("mlp", "resampler")])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("linear", "transformer"), ("transformer", "linear"), ("sum", "attention"), ("mlp", "resampler")],
+)
 def test_settings_of_two_kinds_of_adapter_are_compared(ours, theirs):
     """What is to be typed makes the other kind of it, whichever has more settings."""
     ours, theirs = adapter(ours), adapter(theirs)
@@ -370,7 +431,12 @@ def test_settings_of_two_kinds_of_adapter_are_compared(ours, theirs):
         same_settings("model.image.adapter", ours, theirs, "there")
     here = flags.FlagValues()
     config = ConfigFlags(here)
-    command.parsed(["train", "--config=pretrain", *shlex.split(str(caught.value).partition("take them over: ")[2])], [], [config], here)
+    command.parsed(
+        ["train", "--config=pretrain", *shlex.split(str(caught.value).partition("take them over: ")[2])],
+        [],
+        [config],
+        here,
+    )
     assert config.value.model.image.adapter == theirs
 
 
@@ -388,5 +454,14 @@ def test_nothing_is_said_twice_in_a_settled_encoder():
 
 def test_defaults_that_pages_promise():
     c = TrainConfig()
-    assert (c.data.bad_share, c.data.check, c.data.on_bad_sample) == (0.01, "first_epoch", "raise")  # README: "more than 1 %"
-    assert (c.checkpoint.every_minutes, c.loss_mean_rows, c.optimizer.horizon, c.model.image.adapter.init) == (0.0, 0, 1.0, "normal")
+    assert (c.data.bad_share, c.data.check, c.data.on_bad_sample) == (
+        0.01,
+        "first_epoch",
+        "raise",
+    )  # README: "more than 1 %"
+    assert (
+        c.checkpoint.every_minutes,
+        c.loss_mean_rows,
+        c.optimizer.horizon,
+        c.model.image.adapter.init,
+    ) == (0.0, 0, 1.0, "normal")

@@ -4,7 +4,15 @@ import dataclasses
 
 import pytest
 
-from omnifusion_jax.config import EncoderConfig, GenerationConfig, ImageConfig, MeshConfig, ModelConfig, TrainConfig, adapter
+from omnifusion_jax.config import (
+    EncoderConfig,
+    GenerationConfig,
+    ImageConfig,
+    MeshConfig,
+    ModelConfig,
+    TrainConfig,
+    adapter,
+)
 from omnifusion_jax.fields import fields, nearest, read, strays, values
 from omnifusion_jax.tables import ADAPTERS
 
@@ -90,7 +98,9 @@ def test_every_field_has_a_meaning(cls):
 @pytest.mark.parametrize("kind", ADAPTERS.names())
 def test_every_field_of_every_adapter_has_a_meaning(kind):
     found = fields(adapter(kind))
-    assert {"kind", "init"} <= set(found) and [path for path, field in found.items() if not field.meaning] == []
+    assert {"kind", "init"} <= set(found) and [
+        path for path, field in found.items() if not field.meaning
+    ] == []
     assert found["kind"].meaning.startswith("a row of tables.ADAPTERS")  # though each has another default
 
 
@@ -98,10 +108,23 @@ def test_a_meaning_is_the_comment_beside_or_above():
     known = fields(TrainConfig())
     assert known["optimizer.clip"].meaning == "largest global gradient norm; None: no clipping"
     assert known["optimizer.clip"].kind == float | None
-    assert known["train_parts"].meaning.startswith("rows (regex, learning-rate factor or None)")  # in the line above
-    assert known["compute_dtype"].meaning.startswith("or float32")  # which a field with a comment above follows
-    assert {"model.decoder.rope_scaling.factor", "model.decoder.rope_scaling", "model.image.encoders.0.layers"} <= set(known)
-    assert not {"model.decoder", "model.image.encoders", "model.image.encoders.0", "model.image.encoders.1.layers"} & set(known)
+    assert known["train_parts"].meaning.startswith(
+        "rows (regex, learning-rate factor or None)"
+    )  # in the line above
+    assert known["compute_dtype"].meaning.startswith(
+        "or float32"
+    )  # which a field with a comment above follows
+    assert {
+        "model.decoder.rope_scaling.factor",
+        "model.decoder.rope_scaling",
+        "model.image.encoders.0.layers",
+    } <= set(known)
+    assert not {
+        "model.decoder",
+        "model.image.encoders",
+        "model.image.encoders.0",
+        "model.image.encoders.1.layers",
+    } & set(known)
 
 
 def test_fields_are_those_of_the_object():
@@ -136,7 +159,12 @@ class Derived(Base):
 
 def test_meanings_of_several_lines_and_of_a_base_class():
     found = {path: field.meaning for path, field in fields(Derived()).items()}
-    assert found == {"a": "another one", "b": "first line, second line and what stands beside", "c": "in the middle", "d": "of its own"}
+    assert found == {
+        "a": "another one",
+        "b": "first line, second line and what stands beside",
+        "c": "in the middle",
+        "d": "of its own",
+    }
     assert fields(Derived())["d"].kind == int | None
 
 
@@ -150,8 +178,15 @@ def test_attributes_that_are_no_fields_are_found():
     config = TrainConfig()
     assert strays(config) == []
     config.step, config.optimizer.learning_rat = 1, 2
-    config.model.image.encoders[0].layer = config.model.image.adapter.queries = 3  # the latter of another kind
-    assert sorted(strays(config)) == ["model.image.adapter.queries", "model.image.encoders.0.layer", "optimizer.learning_rat", "step"]
+    config.model.image.encoders[0].layer = config.model.image.adapter.queries = (
+        3  # the latter of another kind
+    )
+    assert sorted(strays(config)) == [
+        "model.image.adapter.queries",
+        "model.image.encoders.0.layer",
+        "optimizer.learning_rat",
+        "step",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,11 @@ def imported(file, package="omnifusion_jax"):
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == package else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == package
+                else [node.module]
+            )
         for name in names:
             if name.startswith(f"{package}."):
                 yield name.removeprefix(f"{package}.").split(".")[0]
@@ -65,7 +69,9 @@ ROOMS = PACKAGE / "checkpoints"
 def test_no_file_of_checkpoints_imports_upwards(file):
     room = room_of(file, ROOMS)
     for other in set(imported(file, "omnifusion_jax.checkpoints")) - {room}:
-        assert WITHIN[other] < WITHIN[room], f"{room} (floor {WITHIN[room]}) imports {other} (floor {WITHIN[other]})"
+        assert WITHIN[other] < WITHIN[room], (
+            f"{room} (floor {WITHIN[room]}) imports {other} (floor {WITHIN[other]})"
+        )
 
 
 def test_every_room_has_a_floor():
@@ -74,7 +80,11 @@ def test_every_room_has_a_floor():
 
 
 def test_flax_nnx_is_touched_in_one_place():
-    named = [file.relative_to(PACKAGE) for file in FILES if "flax" in {line.split()[1].split(".")[0] for line in lines(file)}]
+    named = [
+        file.relative_to(PACKAGE)
+        for file in FILES
+        if "flax" in {line.split()[1].split(".")[0] for line in lines(file)}
+    ]
     assert named == [Path("nn/nnx.py")]
 
 

@@ -54,7 +54,11 @@ def test_the_step_compiles_for_a_tpu_slice(name):
     a quarter of the time and finds the same memory to a tenth.
     """
     pytest.importorskip("libtpu", reason="the TPU compiler (jax[tpu]) is not installed")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XLA_FLAGS": "", "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "XLA_FLAGS": "",
+        "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0",
+    }
     code = f"import test_full_size; print(test_full_size.bytes_a_chip({name!r}))"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -66,21 +70,30 @@ def test_the_step_compiles_for_a_tpu_slice(name):
 def bytes_a_chip(name):
     """What the compiled step of a config takes on a chip."""
     config = CONFIGS[name]
-    mesh = sharding.make_mesh(devices=topologies.get_topology_desc(platform="tpu", topology_name="v5e:8x8").devices)
+    mesh = sharding.make_mesh(
+        devices=topologies.get_topology_desc(platform="tpu", topology_name="v5e:8x8").devices
+    )
     skeleton = abstract(config.model)
     trained, frozen = freeze.split(config.train_parts, nnx.parameters(skeleton))
     optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
     state = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
-    place = lambda tree, placed: jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, placed)
+    place = lambda tree, placed: jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, placed
+    )
     state = place(state, state_shardings(mesh, state))
-    frozen = place({path: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for path, a in frozen.items()}, placements(mesh, frozen))
+    frozen = place(
+        {path: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for path, a in frozen.items()},
+        placements(mesh, frozen),
+    )
     rows, length, processor = config.batch_size, config.data.max_length, ImageProcessor.of(config.model.image)
     spread = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     plane = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=spread)
     integers = plane(jnp.int32, length)
     accumulate = min(config.grad_accum, rows // mesh.size)  # each micro-batch has a row for every chip
     pools = accumulate * mesh.size  # each with room for the pictures of its rows
-    pictures = lambda size: jax.ShapeDtypeStruct((pools, rows // pools * processor.room, size, size, 3), jnp.uint8, sharding=spread)
+    pictures = lambda size: jax.ShapeDtypeStruct(
+        (pools, rows // pools * processor.room, size, size, 3), jnp.uint8, sharding=spread
+    )
     batch = Batch(
         integers,
         integers,
@@ -92,8 +105,19 @@ def bytes_a_chip(name):
         {"image": tuple(pictures(view.size) for view in processor.views)},
     )
     step = make_step(
-        skeleton, OBJECTIVES["answers"], optimizer, seed=0, grad_accum=accumulate, dtype=jnp.dtype(config.compute_dtype), remat=config.remat
+        skeleton,
+        OBJECTIVES["answers"],
+        optimizer,
+        seed=0,
+        grad_accum=accumulate,
+        dtype=jnp.dtype(config.compute_dtype),
+        remat=config.remat,
     )
     with jax.set_mesh(mesh):
         memory = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile().memory_analysis()
-    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )

@@ -58,13 +58,20 @@ def test_how_an_adapter_was_first_drawn_and_its_dropout_are_free_its_kind_is_not
     from omnifusion_jax.run import starting_point
 
     c = tiny.config()
-    save_native(tmp_path / "model", c, tiny.arrays(c, "image/adapter", "special"), Path(locate("omnifusion-tiny-decoder")))
+    save_native(
+        tmp_path / "model",
+        c,
+        tiny.arrays(c, "image/adapter", "special"),
+        Path(locate("omnifusion-tiny-decoder")),
+    )
     free = changed(c, {"image.adapter.init": "torch", "image.adapter.dropout": 0.3})
     config = TrainConfig(model=free, init_from=str(tmp_path / "model"))
     assert "image/adapter/layer/attention/query/kernel" in starting_point(config)[0]
     config.model.image.adapter = adapter("linear")
     taken = "--config.model.image.adapter.kind=transformer --config.model.image.adapter.heads=2 --config.model.image.adapter.mlp=48"
-    with pytest.raises(ConfigError, match=re.escape(taken)):  # settings that the other kind has not among them
+    with pytest.raises(
+        ConfigError, match=re.escape(taken)
+    ):  # settings that the other kind has not among them
         starting_point(config)
 
 
@@ -72,5 +79,7 @@ def test_train_takes_over_what_the_command_line_sets_beside_a_preset(tmp_path):
     """kind=transformer is what the old preset had; with the new one's two encoders it cannot work, and must
     be seen to be refused."""
     flags = "--config.model.preset=report-sum-mistral-7b", "--config.model.image.adapter.kind=transformer"
-    said = run_command("train", "--config=configs/pretrain.py", *flags, f"--workdir={tmp_path / 'run'}", fails=True)
+    said = run_command(
+        "train", "--config=configs/pretrain.py", *flags, f"--workdir={tmp_path / 'run'}", fails=True
+    )
     assert "adapter.kind 'transformer' takes 1 of the encoders, there are 2" in said

@@ -27,7 +27,9 @@ def test_the_page_is_up_to_date():
     spec = importlib.util.spec_from_file_location("presets", ROOT / "examples/presets.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs/presets.md").read_text() == module.page() + "\n", "python examples/presets.py > docs/presets.md"
+    assert (ROOT / "docs/presets.md").read_text() == module.page() + "\n", (
+        "python examples/presets.py > docs/presets.md"
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -44,7 +46,9 @@ def test_every_preset_can_be_built_and_spread(name):
     large = name != "omnifusion-tiny"  # whose norms and biases weigh more
     parts = {"encoders, adapter": (encoders, 4), "decoder": (set(whole) - set(encoders), 8)}
     for part, (paths, devices) in parts.items():
-        assert sum(each[p] for p in paths) < (1.05 if large else 1.2) / devices * sum(whole[p] for p in paths), part
+        assert sum(each[p] for p in paths) < (1.05 if large else 1.2) / devices * sum(
+            whole[p] for p in paths
+        ), part
 
 
 def configs_in(config):
@@ -98,8 +102,18 @@ def test_what_the_command_line_sets_wins_over_another_preset(turn):
     """Also where it is what the old preset had: the new one has kind=sum, and 2048 rather than 128 for the
     tiny one's decoder."""
     c = command_line(*[SUM, "--config.model.image.adapter.kind=transformer"][::turn])
-    assert (c.preset, c.image.adapter.kind, c.image.encoders[1]) == ("report-sum-mistral-7b", "transformer", encoder("dinov2-l"))
-    c = command_line(*["--config.model.preset=omnifusion-tiny", "--config.model.decoder.width=4096", "--config.model.layout=omnifusion"][::turn])
+    assert (c.preset, c.image.adapter.kind, c.image.encoders[1]) == (
+        "report-sum-mistral-7b",
+        "transformer",
+        encoder("dinov2-l"),
+    )
+    c = command_line(
+        *[
+            "--config.model.preset=omnifusion-tiny",
+            "--config.model.decoder.width=4096",
+            "--config.model.layout=omnifusion",
+        ][::turn]
+    )
     assert (c.decoder.width, c.decoder.layers, c.image.encoders[0].width) == (4096, 4, 128)
 
 
@@ -117,10 +131,19 @@ def test_fields_of_a_part_that_only_the_new_preset_has(turn):
 
 
 def test_fields_of_a_part_that_only_the_old_preset_has_are_refused():
-    with pytest.raises(SystemExit, match=r"no flag --config\.model\.image\.encoders\.1\.image_size; is .*\.encoders\.0\.image_size meant\?"):
+    with pytest.raises(
+        SystemExit,
+        match=r"no flag --config\.model\.image\.encoders\.1\.image_size; is .*\.encoders\.0\.image_size meant\?",
+    ):
         table = "configs/report/table5.py:sum"
-        command_line("--config.model.preset=omnifusion-1.1", "--config.model.image.encoders.1.image_size=448", file=table)
-    assert command_line("--config.model.preset=omnifusion-1.1", file="configs/report/table5.py:sum") == preset("omnifusion-1.1")
+        command_line(
+            "--config.model.preset=omnifusion-1.1",
+            "--config.model.image.encoders.1.image_size=448",
+            file=table,
+        )
+    assert command_line(
+        "--config.model.preset=omnifusion-1.1", file="configs/report/table5.py:sum"
+    ) == preset("omnifusion-1.1")
 
 
 def test_a_part_that_was_put_in_or_taken_out_stays_so():
@@ -154,5 +177,7 @@ def test_an_adapter_of_another_kind_is_kept_whole():
 
 def test_nothing_of_the_tables_is_changed():
     before = repr([preset(name) for name in PRESETS])
-    command_line(SUM, "--config.model.image.adapter.kind=transformer", "--config.model.image.encoders.0.image_size=28")
+    command_line(
+        SUM, "--config.model.image.adapter.kind=transformer", "--config.model.image.encoders.0.image_size=28"
+    )
     assert repr([preset(name) for name in PRESETS]) == before

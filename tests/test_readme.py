@@ -26,7 +26,9 @@ from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(page.relative_to(ROOT) for pattern in ("*.md", "docs/*.md", "launch/*.md") for page in ROOT.glob(pattern))
+PAGES = sorted(
+    page.relative_to(ROOT) for pattern in ("*.md", "docs/*.md", "launch/*.md") for page in ROOT.glob(pattern)
+)
 DIALOGUES = ROOT.parent / "shared/data/real_dialogues/dialogues.json"
 FENCE = re.compile(r"^```(\w+) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": FAST_COMPILATION, "PYTHONPATH": str(ROOT)}
@@ -83,7 +85,10 @@ def test_python(desk, monkeypatch):
     namespace = {}
     for block in blocks("README.md", "python"):
         exec(compile("\n" * block.line + block.text, ROOT / block.page, "exec"), namespace)
-    assert namespace["answer"].text and namespace["scores"][0].shape[1] == namespace["model"].config.decoder.vocab
+    assert (
+        namespace["answer"].text
+        and namespace["scores"][0].shape[1] == namespace["model"].config.decoder.vocab
+    )
 
 
 def test_training_data(desk):
@@ -98,7 +103,16 @@ def test_training_data(desk):
 
 def run(module, arguments, desk):
     command = [sys.executable, "-m", f"omnifusion_jax.{module}", *arguments]
-    done = subprocess.run(command, cwd=desk, env=ENVIRONMENT, input=SAID, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    done = subprocess.run(
+        command,
+        cwd=desk,
+        env=ENVIRONMENT,
+        input=SAID,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
 
@@ -126,7 +140,9 @@ def refused(module):
     found = [words[3:] for words in COMMANDS if words[:3] == first]
     command = [sys.executable, "-c", PARSE, first[2]]
     text = json.dumps([[module, *words] for words in found])
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, input=text, text=True, capture_output=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, input=text, text=True, capture_output=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(zip(found, json.loads(done.stdout), strict=True))
 
@@ -149,7 +165,10 @@ def run_or_parse(module, flag, arguments, desk):
 
 def check_generate(arguments, desk):
     run_or_parse("generate", "model", arguments, desk)
-    rows = [json.loads(line) for line in (desk / value(arguments, "output")).read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (desk / value(arguments, "output")).read_text(encoding="utf-8").splitlines()
+    ]
     assert [row["error"] for row in rows] == [None, None]
 
 
@@ -163,7 +182,14 @@ def check_convert(arguments, desk):
 def check_side_by_side(arguments, desk):
     """What the page shows is what it prints."""
     pytest.importorskip("torch")
-    done = subprocess.run([sys.executable, "examples/llava_side_by_side.py"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "examples/llava_side_by_side.py"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     page = (ROOT / "docs/conversion.md").read_text(encoding="utf-8")
     assert len(lines := done.stdout.splitlines()) == 14 and all(line.rstrip() in page for line in lines)
@@ -237,7 +263,10 @@ def check_command(words, desk):
     CHECKS[known[0]](words[len(known[0].split()) :], desk)
 
 
-@pytest.mark.parametrize("words", [pytest.param(list(words), id=f"{where}:{' '.join(words)[:70]}") for words, where in COMMANDS.items()])
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(list(words), id=f"{where}:{' '.join(words)[:70]}") for words, where in COMMANDS.items()],
+)
 def test_command(words, desk, monkeypatch):
     if "--to=omnifusion" in words:
         pytest.importorskip("torch")
@@ -260,7 +289,11 @@ def test_links(page):
 
 def table(text):
     """The cells of a table's rows, without its head."""
-    return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if line.startswith("|")][2:]
+    return [
+        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ][2:]
 
 
 def figures():
@@ -279,7 +312,11 @@ def test_figures_of_the_demo_are_those_of_its_page_and_its_configs():
     percent, count = figure("questions about held-out pictures, answered exactly", r"([\d.]+) % of (\d+)")
     (blind,) = figure("the same questions about black pictures", r"([\d.]+) %")
     assert 92 <= float(percent) <= 100 and 10 < float(blind) < 30
-    (row,) = [row for row in table((ROOT / "docs/tiny.md").read_text(encoding="utf-8")) if row[0] == "both phases (`make demo`)"]
+    (row,) = [
+        row
+        for row in table((ROOT / "docs/tiny.md").read_text(encoding="utf-8"))
+        if row[0] == "both phases (`make demo`)"
+    ]
     pretrain, sft = shipped.load("tiny:pretrain"), shipped.load("tiny:sft")
     assert int(count) == sft.eval.count
     assert row == [
@@ -295,7 +332,9 @@ def test_figures_that_are_counted_and_timed():
     assert right == asked
     if DIALOGUES.is_file():
         records = json.loads(DIALOGUES.read_text(encoding="utf-8"))
-        assert int(asked) == sum(turn["from"] == "gpt" for record in records for turn in record["conversations"])
+        assert int(asked) == sum(
+            turn["from"] == "gpt" for record in records for turn in record["conversations"]
+        )
     minutes, seconds = figure("both phases with evaluation, two CPU cores", r"(\d+) min (\d+) s")
     assert 1 <= int(minutes) < 15 and int(seconds) < 60
 
@@ -307,6 +346,8 @@ def test_a_figure_has_its_command(what, desk, monkeypatch):
 
 
 def test_the_fast_tests_are_there():
-    said = subprocess.run(["make", "-n", "test-fast"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ["make", "-n", "test-fast"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     names = re.findall(r" (tests/\S+)", said)
     assert len(names) > 10 and not [name for name in names if not (ROOT / name).exists()]

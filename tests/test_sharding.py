@@ -19,7 +19,9 @@ GOLDEN = Path(__file__).parent / "golden" / "partition_specs.json"
 def specs():
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
     row = lambda path, a: [*map(str, a.shape), str(sharding.spec(mesh, axes(path), a.shape))]
-    return {name: {path: row(path, a) for path, a in arrays.items()} for name, arrays in tiny.systems().items()}
+    return {
+        name: {path: row(path, a) for path, a in arrays.items()} for name, arrays in tiny.systems().items()
+    }
 
 
 def test_partition_specs_are_those_of_the_golden_file():
@@ -69,4 +71,8 @@ def test_a_parameter_that_no_row_knows_is_named():
 if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True)
     lines = lambda rows: ",\n".join(f"  {json.dumps(path)}: {json.dumps(row)}" for path, row in rows.items())
-    GOLDEN.write_text("{\n" + ",\n".join(f" {json.dumps(name)}: {{\n{lines(rows)}\n }}" for name, rows in specs().items()) + "\n}\n")
+    GOLDEN.write_text(
+        "{\n"
+        + ",\n".join(f" {json.dumps(name)}: {{\n{lines(rows)}\n }}" for name, rows in specs().items())
+        + "\n}\n"
+    )

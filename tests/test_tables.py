@@ -39,14 +39,20 @@ def test_an_unknown_row_names_those_there_are():
     table = Table("shape", rows={"round": 0, "square": 1})
     with pytest.raises(ConfigError, match=r"^there is no shape 'flat'; choose from round, square$"):
         table["flat"]
-    with pytest.raises(ConfigError, match="there is no adapter 'nothing'; choose from linear, mlp, transformer, "):
+    with pytest.raises(
+        ConfigError, match="there is no adapter 'nothing'; choose from linear, mlp, transformer, "
+    ):
         ADAPTERS["nothing"]
 
 
 def test_a_table_brings_its_home_when_it_is_first_asked(tmp_path, monkeypatch):
     """One's own rows, put in before that, stay; a name of the home's own is the home's."""
-    (tmp_path / "home_of_shapes.py").write_text("import tables_of_shapes\ntables_of_shapes.SHAPES['round'] = 'theirs'\n")
-    (tmp_path / "tables_of_shapes.py").write_text("from omnifusion_jax.tables import Table\nSHAPES = Table('shape', 'home_of_shapes')\n")
+    (tmp_path / "home_of_shapes.py").write_text(
+        "import tables_of_shapes\ntables_of_shapes.SHAPES['round'] = 'theirs'\n"
+    )
+    (tmp_path / "tables_of_shapes.py").write_text(
+        "from omnifusion_jax.tables import Table\nSHAPES = Table('shape', 'home_of_shapes')\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     import tables_of_shapes
 
@@ -58,7 +64,13 @@ def test_a_table_brings_its_home_when_it_is_first_asked(tmp_path, monkeypatch):
 
 def test_the_shipped_rows_are_there_before_anything_else_is_imported():
     program = "from omnifusion_jax.tables import ADAPTERS, DECODERS; print(ADAPTERS['mlp'].__name__, DECODERS['qwen3'].__name__, *ADAPTERS.names())"
-    done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     names = ["linear", "mlp", "transformer", "concat", "sum", "attention", "resampler"]
     assert done.stdout.split() == ["MlpAdapter", "Decoder", *names]
 
@@ -83,7 +95,9 @@ def own_adapter():
 def test_an_adapter_of_ones_own_has_flags_parts_and_rows(own_adapter):
     here = flags.FlagValues()
     section = ConfigFlags(here)
-    command.parsed(["train", f"--config={own_adapter}", "--config.model.image.adapter.factor=3"], [], [section], here)
+    command.parsed(
+        ["train", f"--config={own_adapter}", "--config.model.image.adapter.factor=3"], [], [section], here
+    )
     assert section.fields["model.image.adapter.factor"].meaning == "patches a side of a square"
     config = section.value.validate()
     c = config.model
@@ -94,7 +108,10 @@ def test_an_adapter_of_ones_own_has_flags_parts_and_rows(own_adapter):
     assert (back.image.adapter.kind, back.image.adapter.factor) == ("squares", 3)
     arrays = nnx.parameters(abstract(c))
     trained, _ = freeze.split(config.train_parts, arrays)
-    assert arrays["image/adapter/linear/kernel"].shape == (9 * 128, 128) and "image/adapter/linear/kernel" in trained
+    assert (
+        arrays["image/adapter/linear/kernel"].shape == (9 * 128, 128)
+        and "image/adapter/linear/kernel" in trained
+    )
     assert all(axes(path) for path in arrays)
     c.image.adapter.factor = 4
     with pytest.raises(ConfigError, match=r"adapter\.factor 4 does not divide a grid of 6 patches a side"):
@@ -111,12 +128,20 @@ def test_an_adapter_of_ones_own_computes(own_adapter):
     rows = module(x)
     for row, column in np.ndindex(2, 2):
         square = grid[3 * row : 3 * row + 3, 3 * column : 3 * column + 3].reshape(-1)
-        np.testing.assert_allclose(rows[0, 2 * row + column], square @ module.linear.kernel[...] + module.linear.bias[...], atol=1e-4)
+        np.testing.assert_allclose(
+            rows[0, 2 * row + column], square @ module.linear.kernel[...] + module.linear.bias[...], atol=1e-4
+        )
 
 
 def short(config, **settings):
     """A few steps on one device."""
-    config.mesh, config.batch_size, config.steps, config.log_every, config.eval.count = MeshConfig(1, 1), 2, 2, 1, 2
+    config.mesh, config.batch_size, config.steps, config.log_every, config.eval.count = (
+        MeshConfig(1, 1),
+        2,
+        2,
+        1,
+        2,
+    )
     for name, value in settings.items():
         setattr(config, name, value)
     return config

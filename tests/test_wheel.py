@@ -40,7 +40,9 @@ def unpacked(tmp_path_factory):
         shutil.copy(ROOT / name, source)
     for name in ("omnifusion_jax", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    done = subprocess.run([sys.executable, "-c", BUILD, folder], cwd=source, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, folder], cwd=source, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     (wheel,) = folder.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(folder / "unpacked")
@@ -48,7 +50,9 @@ def unpacked(tmp_path_factory):
 
 
 def test_every_file_is_there(unpacked):
-    files = lambda folder: {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file() and "__pycache__" not in f.parts}
+    files = lambda folder: {
+        str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file() and "__pycache__" not in f.parts
+    }
     expected = files(ROOT / "omnifusion_jax") | {f"configs/{name}" for name in files(ROOT / "configs")}
     assert files(unpacked / "omnifusion_jax") == expected
 
@@ -56,11 +60,20 @@ def test_every_file_is_there(unpacked):
 def test_it_finds_configs_and_assets_and_explains_itself(unpacked, tmp_path):
     """Far from any checkout: shipped configs by name, --help from the wheel's sources, nothing heavy imported."""
     environment = {**os.environ, "PYTHONPATH": str(unpacked), "XLA_FLAGS": ""}
-    done = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", USE],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-4000:]  # that of --help
     said, text = done.stdout.split("\n", 1)
     file, folder, heavy, found = json.loads(said)
-    assert file == str(unpacked / "omnifusion_jax/__init__.py") and folder == str(unpacked / "omnifusion_jax/configs")
+    assert file == str(unpacked / "omnifusion_jax/__init__.py") and folder == str(
+        unpacked / "omnifusion_jax/configs"
+    )
     assert heavy == []
     assert set(found) == {"pretrain", "sft", "tiny", "report/table4", "report/table5", "report/table6"}
     assert "original" in found["sft"] and "real" in found["tiny"] and "internvit-6b" in found["report/table4"]

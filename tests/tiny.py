@@ -24,7 +24,11 @@ from omnifusion_jax.models.presets import preset
 from omnifusion_jax.nn import nnx
 
 PROMPT = "This is a dialog with AI assistant.\n"
-CORPUS = (PROMPT, "What is in the picture? A red circle and a blue square.", "How many circles are there? There are two circles to the left of it.")
+CORPUS = (
+    PROMPT,
+    "What is in the picture? A red circle and a blue square.",
+    "How many circles are there? There are two circles to the left of it.",
+)
 VOCAB = 320
 RESERVED = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -42,17 +46,28 @@ def make_tokenizer(directory) -> Tokenizer:
     metaspace = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always", split=False)
     trained = Backend(models.BPE())
     trained.pre_tokenizer = metaspace
-    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=RESERVED + BYTES, show_progress=False))
+    trained.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=RESERVED + BYTES, show_progress=False)
+    )
     model = json.loads(trained.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
-    backend = Backend(models.BPE(model["vocab"], merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend = Backend(
+        models.BPE(model["vocab"], merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     backend.add_special_tokens(RESERVED)
     backend.pre_tokenizer = metaspace
-    backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     backend.save(str(directory / "tokenizer.json"))
-    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    names = {
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(names))
     assert backend.get_vocab_size() == VOCAB
     return Tokenizer(directory)
@@ -101,7 +116,17 @@ def config(**settings) -> ModelConfig:
             adapter("transformer", heads=2, mlp=48),
         ),
         decoder=DecoderConfig(
-            vocab=VOCAB, width=48, layers=3, heads=6, kv_heads=2, head_dim=16, mlp=80, window=9, rope_theta=1000.0, eps=1e-5, max_length=256
+            vocab=VOCAB,
+            width=48,
+            layers=3,
+            heads=6,
+            kv_heads=2,
+            head_dim=16,
+            mlp=80,
+            window=9,
+            rope_theta=1000.0,
+            eps=1e-5,
+            max_length=256,
         ),
         prompt=PROMPT,
         **settings,
@@ -111,12 +136,17 @@ def config(**settings) -> ModelConfig:
 def arrays(c: ModelConfig, *parts, seed=0, dtype=np.float32):
     """Random parameters by path; biases and norms too, so that none can be left out unnoticed."""
     rng = np.random.default_rng(seed)
-    return {path: (rng.normal(size=shape) * 0.15 + path.endswith("scale")).astype(dtype) for path, shape in shapes_of(c, *parts).items()}
+    return {
+        path: (rng.normal(size=shape) * 0.15 + path.endswith("scale")).astype(dtype)
+        for path, shape in shapes_of(c, *parts).items()
+    }
 
 
 def image(c: ModelConfig, seed=0):
     """uint8[1, size, size, 3]"""
-    return np.random.default_rng(seed).integers(0, 256, (1, c.image.encoders[0].image_size, c.image.encoders[0].image_size, 3), np.uint8)
+    return np.random.default_rng(seed).integers(
+        0, 256, (1, c.image.encoders[0].image_size, c.image.encoders[0].image_size, 3), np.uint8
+    )
 
 
 @functools.cache
@@ -129,8 +159,12 @@ def systems():
     qwen, resampler = preset("omnifusion-1.1"), preset("omnifusion-1.1")
     qwen.decoder.qkv_bias = qwen.decoder.qk_norm = True
     resampler.image.adapter = adapter("resampler")
-    shapes = lambda c, part: {path: a for path, a in nnx.parameters(abstract(c)).items() if path.startswith(part)}
-    reader = nnx.parameters(nnx.eval_shape(lambda: PatchReader(preset("omnifusion-tiny"), 121, rngs=nnx.Rngs(0))))
+    shapes = lambda c, part: {
+        path: a for path, a in nnx.parameters(abstract(c)).items() if path.startswith(part)
+    }
+    reader = nnx.parameters(
+        nnx.eval_shape(lambda: PatchReader(preset("omnifusion-tiny"), 121, rngs=nnx.Rngs(0)))
+    )
     return {
         "omnifusion-1.1": shapes(preset("omnifusion-1.1"), ""),
         "dinov2-g-reg": shapes(giant, "image/encoders/"),

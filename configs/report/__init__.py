@@ -13,7 +13,11 @@ ENCODERS = {  # hub ids of what presets name
     "internvit-6b": "OpenGVLab/InternViT-6B-448px-V1-2",
 }
 SECOND = "facebook/dinov2-large"
-DECODERS = {"mistral-7b": "mistralai/Mistral-7B-v0.1", "vicuna-7b": "lmsys/vicuna-7b-v1.5", "vicuna-13b": "lmsys/vicuna-13b-v1.5"}
+DECODERS = {
+    "mistral-7b": "mistralai/Mistral-7B-v0.1",
+    "vicuna-7b": "lmsys/vicuna-7b-v1.5",
+    "vicuna-13b": "lmsys/vicuna-13b-v1.5",
+}
 
 
 def variants(*rows):
@@ -33,6 +37,8 @@ def experiment(row, decoder, phase, name):
     config.init_from = f"runs/{name.removesuffix(',sft')}/model" if phase is sft else None
     config.model = preset(f"report-{row}-{decoder}")
     towers = [ENCODERS.get(row, ENCODERS["clip-l"]), SECOND][: len(config.model.image.encoders)]
-    config.parts_from = {f"image/encoders/{i}": tower for i, tower in enumerate(towers)} | {"decoder": DECODERS[decoder]}
+    config.parts_from = {f"image/encoders/{i}": tower for i, tower in enumerate(towers)} | {
+        "decoder": DECODERS[decoder]
+    }
     config.data.max_length = 4096 if config.model.image.fit == "tiles" else 2048
     return config

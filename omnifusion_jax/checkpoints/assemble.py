@@ -50,7 +50,11 @@ def from_parts(decoder, vision, vision2=None, name=None, dtype=None) -> tuple[Ch
 def plain(sources):
     """How parts are joined where no preset says it."""
     first = hub.local(sources[0], files=True)
-    fit = native.read_config(first)[0].image.fit if native.is_native(first) else vision_towers.preferred_fit(first)
+    fit = (
+        native.read_config(first)[0].image.fit
+        if native.is_native(first)
+        else vision_towers.preferred_fit(first)
+    )
     kind = "transformer" if len(sources) == 1 else "sum"
     return ModelConfig(preset="parts", filled_from="parts", image=ImageConfig(adapter=adapter(kind), fit=fit))
 
@@ -58,11 +62,16 @@ def plain(sources):
 def joined(config, towers, decoder):
     """`config` with the parts that were found; which of a tower's features are used stays the config's affair."""
     ours, joins = config.image.encoders, config.image.adapter
-    kept = [{field: getattr(ours[min(i, len(ours) - 1)], field) for field in HANDED_ON} for i in range(len(towers))]
+    kept = [
+        {field: getattr(ours[min(i, len(ours) - 1)], field) for field in HANDED_ON}
+        for i in range(len(towers))
+    ]
     found = tuple(dataclasses.replace(tower, **fields) for tower, fields in zip(towers, kept, strict=True))
     if joins.kind == "mlp" and joins.mlp == config.decoder.width:  # LLaVA's is as wide as its language model
         joins = dataclasses.replace(joins, mlp=decoder.width)
-    config = dataclasses.replace(config, image=dataclasses.replace(config.image, encoders=found, adapter=joins), decoder=decoder)
+    config = dataclasses.replace(
+        config, image=dataclasses.replace(config.image, encoders=found, adapter=joins), decoder=decoder
+    )
     config.validate()
     return config
 

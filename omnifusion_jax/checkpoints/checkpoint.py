@@ -12,13 +12,17 @@ from omnifusion_jax.errors import CheckpointError
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     config: ModelConfig
-    arrays: dict[str, Any]  # by path: Lazy, which are read when they are used; jax arrays where a mesh was given
+    arrays: dict[
+        str, Any
+    ]  # by path: Lazy, which are read when they are used; jax arrays where a mesh was given
     tokenizer: Path | None  # directory with tokenizer.json
     format: str  # what it was read from: a name in FORMATS, or "parts"
 
     @property
     def parts(self):
-        return tuple(part for part in self.config.parts if any(path.startswith(f"{part}/") for path in self.arrays))
+        return tuple(
+            part for part in self.config.parts if any(path.startswith(f"{part}/") for path in self.arrays)
+        )
 
     @property
     def missing(self):
@@ -29,7 +33,9 @@ class Checkpoint:
 def check_whole(checkpoint):
     """Raises CheckpointError for a checkpoint that lacks a part of its model, or a tokenizer."""
     if checkpoint.missing:
-        raise CheckpointError(f"the checkpoint holds only {', '.join(checkpoint.parts)}; {', '.join(checkpoint.missing)} of the model are missing")
+        raise CheckpointError(
+            f"the checkpoint holds only {', '.join(checkpoint.parts)}; {', '.join(checkpoint.missing)} of the model are missing"
+        )
     if checkpoint.tokenizer is None:
         raise CheckpointError("the checkpoint has no tokenizer")
 

@@ -9,7 +9,9 @@ from omnifusion_jax.checkpoints.omnifusion.export import export_original
 from omnifusion_jax.config import check, one_of
 
 WRITERS = {
-    "native": lambda checkpoint, output: save_native(output, checkpoint.config, checkpoint.arrays, checkpoint.tokenizer),
+    "native": lambda checkpoint, output: save_native(
+        output, checkpoint.config, checkpoint.arrays, checkpoint.tokenizer
+    ),
     "omnifusion": export_original,
     "llava": export_llava,
 }
@@ -38,10 +40,16 @@ def convert(source, output, to="native", *, decoder=None, **options) -> tuple[Ch
 
 def read(source, decoder, options):
     options = {name: value for name, value in options.items() if value is not None}
-    check(bool(source) != bool(decoder), "give --source, a whole checkpoint, or --vision and --decoder, the parts of one")
+    check(
+        bool(source) != bool(decoder),
+        "give --source, a whole checkpoint, or --vision and --decoder, the parts of one",
+    )
     if decoder:
         whole = {"assign", "format"} & set(options)
-        check("vision" in options and not whole, "--decoder needs --vision, and takes no --assign and no --format")
+        check(
+            "vision" in options and not whole,
+            "--decoder needs --vision, and takes no --assign and no --format",
+        )
         names = {"preset": "name"}
         return from_parts(decoder, **{names.get(name, name): value for name, value in options.items()})
     found = load_checkpoint(source, **options)

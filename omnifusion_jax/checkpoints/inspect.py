@@ -23,7 +23,11 @@ def inspect(source, **options):
         return config.family, {"decoder": config}, arrays
     if format_of(directory) is None and vision_towers.is_encoder(directory):
         config, arrays = load_encoder(source)
-        return next(name for name, family in vision_towers.VISION_FAMILIES.items() if family.knows(directory)), {"encoder": config}, arrays
+        return (
+            next(name for name, family in vision_towers.VISION_FAMILIES.items() if family.knows(directory)),
+            {"encoder": config},
+            arrays,
+        )
     found = load_checkpoint(source, **options)
     parts = {name: value for name, value in vars(found.config).items() if name != "filled_from"}
     return found.format, parts, found.arrays
@@ -34,7 +38,10 @@ def lines(format, settings, arrays):
     yield f"{'format':16} {format}"
     for name, value in settings.items():
         if dataclasses.is_dataclass(value):
-            yield from (f"{path:16} {' '.join(f'{k}={v!r}' for k, v in plain.items())}" for path, plain in sections(name, value))
+            yield from (
+                f"{path:16} {' '.join(f'{k}={v!r}' for k, v in plain.items())}"
+                for path, plain in sections(name, value)
+            )
         elif value:
             yield f"{name:16} {value!r}"
     parts = collections.defaultdict(list)

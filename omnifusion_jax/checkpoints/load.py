@@ -25,7 +25,9 @@ class Format:
     """A way in which models are kept in directories."""
 
     knows: Callable[[Path], bool]  # whether a directory is one; reads settings and names only
-    read: Callable[..., tuple[ModelConfig, dict[str, Lazy], Path | None]]  # (directory, dtype, **options): as `Checkpoint` has them
+    read: Callable[
+        ..., tuple[ModelConfig, dict[str, Lazy], Path | None]
+    ]  # (directory, dtype, **options): as `Checkpoint` has them
     known_by: str  # files that make a directory one
     options: tuple[str, ...] = ()  # of `load_checkpoint`, that `read` takes
 
@@ -34,7 +36,9 @@ RELEASE = "tuned-model/, tokenizer/, projection.pt, special_embeddings.pt"
 FORMATS = {  # the first that knows a directory reads it
     "native": Format(native.is_native, native.read, "arrays/ and config.json"),
     "llava": Format(is_llava, read_llava, "config.json of type llava or llava_next"),
-    "omnifusion-phase1": Format(phase1.is_phase1, phase1.read, "projection.pt and special_embeddings.pt alone", ("preset", "assign")),
+    "omnifusion-phase1": Format(
+        phase1.is_phase1, phase1.read, "projection.pt and special_embeddings.pt alone", ("preset", "assign")
+    ),
     "omnifusion": Format(original.locate, original.read, RELEASE, ("vision", "assign")),
 }
 ALONE = {  # sources that are a part of a model: what they are, and how convert takes them
@@ -43,7 +47,9 @@ ALONE = {  # sources that are a part of a model: what they are, and how convert 
 }
 
 
-def load_checkpoint(source, vision=None, dtype=None, mesh=None, *, vision2=None, assign=None, preset=None, format=None) -> Checkpoint:
+def load_checkpoint(
+    source, vision=None, dtype=None, mesh=None, *, vision2=None, assign=None, preset=None, format=None
+) -> Checkpoint:
     """Reads a checkpoint, recognising its format.
 
     Args:
@@ -68,11 +74,19 @@ def load_checkpoint(source, vision=None, dtype=None, mesh=None, *, vision2=None,
         raise CheckpointError(f"{source}: {what_else(source, directory)}")
     if format not in (None, name):
         wanted = FORMATS[format].known_by
-        raise CheckpointError(f"{source}: of the format {name}, not {format}, which has {wanted}. Leave out format (--format)")
-    options = {option: value for option, value in {"vision": towers, "assign": assign, "preset": preset}.items() if value}
+        raise CheckpointError(
+            f"{source}: of the format {name}, not {format}, which has {wanted}. Leave out format (--format)"
+        )
+    options = {
+        option: value
+        for option, value in {"vision": towers, "assign": assign, "preset": preset}.items()
+        if value
+    }
     if unused := [option for option in options if option not in FORMATS[name].options]:
         said, flags = " and ".join(unused), ", --".join(unused)
-        raise CheckpointError(f"{source}: the format {name} says itself what {said} would; leave out --{flags}")
+        raise CheckpointError(
+            f"{source}: the format {name} says itself what {said} would; leave out --{flags}"
+        )
     config, arrays, tokenizer = FORMATS[name].read(directory, dtype, **options)
     checkpoint = Checkpoint(config, placed(mesh, arrays) if mesh else arrays, tokenizer, name)
     if checkpoint.tokenizer is not None:
@@ -96,7 +110,11 @@ def what_else(source, path):
                 "Training takes the parts as --config.parts_from.image/encoders/0 and --config.parts_from.decoder"
             )
     known = "; ".join(f"{name}: {format.known_by}" for name, format in FORMATS.items())
-    return f"a checkpoint of no known format ({known})" if path.is_dir() else "not a directory, and not a vision tower's file either"
+    return (
+        f"a checkpoint of no known format ({known})"
+        if path.is_dir()
+        else "not a directory, and not a vision tower's file either"
+    )
 
 
 def load_trained(source, model: ModelConfig) -> tuple[ModelConfig, dict, Path | None]:
@@ -112,7 +130,9 @@ def load_trained(source, model: ModelConfig) -> tuple[ModelConfig, dict, Path | 
     """
     directory = hub.local(source)
     if phase1.is_phase1(directory):
-        return *phase1.read_for(model, directory, "Train the model that they were made for: --config.model.preset=NAME"), None
+        return *phase1.read_for(
+            model, directory, "Train the model that they were made for: --config.model.preset=NAME"
+        ), None
     if not native.is_native(directory):
         raise CheckpointError(
             f"{source}: training goes on from a native checkpoint (config.json and arrays/), or from projection.pt and special_embeddings.pt of the "
@@ -150,5 +170,7 @@ def native_part(directory, part, dtype):
     config, arrays = native.open_native(directory, dtype)
     found = {path: a for path, a in arrays.items() if path.startswith(f"{part}/")}
     if not found:
-        raise CheckpointError(f"{directory}: holds no {part}, only {', '.join(native.read_config(directory)[1])}")
+        raise CheckpointError(
+            f"{directory}: holds no {part}, only {', '.join(native.read_config(directory)[1])}"
+        )
     return config, found

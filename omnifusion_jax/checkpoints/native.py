@@ -42,14 +42,21 @@ def save_native(directory, config: ModelConfig, arrays, tokenizer_dir=None):
     directory = Path(directory).absolute()
     check_free(directory)  # in every process: one that stopped alone would leave the others waiting
     first = jax.process_index() == 0  # it alone makes and names the directory
-    size = sum(a.nbytes for a in arrays.values()) if jax.process_count() == 1 else 0  # or one refuses, and the others wait for it
-    with written_beside(directory, size) if first else contextlib.nullcontext(unfinished(directory)) as partial:
+    size = (
+        sum(a.nbytes for a in arrays.values()) if jax.process_count() == 1 else 0
+    )  # or one refuses, and the others wait for it
+    with (
+        written_beside(directory, size) if first else contextlib.nullcontext(unfinished(directory)) as partial
+    ):
         multihost_utils.sync_global_devices(f"{directory} begun")
         write(partial / "arrays", arrays)
         if first:
             if tokenizer_dir is not None:
                 copy_tokenizer(tokenizer_dir, partial)
-            write_json(partial / "config.json", {"version": VERSION, "parts": parts, "model": dataclasses.asdict(config)})
+            write_json(
+                partial / "config.json",
+                {"version": VERSION, "parts": parts, "model": dataclasses.asdict(config)},
+            )
     multihost_utils.sync_global_devices(f"{directory} named")
 
 
@@ -109,7 +116,9 @@ def named_errors(directory):
         yield
     except Exception as error:  # Orbax raises a bare Exception for damaged data
         first_line = str(error).partition("\n")[0]
-        raise CheckpointError(f"{directory}/arrays cannot be read ({type(error).__name__}: {first_line:.200}). Copy or save it again.") from error
+        raise CheckpointError(
+            f"{directory}/arrays cannot be read ({type(error).__name__}: {first_line:.200}). Copy or save it again."
+        ) from error
 
 
 def is_native(directory):

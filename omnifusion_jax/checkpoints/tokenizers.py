@@ -15,7 +15,14 @@ from omnifusion_jax.errors import CheckpointError
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 SPACE = "\u2581"  # sentencepiece's mark for a space
-PROBES = ("This is a dialog.\n", "  two  spaces", " a\tb ", "\u041f\u0440\u0438\u0432\u0435\u0442, 2 + 2?", "\u65e5\u672c\u0001", "")
+PROBES = (
+    "This is a dialog.\n",
+    "  two  spaces",
+    " a\tb ",
+    "\u041f\u0440\u0438\u0432\u0435\u0442, 2 + 2?",
+    "\u65e5\u672c\u0001",
+    "",
+)
 
 
 def copy_tokenizer(source, target):
@@ -39,14 +46,18 @@ def fast_tokenizer(directory) -> Path | None:
     converted = caches / "omnifusion_jax" / f"tokenizer-{hashlib.sha256(content).hexdigest()[:16]}"
     if not converted.is_dir():
         converted.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=converted.parent) as partial:  # its own: several processes may start at once
+        with tempfile.TemporaryDirectory(
+            dir=converted.parent
+        ) as partial:  # its own: several processes may start at once
             copy_tokenizer(directory, partial)
             from_sentencepiece(directory / "tokenizer.model").save(str(Path(partial) / "tokenizer.json"))
             with contextlib.suppress(OSError):  # another one was faster, with the same content
                 os.rename(partial, converted)
                 os.mkdir(partial)  # what the context removes
     if not converted.is_dir():
-        raise CheckpointError(f"{converted}: the converted tokenizer cannot be written there. Set XDG_CACHE_HOME to a folder that can be written.")
+        raise CheckpointError(
+            f"{converted}: the converted tokenizer cannot be written there. Set XDG_CACHE_HOME to a folder that can be written."
+        )
     return converted
 
 
@@ -75,18 +86,30 @@ def from_sentencepiece(file) -> Tokenizer:
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError) as error:
-        raise CheckpointError(f"{file}: not a sentencepiece model ({error!s:.200}). Copy or download it again.") from error
+        raise CheckpointError(
+            f"{file}: not a sentencepiece model ({error!s:.200}). Copy or download it again."
+        ) from error
     ids = {pieces.id_to_piece(i): i for i in range(len(pieces))}
     unknown = pieces.id_to_piece(pieces.unk_id())
-    tokenizer = Tokenizer(models.BPE(ids, merges(pieces, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(ids, merges(pieces, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
     tokenizer.add_special_tokens(
-        [AddedToken(piece, normalized=False, special=True) for piece, i in ids.items() if pieces.is_control(i) or pieces.is_unknown(i)]
+        [
+            AddedToken(piece, normalized=False, special=True)
+            for piece, i in ids.items()
+            if pieces.is_control(i) or pieces.is_unknown(i)
+        ]
     )
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     for text in PROBES:
         if (ours := tokenizer.encode(text).ids) != (theirs := pieces.encode(text)):
-            raise CheckpointError(f"{file}: not a byte-pair model like Llama's: {text!r} is {theirs}, converted {ours}. Provide a tokenizer.json.")
+            raise CheckpointError(
+                f"{file}: not a byte-pair model like Llama's: {text!r} is {theirs}, converted {ours}. Provide a tokenizer.json."
+            )
     return tokenizer
 
 
@@ -95,5 +118,7 @@ def merges(pieces, ids):
     found = []
     for piece, i in ids.items():
         halves = [(piece[:n], piece[n:]) for n in range(len(piece) - 1, 0, -1)]
-        found += [(-pieces.get_score(i), -len(a), -len(b), (a, b)) for a, b in halves if a in ids and b in ids]
+        found += [
+            (-pieces.get_score(i), -len(a), -len(b), (a, b)) for a, b in halves if a in ids and b in ids
+        ]
     return [pair for *_, pair in sorted(found, key=lambda row: row[:3])]

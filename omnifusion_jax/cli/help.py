@@ -13,10 +13,23 @@ COLUMNS = (30, 12, 14)  # field, type, default; the meaning has the rest
 
 def page(introduction, flags, sections=()):
     """Args: flags: those of absl; sections: each a `name` and `defaults`, a dataclass of which each field is a flag too."""
-    lines = [introduction, "", *(row((f"--{flag.name}",), flag.help + (f" Default: {flag.default}." if flag.default else "")) for flag in flags)]
+    lines = [
+        introduction,
+        "",
+        *(
+            row((f"--{flag.name}",), flag.help + (f" Default: {flag.default}." if flag.default else ""))
+            for flag in flags
+        ),
+    ]
     for section in sections:
-        known, defaults = fields(section.defaults), values(section.defaults)  # the latter not of parts that are None
-        rows = [row((path, spelt(known[path].kind), short(value)), known[path].meaning) for path, value in defaults.items()]
+        known, defaults = (
+            fields(section.defaults),
+            values(section.defaults),
+        )  # the latter not of parts that are None
+        rows = [
+            row((path, spelt(known[path].kind), short(value)), known[path].meaning)
+            for path, value in defaults.items()
+        ]
         lines += ["", heading(section.name), "", row(("FIELD", "type", "default"), ""), *rows]
     return "\n".join(lines)
 
@@ -32,14 +45,19 @@ def row(cells, meaning):
     start = "  " + " ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)) + " "
     if not meaning:
         return start.rstrip()
-    return textwrap.fill(meaning, WIDTH, initial_indent=start, subsequent_indent=" " * (2 + sum(widths) + len(widths)))
+    return textwrap.fill(
+        meaning, WIDTH, initial_indent=start, subsequent_indent=" " * (2 + sum(widths) + len(widths))
+    )
 
 
 def spelt(kind):
     """A type as it is annotated; a tuple is typed as a list, a part that may be missing as "build" or None."""
     names = {types.NoneType: "None", tuple: "list", dict: "dict"}
     found = [typing.get_origin(option) or option for option in options(kind)]
-    return " | ".join("build" if dataclasses.is_dataclass(option) else names.get(option) or option.__name__ for option in found)
+    return " | ".join(
+        "build" if dataclasses.is_dataclass(option) else names.get(option) or option.__name__
+        for option in found
+    )
 
 
 def short(value, room=COLUMNS[2]):

@@ -61,8 +61,13 @@ class FieldFlags:
     def over(self, config, define=config_flags.DEFINE_config_dataclass):
         """A config with what was given: a copy of a dataclass, or the ConfigDict itself."""
         entries = {path: value for path, value in self.given.items() if path not in self.fields}  # of dicts
-        given = sorted((path, value) for path, value in self.given.items() if path not in entries)  # a part before its fields
-        words = [self.name, *(f"--{self.name}.{indexed(path)}={value}" for path, value in given if plain(value))]
+        given = sorted(
+            (path, value) for path, value in self.given.items() if path not in entries
+        )  # a part before its fields
+        words = [
+            self.name,
+            *(f"--{self.name}.{indexed(path)}={value}" for path, value in given if plain(value)),
+        ]
         here = flags.FlagValues()
         try:
             config = define(self.name, config, flag_values=here, sys_argv=words)
@@ -75,7 +80,11 @@ class FieldFlags:
         for path, value in entries.items():
             name, _, key = path.partition(".")
             held = getattr(config.value, name)
-            setattr(config.value, name, {**held, key: value} if value is not None else {k: v for k, v in held.items() if k != key})
+            setattr(
+                config.value,
+                name,
+                {**held, key: value} if value is not None else {k: v for k, v in held.items() if k != key},
+            )
         return config.value
 
 
@@ -97,7 +106,12 @@ class ConfigFlags(FieldFlags):
 
     def __init__(self, flag_values=flags.FLAGS):
         super().__init__("config", TrainConfig())
-        self.source = flags.DEFINE_string("config", None, "NAME[:VARIANT] of a shipped config, or FILE.py[:VARIANT]: see --help.", flag_values)
+        self.source = flags.DEFINE_string(
+            "config",
+            None,
+            "NAME[:VARIANT] of a shipped config, or FILE.py[:VARIANT]: see --help.",
+            flag_values,
+        )
         self.choices = {}
 
     def take(self, argv):
@@ -147,7 +161,9 @@ class GenerationFlags(FieldFlags):
 
     def __init__(self, flag_values=flags.FLAGS):
         super().__init__("generation", GenerationConfig())
-        self.official = flags.DEFINE_bool("generation.official", False, "Start from the recipe published with OmniFusion-1.1.", flag_values)
+        self.official = flags.DEFINE_bool(
+            "generation.official", False, "Start from the recipe published with OmniFusion-1.1.", flag_values
+        )
 
     @property
     def value(self):

@@ -5,11 +5,26 @@ A config file builds a `TrainConfig`, the command line changes fields (types are
 
 from omnifusion_jax.config.base import check, from_dict, one_of, same_settings, to_json, tuples, variant
 from omnifusion_jax.config.decoder import DecoderConfig, RopeScaling
-from omnifusion_jax.config.encoder import CLIP_MEAN, CLIP_STD, HALF, HANDED_ON, IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
+from omnifusion_jax.config.encoder import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    HANDED_ON,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EncoderConfig,
+)
 from omnifusion_jax.config.generation import GenerationConfig
 from omnifusion_jax.config.model import ModelConfig, part_of
 from omnifusion_jax.config.streams import AdapterConfig, ImageConfig, StreamConfig, View, adapter
-from omnifusion_jax.config.training import CheckpointConfig, DataConfig, EvalConfig, MeshConfig, OptimizerConfig, TrainConfig
+from omnifusion_jax.config.training import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "CLIP_MEAN",

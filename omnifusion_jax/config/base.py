@@ -23,14 +23,26 @@ def same_settings(name, ours, theirs, source, but=()):
         (ours is None) == (theirs is None),
         f"{source} has {'no' if theirs is None else 'a'} {name}, the config has {'none' if ours is None else 'one'}",
     )
-    fields = [f.name for f in dataclasses.fields(theirs) if f.name not in but] if theirs else ()  # ours may have others
-    wrong = [f"--config.{name}.{f}={getattr(theirs, f)}" for f in fields if getattr(ours, f, None) != getattr(theirs, f)]
-    check(not wrong, f"{source} was made with other settings than the config's {name}. To take them over: {shlex.join(wrong)}")
+    fields = (
+        [f.name for f in dataclasses.fields(theirs) if f.name not in but] if theirs else ()
+    )  # ours may have others
+    wrong = [
+        f"--config.{name}.{f}={getattr(theirs, f)}"
+        for f in fields
+        if getattr(ours, f, None) != getattr(theirs, f)
+    ]
+    check(
+        not wrong,
+        f"{source} was made with other settings than the config's {name}. To take them over: {shlex.join(wrong)}",
+    )
 
 
 def variant(table, name):
     """The row of a config file's variants. Raises ConfigError naming those there are."""
-    check(name in table, f"there is no variant {name!r}; choose from {', '.join(filter(None, table)) or 'none'}, or give none for the default")
+    check(
+        name in table,
+        f"there is no variant {name!r}; choose from {', '.join(filter(None, table)) or 'none'}, or give none for the default",
+    )
     return table[name]
 
 
@@ -43,7 +55,9 @@ def from_dict(cls, values):
     cls = cls.of(values) if hasattr(cls, "of") else cls  # of a table's rows
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if unknown := set(values) - set(fields):
-        raise ConfigError(f"{cls.__qualname__} has no field {', '.join(sorted(unknown))}; it has {', '.join(fields)}")
+        raise ConfigError(
+            f"{cls.__qualname__} has no field {', '.join(sorted(unknown))}; it has {', '.join(fields)}"
+        )
     return cls(**{name: restored(fields[name].type, value) for name, value in values.items()})
 
 
@@ -52,7 +66,11 @@ def restored(kind, value):
     inside = next((one for one in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(one)), None)
     if inside is None or value is None:
         return tuples(value)
-    return tuple(from_dict(inside, one) for one in value) if isinstance(value, list | tuple) else from_dict(inside, value)
+    return (
+        tuple(from_dict(inside, one) for one in value)
+        if isinstance(value, list | tuple)
+        else from_dict(inside, value)
+    )
 
 
 def tuples(value):

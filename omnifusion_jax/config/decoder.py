@@ -46,5 +46,8 @@ class DecoderConfig:
 
     def validate(self):
         DECODERS[self.family]
-        check(self.heads % self.kv_heads == 0, f"decoder.heads {self.heads} is not a multiple of decoder.kv_heads {self.kv_heads}")
+        check(
+            self.heads % self.kv_heads == 0,
+            f"decoder.heads {self.heads} is not a multiple of decoder.kv_heads {self.kv_heads}",
+        )
         check(self.head_dim % 2 == 0, f"decoder.head_dim {self.head_dim} is odd; rotary positions need pairs")

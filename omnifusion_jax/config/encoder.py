@@ -16,7 +16,9 @@ class EncoderConfig:
 
     kind: str = "vit"  # a row of tables.ENCODERS
     image_size: int = 336  # pixels a side
-    shortest_edge: int | None = None  # image.fit=crop: pixels of the shortest edge before the centre is cut out; None: image_size
+    shortest_edge: int | None = (
+        None  # image.fit=crop: pixels of the shortest edge before the centre is cut out; None: image_size
+    )
     patch: int = 14  # pixels a side of a patch
     width: int = 1024  # of an embedding
     layers: int = 24  # blocks
@@ -35,13 +37,19 @@ class EncoderConfig:
     layer_scale: bool = False  # a trained factor for every channel of what a block adds
     pre_norm: bool = True  # a norm before the first block
     post_norm: bool = True  # a norm after the last block
-    position_grid: int | None = None  # patches a side that the positions were trained for; None: those of image_size
-    rope_theta: float | None = None  # rotary positions by row and column: base of their wavelengths; None: there are none
+    position_grid: int | None = (
+        None  # patches a side that the positions were trained for; None: those of image_size
+    )
+    rope_theta: float | None = (
+        None  # rotary positions by row and column: base of their wavelengths; None: there are none
+    )
     rope_grid: int | None = None  # patches a side that rotary positions count in; None: those of image_size
     position_resize: str = "bicubic"  # how they come to those of image_size: a row of nn/resize.py
     mean: tuple[float, float, float] = CLIP_MEAN  # of red, green and blue in [0, 1]: taken away from pixels
     std: tuple[float, float, float] = CLIP_STD  # by which they are then divided
-    feature_layer: int = -2  # hidden state that is handed on: 0 is the input of the first block, -1 the output of the last
+    feature_layer: int = (
+        -2
+    )  # hidden state that is handed on: 0 is the input of the first block, -1 the output of the last
     feature_norm: bool = False  # the post norm is applied to features too
     keep_class_token: bool = False  # the class token is a feature row too
 
@@ -82,7 +90,9 @@ class EncoderConfig:
     def canonical(self):
         """A copy in which nothing is said twice: None where a field has the value that None stands for."""
         edge = None if self.shortest_edge == self.image_size else self.shortest_edge
-        return dataclasses.replace(self, shortest_edge=edge, position_grid=self.position_grid if self.resized else None)
+        return dataclasses.replace(
+            self, shortest_edge=edge, position_grid=self.position_grid if self.resized else None
+        )
 
     def validate(self):
         ENCODERS[self.kind]
@@ -90,15 +100,41 @@ class EncoderConfig:
         one_of("encoder.norm", self.norm, ("layer", "rms"))
         one_of("encoder.norm_order", self.norm_order, ("pre", "post"))
         rotates = self.rope_theta is None or self.width // self.heads % 4 == 0
-        check(rotates, "encoder.rope_theta needs heads of a width that 4 divides: pairs for rows and for columns")
-        one_of("encoder.position_resize", self.position_resize, ("bicubic", "bicubic_antialias", "bicubic_offset"))
-        check(self.image_size >= self.patch, f"encoder.image_size {self.image_size} is less than encoder.patch {self.patch}")
-        check(self.width % self.heads == 0, f"encoder.width {self.width} is not a multiple of encoder.heads {self.heads}")
+        check(
+            rotates,
+            "encoder.rope_theta needs heads of a width that 4 divides: pairs for rows and for columns",
+        )
+        one_of(
+            "encoder.position_resize",
+            self.position_resize,
+            ("bicubic", "bicubic_antialias", "bicubic_offset"),
+        )
+        check(
+            self.image_size >= self.patch,
+            f"encoder.image_size {self.image_size} is less than encoder.patch {self.patch}",
+        )
+        check(
+            self.width % self.heads == 0,
+            f"encoder.width {self.width} is not a multiple of encoder.heads {self.heads}",
+        )
         low, high = -self.layers - 1, self.layers
-        check(low <= self.feature_layer <= high, f"encoder.feature_layer {self.feature_layer} is outside {low}..{high}")
-        check(self.class_token or not self.keep_class_token, "encoder.keep_class_token needs encoder.class_token")
+        check(
+            low <= self.feature_layer <= high,
+            f"encoder.feature_layer {self.feature_layer} is outside {low}..{high}",
+        )
+        check(
+            self.class_token or not self.keep_class_token,
+            "encoder.keep_class_token needs encoder.class_token",
+        )
         check(self.post_norm or not self.feature_norm, "encoder.feature_norm needs encoder.post_norm")
-        check(self.view[1] >= self.image_size, f"encoder.shortest_edge {self.shortest_edge} is less than encoder.image_size {self.image_size}")
+        check(
+            self.view[1] >= self.image_size,
+            f"encoder.shortest_edge {self.shortest_edge} is less than encoder.image_size {self.image_size}",
+        )
 
 
-HANDED_ON = ("feature_layer", "feature_norm", "keep_class_token")  # of an EncoderConfig: which of its features a model takes
+HANDED_ON = (
+    "feature_layer",
+    "feature_norm",
+    "keep_class_token",
+)  # of an EncoderConfig: which of its features a model takes

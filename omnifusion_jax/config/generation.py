@@ -19,7 +19,9 @@ class GenerationConfig:
     top_p: float = 1.0  # sampling: the likeliest tokens that have this probability together
     early_stopping: bool = False  # beams: stop as soon as num_beams candidates are finished
     length_penalty: float = 1.0  # beams: score is the sum of log probabilities over length ** length_penalty
-    repetition_penalty: float = 1.0  # scores of generated tokens are divided by it, negative ones multiplied; 1: off
+    repetition_penalty: float = (
+        1.0  # scores of generated tokens are divided by it, negative ones multiplied; 1: off
+    )
     no_repeat_ngram_size: int = 0  # 0: off
     banned: tuple[str, ...] = ()  # strings that may not be produced, as the tokenizer cuts them
     banned_tokens: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be produced
@@ -44,9 +46,15 @@ class GenerationConfig:
         check(self.max_new_tokens > 0, f"max_new_tokens is {self.max_new_tokens}")
         check(self.num_beams > 0, f"num_beams is {self.num_beams}")
         check(self.temperature >= 0, f"temperature is {self.temperature}")
-        check(self.num_beams == 1 or self.temperature == 0, "beams are not sampled: set num_beams=1 or temperature=0")
+        check(
+            self.num_beams == 1 or self.temperature == 0,
+            "beams are not sampled: set num_beams=1 or temperature=0",
+        )
         check(0 < self.top_p <= 1, f"top_p {self.top_p} is not in (0, 1]")
         check(self.top_k >= 0, f"top_k is {self.top_k}; 0 means all")
         check(self.repetition_penalty > 0, f"repetition_penalty is {self.repetition_penalty}; 1 means off")
-        check(self.no_repeat_ngram_size >= 0, f"no_repeat_ngram_size is {self.no_repeat_ngram_size}; 0 means off")
+        check(
+            self.no_repeat_ngram_size >= 0,
+            f"no_repeat_ngram_size is {self.no_repeat_ngram_size}; 0 means off",
+        )
         check(0 <= self.seed < 2**32, f"seed {self.seed} is not in [0, 2**32)")

@@ -40,7 +40,9 @@ class ModelConfig:
     @property
     def special(self):
         """Names of the trained vectors that stand in sequences, in the order in which `Batch.index` counts them."""
-        return LAYOUTS[self.layout].vectors + tuple(name for stream in self.streams.values() for name in stream.special)
+        return LAYOUTS[self.layout].vectors + tuple(
+            name for stream in self.streams.values() for name in stream.special
+        )
 
     @property
     def parts(self):
@@ -59,4 +61,7 @@ class ModelConfig:
         one_of("model.image_place", self.image_place, ("prefix", "mark"))
         free = self.image_place == "prefix" or self.layout not in ("original", "template")
         check(free, f"model.image_place=mark: model.layout={self.layout} has a place of its own for pictures")
-        check(bool(self.template) == (self.layout == "template"), "model.template belongs to model.layout=template, which needs one")
+        check(
+            bool(self.template) == (self.layout == "template"),
+            "model.template belongs to model.layout=template, which needs one",
+        )

@@ -20,10 +20,18 @@ class AdapterConfig:
         one_of("adapter.init", self.init, ("normal", "torch"))
         row = ADAPTERS[self.kind]
         names = lambda cls: {field.name for field in dataclasses.fields(cls)}
-        own = names(type(self)) == names(row.Settings)  # by name: a config file that is read twice makes its rows twice
-        check(own, f"adapter.kind {self.kind!r} has settings of its own: image.adapter is to be adapter({self.kind!r}, ...)")
+        own = names(type(self)) == names(
+            row.Settings
+        )  # by name: a config file that is read twice makes its rows twice
+        check(
+            own,
+            f"adapter.kind {self.kind!r} has settings of its own: image.adapter is to be adapter({self.kind!r}, ...)",
+        )
         takes, there = row.encoders, len(stream.encoders)
-        check(there == takes, f"adapter.kind {self.kind!r} takes {takes} of the encoders, there {'is' if there == 1 else 'are'} {there}")
+        check(
+            there == takes,
+            f"adapter.kind {self.kind!r} takes {takes} of the encoders, there {'is' if there == 1 else 'are'} {there}",
+        )
 
     @classmethod
     def of(cls, values):

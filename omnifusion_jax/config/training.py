@@ -25,8 +25,13 @@ class OptimizerConfig:
         one_of("optimizer.schedule", self.schedule, ("cosine", "constant"))
         check(self.name == "adamw" or not self.weight_decay, "optimizer.weight_decay works with adamw only")
         check(self.learning_rate > 0, f"optimizer.learning_rate {self.learning_rate} is not positive")
-        check(0 <= self.warmup < 1, f"optimizer.warmup is a share of the horizon in [0, 1), not {self.warmup}")
-        check(self.horizon >= 1, f"optimizer.horizon is {self.horizon}: below 1 the rate would be 0 before the run ends")
+        check(
+            0 <= self.warmup < 1, f"optimizer.warmup is a share of the horizon in [0, 1), not {self.warmup}"
+        )
+        check(
+            self.horizon >= 1,
+            f"optimizer.horizon is {self.horizon}: below 1 the rate would be 0 before the run ends",
+        )
 
 
 @dataclasses.dataclass
@@ -45,8 +50,14 @@ class DataConfig:
     def validate(self):
         one_of("data.on_bad_sample", self.on_bad_sample, ("raise", "skip"))
         one_of("data.check", self.check, ("first_epoch", "off"))
-        check(0 <= self.bad_share <= 1, f"data.bad_share is a share of the records from 0 to 1, not {self.bad_share}")
-        check(bool(self.path), "data.path is empty: give a LLaVA JSON file, --config.data.path=dialogues.json --config.data.images=FOLDER")
+        check(
+            0 <= self.bad_share <= 1,
+            f"data.bad_share is a share of the records from 0 to 1, not {self.bad_share}",
+        )
+        check(
+            bool(self.path),
+            "data.path is empty: give a LLaVA JSON file, --config.data.path=dialogues.json --config.data.images=FOLDER",
+        )
 
 
 @dataclasses.dataclass
@@ -57,18 +68,26 @@ class MeshConfig:
 
     def validate(self):
         sizes = (self.data, self.fsdp, self.tensor)
-        check(sum(s == -1 for s in sizes) <= 1 and all(s == -1 or s > 0 for s in sizes), f"mesh sizes {sizes}: positive, at most one -1")
+        check(
+            sum(s == -1 for s in sizes) <= 1 and all(s == -1 or s > 0 for s in sizes),
+            f"mesh sizes {sizes}: positive, at most one -1",
+        )
 
 
 @dataclasses.dataclass
 class CheckpointConfig:
     every_steps: int = 500  # how often the state of the run is saved; 0: by time alone
-    every_minutes: float = 0.0  # besides; 0: by steps alone. With both 0 it is saved at the end and where the run is stopped
+    every_minutes: float = (
+        0.0  # besides; 0: by steps alone. With both 0 it is saved at the end and where the run is stopped
+    )
     keep: int = 2  # the newest so many states; while one is written there is one more
     final: str = "trained"  # parts, is what the finished run writes to WORKDIR/model; or the complete model
 
     def validate(self):
-        check(self.every_steps >= 0 and self.every_minutes >= 0, "checkpoint.every_steps and checkpoint.every_minutes must not be negative")
+        check(
+            self.every_steps >= 0 and self.every_minutes >= 0,
+            "checkpoint.every_steps and checkpoint.every_minutes must not be negative",
+        )
         check(self.keep > 0, "checkpoint.keep must be positive")
         one_of("checkpoint.final", self.final, ("trained", "complete"))
 
@@ -84,8 +103,14 @@ class EvalConfig:
     blind: bool = False  # ask the same questions about blank pictures too
 
     def validate(self):
-        check(self.batch_size > 0 and self.max_new_tokens > 0, "eval.batch_size and eval.max_new_tokens must be positive")
-        check(self.count > 0 or not self.path.startswith("synthetic:"), "eval.count must be positive: synthetic pictures have no end")
+        check(
+            self.batch_size > 0 and self.max_new_tokens > 0,
+            "eval.batch_size and eval.max_new_tokens must be positive",
+        )
+        check(
+            self.count > 0 or not self.path.startswith("synthetic:"),
+            "eval.count must be positive: synthetic pictures have no end",
+        )
 
 
 @dataclasses.dataclass
@@ -95,7 +120,9 @@ class TrainConfig:
     batch_size: int = 256  # dialogues a step, over all devices and accumulation steps
     grad_accum: int = 1  # portions that a step's dialogues are taken in, one after the other
     loss_mean_rows: int = 0  # 0: one mean over a step's targets; n: the mean of the means over n rows each
-    objective: str = "answers"  # or patches: a bare encoder names what covers each patch of synthetic pictures
+    objective: str = (
+        "answers"  # or patches: a bare encoder names what covers each patch of synthetic pictures
+    )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     # {part: directory or hub id}, of the parts image/encoders/0 and so on, and decoder; others are fresh, unless init_from has them
     parts_from: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -119,14 +146,25 @@ class TrainConfig:
         for name in ("steps", "batch_size", "grad_accum", "log_every", "max_bad_steps"):
             check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be positive")
         longest = self.model.decoder.max_length
-        check(0 < self.data.max_length <= longest, f"data.max_length {self.data.max_length} is not in 1..{longest} (model.decoder.max_length)")
-        check(self.batch_size % self.grad_accum == 0, f"batch_size {self.batch_size} is not a multiple of grad_accum")
+        check(
+            0 < self.data.max_length <= longest,
+            f"data.max_length {self.data.max_length} is not in 1..{longest} (model.decoder.max_length)",
+        )
+        check(
+            self.batch_size % self.grad_accum == 0,
+            f"batch_size {self.batch_size} is not a multiple of grad_accum",
+        )
         groups = self.loss_mean_rows >= 0 and self.batch_size % (self.loss_mean_rows or 1) == 0
-        check(groups, f"batch_size {self.batch_size} is not a multiple of loss_mean_rows {self.loss_mean_rows}")
+        check(
+            groups, f"batch_size {self.batch_size} is not a multiple of loss_mean_rows {self.loss_mean_rows}"
+        )
         OBJECTIVES[self.objective]
         one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
         one_of("remat", self.remat, ("none", "dots", "full"))
-        check(bool(self.train_parts), "train_parts is empty: rows (regex, learning-rate factor or None) say what is trained")
+        check(
+            bool(self.train_parts),
+            "train_parts is empty: rows (regex, learning-rate factor or None) say what is trained",
+        )
         for pattern, _ in self.train_parts:
             try:
                 re.compile(pattern)

@@ -50,7 +50,9 @@ class Worker:
 
     def __init__(self, pickled, nice=0):
         command = [sys.executable, "-c", START.format(nice=nice, path=sys.path)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         self.pickled = pickled
 
     def send(self, argument):
@@ -75,7 +77,11 @@ class Worker:
             yield
         except (BrokenPipeError, EOFError, pickle.UnpicklingError):
             status = self.process.wait()
-            why = "often because memory ran out; fewer data.num_workers take less" if status < 0 else "for what it wrote above"
+            why = (
+                "often because memory ran out; fewer data.num_workers take less"
+                if status < 0
+                else "for what it wrote above"
+            )
             raise OmniFusionError(f"a process that reads data ended with status {status}, {why}") from None
 
     def close(self):

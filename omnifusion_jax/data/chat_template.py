@@ -25,7 +25,9 @@ class Template:
         question = [("user", MARK + PROBE)]
         forms = [form for form in FORMS if proper(self.try_render(question, form), image_token)]
         if not forms:
-            raise DataError(f"the chat template puts neither {image_token!r} nor the text of a turn where they belong; correct model.template")
+            raise DataError(
+                f"the chat template puts neither {image_token!r} nor the text of a turn where they belong; correct model.template"
+            )
         self.form = forms[0]
 
     def __call__(self, turns, ask, where):
@@ -34,23 +36,35 @@ class Template:
         """
         text = self.render(turns, self.form, ask, where)
         if any(role == "system" and said.strip() not in text for role, said in turns):
-            raise DataError(f"{where}: the chat template leaves the system's turn out. Say it in the first question")
+            raise DataError(
+                f"{where}: the chat template leaves the system's turn out. Say it in the first question"
+            )
         ids, offsets = self.tokenizer.encode_all(text)
         weights = np.zeros(len(ids), np.float32)
         for i, (role, _) in enumerate(turns):
             if role == "assistant" and not ask:
                 before, after = (self.render(turns[:n], self.form, n == i, where) for n in (i, i + 1))
                 if not (text.startswith(before) and text.startswith(after)):
-                    raise DataError(f"{where}: the chat template changes earlier turns when another follows; it cannot be trained on")
-                weights[(offsets[:, 0] >= len(before)) & (offsets[:, 1] > len(before)) & (offsets[:, 1] <= len(after))] = 1
+                    raise DataError(
+                        f"{where}: the chat template changes earlier turns when another follows; it cannot be trained on"
+                    )
+                weights[
+                    (offsets[:, 0] >= len(before))
+                    & (offsets[:, 1] > len(before))
+                    & (offsets[:, 1] <= len(after))
+                ] = 1
         return ids, weights
 
     def render(self, turns, form, ask, where):
         messages = [{"role": role, "content": form(text, self.image_token)} for role, text in turns]
         try:
-            return renderer()([messages], chat_template=self.source, add_generation_prompt=ask, **self.tokenizer.names)[0][0]
+            return renderer()(
+                [messages], chat_template=self.source, add_generation_prompt=ask, **self.tokenizer.names
+            )[0][0]
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise DataError(f"{where}: the chat template cannot render this dialogue ({error!s:.200})") from error
+            raise DataError(
+                f"{where}: the chat template cannot render this dialogue ({error!s:.200})"
+            ) from error
 
     def try_render(self, turns, form):
         try:
@@ -66,7 +80,9 @@ def proper(text, image_token):
 def in_parts(text, image_token):
     """Pictures first where they stand before the text, and among it where it marks them."""
     pieces = re.split(f"({re.escape(MARK)})", text)
-    return [{"type": "image"} if piece == MARK else {"type": "text", "text": piece} for piece in pieces if piece]
+    return [
+        {"type": "image"} if piece == MARK else {"type": "text", "text": piece} for piece in pieces if piece
+    ]
 
 
 def in_one_string(text, image_token):
@@ -75,7 +91,10 @@ def in_one_string(text, image_token):
     return (first.replace(MARK, f"{MARK}\n") + text[len(first) :]).replace(MARK, image_token)
 
 
-FORMS = (in_parts, in_one_string)  # templates of vision-language models take the former, those of language models the latter
+FORMS = (
+    in_parts,
+    in_one_string,
+)  # templates of vision-language models take the former, those of language models the latter
 
 
 @functools.cache

@@ -39,7 +39,9 @@ class Report:
     def reasons(self):
         with self.lock:
             ordered = sorted(self.found.items(), key=lambda item: (-item[1][0], item[0]))
-            return {name: (number, [problem for _, problem in examples]) for name, (number, examples) in ordered}
+            return {
+                name: (number, [problem for _, problem in examples]) for name, (number, examples) in ordered
+            }
 
     @property
     def bad(self):
@@ -51,8 +53,12 @@ class Report:
         return self.failed is not None or self.checked == self.records
 
     def __str__(self):
-        whole = f"{self.records:,}" if self.checked == self.records else f"{self.checked:,} of {self.records:,}"
-        lines = [f"data: {whole} records checked (text, headers of pictures), {f'{self.bad:,} cannot be used:' if self.bad else 'nothing wrong'}"]
+        whole = (
+            f"{self.records:,}" if self.checked == self.records else f"{self.checked:,} of {self.records:,}"
+        )
+        lines = [
+            f"data: {whole} records checked (text, headers of pictures), {f'{self.bad:,} cannot be used:' if self.bad else 'nothing wrong'}"
+        ]
         for name, (number, examples) in self.reasons.items():
             lines += [f"  {number:,} x {name}", *(f"      {example}" for example in examples)]
         return "\n".join([*lines, f"  The check itself ended early: {self.failed}"] if self.failed else lines)
@@ -72,7 +78,9 @@ class Problems:
     prepare: object
 
     def __call__(self, dialogues):
-        return [(index, problem) for index, dialogue in dialogues if (problem := refusal(self.prepare, dialogue))]
+        return [
+            (index, problem) for index, dialogue in dialogues if (problem := refusal(self.prepare, dialogue))
+        ]
 
 
 def refusal(function, argument):
@@ -97,7 +105,10 @@ class Check:
         function = pack(Problems(prepare.outlined()))
         workers = [Worker(function, NICE) for _ in range(processes)]
         portions = Portions(len(source))
-        threads = [threading.Thread(target=work, args=(w, source, portions, self.report, self.closed), daemon=True) for w in workers]
+        threads = [
+            threading.Thread(target=work, args=(w, source, portions, self.report, self.closed), daemon=True)
+            for w in workers
+        ]
         self.threads = threads
         self.close = weakref.finalize(self, end, self.closed, workers, threads)
         for thread in threads:

@@ -22,8 +22,12 @@ def describe(source, prepare, tokenizer):
 
 def render(sample, tokenizer, special, streams):
     """The positions of a Sample, run by run of one kind."""
-    lines = (sample.kind == SPECIAL) & (sample.index == (special.index("newline") if "newline" in special else -1))
-    kinds = np.where(lines, FEATURE + streams.index("image"), sample.kind)  # the ends of a picture's lines belong to it
+    lines = (sample.kind == SPECIAL) & (
+        sample.index == (special.index("newline") if "newline" in special else -1)
+    )
+    kinds = np.where(
+        lines, FEATURE + streams.index("image"), sample.kind
+    )  # the ends of a picture's lines belong to it
     kinds = np.where(kinds == UNKNOWN, TEXT, kinds)
     marks = np.stack([kinds, sample.weights > 0])
     starts = [0, *(np.flatnonzero((marks[:, 1:] != marks[:, :-1]).any(axis=0)) + 1), len(sample.tokens)]
@@ -31,11 +35,15 @@ def render(sample, tokenizer, special, streams):
     for start, end in itertools.pairwise(starts):
         kind, target = kinds[start], sample.weights[start] > 0
         if kind == TEXT:
-            text = tokenizer.decode(sample.tokens[start:end]) + ("</s>" if sample.tokens[end - 1] == tokenizer.eos else "")
+            text = tokenizer.decode(sample.tokens[start:end]) + (
+                "</s>" if sample.tokens[end - 1] == tokenizer.eos else ""
+            )
             words.append(f"[[{text}]]" if target else text)
         elif kind == SPECIAL:
             words += [f"<{special[i].upper()}>" for i in sample.index[start:end]]
         elif kind >= FEATURE:
             ends = lines[start:end].sum()
-            words.append(f"<{end - start - ends} {streams[kind - FEATURE]} features{f' and {ends} ends of lines' if ends else ''}>")
+            words.append(
+                f"<{end - start - ends} {streams[kind - FEATURE]} features{f' and {ends} ends of lines' if ends else ''}>"
+            )
     return " ".join(words)

@@ -8,7 +8,10 @@ from omnifusion_jax.data.images import is_data_url, is_url
 from omnifusion_jax.errors import DataError
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-FORMS = (("conversations", "from", "value"), ("messages", "role", "content"))  # LLaVA's and OpenAI's: key, speaker, what is said
+FORMS = (
+    ("conversations", "from", "value"),
+    ("messages", "role", "content"),
+)  # LLaVA's and OpenAI's: key, speaker, what is said
 NEXT = object()  # the next of the pictures that stand beside the messages
 IMAGE = "image"  # the stream of pictures
 MARKS = {"image": "<image>"}  # what stands for an item of a stream in a text
@@ -52,7 +55,9 @@ class Dialogue:
 def parse(record, where):
     """A record of either form to a Dialogue. Raises DataError naming `where`."""
     if not isinstance(record, dict):
-        raise DataError(f"{where}: a dialogue is an object with 'conversations' or 'messages', this is a {type(record).__name__}")
+        raise DataError(
+            f"{where}: a dialogue is an object with 'conversations' or 'messages', this is a {type(record).__name__}"
+        )
     if record.get("id") is not None:
         where = f'{where} (id "{record["id"]}")'
     images = next((record[key] for key in ("image", "images") if record.get(key) is not None), ())
@@ -63,7 +68,9 @@ def parse(record, where):
             if not marked:
                 return Dialogue(where, *assembled(found, images, where))
             return Dialogue(where, found, tuple(Media(IMAGE, image) for image in images), marked)
-    raise DataError(f"{where}: there is neither 'conversations' (LLaVA) nor 'messages' in it, only {', '.join(map(str, record)) or 'nothing'}")
+    raise DataError(
+        f"{where}: there is neither 'conversations' (LLaVA) nor 'messages' in it, only {', '.join(map(str, record)) or 'nothing'}"
+    )
 
 
 def turns(items, role, text, where):
@@ -72,7 +79,11 @@ def turns(items, role, text, where):
         raise DataError(f"{where} is not a list of turns, or is empty")
     kinds, parts = ((str, list), ", or a list of parts") if text == "content" else (str, "")
     for i, turn in enumerate(items):
-        if not isinstance(turn, dict) or not isinstance(turn.get(role), str) or not isinstance(turn.get(text), kinds):
+        if (
+            not isinstance(turn, dict)
+            or not isinstance(turn.get(role), str)
+            or not isinstance(turn.get(text), kinds)
+        ):
             raise DataError(f"{where}[{i}] is not an object with the strings {role!r} and {text!r}{parts}")
         if isinstance(turn[text], str):
             check_characters(turn[text], f"{where}[{i}]")
@@ -88,17 +99,27 @@ def assembled(turns, images, where):
     spoken, said, shown = [], [], []  # turns of text alone; what they say without marks of parts; all media
     for i, (role, content) in enumerate(turns):
         at = f"{where}: messages[{i}].content"
-        parts = [content] if isinstance(content, str) else [read_part(part, f"{at}[{j}]") for j, part in enumerate(content)]
-        spoken.append((role, "\n".join(part if isinstance(part, str) else MARKS[part.stream] for part in parts)))
+        parts = (
+            [content]
+            if isinstance(content, str)
+            else [read_part(part, f"{at}[{j}]") for j, part in enumerate(content)]
+        )
+        spoken.append(
+            (role, "\n".join(part if isinstance(part, str) else MARKS[part.stream] for part in parts))
+        )
         said += [part for part in parts if isinstance(part, str)]
         shown += [part for part in parts if isinstance(part, Media)]
     if not shown:
         return tuple(spoken), tuple(Media(IMAGE, image) for image in images)
     if any(mark in text for text in said for mark in MARKS.values()):
         marks = ", ".join(MARKS.values())
-        raise DataError(f"{where}: media stand as parts, and the text has marks of its own ({marks}). Remove the marks")
+        raise DataError(
+            f"{where}: media stand as parts, and the text has marks of its own ({marks}). Remove the marks"
+        )
     if (wanted := sum(media.source is NEXT for media in shown)) != len(images):
-        raise DataError(f'{where}: {wanted} "image" parts name no picture, and "images" lists {len(images)}. Each takes one of them, in order')
+        raise DataError(
+            f'{where}: {wanted} "image" parts name no picture, and "images" lists {len(images)}. Each takes one of them, in order'
+        )
     rest = iter(images)
     media = tuple(Media(media.stream, next(rest)) if media.source is NEXT else media for media in shown)
     return tuple(spoken), media, False, True
@@ -108,7 +129,9 @@ def read_part(part, where):
     """A part of a turn's content: its text, or its Media."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind not in PARTS:
-        raise DataError(f"{where} is of type {kind!r}; known are {', '.join(PARTS)}. Leave it out or say it in text")
+        raise DataError(
+            f"{where} is of type {kind!r}; known are {', '.join(PARTS)}. Leave it out or say it in text"
+        )
     return PARTS[kind](part, where)
 
 
@@ -128,7 +151,9 @@ def image_url_part(part, where):
 
 
 def image_part(part, where):
-    return Media(IMAGE, next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), NEXT))
+    return Media(
+        IMAGE, next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), NEXT)
+    )
 
 
 PARTS = {"text": text_part, "image_url": image_url_part, "image": image_part}
@@ -138,7 +163,9 @@ def check_characters(text, where):
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{where} holds half a character (an unpaired surrogate, as of an emoji cut in two). Correct its text") from None
+        raise DataError(
+            f"{where} holds half a character (an unpaired surrogate, as of an emoji cut in two). Correct its text"
+        ) from None
 
 
 def from_record(record, where, folder):
@@ -149,8 +176,13 @@ def from_record(record, where, folder):
     dialogue = parse(record, where)
     for stream, source in dialogue.media:
         if not isinstance(source, str):
-            raise DataError(f'{dialogue.where}: "{stream}" must name a file or a list of files, not hold a {type(source).__name__}')
-    addressed = tuple(m if is_url(m.source) or is_data_url(m.source) else m._replace(source=Path(folder, m.source)) for m in dialogue.media)
+            raise DataError(
+                f'{dialogue.where}: "{stream}" must name a file or a list of files, not hold a {type(source).__name__}'
+            )
+    addressed = tuple(
+        m if is_url(m.source) or is_data_url(m.source) else m._replace(source=Path(folder, m.source))
+        for m in dialogue.media
+    )
     return dataclasses.replace(dialogue, media=addressed)
 
 

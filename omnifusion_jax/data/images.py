@@ -27,10 +27,16 @@ MAX_PADDED = 1 << 14  # a square of so many pixels a side takes 1 GB
 
 # What a Pillow error means to the user; the first row that fits. Pillow's own text can hold memory addresses and is never repeated.
 FAULTS = (
-    (UnidentifiedImageError, f"not an image in a known format ({', '.join(FORMATS)}). Convert it to one of them."),
+    (
+        UnidentifiedImageError,
+        f"not an image in a known format ({', '.join(FORMATS)}). Convert it to one of them.",
+    ),
     (Image.DecompressionBombError, "has more pixels than Pillow opens. Scale it down."),
     (PermissionError, "the file may not be read. Change its permissions."),
-    (Exception, "truncated, damaged, or of a kind Pillow does not decode. Copy it again, or save it as JPEG or PNG."),
+    (
+        Exception,
+        "truncated, damaged, or of a kind Pillow does not decode. Copy it again, or save it as JPEG or PNG.",
+    ),
 )
 
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
@@ -82,7 +88,9 @@ def is_url(source):
 def short(source):
     """A name for messages: a path as it is; a URL, a data URL or what is too long for a path by its beginning, and how long it is."""
     name = os.fspath(source)
-    if isinstance(name, bytes) or not (is_data_url(name) or (is_url(name) and len(name) > 60) or len(name) > LONGEST_NAME):
+    if isinstance(name, bytes) or not (
+        is_data_url(name) or (is_url(name) and len(name) > 60) or len(name) > LONGEST_NAME
+    ):
         return name
     return f"{name[:40]}... ({len(name):,} characters)"
 
@@ -139,12 +147,18 @@ def _pad(image, edge, fill):
 
 def _squash(image, edge, _):
     """All of it to `edge` x `edge`, the aspect not kept."""
-    if image.height > LONGEST * max(image.width, edge):  # Pillow before 13 would begin with the width, at full height: 6.7 GB for 5 million pixels
+    if image.height > LONGEST * max(
+        image.width, edge
+    ):  # Pillow before 13 would begin with the width, at full height: 6.7 GB for 5 million pixels
         image = image.resize((image.width, edge), Image.Resampling.BICUBIC)
     return image.resize((edge, edge), Image.Resampling.BICUBIC)
 
 
-FITS = {"crop": _crop, "pad": _pad, "squash": _squash}  # (image, edge, fill) -> a PIL image of `edge` x `edge` or larger on one side
+FITS = {
+    "crop": _crop,
+    "pad": _pad,
+    "squash": _squash,
+}  # (image, edge, fill) -> a PIL image of `edge` x `edge` or larger on one side
 
 
 @contextlib.contextmanager
@@ -155,8 +169,16 @@ def _named_faults(source):
     except MemoryError:  # the machine's fault, not the picture's
         raise
     except Exception as error:  # decoders meet hostile bytes and raise nearly anything
-        name = short(source) if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", "") or "the given image"
-        text = error if isinstance(error, DataError) else next(text for kind, text in FAULTS if isinstance(error, kind))
+        name = (
+            short(source)
+            if isinstance(source, (str, os.PathLike))
+            else getattr(source, "filename", "") or "the given image"
+        )
+        text = (
+            error
+            if isinstance(error, DataError)
+            else next(text for kind, text in FAULTS if isinstance(error, kind))
+        )
         raise DataError(f"{name}: {text}") from error
 
 
@@ -173,7 +195,9 @@ def _lies(image):
     """Whether width and height of an image whose header has been read change places when it is set upright."""
     if image.format == "TIFF":  # Pillow gives its upright size
         return False
-    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode the picture to look for it behind the pixels
+    if (
+        image.format == "PNG" and "exif" not in image.info
+    ):  # Pillow would decode the picture to look for it behind the pixels
         return False
     return image.getexif().get(ORIENTATION) in range(5, 9)
 
@@ -190,48 +214,75 @@ def _read(source, opening=_whole):
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if not isinstance(source, (str, os.PathLike)):
-        raise DataError(f"of type {type(source).__name__}. Give a path, a PIL image, or a uint8 array [height, width, 3].")
+        raise DataError(
+            f"of type {type(source).__name__}. Give a path, a PIL image, or a uint8 array [height, width, 3]."
+        )
     if is_data_url(source):
         return io.BytesIO(_from_data_url(source))
     if is_url(source):
         raise DataError("not fetched: download it, and give the path of the file.")
     if not os.path.isfile(source):
-        raise DataError("a folder or device. Give a picture file." if os.path.exists(source) else "there is no such file. Check the name.")
+        raise DataError(
+            "a folder or device. Give a picture file."
+            if os.path.exists(source)
+            else "there is no such file. Check the name."
+        )
     if not 0 < (size := os.path.getsize(source)) <= MAX_FILE_BYTES:
-        raise DataError(f"a file of {size:,} bytes; 1 to {MAX_FILE_BYTES:,} are allowed. " + ("Scale it down." if size else "Empty: copy it again."))
+        raise DataError(
+            f"a file of {size:,} bytes; 1 to {MAX_FILE_BYTES:,} are allowed. "
+            + ("Scale it down." if size else "Empty: copy it again.")
+        )
     return opening(source)
 
 
 def _from_data_url(url):
     header, comma, payload = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
-        raise DataError("a data URL without base64. Write it as data:image/png;base64,... or give the path of a file.")
+        raise DataError(
+            "a data URL without base64. Write it as data:image/png;base64,... or give the path of a file."
+        )
     if len(payload) > MAX_FILE_BYTES * 4 // 3:
-        raise DataError(f"a data URL of {len(payload):,} characters; at most {MAX_FILE_BYTES:,} bytes are allowed. Scale the picture down.")
+        raise DataError(
+            f"a data URL of {len(payload):,} characters; at most {MAX_FILE_BYTES:,} bytes are allowed. Scale the picture down."
+        )
     try:
         data = base64.b64decode("".join(unquote(payload).split()), validate=True)
     except (binascii.Error, ValueError):  # ValueError: characters outside ASCII
-        raise DataError("its base64 is damaged or cut off. Encode the picture again, or give the path of a file.") from None
+        raise DataError(
+            "its base64 is damaged or cut off. Encode the picture again, or give the path of a file."
+        ) from None
     if not data:
-        raise DataError("a data URL with nothing in it. Encode the picture again, or give the path of a file.")
+        raise DataError(
+            "a data URL with nothing in it. Encode the picture again, or give the path of a file."
+        )
     return data
 
 
 def _from_array(array):
     if array.dtype != np.uint8:
-        raise DataError(f"an array of {array.dtype}. Give uint8, 0 to 255 (multiply floats from 0 to 1 by 255 and round).")
+        raise DataError(
+            f"an array of {array.dtype}. Give uint8, 0 to 255 (multiply floats from 0 to 1 by 255 and round)."
+        )
     if array.size == 0 or array.ndim < 2 or array.shape[2:] not in ((), (3,), (4,)):
-        raise DataError(f"an array of shape {list(array.shape)}. Give [height, width], [height, width, 3] or [height, width, 4], none of them 0.")
+        raise DataError(
+            f"an array of shape {list(array.shape)}. Give [height, width], [height, width, 3] or [height, width, 4], none of them 0."
+        )
     return Image.fromarray(array)
 
 
 def _check(image, max_pixels):
     width, height = image.size
     if not 0 < width * height <= max_pixels:
-        raise DataError(f"{width} x {height} pixels; 1 to {max_pixels:,} (max_pixels) are allowed. Scale it, or change the limit.")
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a camera's JPEG with previews behind the picture
+        raise DataError(
+            f"{width} x {height} pixels; 1 to {max_pixels:,} (max_pixels) are allowed. Scale it, or change the limit."
+        )
+    frames = (
+        1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    )  # MPO: a camera's JPEG with previews behind the picture
     if frames > 1:
-        raise DataError(f"an animation or a document of {frames} frames. Save the frame you mean as a picture of its own.")
+        raise DataError(
+            f"an animation or a document of {frames} frames. Save the frame you mean as a picture of its own."
+        )
 
 
 def _check_levels(image):
@@ -244,7 +295,9 @@ def _rgb(image):
     if image.mode.startswith("I"):  # older Pillow versions would clip 16-bit grey to white
         grey = np.asarray(image).astype(np.int32)
         if grey.min() < 0 or grey.max() > 65535:
-            raise DataError(f"its grey values from {grey.min()} to {grey.max()} have no fixed white level. Save it with 8 or 16 bits.")
+            raise DataError(
+                f"its grey values from {grey.min()} to {grey.max()} have no fixed white level. Save it with 8 or 16 bits."
+            )
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     image.info.pop("transparency", None)  # dropped like any alpha; Pillow would try to keep it, and warn
     return image.convert("RGB")

@@ -57,7 +57,9 @@ class Layout:
         self.user, self.bot, self.placed = config.user, config.bot, config.image_place == "mark"
         self.original = config.layout == "original"
         self.prompt = tokenizer.encode(config.prompt)
-        self.template = Template(config.template, config.image_token, tokenizer) if config.layout == "template" else None
+        self.template = (
+            Template(config.template, config.image_token, tokenizer) if config.layout == "template" else None
+        )
 
     def __call__(self, dialogue, prepared, ask=False):
         """A Dialogue and its media, Prepared, to a Sample. `ask`: the answer that comes next is the model's to give."""
@@ -68,9 +70,13 @@ class Layout:
         media = {}
         for (stream, _), one in zip(dialogue.media, prepared, strict=True):
             media.setdefault(stream, []).append(one.views)
-        media = {stream: tuple(map(np.concatenate, zip(*views, strict=True))) for stream, views in media.items()}
+        media = {
+            stream: tuple(map(np.concatenate, zip(*views, strict=True))) for stream, views in media.items()
+        }
         media_positions = sum(len(one.order) for one in prepared)
-        return self.within_length(Sample(tokens, kind, index, weights, media, len(prepared), media_positions), dialogue.where, ask)
+        return self.within_length(
+            Sample(tokens, kind, index, weights, media, len(prepared), media_positions), dialogue.where, ask
+        )
 
     def in_vectors(self, dialogue, turns, media, ask):
         rest = iter(media)
@@ -86,13 +92,19 @@ class Layout:
         yield from self.opening(rest)
         for i, (role, text) in enumerate(turns):
             answered = ask if i + 1 == len(turns) else turns[i + 1][0] == ANSWER
-            yield from [self.answer(text)] if role == ANSWER else self.among(self.user + text + self.bot * answered, rest)
+            yield from (
+                [self.answer(text)]
+                if role == ANSWER
+                else self.among(self.user + text + self.bot * answered, rest)
+            )
 
     def in_template(self, dialogue, turns, media, ask):
         ids, targets = self.template(turns, ask, dialogue.where)
         here = np.flatnonzero(ids == self.template.image_id)
         if len(here) != len(media):
-            raise DataError(f"{dialogue.where}: the chat template marks {len(here)} pictures, the dialogue has {len(media)}")
+            raise DataError(
+                f"{dialogue.where}: the chat template marks {len(here)} pictures, the dialogue has {len(media)}"
+            )
         ends = [*here, len(ids)]
         yield self.text(ids[: ends[0]], targets[: ends[0]])
         for features, start, end in zip(media, ends, ends[1:], strict=False):
@@ -125,11 +137,21 @@ class Layout:
 
     def text(self, ids, weight=0.0):
         n = len(ids)
-        return np.array(ids, np.int32), np.full(n, TEXT, np.int32), np.zeros(n, np.int32), np.broadcast_to(np.float32(weight), n)
+        return (
+            np.array(ids, np.int32),
+            np.full(n, TEXT, np.int32),
+            np.zeros(n, np.int32),
+            np.broadcast_to(np.float32(weight), n),
+        )
 
     def special(self, name):
         index = self.vectors.index(name)
-        return np.array([self.tokenizer.pad], np.int32), np.array([SPECIAL], np.int32), np.array([index], np.int32), np.zeros(1, np.float32)
+        return (
+            np.array([self.tokenizer.pad], np.int32),
+            np.array([SPECIAL], np.int32),
+            np.array([index], np.int32),
+            np.zeros(1, np.float32),
+        )
 
     def features(self, streams, prepared):
         """The positions of each media item; feature rows are counted through all items of its stream."""
@@ -176,7 +198,10 @@ class Layout:
         if self.original or not dialogue.media or any(MARK in text for _, text in dialogue.turns):
             return dialogue
         first = next((i for i, (role, _) in enumerate(dialogue.turns) if role != "system"), 0)
-        turns = [(role, f"{MARK}\n" * len(dialogue.media) * (i == first) + text) for i, (role, text) in enumerate(dialogue.turns)]
+        turns = [
+            (role, f"{MARK}\n" * len(dialogue.media) * (i == first) + text)
+            for i, (role, text) in enumerate(dialogue.turns)
+        ]
         return dataclasses.replace(dialogue, turns=tuple(turns))
 
     def messages(self, dialogue):
@@ -188,7 +213,9 @@ class Layout:
             check_marks(dialogue)
         interleaved = self.template or self.placed
         found = self.read(self.marked(dialogue) if interleaved else dialogue)
-        return [{"role": role, "content": content_parts(text) if interleaved else text} for role, text in found]
+        return [
+            {"role": role, "content": content_parts(text) if interleaved else text} for role, text in found
+        ]
 
     def check(self, dialogue, items, ask):
         """What `read` gives, if it can be laid out. Raises DataError."""
@@ -202,24 +229,36 @@ class Layout:
                 raise DataError(f"{where}: turn {i} is empty. Remove the turn or write its text")
         if not self.original:
             check_marks(dialogue)
-        elif dialogue.parted and (later := [i for i, (_, text) in enumerate(dialogue.turns) if i and MARK in text]):
-            raise DataError(f"{where}: turn {later[0]} shows a picture, but layout 'original' shows it before the first turn. Move it there")
+        elif dialogue.parted and (
+            later := [i for i, (_, text) in enumerate(dialogue.turns) if i and MARK in text]
+        ):
+            raise DataError(
+                f"{where}: turn {later[0]} shows a picture, but layout 'original' shows it before the first turn. Move it there"
+            )
         interleaved = self.template or self.placed
         turns = self.read(self.marked(dialogue) if interleaved else dialogue)
         spoken = [role for role, _ in turns if role != "system"]
         if ask and spoken[-1:] != ["user"]:
-            raise DataError(f"{where}: the last turn is the {(spoken or ['system'])[-1]}'s. End with a question")
+            raise DataError(
+                f"{where}: the last turn is the {(spoken or ['system'])[-1]}'s. End with a question"
+            )
         if self.original:
             return turns
         if spoken[:1] == [ANSWER]:
-            raise DataError(f"{where}: the dialogue starts with the assistant. The first turn must be the user's")
+            raise DataError(
+                f"{where}: the dialogue starts with the assistant. The first turn must be the user's"
+            )
         if not ask and ANSWER not in spoken:
-            raise DataError(f"{where}: no turn of the assistant, hence nothing to learn from. Add an answer or remove the dialogue")
+            raise DataError(
+                f"{where}: no turn of the assistant, hence nothing to learn from. Add an answer or remove the dialogue"
+            )
         for i, (role, text) in enumerate(turns):
             if not without_marks(text):
                 raise DataError(f"{where}: turn {i} holds nothing but {MARK}. Write its text")
             if self.placed and role == ANSWER and MARK in text:
-                raise DataError(f"{where}: turn {i} is the assistant's and shows a picture. Move it to a turn of the user")
+                raise DataError(
+                    f"{where}: turn {i} is the assistant's and shows a picture. Move it to a turn of the user"
+                )
         return turns
 
 
@@ -240,7 +279,10 @@ class Prepare:
     @classmethod
     def of(cls, tokenizer, config, max_length, **settings):
         """For a ModelConfig; `settings` are those of the processors."""
-        return cls(Layout(tokenizer, config, max_length), {name: LENSES[name].of(stream, **settings) for name, stream in config.streams.items()})
+        return cls(
+            Layout(tokenizer, config, max_length),
+            {name: LENSES[name].of(stream, **settings) for name, stream in config.streams.items()},
+        )
 
     def __call__(self, dialogue, ask=False):
         """Raises DataError, which begins with where the dialogue comes from."""
@@ -252,17 +294,24 @@ class Prepare:
 
     def processor(self, stream):
         if stream not in self.processors:
-            raise DataError(f"this model takes no media of the kind {stream!r}, only {', '.join(self.processors)}")
+            raise DataError(
+                f"this model takes no media of the kind {stream!r}, only {', '.join(self.processors)}"
+            )
         return self.processors[stream]
 
     @property
     def tiles(self):
         """{stream: Tile}, for batches."""
-        return {stream: processor.tile(self.layout.streams.index(stream)) for stream, processor in self.processors.items()}
+        return {
+            stream: processor.tile(self.layout.streams.index(stream))
+            for stream, processor in self.processors.items()
+        }
 
     def outlined(self):
         """The same that only looks at headers."""
-        return dataclasses.replace(self, processors={stream: processor.outline for stream, processor in self.processors.items()})
+        return dataclasses.replace(
+            self, processors={stream: processor.outline for stream, processor in self.processors.items()}
+        )
 
 
 def content_parts(text):
@@ -270,7 +319,9 @@ def content_parts(text):
     if MARK not in text:
         return text
     pieces = re.split(f"({re.escape(MARK)})", text)
-    return [{"type": "image"} if piece == MARK else {"type": "text", "text": piece} for piece in pieces if piece]
+    return [
+        {"type": "image"} if piece == MARK else {"type": "text", "text": piece} for piece in pieces if piece
+    ]
 
 
 def check_marks(dialogue):

@@ -15,7 +15,9 @@ class Prepared(NamedTuple):
     """A media item as its stream takes it."""
 
     views: tuple[np.ndarray, ...]  # for each view its tiles, of a picture uint8[tiles, size, size, 3]
-    order: np.ndarray  # int32: feature rows, counted through the tiles, as they stand in a sequence; below 0 a special vector
+    order: (
+        np.ndarray
+    )  # int32: feature rows, counted through the tiles, as they stand in a sequence; below 0 a special vector
     rows: int  # feature rows of all its tiles
 
 
@@ -49,7 +51,10 @@ class ImageProcessor:
         """Positions that a picture takes at most."""
         if self.fit != "tiles":
             return self.rows
-        return self.rows + max(rows * columns * self.rows + (rows * self.side if self.newline else 0) for rows, columns in self.grids)
+        return self.rows + max(
+            rows * columns * self.rows + (rows * self.side if self.newline else 0)
+            for rows, columns in self.grids
+        )
 
     def tile(self, number):
         """What batches must know of it."""
@@ -59,7 +64,9 @@ class ImageProcessor:
         picture = open_image(source, max_pixels=self.max_pixels)
         if self.fit == "tiles":
             return self.prepared((tiles(picture, self.views[0].size, self.grids),), picture.size)
-        views = tuple(fit(picture, view.size, self.fit, shortest=view.edge, fill=view.fill)[None] for view in self.views)
+        views = tuple(
+            fit(picture, view.size, self.fit, shortest=view.edge, fill=view.fill)[None] for view in self.views
+        )
         return self.prepared(views, picture.size)
 
     def outline(self, source):
@@ -81,4 +88,8 @@ class ImageProcessor:
         rows = len(views[0]) * self.rows
         if not (self.newline or self.unpad):
             return Prepared(views, np.arange(rows, dtype=np.int32), rows)
-        return Prepared(views, order(size[::-1], self.grids, self.views[0].size, self.side, self.newline, self.unpad), rows)
+        return Prepared(
+            views,
+            order(size[::-1], self.grids, self.views[0].size, self.side, self.newline, self.unpad),
+            rows,
+        )

@@ -40,10 +40,20 @@ class PatchSource:
 
     def __getitem__(self, i):
         scene, rng = synthetic.scene_and_rng(i, self.split)
-        labels = np.array([synthetic.CELL_WORDS.index(word) for word in synthetic.patch_words(scene, self.side)], np.int32)
+        labels = np.array(
+            [synthetic.CELL_WORDS.index(word) for word in synthetic.patch_words(scene, self.side)], np.int32
+        )
         n = len(labels)
         kind, index = np.full(n, FEATURE, np.int32), np.arange(n, dtype=np.int32)
-        return Sample(labels, kind, index, np.ones(n, np.float32), {"image": (synthetic.render(scene, rng)[None],)}, 1, n)
+        return Sample(
+            labels,
+            kind,
+            index,
+            np.ones(n, np.float32),
+            {"image": (synthetic.render(scene, rng)[None],)},
+            1,
+            n,
+        )
 
 
 @dataclasses.dataclass
@@ -132,7 +142,9 @@ class Batches:
             self.checked()
         if self.samples is None:
             self.begin_check()
-            self.samples = Ahead(self.reader, self.order, self.seen, processes=self.num_workers, ahead=2 * self.batch_size)
+            self.samples = Ahead(
+                self.reader, self.order, self.seen, processes=self.num_workers, ahead=2 * self.batch_size
+            )
         samples = []
         while len(samples) < self.batch_size:
             sample = next(self.samples)
@@ -149,14 +161,18 @@ class Batches:
         if self.on_bad_sample == "raise":
             others = self.check and self.check.wait(WAIT)  # hear of all at once, rather than of one a run
             self.end_check()
-            raise DataError(f"{sample.problem.rstrip('.')}. ({SKIP})" + (f"\n{others}" if others and others.bad else ""))
+            raise DataError(
+                f"{sample.problem.rstrip('.')}. ({SKIP})" + (f"\n{others}" if others and others.bad else "")
+            )
         self.bad[sample.where] = sample.problem
         self.bad_now += 1
         read = (self.seen - 1) % self.records + 1
         too_many = self.bad_now > allowed(self.bad_share, self.records) or self.bad_now == self.records
         if too_many or (self.shuffle and hopeless(self.bad_now, read, self.bad_share)):
             shown = "\n  ".join(map(self.problem, list(self.bad)[-SHOWN:]))
-            raise DataError(f"{self.bad_now:,} of the {read:,} records read in this epoch are bad; {self.limit()}:\n  {shown}")
+            raise DataError(
+                f"{self.bad_now:,} of the {read:,} records read in this epoch are bad; {self.limit()}:\n  {shown}"
+            )
 
     def problem(self, index):
         """What is wrong with a record that was left out; it is read again where an earlier start of the run met it."""
@@ -202,7 +218,11 @@ class Batches:
         """Goes on where `state` was taken, with the same seed. What was learned of another source is forgotten."""
         self.end_reading()
         same = (state["records"], state["content"]) == (self.records, self.content)
-        self.seen, self.bad_now, self.bad = state["seen"], state["bad_now"] * same, dict.fromkeys(state["bad"]) if same else {}
+        self.seen, self.bad_now, self.bad = (
+            state["seen"],
+            state["bad_now"] * same,
+            dict.fromkeys(state["bad"]) if same else {},
+        )
         self.all_checked = same and state["checked"]
         if self.all_checked or (same and self.seen >= self.records):  # all have been looked at
             self.start_check = None

@@ -22,7 +22,17 @@ RU_ADJECTIVES = {
     "small": ("маленький", "маленькая", "маленькое"),
     "large": ("большой", "большая", "большое"),
 }
-RU_PLACES = ("слева вверху", "вверху", "справа вверху", "слева", "в центре", "справа", "слева внизу", "внизу", "справа внизу")
+RU_PLACES = (
+    "слева вверху",
+    "вверху",
+    "справа вверху",
+    "слева",
+    "в центре",
+    "справа",
+    "слева внизу",
+    "внизу",
+    "справа внизу",
+)
 
 
 class English:
@@ -45,7 +55,9 @@ class English:
     what_at = staticmethod(lambda place: f"What is at the {PLACES[place]}?")
     count_of = staticmethod(lambda shape: f"How many {shape}{'es' if shape == 'cross' else 's'} are there?")
     size_of = staticmethod(lambda colour, shape: f"Is the {colour} {shape} small or large?")
-    exists = staticmethod(lambda colour, shape: f"Is there {'an' if colour == 'orange' else 'a'} {colour} {shape}?")
+    exists = staticmethod(
+        lambda colour, shape: f"Is there {'an' if colour == 'orange' else 'a'} {colour} {shape}?"
+    )
 
 
 def ru_adjective(word, shape):
@@ -107,7 +119,10 @@ def where(scene, language, rng):
 
 def size(scene, language, rng):
     thing = pick(rng, unnamed_twice(scene))
-    return thing and (language.size_of(thing.colour, thing.shape), language.adjective(thing.size, thing.shape))
+    return thing and (
+        language.size_of(thing.colour, thing.shape),
+        language.adjective(thing.size, thing.shape),
+    )
 
 
 def what_at(scene, language, rng):
@@ -116,7 +131,9 @@ def what_at(scene, language, rng):
     if place is None:
         return None
     thing = scene.at(place)
-    return language.what_at(place), language.name(thing.size, thing.colour, thing.shape) if thing else language.nothing
+    return language.what_at(place), language.name(
+        thing.size, thing.colour, thing.shape
+    ) if thing else language.nothing
 
 
 def count(scene, language, rng):

@@ -32,9 +32,13 @@ class JsonSource:
         """[(where, record or None, problem or None)]: a broken line is known at once and reported when its turn comes."""
         if self.path.is_dir():
             inside = sorted(file for file in self.path.iterdir() if file.suffix in (".json", ".jsonl"))
-            raise DataError(f"{self.path} is a folder: give the file in it, e.g. {inside[0] if inside else self.path / 'dialogues.json'}")
+            raise DataError(
+                f"{self.path} is a folder: give the file in it, e.g. {inside[0] if inside else self.path / 'dialogues.json'}"
+            )
         if not self.path.is_file():
-            raise DataError(f"{self.path} does not exist: data.path names a LLaVA JSON or JSONL file, or synthetic:captions")
+            raise DataError(
+                f"{self.path} does not exist: data.path names a LLaVA JSON or JSONL file, or synthetic:captions"
+            )
         text = read_text(self.path)
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         if not text.strip():
@@ -44,9 +48,13 @@ class JsonSource:
         try:
             records = json.loads(text)
         except json.JSONDecodeError as error:
-            raise DataError(f"{self.path}:{error.lineno}: not JSON ({error.msg}). A file with one object a line must be named .jsonl") from None
+            raise DataError(
+                f"{self.path}:{error.lineno}: not JSON ({error.msg}). A file with one object a line must be named .jsonl"
+            ) from None
         if not isinstance(records, list):
-            raise DataError(f"{self.path}: a list of dialogues is expected, this is a {type(records).__name__}. Put it in [ ]")
+            raise DataError(
+                f"{self.path}: a list of dialogues is expected, this is a {type(records).__name__}. Put it in [ ]"
+            )
         return [(f"{self.path}[{i}]", record, None) for i, record in enumerate(records)]
 
     def line(self, number, line):
@@ -114,7 +122,11 @@ class SyntheticSource:
 
     def __getitem__(self, i):
         scene, rng = synthetic.scene_and_rng(i, self.split)
-        turns = [turn for question, answer in self.say(scene, rng) for turn in (("user", question), ("assistant", answer))]
+        turns = [
+            turn
+            for question, answer in self.say(scene, rng)
+            for turn in (("user", question), ("assistant", answer))
+        ]
         if self.in_words:
             turns[0] = ("user", " ".join([*synthetic.patch_words(scene, self.side), turns[0][1]]))
         media = () if self.in_words else (Media(IMAGE, synthetic.render(scene, rng)),)
@@ -132,4 +144,6 @@ def open_source(path, images, side):
     if is_url(path) or is_data_url(path):
         raise DataError(f"data.path={short(path)} is not fetched: download it, and give the path of the file")
     name, colon, rest = path.partition(":")
-    return SOURCES[name](rest, images, side) if colon and name in SOURCES.names() else JsonSource(path, images)
+    return (
+        SOURCES[name](rest, images, side) if colon and name in SOURCES.names() else JsonSource(path, images)
+    )

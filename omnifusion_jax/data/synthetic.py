@@ -67,9 +67,16 @@ def draw_scene(rng, split):
     places = rng.permutation(free)[: rng.integers(1, 5)]
     things = []
     for place in places:
-        wanted = split == "held-out" and not things  # the first thing of a held-out picture is a held-out combination
+        wanted = (
+            split == "held-out" and not things
+        )  # the first thing of a held-out picture is a held-out combination
         while True:
-            thing = Thing(str(rng.choice(list(SIZES))), str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), int(place))
+            thing = Thing(
+                str(rng.choice(list(SIZES))),
+                str(rng.choice(list(COLOURS))),
+                str(rng.choice(SHAPES)),
+                int(place),
+            )
             hidden = held_out(thing.colour, thing.shape, thing.place)
             if hidden if wanted else (not hidden or split == "held-out"):
                 break
@@ -88,7 +95,9 @@ DRAW = {
     "square": lambda d, x, y, r, c: d.rectangle((x - r, y - r, x + r, y + r), fill=c),
     "triangle": lambda d, x, y, r, c: d.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=c),
     "star": lambda d, x, y, r, c: d.polygon(star(x, y, r), fill=c),
-    "cross": lambda d, x, y, r, c: [d.rectangle((x - a, y - b, x + a, y + b), fill=c) for a, b in ((r, r / 3), (r / 3, r))],
+    "cross": lambda d, x, y, r, c: [
+        d.rectangle((x - a, y - b, x + a, y + b), fill=c) for a, b in ((r, r / 3), (r / 3, r))
+    ],
     "ring": lambda d, x, y, r, c: d.ellipse((x - r, y - r, x + r, y + r), outline=c, width=max(2, r // 3)),
 }
 FONT = ImageFont.load_default(26)
@@ -101,9 +110,14 @@ def render(scene, rng):
     pen = ImageDraw.Draw(image)
     for thing in scene.things:
         shift = rng.integers(-2, 3, 2)
-        x, y = (CELL * thing.place % SIZE + CELL / 2 + shift[0], CELL * (thing.place // 3) + CELL / 2 + shift[1])
+        x, y = (
+            CELL * thing.place % SIZE + CELL / 2 + shift[0],
+            CELL * (thing.place // 3) + CELL / 2 + shift[1],
+        )
         colour = np.clip(np.array(COLOURS[thing.colour]) + rng.integers(-15, 16, 3), 0, 255)
-        DRAW[thing.shape](pen, x, y, SIZES[thing.size] + int(rng.integers(-1, 2)), tuple(int(c) for c in colour))
+        DRAW[thing.shape](
+            pen, x, y, SIZES[thing.size] + int(rng.integers(-1, 2)), tuple(int(c) for c in colour)
+        )
     for column, character in enumerate(scene.text):
         shift = rng.integers(-2, 3, 2)
         at = (CELL * column + CELL / 2 + shift[0], CELL * scene.row + CELL / 2 + shift[1])
@@ -118,7 +132,9 @@ def cell_word(content):
         return "empty"
     if isinstance(content, str):
         return "ABCDEFGHIJ"[int(content)] if content.isdigit() else content
-    letter = {"circle": "c", "square": "s", "triangle": "t", "star": "a", "cross": "x", "ring": "o"}[content.shape]
+    letter = {"circle": "c", "square": "s", "triangle": "t", "star": "a", "cross": "x", "ring": "o"}[
+        content.shape
+    ]
     return content.colour[0] + (letter.upper() if content.size == "large" else letter)
 
 

@@ -16,7 +16,13 @@ from PIL import Image
 
 from omnifusion_jax.data.images import fit
 
-GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # (rows, columns) of tiles: LLaVA-NeXT's `image_grid_pinpoints` over 336
+GRIDS = (
+    (1, 2),
+    (2, 1),
+    (2, 2),
+    (3, 1),
+    (1, 3),
+)  # (rows, columns) of tiles: LLaVA-NeXT's `image_grid_pinpoints` over 336
 NEWLINE = -1  # in an order: here stands the trained newline vector
 
 
@@ -50,7 +56,9 @@ def tiles(image, size, grids=GRIDS):
     inside = _inside(image.size, canvas.size)
     corner = tuple((outer - inner) // 2 for outer, inner in zip(canvas.size, inside, strict=True))
     canvas.paste(image.resize(inside, Image.Resampling.BICUBIC), corner)
-    cut = np.asarray(canvas).reshape(rows, size, columns, size, 3).swapaxes(1, 2)  # [rows, columns, size, size, 3]
+    cut = (
+        np.asarray(canvas).reshape(rows, size, columns, size, 3).swapaxes(1, 2)
+    )  # [rows, columns, size, size, 3]
     return np.concatenate([fit(image, size, "squash")[None], cut.reshape(-1, size, size, 3)])
 
 
@@ -99,6 +107,8 @@ def _unpadded(lines, size_hw):
     So a line that shows padding in part may go or stay.
     """
     scale = min(outer / side for side, outer in zip(size_hw, lines.shape, strict=True))
-    kept = (int(round(side * scale, 7)) for side in size_hw)  # 7 digits: what is whole but for the rounding error of `scale` is not truncated
+    kept = (
+        int(round(side * scale, 7)) for side in size_hw
+    )  # 7 digits: what is whole but for the rounding error of `scale` is not truncated
     top, left = ((outer - inner) // 2 for inner, outer in zip(kept, lines.shape, strict=True))
     return lines[top : lines.shape[0] - top, left : lines.shape[1] - left]

@@ -27,7 +27,9 @@ class Tokenizer:
         self.directory = Path(directory)
         file = self.directory / "tokenizer.json"
         if not file.is_file():
-            raise DataError(f"{file} is missing: a tokenizer directory holds tokenizer.json and tokenizer_config.json")
+            raise DataError(
+                f"{file} is missing: a tokenizer directory holds tokenizer.json and tokenizer_config.json"
+            )
         try:
             self.backend = Backend.from_file(str(file))
         except Exception as error:  # the library raises nothing narrower
@@ -36,20 +38,32 @@ class Tokenizer:
         self.backend.no_truncation()
         settings = self.directory / "tokenizer_config.json"
         names = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        self.names = {f"{role}_token": text(names.get(f"{role}_token") or default) for role, default in NAMES.items()}
-        self.eos, self.unk = self._id("eos_token"), self._id("unk_token", missing=names.get("unk_token") is None)
+        self.names = {
+            f"{role}_token": text(names.get(f"{role}_token") or default) for role, default in NAMES.items()
+        }
+        self.eos, self.unk = (
+            self._id("eos_token"),
+            self._id("unk_token", missing=names.get("unk_token") is None),
+        )
         own = self.backend.token_to_id(text(names.get("pad_token") or "") or "")
         self.pad = next(i for i in (self.unk, own, self.eos) if i is not None)
-        self.adds_bos = names.get("add_bos_token", self.backend.encode("").ids[:1] == [self.backend.token_to_id(self.names["bos_token"])])
+        self.adds_bos = names.get(
+            "add_bos_token",
+            self.backend.encode("").ids[:1] == [self.backend.token_to_id(self.names["bos_token"])],
+        )
         settings = json.dumps([self.names, self.adds_bos], sort_keys=True)
-        self.digest = hashlib.sha256(file.read_bytes() + settings.encode()).hexdigest()[:16]  # of all that its ids follow from
+        self.digest = hashlib.sha256(file.read_bytes() + settings.encode()).hexdigest()[
+            :16
+        ]  # of all that its ids follow from
 
     def _id(self, name, missing=False):
         """The id of one of `names`; where it is `missing` from the settings there may be none."""
         token = self.names[name]
         found = self.backend.token_to_id(token)
         if found is None and not missing:
-            raise DataError(f"{self.directory}: tokenizer_config.json names {token!r}, which tokenizer.json does not know")
+            raise DataError(
+                f"{self.directory}: tokenizer_config.json names {token!r}, which tokenizer.json does not know"
+            )
         return found
 
     @property
@@ -65,7 +79,9 @@ class Tokenizer:
     def for_vocabulary(self, vocab):
         """Itself, if every one of its ids is below `vocab`, the rows of a model's embedding; else DataError."""
         if self.vocab > vocab:
-            raise DataError(f"{self.directory} has {self.vocab} tokens, model.decoder.vocab is {vocab}: they belong to two models")
+            raise DataError(
+                f"{self.directory} has {self.vocab} tokens, model.decoder.vocab is {vocab}: they belong to two models"
+            )
         return self
 
     def encode(self, text):

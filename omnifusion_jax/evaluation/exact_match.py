@@ -34,7 +34,9 @@ class Record(NamedTuple):
 def questions(dialogue, layout):
     """Every assistant turn after a user's as (Request of the true turns before it, question, truth)."""
     messages, turns = layout.messages(dialogue), layout.read(dialogue)
-    shown = sum(pictures(message) for message in messages)  # those that stand at their turns; else all belong to the first
+    shown = sum(
+        pictures(message) for message in messages
+    )  # those that stand at their turns; else all belong to the first
     for i, (role, truth) in enumerate(turns):
         if role == "assistant" and i and turns[i - 1][0] == "user":
             count = sum(pictures(message) for message in messages[:i]) if shown else len(dialogue.images)
@@ -44,7 +46,11 @@ def questions(dialogue, layout):
 
 def pictures(message):
     """How many the parts of a message show."""
-    return sum(part["type"] == "image" for part in message["content"]) if isinstance(message["content"], list) else 0
+    return (
+        sum(part["type"] == "image" for part in message["content"])
+        if isinstance(message["content"], list)
+        else 0
+    )
 
 
 def blank(image):
@@ -61,7 +67,11 @@ def exact_match(model, source, count=0, *, batch_size=64, max_new_tokens=32, bli
     """
     layout, tokenizer = model.prepare.layout, model.tokenizer
     dialogues = (source[i] for i in range(len(source)))
-    asked = list(itertools.islice(itertools.chain.from_iterable(questions(d, layout) for d in dialogues), count or None))
+    asked = list(
+        itertools.islice(
+            itertools.chain.from_iterable(questions(d, layout) for d in dialogues), count or None
+        )
+    )
     if not asked:
         raise DataError("the evaluation data hold no question: an assistant's turn after a user's")
     requests, texts, truths = map(list, zip(*asked, strict=True))
@@ -78,9 +88,13 @@ def exact_match(model, source, count=0, *, batch_size=64, max_new_tokens=32, bli
 
     (answers, cut), dark = answer(requests), [None] * len(requests)
     if blind:
-        dark, _ = answer([Request(messages=r.messages, images=[blank(image) for image in r.images]) for r in requests])
+        dark, _ = answer(
+            [Request(messages=r.messages, images=[blank(image) for image in r.images]) for r in requests]
+        )
     columns = zip(requests, texts, truths, answers, dark, strict=True)
-    records = [Record(tuple(r.images), text, truth, answer, other) for r, text, truth, answer, other in columns]
+    records = [
+        Record(tuple(r.images), text, truth, answer, other) for r, text, truth, answer, other in columns
+    ]
     figures = {"accuracy": sum(r.right for r in records) / len(records), "questions": len(records)}
     if layout.original:
         figures["cut_to_truth"] = cut

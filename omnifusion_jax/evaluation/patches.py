@@ -11,7 +11,9 @@ from omnifusion_jax.nn import nnx
 
 def patch_accuracy(model_config, arrays, count, batch_size=64):
     """Of the first `count` held-out pictures: {"accuracy": share of places that hold something and are named right, "pictures": count}."""
-    reader = nnx.with_parameters(nnx.eval_shape(lambda: PatchReader(model_config, len(CELL_WORDS), rngs=nnx.Rngs(0))), arrays)
+    reader = nnx.with_parameters(
+        nnx.eval_shape(lambda: PatchReader(model_config, len(CELL_WORDS), rngs=nnx.Rngs(0))), arrays
+    )
     source = PatchSource(model_config.image.encoders[0].side, "held-out")
     read = jax.jit(lambda reader, images: reader(images).argmax(-1))
     right = total = 0

@@ -31,15 +31,22 @@ def write_report(workdir, records, earlier=None):
     """
     workdir = Path(workdir)
     figures = json.loads((workdir / "summary.json").read_text())
-    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{show(value)}</td></tr>" for name, value in figures.items())
-    runs = [run for run in (earlier, workdir) if run and (Path(run) / "metrics.jsonl").is_file()]
-    curves = "".join(f"<h2>Loss: {html.escape(Path(run).name)}</h2>{curve(read_losses(Path(run) / 'metrics.jsonl'))}" for run in runs)
-    cards = "".join(card(record) for record in records[:SHOWN])
-    answers = f"<h2>The first {min(SHOWN, len(records))} of {len(records)} questions</h2><div class=grid>{cards}</div>" if records else ""
-    body = f"<h1>{html.escape(workdir.name)}</h1><table>{rows}</table>{curves}{answers}"
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(workdir.name)}</title><style>{STYLE}</style><body>{body}</body></html>"
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{show(value)}</td></tr>" for name, value in figures.items()
     )
+    runs = [run for run in (earlier, workdir) if run and (Path(run) / "metrics.jsonl").is_file()]
+    curves = "".join(
+        f"<h2>Loss: {html.escape(Path(run).name)}</h2>{curve(read_losses(Path(run) / 'metrics.jsonl'))}"
+        for run in runs
+    )
+    cards = "".join(card(record) for record in records[:SHOWN])
+    answers = (
+        f"<h2>The first {min(SHOWN, len(records))} of {len(records)} questions</h2><div class=grid>{cards}</div>"
+        if records
+        else ""
+    )
+    body = f"<h1>{html.escape(workdir.name)}</h1><table>{rows}</table>{curves}{answers}"
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(workdir.name)}</title><style>{STYLE}</style><body>{body}</body></html>"
     (workdir / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -62,10 +69,17 @@ def curve(points, width=900, height=220, left=48, bottom=24):
     y = lambda loss: 8 + (height - bottom - 8) * (1 - loss / top)
     line = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in points)
     ticks = [top * i / 4 for i in range(5)]
-    grid = "".join(f'<line x1="{left}" x2="{width}" y1="{y(t):.1f}" y2="{y(t):.1f}" stroke="#e4e4e4"/>' for t in ticks)
-    scale = "".join(f'<text x="{left - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.2f}</text>' for t in ticks)
+    grid = "".join(
+        f'<line x1="{left}" x2="{width}" y1="{y(t):.1f}" y2="{y(t):.1f}" stroke="#e4e4e4"/>' for t in ticks
+    )
+    scale = "".join(
+        f'<text x="{left - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.2f}</text>' for t in ticks
+    )
     marks = ((0, "start"), (last / 2, "middle"), (last, "end"))
-    steps = "".join(f'<text x="{x(step):.1f}" y="{height - 6}" text-anchor="{anchor}">{step:.0f}</text>' for step, anchor in marks)
+    steps = "".join(
+        f'<text x="{x(step):.1f}" y="{height - 6}" text-anchor="{anchor}">{step:.0f}</text>'
+        for step, anchor in marks
+    )
     path = f'<polyline points="{line}" fill="none" stroke="#2b62c4" stroke-width="2"/>'
     return f'<svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px;background:#fff">{grid}{scale}{steps}{path}</svg>'
 
@@ -78,7 +92,10 @@ def thumbnail(image):
 
 
 def card(record):
-    lines = [f"<div>{html.escape(record.question)}</div>", f"<div><b>{html.escape(record.answer) or '&nbsp;'}</b></div>"]
+    lines = [
+        f"<div>{html.escape(record.question)}</div>",
+        f"<div><b>{html.escape(record.answer) or '&nbsp;'}</b></div>",
+    ]
     if not record.right:
         lines.append(f"<div class=faint>truth: {html.escape(record.truth)}</div>")
     if record.blind is not None:

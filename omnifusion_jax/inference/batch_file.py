@@ -40,11 +40,17 @@ def answer_file(model, source, target, images, generation, batch_size=16, retry_
     """
     if not source.is_file():
         raise DataError(f"{source} does not exist: it should hold one request a line")
-    lines = [(f"{source}:{n}", line) for n, line in enumerate(read_text(source).split("\n"), 1) if line.strip()]
+    lines = [
+        (f"{source}:{n}", line) for n, line in enumerate(read_text(source).split("\n"), 1) if line.strip()
+    ]
     if target.resolve() == source.resolve():
         raise DataError(f"{target} is the file of requests: give another output")
     target.parent.mkdir(parents=True, exist_ok=True)
-    rows, made, texts = finished(target, lines), header.header(model, images, generation), [line for _, line in lines]
+    rows, made, texts = (
+        finished(target, lines),
+        header.header(model, images, generation),
+        [line for _, line in lines],
+    )
     failed, kept = list(map(is_error, rows)), len(rows)
     if rows:
         theirs = header.read(target)
@@ -84,12 +90,25 @@ def answer_lines(model, lines, images, generation, batch_size):
     """The rows, as bytes, that answer some lines (where, text)."""
     read = [(where, *read_line(line, where, images, model.prepare.layout)) for where, line in lines]
     requests = [request for _, request, _, error in read if error is None]
-    answers, rows = enumerate(model.generate(requests, generation, batch_size=batch_size, on_error="record")), []
+    answers, rows = (
+        enumerate(model.generate(requests, generation, batch_size=batch_size, on_error="record")),
+        [],
+    )
     for where, _, name, error in read:
         i, answer = next(answers) if error is None else (None, Answer(finish_reason="error", error=error))
-        error = answer.error and answer.error.replace(f"request {i}", where, 1)  # its place in the file, not in the portion
-        row = {"id": name, "text": answer.text, "tokens": answer.tokens, "finish_reason": answer.finish_reason, "error": error}
-        rows.append((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))  # half a character, as JSON spells it
+        error = answer.error and answer.error.replace(
+            f"request {i}", where, 1
+        )  # its place in the file, not in the portion
+        row = {
+            "id": name,
+            "text": answer.text,
+            "tokens": answer.tokens,
+            "finish_reason": answer.finish_reason,
+            "error": error,
+        }
+        rows.append(
+            (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+        )  # half a character, as JSON spells it
     return rows
 
 
@@ -115,9 +134,13 @@ def finished(target, lines):
         raise DataError(f"{target} holds something else than answers: give another output")
     for name, (where, line) in zip(ids, lines, strict=False):
         if name != line_id(line, where):
-            raise DataError(f"{target} holds answers to other requests than {where}: give another output, or remove it")
+            raise DataError(
+                f"{target} holds answers to other requests than {where}: give another output, or remove it"
+            )
     if len(ids) > len(lines):
-        raise DataError(f"{target} holds more answers than there are requests: give another output, or remove it")
+        raise DataError(
+            f"{target} holds more answers than there are requests: give another output, or remove it"
+        )
     return rows
 
 

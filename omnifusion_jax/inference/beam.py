@@ -23,7 +23,9 @@ class Hypotheses(NamedTuple):
 
     def take(self, index):
         """The hypotheses at int32[batch, m]."""
-        return jax.tree.map(lambda a: jnp.take_along_axis(a, index.reshape(index.shape + (1,) * (a.ndim - 2)), axis=1), self)
+        return jax.tree.map(
+            lambda a: jnp.take_along_axis(a, index.reshape(index.shape + (1,) * (a.ndim - 2)), axis=1), self
+        )
 
     def best(self, n):
         """The `n` that score best, best first."""
@@ -49,7 +51,9 @@ class Beams(NamedTuple):
             length=jnp.zeros(shape, jnp.int32),
             ended=jnp.zeros(shape, bool),
         )
-        first = empty._replace(score=empty.score.at[:, 0].set(0))  # the others are copies of it, and must not be drawn from
+        first = empty._replace(
+            score=empty.score.at[:, 0].set(0)
+        )  # the others are copies of it, and must not be drawn from
         return cls(first, empty, blank, jnp.arange(empty.score.size))
 
     def choose(self, logits, step, knobs, rules):
@@ -60,7 +64,9 @@ class Beams(NamedTuple):
         _, kept = jax.lax.top_k(alive.score, n)
         running, finished = alive.take(kept), self.finish(grown, step, knobs, rules)
         parents = jnp.take_along_axis(parent, kept, axis=1) + n * jnp.arange(len(kept))[:, None]
-        return Beams(running, finished, self.done | is_settled(running, finished, step, knobs), parents.reshape(-1))
+        return Beams(
+            running, finished, self.done | is_settled(running, finished, step, knobs), parents.reshape(-1)
+        )
 
     def grow(self, logits, step, knobs, rules):
         """The 2 * beams best continuations of each batch row, best first, and the beam that each continues."""
@@ -87,7 +93,11 @@ class Beams(NamedTuple):
         score = grown.score / knobs.norm[step] + jnp.where(enters, 0, NEVER)
         entrants = grown._replace(score=score, ended=enters)
         merged = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), self.finished, entrants).best(n)
-        return jax.tree.map(lambda old, new: jnp.where(self.done.reshape(-1, *(1,) * (new.ndim - 1)), old, new), self.finished, merged)
+        return jax.tree.map(
+            lambda old, new: jnp.where(self.done.reshape(-1, *(1,) * (new.ndim - 1)), old, new),
+            self.finished,
+            merged,
+        )
 
     def last(self, step):
         """int32[batch * beams]: the tokens chosen at `step - 1`."""

@@ -74,12 +74,16 @@ def advance(decoder, state, until, rules):
         return (state.step < jnp.minimum(until, state.knobs.limit)) & ~state.search.done.all()
 
     def body(state):
-        cache = reorder(state.cache, state.search.parents, prompt)  # before anything is written: done after, XLA would copy the whole cache
+        cache = reorder(
+            state.cache, state.search.parents, prompt
+        )  # before anything is written: done after, XLA would copy the whole cache
         at = jnp.full(len(state.positions), prompt + state.step - 1)
         x = decoder.embed_tokens(state.search.last(state.step))[:, None]  # [rows, 1, width]
         here = jnp.take_along_axis(state.positions, at[:, None], axis=1)
         query = Places(jnp.ones_like(here), here, here)
-        spec = AttentionSpec(query, Places(state.segments, state.positions, state.positions), decoder.config.window)
+        spec = AttentionSpec(
+            query, Places(state.segments, state.positions, state.positions), decoder.config.window
+        )
         hidden, cache = decoder(x, spec, cache, at)
         search = state.search.choose(decoder.logits(hidden[:, 0]), state.step, state.knobs, rules)
         return state._replace(step=state.step + 1, cache=spread(cache), search=search)

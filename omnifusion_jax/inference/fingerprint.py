@@ -16,7 +16,12 @@ def fingerprint(model):
     """{"weights", "tokenizer": hashes, "dtype", "config": every field} of an inference.model.Model."""
     sums = jax.device_get({path: checksum(a) for path, a in nnx.parameters(model.module).items()})
     weights = {path: [int(sums[path])] for path in sorted(sums)}
-    return {"weights": digest(weights), "tokenizer": model.tokenizer.digest, "dtype": model.dtype, "config": dataclasses.asdict(model.config)}
+    return {
+        "weights": digest(weights),
+        "tokenizer": model.tokenizer.digest,
+        "dtype": model.dtype,
+        "config": dataclasses.asdict(model.config),
+    }
 
 
 def digest(value):

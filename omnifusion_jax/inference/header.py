@@ -19,7 +19,13 @@ def beside(target):
 
 def header(model, images, generation):
     """What the answers of a Model follow from, besides the requests, as JSON has it."""
-    made = {"format": FORMAT, "model": model.name, **fingerprint(model), "images": str(images), "generation": dataclasses.asdict(generation)}
+    made = {
+        "format": FORMAT,
+        "model": model.name,
+        **fingerprint(model),
+        "images": str(images),
+        "generation": dataclasses.asdict(generation),
+    }
     return json.loads(json.dumps(made))
 
 
@@ -28,7 +34,9 @@ def read(target):
     file = beside(target)
     advice = "Put it back if you have it; else give another output, or remove this one"
     if not file.is_file():
-        raise DataError(f"{target} holds answers, but {file.name}, which says what made them, is missing. {advice}")
+        raise DataError(
+            f"{target} holds answers, but {file.name}, which says what made them, is missing. {advice}"
+        )
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
@@ -40,7 +48,10 @@ def read(target):
 
 def write(target, made, asked):
     made = {**made, "requests": asked.told()}
-    replace(beside(target), (json.dumps(made, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace"))
+    replace(
+        beside(target),
+        (json.dumps(made, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace"),
+    )
 
 
 class Asked:
@@ -80,7 +91,9 @@ def check_requests(target, theirs, lines, failed):
     """Raises DataError where a request is not what it was when it was answered, as far as the header knows."""
     n = theirs["requests"].get("answered")
     if n in range(len(failed) + 1) and Asked().add(lines[:n], failed[:n]).told() != theirs["requests"]:
-        raise DataError(f"{target}: one of the first {n} requests was changed after it was answered. Give another output, or remove this one")
+        raise DataError(
+            f"{target}: one of the first {n} requests was changed after it was answered. Give another output, or remove this one"
+        )
 
 
 def agree(target, theirs, ours):
@@ -93,16 +106,26 @@ def agree(target, theirs, ours):
     lines = [f"  {name}: {show(old, name)} -> {show(new, name)}" for name in wrong[:SHOWN]]
     lines += [f"  and {len(wrong) - SHOWN} more"] * (len(wrong) > SHOWN)
     advice = f"Run with the settings in {beside(target).name}, give another output, or remove this one"
-    raise DataError(f"{target} was made by another model or with other settings:\n" + "\n".join(lines) + f"\n{advice}")
+    raise DataError(
+        f"{target} was made by another model or with other settings:\n" + "\n".join(lines) + f"\n{advice}"
+    )
 
 
 def flat(value, name=""):
     """{"a.b": leaf} of nested objects."""
     if not isinstance(value, dict):
         return {name: value}
-    return {path: leaf for key, inner in value.items() for path, leaf in flat(inner, f"{name}.{key}" if name else key).items()}
+    return {
+        path: leaf
+        for key, inner in value.items()
+        for path, leaf in flat(inner, f"{name}.{key}" if name else key).items()
+    }
 
 
 def show(values, name):
     text = json.dumps(values[name], ensure_ascii=False) if name in values else "nothing"
-    return text if len(text) <= 120 else f"{text[:50]} ... {text[-50:]} ({hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]})"
+    return (
+        text
+        if len(text) <= 120
+        else f"{text[:50]} ... {text[-50:]} ({hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]})"
+    )

@@ -57,7 +57,10 @@ def rules(g, tokenizer, vocab, room):
         bans.append(("\n", tuple(tokenizer.encode("\n")[-1:])))
     for source, ids in bans:
         check(len(ids) > 0, f"generation bans {source!r}, which is no token at all")
-        check(all(0 <= i < vocab for i in ids), f"generation bans {source!r}, tokens {list(ids)}, but the model knows 0 to {vocab - 1} only")
+        check(
+            all(0 <= i < vocab for i in ids),
+            f"generation bans {source!r}, tokens {list(ids)}, but the model knows 0 to {vocab - 1} only",
+        )
     return Rules(
         eos=tokenizer.eos,
         pad=tokenizer.pad,
@@ -77,7 +80,13 @@ def knobs(g, room):
     """The Knobs for a GenerationConfig, NumPy. What is compared or divided by is made in double precision, as in Python."""
     norm = np.arange(1.0, room + 1) ** g.length_penalty
     numbers = np.float32(g.temperature), np.float32(1 - g.top_p), np.float32(g.repetition_penalty)
-    return Knobs(np.int32(g.max_new_tokens), np.uint32(g.seed), *numbers, np.bool_(g.early_stopping), norm.astype(np.float32))
+    return Knobs(
+        np.int32(g.max_new_tokens),
+        np.uint32(g.seed),
+        *numbers,
+        np.bool_(g.early_stopping),
+        norm.astype(np.float32),
+    )
 
 
 def process(scores, tokens, length, knobs, rules):
@@ -122,7 +131,9 @@ def no_repeat_ngram(scores, tokens, length, n):
     if count < 1:
         return scores
     windows = jnp.stack([tokens[:, i : i + count] for i in range(n)], axis=-1)  # [rows, count, n]
-    ending = jax.lax.dynamic_slice_in_dim(tokens, length - (n - 1), n - 1, axis=1)  # clamped where there is no window yet
+    ending = jax.lax.dynamic_slice_in_dim(
+        tokens, length - (n - 1), n - 1, axis=1
+    )  # clamped where there is no window yet
     hit = (windows[..., :-1] == ending[:, None]).all(-1) & (jnp.arange(count) + n <= length)
     return forbid(scores, windows[..., -1], hit)
 
@@ -130,10 +141,14 @@ def no_repeat_ngram(scores, tokens, length, n):
 def no_banned(scores, tokens, length, banned):
     """Forbids the last token of each sequence of `banned` wherever the others stand just before it."""
     width = max(map(len, banned)) - 1
-    prefixes = np.array([(ANY,) * (width + 1 - len(ids)) + ids[:-1] for ids in banned], np.int32).reshape(len(banned), width)
+    prefixes = np.array([(ANY,) * (width + 1 - len(ids)) + ids[:-1] for ids in banned], np.int32).reshape(
+        len(banned), width
+    )
     last = np.array([ids[-1] for ids in banned], np.int32)
     at = length - width + jnp.arange(width)
-    ending = jnp.where(at >= 0, tokens[:, jnp.maximum(at, 0)], ANY - 1)  # what is not there yet equals no token
+    ending = jnp.where(
+        at >= 0, tokens[:, jnp.maximum(at, 0)], ANY - 1
+    )  # what is not there yet equals no token
     hit = ((prefixes == ANY) | (prefixes == ending[:, None])).all(-1)  # [rows, sequences]
     return forbid(scores, jnp.broadcast_to(last, hit.shape), hit)
 

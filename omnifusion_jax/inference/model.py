@@ -26,9 +26,13 @@ class Answer:
     """What the model said, or why it could not."""
 
     text: str = ""
-    tokens: list[int] = dataclasses.field(default_factory=list)  # exactly those that were generated, the end-of-sequence token included where it was
+    tokens: list[int] = dataclasses.field(
+        default_factory=list
+    )  # exactly those that were generated, the end-of-sequence token included where it was
     finish_reason: str = "stop"  # "stop": the model ended it; "length": the limit did, be it by a forced end of sequence; "error"
-    logprob: float = 0.0  # sum of the tokens' log probabilities by the model's own distribution, before any rule bent it
+    logprob: float = (
+        0.0  # sum of the tokens' log probabilities by the model's own distribution, before any rule bent it
+    )
     error: str | None = None
 
 
@@ -85,7 +89,9 @@ class Model:
             state = self._start([samples[i] for i in chunk], names, generation, follow)
             state = self._advance(state, generation.max_new_tokens, follow)
             columns = jax.device_get(state.search.best())
-            answers.update((i, self._answer(generation, *row)) for i, *row in zip(chunk, *columns, strict=False))  # blank rows are left out
+            answers.update(
+                (i, self._answer(generation, *row)) for i, *row in zip(chunk, *columns, strict=False)
+            )  # blank rows are left out
         return [answers[i] for i in sorted(answers)]
 
     def stream(self, request, generation=GREEDY):
@@ -93,7 +99,10 @@ class Model:
 
         Raises DataError for a request that cannot be used and ConfigError for beams, before anything is yielded.
         """
-        check(generation.num_beams == 1, f"streaming needs num_beams=1, not {generation.num_beams}: which beam wins is known at the end only")
+        check(
+            generation.num_beams == 1,
+            f"streaming needs num_beams=1, not {generation.num_beams}: which beam wins is known at the end only",
+        )
         follow = self._rules(generation)
         sample = self._question(request, "request", generation)
         state = self._start([sample], [0 if request.id is None else str(request.id)], generation, follow)
@@ -107,7 +116,10 @@ class Model:
         turn may be the assistant's; else the sequence ends where an answer would begin. Raises DataError for
         a request that cannot be used.
         """
-        samples = {i: prompts.lay_out(request, f"request {i}", self.prepare) for i, request in enumerate(prompts.as_list(requests))}
+        samples = {
+            i: prompts.lay_out(request, f"request {i}", self.prepare)
+            for i, request in enumerate(prompts.as_list(requests))
+        }
         found = {}
         for chunk in prompts.chunks(samples, batch_size):
             batch = self._assemble([samples[i] for i in chunk], left=False)
@@ -117,14 +129,18 @@ class Model:
         return [found[i] for i in sorted(found)]
 
     def _rules(self, generation):
-        return rules(generation, self.tokenizer, self.config.decoder.vocab, prompts.bucket(generation.max_new_tokens))
+        return rules(
+            generation, self.tokenizer, self.config.decoder.vocab, prompts.bucket(generation.max_new_tokens)
+        )
 
     def _question(self, request, where, generation):
         """A Sample that ends where the answer begins, with room for it."""
         sample = prompts.lay_out(request, where, self.prepare, ask=True)
         length, new, most = len(sample.tokens), generation.max_new_tokens, self.config.decoder.max_length
         if length + new > most:
-            raise DataError(f"{where}: {length} tokens and max_new_tokens {new} exceed the model's {most}. Shorten the dialogue or the answer")
+            raise DataError(
+                f"{where}: {length} tokens and max_new_tokens {new} exceed the model's {most}. Shorten the dialogue or the answer"
+            )
         return sample
 
     def _start(self, samples, names, generation, follow):
@@ -133,7 +149,15 @@ class Model:
         drawn[: len(names)] = [words(name) for name in names]
         with self._spread():
             x = decode.embed(self.module, batch)
-            return decode.start(self.module.decoder, x, batch.segments, batch.positions, drawn, knobs(generation, follow.room), follow)
+            return decode.start(
+                self.module.decoder,
+                x,
+                batch.segments,
+                batch.positions,
+                drawn,
+                knobs(generation, follow.room),
+                follow,
+            )
 
     def _advance(self, state, until, follow):
         with self._spread():
@@ -144,7 +168,10 @@ class Model:
         if self.mesh is None:
             return prompts.assemble(samples, self.prepare, left)
         batch = prompts.assemble(samples, self.prepare, left, ways(self.mesh, "batch"))
-        return jax.tree.map(lambda a: jax.device_put(a, sharding(self.mesh, ("batch", *(None,) * (a.ndim - 1)), a.shape)), batch)
+        return jax.tree.map(
+            lambda a: jax.device_put(a, sharding(self.mesh, ("batch", *(None,) * (a.ndim - 1)), a.shape)),
+            batch,
+        )
 
     def _spread(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -161,5 +188,7 @@ class Model:
 
     def _answer(self, generation, tokens, length, logprob):
         tokens = tokens[:length].tolist()
-        ended = tokens[-1:] == [self.tokenizer.eos] and not (generation.forced_eos and length == generation.max_new_tokens)
+        ended = tokens[-1:] == [self.tokenizer.eos] and not (
+            generation.forced_eos and length == generation.max_new_tokens
+        )
         return Answer(self.tokenizer.decode(tokens), tokens, "stop" if ended else "length", float(logprob))

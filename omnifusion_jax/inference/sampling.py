@@ -20,7 +20,9 @@ def words(name):
 
 def keys(seed, words):
     """A random key for each row of uint32[rows, 2]: it follows from the seed and these words alone."""
-    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row[0]), row[1]))(words)
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row[0]), row[1]))(
+        words
+    )
 
 
 class Draws(NamedTuple):
@@ -37,7 +39,13 @@ class Draws(NamedTuple):
     def start(cls, blank, keys, rules):
         """`blank` bool[rows]: rows that only fill the batch."""
         rows = len(blank)
-        return cls(jnp.full((rows, rules.room), rules.pad, jnp.int32), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.float32), blank, keys)
+        return cls(
+            jnp.full((rows, rules.room), rules.pad, jnp.int32),
+            jnp.zeros(rows, jnp.int32),
+            jnp.zeros(rows, jnp.float32),
+            blank,
+            keys,
+        )
 
     def choose(self, logits, step, knobs, rules):
         """The next token of every row from float32[rows, vocab]."""

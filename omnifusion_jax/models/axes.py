@@ -16,7 +16,10 @@ AXES = [
     (r"image/encoders/\d+/layers/attention/out/kernel", "layers heads head_dim vision_embed"),
     (r"image/encoders/\d+/layers/feed_forward/(gate|up)/kernel", "layers vision_embed vision_mlp"),
     (r"image/encoders/\d+/layers/feed_forward/down/kernel", "layers vision_mlp vision_embed"),
-    (r"image/encoders/\d+/layers/((feed_forward/(gate|up|down)|attention/out)/bias|scale\d|norm\d/(scale|bias))", "layers _"),
+    (
+        r"image/encoders/\d+/layers/((feed_forward/(gate|up|down)|attention/out)/bias|scale\d|norm\d/(scale|bias))",
+        "layers _",
+    ),
     (r"image/adapter/(layer/)?attention/(query|key|value)/kernel", "vision_embed heads head_dim"),
     (r"image/adapter/(layer/)?attention/(query|key|value)/bias", "heads head_dim"),
     (r"image/adapter/(layer/)?attention/out/kernel", "heads head_dim vision_embed"),
@@ -28,7 +31,10 @@ AXES = [
     (r"image/adapter/mixes/\d+/layers/kernel", "layers vision_embed _"),
     (r"image/adapter/mixes/\d+/layers/weight", "layers"),
     (r"image/adapter/mixes/\d+/layers/(bias|norm/(scale|bias))", "layers _"),
-    (r"image/adapter/(mixes/\d+|projections/\d+|(layer/)?attention/out|(layer/feed_forward/)?up|layer/feed_forward/down|linear)/bias", "_"),
+    (
+        r"image/adapter/(mixes/\d+|projections/\d+|(layer/)?attention/out|(layer/feed_forward/)?up|layer/feed_forward/down|linear)/bias",
+        "_",
+    ),
     (r"image/adapter/(layer/|mixes/\d+/)?(\w+_)?norm\d?/(scale|bias)", "_"),
     (r"special/\w+", "_"),
     (r"decoder/embed", "vocab width"),
@@ -50,7 +56,10 @@ AXES = [
 def axes(path):
     """Names of the dimensions of the parameter at `path`. Raises ConfigError unless exactly one row matches."""
     hits = [names.split() for pattern, names in AXES if re.fullmatch(pattern, path)]
-    check(len(hits) == 1, f"{path}: {len(hits)} rows of models.axes.AXES match, exactly one must. Append one, or correct it")
+    check(
+        len(hits) == 1,
+        f"{path}: {len(hits)} rows of models.axes.AXES match, exactly one must. Append one, or correct it",
+    )
     return hits[0]
 
 

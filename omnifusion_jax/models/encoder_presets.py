@@ -7,7 +7,16 @@ from omnifusion_jax.config import HALF, IMAGENET_MEAN, IMAGENET_STD, EncoderConf
 from omnifusion_jax.errors import ConfigError
 
 CLIP = EncoderConfig  # its defaults
-SIGLIP = partial(EncoderConfig, activation="gelu_tanh", eps=1e-6, class_token=False, patch_bias=True, pre_norm=False, mean=HALF, std=HALF)
+SIGLIP = partial(
+    EncoderConfig,
+    activation="gelu_tanh",
+    eps=1e-6,
+    class_token=False,
+    patch_bias=True,
+    pre_norm=False,
+    mean=HALF,
+    std=HALF,
+)
 DINOV2 = partial(
     EncoderConfig, image_size=224, shortest_edge=256, activation="gelu", eps=1e-6, patch_bias=True, layer_scale=True, pre_norm=False,
     position_grid=37, mean=IMAGENET_MEAN, std=IMAGENET_STD,
@@ -33,8 +42,13 @@ PUBLISHED = {
     "siglip-base-16-512": SIGLIP(image_size=512, patch=16, **BASE),
     "siglip-so400m-14-384": SIGLIP(image_size=384, **SHAPE400M),
     **{f"dinov2-{size}": DINOV2(**dims) for size, dims in DINOV2_SIZES.items()},
-    **{f"dinov2-{size}-reg": DINOV2(registers=4, position_resize="bicubic_antialias", **dims) for size, dims in DINOV2_SIZES.items()},
-    "internvit-6b-448": INTERN(width=3200, heads=25, mlp=12800, layers=45, norm="rms", qkv_bias=False, qk_norm=True),
+    **{
+        f"dinov2-{size}-reg": DINOV2(registers=4, position_resize="bicubic_antialias", **dims)
+        for size, dims in DINOV2_SIZES.items()
+    },
+    "internvit-6b-448": INTERN(
+        width=3200, heads=25, mlp=12800, layers=45, norm="rms", qkv_bias=False, qk_norm=True
+    ),
     "internvit-300m-448": INTERN(**LARGE),
 }
 

@@ -56,7 +56,10 @@ class OmniFusion(nnx.Module):
     def embed(self, batch, key=None):
         """Token embeddings [batch, seq, width] of a laid-out `batch.Batch`, media included."""
         x = self.decoder.embed_tokens(batch.tokens)
-        rows, first = [], jnp.zeros_like(batch.index)  # what may stand among the text, [pools, n, width], and where each kind begins
+        rows, first = (
+            [],
+            jnp.zeros_like(batch.index),
+        )  # what may stand among the text, [pools, n, width], and where each kind begins
         count = 0
         if self.special is not None:
             rows.append(self.special()[None])

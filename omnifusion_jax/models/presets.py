@@ -56,7 +56,9 @@ def tiny():
             (EncoderConfig(image_size=96, patch=16, width=128, layers=5, heads=4, mlp=512),),
             make_adapter("transformer", heads=4, mlp=256),
         ),
-        decoder=DecoderConfig(vocab=852, width=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384, max_length=2048),
+        decoder=DecoderConfig(
+            vocab=852, width=128, layers=4, heads=4, kv_heads=2, head_dim=32, mlp=384, max_length=2048
+        ),
     )
 
 
@@ -76,8 +78,14 @@ PRESETS = {
     "omnifusion-1.1-mix": lambda: model(DECODERS["mistral-7b"], ROWS["sum"]),
     "llava-1.5-7b": lambda: llava("vicuna-7b", "llava-1.5"),
     "llava-1.5-13b": lambda: llava("vicuna-13b", "llava-1.5"),
-    "llava-next-mistral-7b": lambda: llava("mistral-7b-v0.2", "llava-next-mistral", fit="tiles", unpad=True, newline=True),
-    **{f"report-{row}-{decoder}": lambda row=row, decoder=decoder: model(DECODERS[decoder], ROWS[row]) for row in ROWS for decoder in REPORTED},
+    "llava-next-mistral-7b": lambda: llava(
+        "mistral-7b-v0.2", "llava-next-mistral", fit="tiles", unpad=True, newline=True
+    ),
+    **{
+        f"report-{row}-{decoder}": lambda row=row, decoder=decoder: model(DECODERS[decoder], ROWS[row])
+        for row in ROWS
+        for decoder in REPORTED
+    },
 }
 
 
@@ -109,7 +117,11 @@ def keep(ours, theirs, now):
             continue
         if dataclasses.is_dataclass(mine) and type(mine) is type(other) and dataclasses.is_dataclass(new):
             keep(mine, other, new)
-        elif isinstance(mine, tuple) and any(map(dataclasses.is_dataclass, mine)) and len(mine) == len(other) == len(new):
+        elif (
+            isinstance(mine, tuple)
+            and any(map(dataclasses.is_dataclass, mine))
+            and len(mine) == len(other) == len(new)
+        ):
             for triple in zip(mine, other, new, strict=True):
                 keep(*triple)
         else:

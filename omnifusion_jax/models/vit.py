@@ -66,7 +66,11 @@ class VisionTransformer(nnx.Module):
     def block(self):
         """A step of `run_stack`: (block, x, anything) to (x, None)."""
         c = self.config
-        turn = over_grid(c.side, c.rope_grid or c.side, c.rope_theta, c.class_token + c.registers) if c.rope_theta else None
+        turn = (
+            over_grid(c.side, c.rope_grid or c.side, c.rope_theta, c.class_token + c.registers)
+            if c.rope_theta
+            else None
+        )
         return lambda layer, x, _=None: (layer(x, turn), None)
 
     def patches(self, images):
@@ -84,7 +88,11 @@ class VisionTransformer(nnx.Module):
             return table
         matrix = jnp.array(resize_matrix(c.position_grid, c.side, c.position_resize))
         grid = table.reshape(c.position_grid, c.position_grid, -1).astype(jnp.float32)
-        return jnp.einsum("ip,jq,pqd->ijd", matrix, matrix, grid, precision="highest").reshape(c.patches, -1).astype(table.dtype)
+        return (
+            jnp.einsum("ip,jq,pqd->ijd", matrix, matrix, grid, precision="highest")
+            .reshape(c.patches, -1)
+            .astype(table.dtype)
+        )
 
     def embed(self, images):
         """uint8[batch, size, size, 3] to hidden state 0, [batch, seq, width]: the class token, the registers, the patches."""
@@ -118,7 +126,9 @@ class VisionTransformer(nnx.Module):
             acc, y = each(carry[1], x, item)
             return (x, acc), y
 
-        (_, acc), ys = run_stack(last_layers(self.layers, skip), (x, acc), step, jax.tree.map(lambda a: a[1:], items))
+        (_, acc), ys = run_stack(
+            last_layers(self.layers, skip), (x, acc), step, jax.tree.map(lambda a: a[1:], items)
+        )
         return acc, jax.tree.map(lambda y, rest: jnp.concatenate([y[None], rest]), first, ys)
 
     def hidden_states(self, images):

@@ -17,7 +17,18 @@ class Attention(nnx.Module):
     Kernels are [width, heads, head_dim]; with groups that of queries is [width, kv_heads, group, head_dim].
     """
 
-    def __init__(self, width, heads, head_dim=None, kv_heads=None, bias=PROJECTIONS, norm=None, init=INITS["normal"], *, rngs):
+    def __init__(
+        self,
+        width,
+        heads,
+        head_dim=None,
+        kv_heads=None,
+        bias=PROJECTIONS,
+        norm=None,
+        init=INITS["normal"],
+        *,
+        rngs,
+    ):
         """`bias`: the projections that have one. `norm()` makes what normalises queries, and keys, [batch, heads...,
         seq, head_dim], before they are turned."""
         size = head_dim or width // heads
@@ -29,7 +40,17 @@ class Attention(nnx.Module):
         self.out = make("out", (*grouped, size), width, init.out)
         self.query_norm, self.key_norm = (norm and norm() for _ in range(2))
 
-    def __call__(self, x, spec=EVERYTHING, context=None, values=None, turn=None, cache=None, at=None, dropout=(0.0, None)):
+    def __call__(
+        self,
+        x,
+        spec=EVERYTHING,
+        context=None,
+        values=None,
+        turn=None,
+        cache=None,
+        at=None,
+        dropout=(0.0, None),
+    ):
         """x [batch, seq, width] to (y [batch, seq, width], cache).
 
         Args:
@@ -61,4 +82,6 @@ def heads(x, norm=None, turn=None):
 
 def write(cache, new, at):
     """`cache` [batch, heads, length, head_dim] with `new` [batch, heads, n, head_dim] from index at[b] of each row b on."""
-    return jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1))(cache, new, at)
+    return jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1))(
+        cache, new, at
+    )

@@ -22,7 +22,9 @@ def with_parameters(module, arrays):
     graph, state = nnx.split(module)
     paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
     if missing := set(paths) ^ set(arrays):
-        raise CheckpointError(f"parameters given and parameters of {type(module).__name__} differ in {', '.join(sorted(missing))}")
+        raise CheckpointError(
+            f"parameters given and parameters of {type(module).__name__} differ in {', '.join(sorted(missing))}"
+        )
     return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), [arrays[path] for path in paths]))
 
 

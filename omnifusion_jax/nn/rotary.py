@@ -17,7 +17,9 @@ def frequencies(half, theta, scaling: RopeScaling | None = None):
 def stretched(found, c: RopeScaling):
     """Low frequencies divided by `factor`, high ones kept, those between mixed, as transformers'
     `_compute_llama3_parameters` has it."""
-    turns = c.trained_length * found / (2 * math.pi)  # of a frequency, over the positions it was first trained for
+    turns = (
+        c.trained_length * found / (2 * math.pi)
+    )  # of a frequency, over the positions it was first trained for
     kept = jnp.clip((turns - c.low) / (c.high - c.low), 0, 1)
     return found * (kept + (1 - kept) / c.factor)
 

@@ -23,7 +23,12 @@ def run_stack(stack, x, step, per_layer=None, remat="none"):
     step = REMAT[remat](step)
     if not isinstance(stack, nnx.List):
         depth = jax.tree.leaves(stack)[0].shape[0]
-        return jax.lax.scan(lambda x, item: step(item[0], x, item[1]), x, (stack, per_layer), unroll=depth if 0 < depth <= SHALLOW else 1)
+        return jax.lax.scan(
+            lambda x, item: step(item[0], x, item[1]),
+            x,
+            (stack, per_layer),
+            unroll=depth if 0 < depth <= SHALLOW else 1,
+        )
     ys = []
     for i, layer in enumerate(stack):
         x, y = step(layer, x, None if per_layer is None else per_layer[i])
@@ -45,7 +50,9 @@ def part(stack, here):
     if isinstance(stack, nnx.List):
         return nnx.List(list(stack)[here])
     depth = jax.tree.leaves(stack)[0].shape[0]
-    return stack if here.indices(depth) == (0, depth, 1) else jax.tree.map(lambda a: a[here], stack)  # no copy of the whole
+    return (
+        stack if here.indices(depth) == (0, depth, 1) else jax.tree.map(lambda a: a[here], stack)
+    )  # no copy of the whole
 
 
 def unstack(stack):

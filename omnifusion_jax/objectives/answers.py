@@ -31,7 +31,9 @@ class Answers:
         source = open_source(c.path, c.images, config.model.image.encoders[0].side)
         prepare = Prepare.of(tokenizer, config.model, c.max_length, max_pixels=c.max_pixels)
         print(describe(source, prepare, tokenizer))
-        print(f"The loss of a model that knows nothing is ln {tokenizer.vocab} = {self.ignorance(config, tokenizer):.1f}.")
+        print(
+            f"The loss of a model that knows nothing is ln {tokenizer.vocab} = {self.ignorance(config, tokenizer):.1f}."
+        )
         return Batches(
             source,
             prepare,
@@ -40,7 +42,9 @@ class Answers:
             usual=max(processor.room for processor in prepare.processors.values()),  # one item a dialogue
             on_bad_sample=c.on_bad_sample,
             bad_share=c.bad_share,
-            check=functools.partial(start_check, source, prepare, c.num_workers) if c.check == "first_epoch" else None,
+            check=functools.partial(start_check, source, prepare, c.num_workers)
+            if c.check == "first_epoch"
+            else None,
             **common(config),
         )
 
@@ -52,7 +56,14 @@ class Answers:
 
         def evaluate(arrays):
             model = Model(config.model, arrays, tokenizer, dtype=config.compute_dtype)
-            return exact_match(model, source, c.count, batch_size=c.batch_size, max_new_tokens=c.max_new_tokens, blind=c.blind)
+            return exact_match(
+                model,
+                source,
+                c.count,
+                batch_size=c.batch_size,
+                max_new_tokens=c.max_new_tokens,
+                blind=c.blind,
+            )
 
         return evaluate
 

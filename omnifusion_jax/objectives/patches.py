@@ -21,7 +21,9 @@ class Patches:
     def loss(self, module, batch, key, remat):
         pictures = batch.media["image"][0]  # [pools, pictures, size, size, 3], one a row
         there = batch.tokens > 0  # a place that holds nothing costs nothing
-        return token_loss(module(pictures.reshape(-1, *pictures.shape[2:])), batch.tokens, batch.weights, there)
+        return token_loss(
+            module(pictures.reshape(-1, *pictures.shape[2:])), batch.tokens, batch.weights, there
+        )
 
     def ignorance(self, config, tokenizer):
         return math.log(len(CELL_WORDS))

@@ -21,7 +21,9 @@ class Checkpoints:
     def __init__(self, directory, c):
         self.directory, self.every_steps, self.every_seconds = directory, c.every_steps, 60 * c.every_minutes
         # what a killed run or a full disk left half written goes; finished checkpoints go only once a newer one is finished
-        options = ocp.CheckpointManagerOptions(max_to_keep=c.keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=c.keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
         with writing(directory):
             self.manager = ocp.CheckpointManager(directory, options=options)
         self.saved_at = time.monotonic()
@@ -34,9 +36,13 @@ class Checkpoints:
         """Unless that step is there. `position` is JSON-serialisable. Raises CheckpointError for this or the save before, if it failed."""
         if step == self.manager.latest_step():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), position=ocp.args.JsonSave(position))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state._asdict()), position=ocp.args.JsonSave(position)
+        )
         with writing(self.directory):
-            probe = self.directory / "probe"  # where no directory can be made, Orbax's threads would wait minutes for theirs
+            probe = (
+                self.directory / "probe"
+            )  # where no directory can be made, Orbax's threads would wait minutes for theirs
             probe.mkdir(exist_ok=True)
             probe.rmdir()
             self.manager.wait_until_finished()
@@ -61,13 +67,20 @@ class Checkpoints:
           CheckpointError: none of them can be read, the newest may be whole but is out of reach, or one was made by a run of other
             shapes. Nothing is moved then.
         """
-        target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)._asdict()
+        target = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings
+        )._asdict()
         damaged = {}
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
-                how = ocp.args.Composite(state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore())
+                how = ocp.args.Composite(
+                    state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()
+                )
                 found = self.manager.restore(step, args=how)
-            except (MemoryError, jax.errors.JaxRuntimeError):  # too large for this machine, and not to blame for it
+            except (
+                MemoryError,
+                jax.errors.JaxRuntimeError,
+            ):  # too large for this machine, and not to blame for it
                 raise
             except Exception as error:  # Orbax raises whatever the damaged file led it to
                 if words := next((words for words in UNREACHABLE if words in str(error)), None):
@@ -91,7 +104,9 @@ class Checkpoints:
     def same_shapes(self, step, target):
         """Raises CheckpointError where the arrays of a checkpoint have other names or shapes than those of this run: it is not damaged then."""
         try:
-            stored = shapes(ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / "state").tree)
+            stored = shapes(
+                ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / "state").tree
+            )
         except Exception:  # damaged so much that not even that can be read
             return
         needed = shapes(target)
@@ -116,7 +131,10 @@ class Checkpoints:
             with writing(place):
                 place.parent.mkdir(exist_ok=True)
                 (self.directory / str(bad)).rename(place)
-            print(f"checkpoint {bad} cannot be read ({reason}). It is kept as {place}; the run goes on from step {step}", flush=True)
+            print(
+                f"checkpoint {bad} cannot be read ({reason}). It is kept as {place}; the run goes on from step {step}",
+                flush=True,
+            )
         if damaged:
             self.manager.reload()
 

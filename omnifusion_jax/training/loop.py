@@ -32,9 +32,15 @@ def fill(config, mesh, given):
     skeleton = nnx.eval_shape(lambda: module(config.model, rngs=nnx.Rngs(0)))
     shapes = nnx.parameters(skeleton)
     placed = placements(mesh, shapes)
-    wrong = [f"{path}: {given[path].shape}, needed {a.shape}" for path, a in shapes.items() if path in given and given[path].shape != a.shape]
+    wrong = [
+        f"{path}: {given[path].shape}, needed {a.shape}"
+        for path, a in shapes.items()
+        if path in given and given[path].shape != a.shape
+    ]
     if wrong:
-        raise CheckpointError("the parameters to start from do not fit config.model:\n  " + "\n  ".join(wrong))
+        raise CheckpointError(
+            "the parameters to start from do not fit config.model:\n  " + "\n  ".join(wrong)
+        )
     missing = {path: placed[path] for path in shapes if path not in given}
 
     def fresh():
@@ -42,7 +48,9 @@ def fill(config, mesh, given):
         return {path: arrays[path] for path in missing}
 
     arrays = jax.jit(fresh, out_shardings=missing)()
-    arrays |= {path: jax.device_put(given.pop(path), placed[path]) for path in shapes if path in given}  # a large model is not held twice
+    arrays |= {
+        path: jax.device_put(given.pop(path), placed[path]) for path in shapes if path in given
+    }  # a large model is not held twice
     return skeleton, {path: arrays[path] for path in shapes}
 
 
@@ -51,7 +59,9 @@ def summary(trained, frozen):
     lines = []
     for name, arrays in (("trained", trained), ("frozen", frozen)):
         for part in sorted(set(map(part_of, arrays))):
-            lines.append(f"{name:8} {part:16} {sum(a.size for path, a in arrays.items() if part_of(path) == part):>15,}")
+            lines.append(
+                f"{name:8} {part:16} {sum(a.size for path, a in arrays.items() if part_of(path) == part):>15,}"
+            )
     return lines
 
 
@@ -70,9 +80,15 @@ def train(config, workdir, batches, given, on_eval=None, allow_change=False, sto
     """
     stop, objective = stop or Stop(), OBJECTIVES[config.objective]
     mesh = sharding.make_mesh(**vars(config.mesh))
-    rows, shards = config.batch_size * objective.rows // config.grad_accum, mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, shards = (
+        config.batch_size * objective.rows // config.grad_accum,
+        mesh.shape["data"] * mesh.shape["fsdp"],
+    )
     devices = f"{shards} devices (mesh.data * mesh.fsdp)"
-    check(rows % shards == 0, f"batch_size / grad_accum is {rows} rows at a time, which {devices} cannot share evenly. Change one of them")
+    check(
+        rows % shards == 0,
+        f"batch_size / grad_accum is {rows} rows at a time, which {devices} cannot share evenly. Change one of them",
+    )
     skeleton, arrays = fill(config, mesh, given)
     trained, frozen = freeze.split(config.train_parts, arrays)
     del arrays
@@ -90,7 +106,11 @@ def train(config, workdir, batches, given, on_eval=None, allow_change=False, sto
         same_data(position["data"], batches.state(), allow_change)
         batches.restore(position["data"])
         stop.step = int(state.step)
-        left = f"resuming from step {stop.step}" if stop.step < config.steps else f"all {stop.step} steps are done: nothing is left to train"
+        left = (
+            f"resuming from step {stop.step}"
+            if stop.step < config.steps
+            else f"all {stop.step} steps are done: nothing is left to train"
+        )
         print(left, flush=True)
     else:
         state = jax.jit(lambda p: init_state(optimizer, p), out_shardings=placed)(trained)
@@ -111,7 +131,19 @@ def train(config, workdir, batches, given, on_eval=None, allow_change=False, sto
     monitor = Monitor(workdir, config.steps, int(state.step), config.log_every, position["interval"])
     with stop.deferred():
         try:
-            state = run(config, workdir, step, state, frozen, batches, checkpoints, monitor, batch_sharding(mesh), on_eval, stop)
+            state = run(
+                config,
+                workdir,
+                step,
+                state,
+                frozen,
+                batches,
+                checkpoints,
+                monitor,
+                batch_sharding(mesh),
+                on_eval,
+                stop,
+            )
         finally:
             monitor.close()
             checkpoints.close()
@@ -140,7 +172,9 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
         with monitor.pause():
             if saves:
                 checkpoints.save(n, state, {"data": position, "interval": monitor.interval()})
-                write_config(config, workdir)  # not before: until now the checkpoints were of the config that stood there
+                write_config(
+                    config, workdir
+                )  # not before: until now the checkpoints were of the config that stood there
                 stop.step = n
 
     def save():
@@ -196,7 +230,10 @@ def following(batches, stop, save):
         stop.check()
         save()
         if stop.step:
-            print(f"no next batch: the state after step {stop.step} is saved, and the same command goes on from there", flush=True)
+            print(
+                f"no next batch: the state after step {stop.step} is saved, and the same command goes on from there",
+                flush=True,
+            )
         raise
 
 

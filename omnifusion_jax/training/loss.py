@@ -37,14 +37,20 @@ def answer_loss(decoder, hidden, batch, chunk=512):
     padded = -(-length // chunk) * chunk if length > chunk else length
     pieces = max(1, padded // chunk)
 
-    def split(a, shift=0):  # [batch, seq, ...] to [pieces, batch, chunk, ...]; the last position predicts nothing
+    def split(
+        a, shift=0
+    ):  # [batch, seq, ...] to [pieces, batch, chunk, ...]; the last position predicts nothing
         a = jnp.pad(a[:, shift:], [(0, 0), (0, padded - length + shift)] + [(0, 0)] * (a.ndim - 2))
         return a.reshape(a.shape[0], pieces, -1, *a.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
     def add(total, piece):
         x, targets, weights, kind = piece
-        return jax.tree.map(jnp.add, total, token_loss(decoder.logits(x), targets, weights, kind != UNKNOWN)), None
+        return jax.tree.map(
+            jnp.add, total, token_loss(decoder.logits(x), targets, weights, kind != UNKNOWN)
+        ), None
 
     zero = (jnp.zeros(()), jnp.zeros(()))
-    return jax.lax.scan(add, zero, (split(hidden), split(batch.tokens, 1), split(batch.weights, 1), split(batch.kind, 1)))[0]
+    return jax.lax.scan(
+        add, zero, (split(hidden), split(batch.tokens, 1), split(batch.weights, 1), split(batch.kind, 1))
+    )[0]

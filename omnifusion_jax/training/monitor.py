@@ -124,7 +124,9 @@ class Monitor:
         self.reset()
 
     def log(self, step, figures):
-        figures = {name: value for name, value in figures.items() if math.isfinite(value)}  # JSON has no NaN: what was not finite is left out
+        figures = {
+            name: value for name, value in figures.items() if math.isfinite(value)
+        }  # JSON has no NaN: what was not finite is left out
         with writing(self.workdir):
             self.file.write(json.dumps({"step": step, **figures}) + "\n")
             self.board.add(step, figures)

@@ -27,7 +27,10 @@ DECAY = [
 def decays(path):
     """Whether weight decay touches the parameter at `path`. Raises ConfigError unless exactly one row of DECAY matches."""
     hits = [answer for pattern, answer in DECAY if re.fullmatch(pattern, path)]
-    check(len(hits) == 1, f"{path}: {len(hits)} rows of training.optimizer.DECAY match, exactly one must. Append one, or correct it")
+    check(
+        len(hits) == 1,
+        f"{path}: {len(hits)} rows of training.optimizer.DECAY match, exactly one must. Append one, or correct it",
+    )
     return hits[0]
 
 
@@ -47,7 +50,11 @@ def schedule(c: OptimizerConfig, steps):
         "cosine": lambda: optax.cosine_decay_schedule(c.learning_rate, max(1, horizon - warmup)),
         "constant": lambda: optax.constant_schedule(c.learning_rate),
     }[c.schedule]()
-    return optax.join_schedules([optax.linear_schedule(0.0, c.learning_rate, warmup), main], [warmup]) if warmup else main
+    return (
+        optax.join_schedules([optax.linear_schedule(0.0, c.learning_rate, warmup), main], [warmup])
+        if warmup
+        else main
+    )
 
 
 def matrices(path, a):
@@ -67,7 +74,9 @@ def together(paths):
     path is alone."""
     found = {}
     for path in sorted(paths):
-        found.setdefault(re.sub(r"(adapter/layer/attention)/(query|key|value)/", r"\1/in_proj/", path), []).append(path)
+        found.setdefault(
+            re.sub(r"(adapter/layer/attention)/(query|key|value)/", r"\1/in_proj/", path), []
+        ).append(path)
     return found
 
 
@@ -79,12 +88,16 @@ def per_matrix(rule):
         return jnp.concatenate([matrices(path, arrays[path]) for path in paths], axis=-1)
 
     def init(params):
-        return {name: jax.vmap(rule.init)(side_by_side(params, paths)) for name, paths in together(params).items()}
+        return {
+            name: jax.vmap(rule.init)(side_by_side(params, paths)) for name, paths in together(params).items()
+        }
 
     def update(updates, state, params):
         found = {}
         for name, paths in together(updates).items():
-            one, state_of_one = jax.vmap(rule.update)(side_by_side(updates, paths), state[name], side_by_side(params, paths))
+            one, state_of_one = jax.vmap(rule.update)(
+                side_by_side(updates, paths), state[name], side_by_side(params, paths)
+            )
             found |= dict(zip(paths, jnp.split(one, len(paths), axis=-1), strict=True))
             state = {**state, name: state_of_one}
         return {path: found[path].reshape(u.shape) for path, u in updates.items()}, state
@@ -110,4 +123,8 @@ def make_optimizer(c: OptimizerConfig, steps, train_parts):
         return {path: u * factor(train_parts, path) for path, u in updates.items()}, state
 
     clip = optax.clip_by_global_norm(c.clip) if c.clip else optax.identity()
-    return optax.chain(clip, RULES[c.name](schedule(c, steps), c), optax.GradientTransformation(lambda params: optax.EmptyState(), scale))
+    return optax.chain(
+        clip,
+        RULES[c.name](schedule(c, steps), c),
+        optax.GradientTransformation(lambda params: optax.EmptyState(), scale),
+    )

@@ -34,7 +34,9 @@ def differences(then, now, default=None, path=""):
     found = []
     for name in dict.fromkeys([*then, *now]):
         usual = default.get(name, ABSENT)
-        found += differences(then.get(name, usual), now.get(name, ABSENT), usual, f"{path}.{name}" if path else name)
+        found += differences(
+            then.get(name, usual), now.get(name, ABSENT), usual, f"{path}.{name}" if path else name
+        )
     return found
 
 
@@ -63,10 +65,15 @@ def compare(config, workdir, newest, allow_change):
     file = workdir / "config.json"
     if newest is None:
         if file.exists():
-            print(f"{workdir} has a config.json but no checkpoint: there is nothing to resume, the run starts from the beginning", flush=True)
+            print(
+                f"{workdir} has a config.json but no checkpoint: there is nothing to resume, the run starts from the beginning",
+                flush=True,
+            )
         return
     if newest > config.steps:
-        raise ConfigError(f"{workdir} is at step {newest} already, steps is {config.steps}. Give more steps, or another --workdir")
+        raise ConfigError(
+            f"{workdir} is at step {newest} already, steps is {config.steps}. Give more steps, or another --workdir"
+        )
     try:
         then = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -106,12 +113,24 @@ def same_data(then, now, allow_change):
     print(f"{what}: the run goes on {so}", flush=True)
 
 
-READING = ("layout", "image_place", "prompt", "user", "bot", "template", "image_token")  # of a ModelConfig: how a dialogue is put to the model
+READING = (
+    "layout",
+    "image_place",
+    "prompt",
+    "user",
+    "bot",
+    "template",
+    "image_token",
+)  # of a ModelConfig: how a dialogue is put to the model
 
 
 def media(stream):
     """How a StreamConfig prepares its items: all of it but encoders and adapter."""
-    return {name: value for name, value in dataclasses.asdict(stream).items() if name not in ("encoders", "adapter")}
+    return {
+        name: value
+        for name, value in dataclasses.asdict(stream).items()
+        if name not in ("encoders", "adapter")
+    }
 
 
 def same_reading(ours, theirs, source, allow_change):
@@ -119,13 +138,20 @@ def same_reading(ours, theirs, source, allow_change):
 
     Raises ConfigError with the flags that take over those of `source`, or prints the differences, as `compare`.
     """
-    of = lambda c: {name: getattr(c, name) for name in READING} | {name: media(stream) for name, stream in c.streams.items()}
+    of = lambda c: (
+        {name: getattr(c, name) for name in READING}
+        | {name: media(stream) for name, stream in c.streams.items()}
+    )
     if not (found := differences(of(theirs), of(ours), path="model")):
         return
-    what = f"{source} was trained with another reading of dialogues and pictures (there -> here):{listed(found)}"
+    what = (
+        f"{source} was trained with another reading of dialogues and pictures (there -> here):{listed(found)}"
+    )
     if not allow_change:
         flags = " ".join(shlex.quote(f"--config.{field}={then}") for field, then, _ in found)
-        raise ConfigError(f"{what}\nTo take it over: {flags}\nPass --allow_change to train it on with this config's")
+        raise ConfigError(
+            f"{what}\nTo take it over: {flags}\nPass --allow_change to train it on with this config's"
+        )
     print(what, flush=True)
 
 

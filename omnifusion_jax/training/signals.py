@@ -6,7 +6,10 @@ import signal
 import sys
 import threading
 
-STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130}  # a scheduler's stop is no failure; 130 is the shell's word for Ctrl-C
+STATUS = {
+    signal.SIGTERM: 0,
+    signal.SIGINT: 130,
+}  # a scheduler's stop is no failure; 130 is the shell's word for Ctrl-C
 
 
 class Stopped(BaseException):
@@ -62,7 +65,11 @@ class Stop:
         while byte := os.read(self.ear, 1):
             interrupts += byte[0] == signal.SIGINT
             if byte[0] == signal.SIGINT and interrupts == 1:
-                print("\nCtrl-C: the run comes to a clean end; once more ends it at once", file=sys.stderr, flush=True)
+                print(
+                    "\nCtrl-C: the run comes to a clean end; once more ends it at once",
+                    file=sys.stderr,
+                    flush=True,
+                )
             if interrupts > 1:
                 os._exit(STATUS[signal.SIGINT])
 

@@ -29,7 +29,11 @@ def state_shardings(mesh, state):
 
     def of(path, leaf):
         name = next((key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), None)
-        return placed[name] if name in placed and leaf.shape == state.params[name].shape else sharding.replicated(mesh)
+        return (
+            placed[name]
+            if name in placed and leaf.shape == state.params[name].shape
+            else sharding.replicated(mesh)
+        )
 
     return jax.tree_util.tree_map_with_path(of, state)
 
@@ -81,7 +85,10 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat,
             return jax.tree.map(jnp.add, total, (value, count, grads)), None
 
         zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        micros = jax.tree.map(lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2)), portions(batch, grad_accum))
+        micros = jax.tree.map(
+            lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2)),
+            portions(batch, grad_accum),
+        )
         (value, count, grads), _ = jax.lax.scan(accumulate, zero, (micros, jax.random.split(key, grad_accum)))
         count = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / count, grads)
@@ -89,7 +96,9 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat,
         good = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         new = (optax.apply_updates(state.params, updates), moments)
-        params, moments = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, (state.params, state.optimizer))
+        params, moments = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), new, (state.params, state.optimizer)
+        )
         metrics = {
             "loss": value / count,
             "targets": targets,

@@ -32,11 +32,17 @@ def verdict(rows, unknowing):
         return [f"No logged step had a finite loss, and nothing was learned. {LOOK}"]
     found, steps, first, last = [], rows[-1]["step"], losses[0], losses[-1]
     norms = [row.get("train/grad_norm", float("inf")) for row in rows]
-    begun = next((norm for norm in norms if norm < float("inf")), 0.0)  # of the first step that was not skipped
+    begun = next(
+        (norm for norm in norms if norm < float("inf")), 0.0
+    )  # of the first step that was not skipped
     late = max(norm for row, norm in zip(rows, norms, strict=True) if row["step"] > steps / 2)
     if late <= VANISHED * begun and last >= 0.5 * first:
-        found.append(f"The gradient of all that is trained was {late:.2g} at most in the second half, with a loss of {last:.4g}. {LOOK}")
+        found.append(
+            f"The gradient of all that is trained was {late:.2g} at most in the second half, with a loss of {last:.4g}. {LOOK}"
+        )
     short = steps < SHORT or (steps < BRIEF and last < 0.9 * first)
     if last >= MARGIN * unknowing and not short:
-        found.append(f"The last loss, {last:.4g}, is no better than that of a model that knows nothing, {unknowing:.4g}. {LOOK}")
+        found.append(
+            f"The last loss, {last:.4g}, is no better than that of a model that knows nothing, {unknowing:.4g}. {LOOK}"
+        )
     return found

@@ -42,9 +42,14 @@ def locked(workdir):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = file.read().strip() or "another process"
-            raise ConfigError(f"{workdir} is in use by {holder}. Wait for it, stop it, or give another --workdir") from None
+            raise ConfigError(
+                f"{workdir} is in use by {holder}. Wait for it, stop it, or give another --workdir"
+            ) from None
         except OSError as error:
-            print(f"{workdir} cannot be locked ({error.strerror}): see to it that no other run writes there", flush=True)
+            print(
+                f"{workdir} cannot be locked ({error.strerror}): see to it that no other run writes there",
+                flush=True,
+            )
         with writing(workdir):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -24,7 +24,9 @@ def built(tmp_path_factory):
     theirs.clip.save_pretrained(directory / "my-clip")
     theirs.adapter.train()
     torch.save(theirs.adapter, directory / "projection.pt")
-    theirs.special = {name: t.detach().to(torch.bfloat16).requires_grad_() for name, t in theirs.special.items()}
+    theirs.special = {
+        name: t.detach().to(torch.bfloat16).requires_grad_() for name, t in theirs.special.items()
+    }
     torch.save(theirs.special, directory / "special_embeddings.pt")
     return directory, theirs
 

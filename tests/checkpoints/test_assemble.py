@@ -45,7 +45,11 @@ def test_a_preset_says_how_they_are_joined():
 
 def test_two_towers():
     found, fresh = from_parts(DECODER, VISION, VISION)
-    assert found.config.image.adapter.kind == "sum" and len(found.config.image.encoders) == 2 and fresh == ("image/adapter", "special")
+    assert (
+        found.config.image.adapter.kind == "sum"
+        and len(found.config.image.encoders) == 2
+        and fresh == ("image/adapter", "special")
+    )
     assert {path.split("/")[2] for path in found.arrays if path.startswith("image/encoders/")} == {"0", "1"}
     with pytest.raises(ConfigError, match="takes 1 of the encoders, there are 2"):
         from_parts(DECODER, VISION, VISION, name="omnifusion-1.1")
@@ -62,7 +66,11 @@ def test_the_first_tower_of_a_model_with_two_may_become_the_second(tmp_path):
     arrays = tiny.arrays(c, "image/encoders/0", "image/encoders/1")
     save_native(tmp_path / "both", c, arrays)
     _, found = load_encoder(tmp_path / "both", "image/encoders/1")
-    first = {path.replace("encoders/0", "encoders/1"): a for path, a in arrays.items() if path.startswith("image/encoders/0/")}
+    first = {
+        path.replace("encoders/0", "encoders/1"): a
+        for path, a in arrays.items()
+        if path.startswith("image/encoders/0/")
+    }
     assert found.keys() == first.keys()
     for path, a in first.items():
         np.testing.assert_array_equal(found[path], a)
@@ -72,29 +80,50 @@ def test_which_features_are_used_is_the_presets_affair():
     """Of each tower for itself; a tower more than the preset has is used as its first."""
     mix, tower, decoder = preset("omnifusion-1.1-mix"), load_encoder(VISION)[0], load_decoder(DECODER)[0]
     mix.image.encoders[0].feature_layer, mix.image.encoders[1].feature_layer, tower.feature_layer = -3, -1, -4
-    assert [encoder.feature_layer for encoder in joined(mix, [tower, tower], decoder).image.encoders] == [-3, -1]
+    assert [encoder.feature_layer for encoder in joined(mix, [tower, tower], decoder).image.encoders] == [
+        -3,
+        -1,
+    ]
     mix.image.encoders = mix.image.encoders[:1]
-    assert [encoder.feature_layer for encoder in joined(mix, [tower, tower], decoder).image.encoders] == [-3, -3]
+    assert [encoder.feature_layer for encoder in joined(mix, [tower, tower], decoder).image.encoders] == [
+        -3,
+        -3,
+    ]
 
 
 def greedy_by_transformers(text, count):
     """What the bundled language model goes on with, by the library it was written for."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(ASSETS / DECODER, dtype=torch.float32)
-    ids = torch.tensor([tokenizers.Tokenizer.from_file(str(ASSETS / DECODER / "tokenizer.json")).encode(text, add_special_tokens=False).ids])
+    ids = torch.tensor(
+        [
+            tokenizers.Tokenizer.from_file(str(ASSETS / DECODER / "tokenizer.json"))
+            .encode(text, add_special_tokens=False)
+            .ids
+        ]
+    )
     settings = {"do_sample": False, "max_new_tokens": count, "pad_token_id": 0}
     return model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :].tolist()
 
 
 def test_the_command_line(tmp_path):
     said = run_command(
-        "convert", f"--vision={VISION}", f"--decoder={DECODER}", "--preset=llava-1.5-7b", f"--output={tmp_path / 'native'}", "--dtype=float32"
+        "convert",
+        f"--vision={VISION}",
+        f"--decoder={DECODER}",
+        "--preset=llava-1.5-7b",
+        f"--output={tmp_path / 'native'}",
+        "--dtype=float32",
     )
     size = 2 * (128 * 128 + 128)
     assert f"image/adapter    {size:>14,} parameters, freshly initialised (seed 0), to be trained" in said
     native = load_checkpoint(tmp_path / "native")
-    assert native.missing == () and {str(a.dtype) for a in native.arrays.values()} == {"float32"}  # not what was stored
-    [answer] = of.load(tmp_path / "native").generate([of.Request(QUESTION)], of.GenerationConfig(max_new_tokens=3))
+    assert native.missing == () and {str(a.dtype) for a in native.arrays.values()} == {
+        "float32"
+    }  # not what was stored
+    [answer] = of.load(tmp_path / "native").generate(
+        [of.Request(QUESTION)], of.GenerationConfig(max_new_tokens=3)
+    )
     assert list(answer.tokens) == greedy_by_transformers("USER: What is it? ASSISTANT:", 3)
     refused = run_command("convert", f"--decoder={DECODER}", f"--output={tmp_path / 'none'}", fails=True)
     assert "--decoder needs --vision" in refused
@@ -102,9 +131,15 @@ def test_the_command_line(tmp_path):
 
 def test_a_part_alone_is_no_model_and_says_how_it_becomes_one():
     for source in (VISION, ASSETS / VISION):
-        with pytest.raises(CheckpointError, match=rf"{source}: a vision tower alone.*\.convert --vision={source} --decoder=LANGUAGE_MODEL --output"):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"{source}: a vision tower alone.*\.convert --vision={source} --decoder=LANGUAGE_MODEL --output",
+        ):
             of.load(source)
-    with pytest.raises(CheckpointError, match=r"a language model alone.*\.convert --decoder=omnifusion-tiny-decoder --vision=VISION_TOWER --output"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"a language model alone.*\.convert --decoder=omnifusion-tiny-decoder --vision=VISION_TOWER --output",
+    ):
         load_checkpoint(DECODER)
 
 
@@ -115,7 +150,15 @@ def change_tokenizer(directory, change):
 
 
 def one_too_many(values):
-    last = {"id": 852, "content": "<more>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    last = {
+        "id": 852,
+        "content": "<more>",
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     values["added_tokens"].append(last)
 
 
@@ -123,16 +166,26 @@ def one_too_many(values):
     "spoil, said",
     [
         (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer for the language model"),
-        (lambda d: (d / "tokenizer.json").write_text("{"), r"its tokenizer cannot be used: .*tokenizer\.json: not a tokenizer"),
+        (
+            lambda d: (d / "tokenizer.json").write_text("{"),
+            r"its tokenizer cannot be used: .*tokenizer\.json: not a tokenizer",
+        ),
         (lambda d: (d / "tokenizer_config.json").write_text("{"), "its tokenizer cannot be used"),
-        (lambda d: (d / "tokenizer_config.json").write_text('{"eos_token": "<end>"}'), "names '<end>', which tokenizer.json does not know"),
+        (
+            lambda d: (d / "tokenizer_config.json").write_text('{"eos_token": "<end>"}'),
+            "names '<end>', which tokenizer.json does not know",
+        ),
         (lambda d: change_tokenizer(d, one_too_many), r"853 tokens, model\.decoder\.vocab is 852"),
     ],
 )
-def test_a_tokenizer_that_cannot_be_used_is_refused_before_anything_is_made(tmp_path, monkeypatch, spoil, said):
+def test_a_tokenizer_that_cannot_be_used_is_refused_before_anything_is_made(
+    tmp_path, monkeypatch, spoil, said
+):
     shutil.copytree(ASSETS / DECODER, tmp_path / "decoder")
     spoil(tmp_path / "decoder")
-    monkeypatch.setattr("omnifusion_jax.checkpoints.assemble.fresh", lambda *_: pytest.fail("parameters were made"))
+    monkeypatch.setattr(
+        "omnifusion_jax.checkpoints.assemble.fresh", lambda *_: pytest.fail("parameters were made")
+    )
     with pytest.raises(CheckpointError, match=said):
         from_parts(tmp_path / "decoder", VISION)
     if (tmp_path / "decoder/tokenizer.json").is_file():

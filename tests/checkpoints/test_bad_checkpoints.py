@@ -21,7 +21,11 @@ def refused(call, *words):
 
 
 def test_another_family_than_it_is(source):
-    refused(lambda: load_checkpoint(source, format="native"), f"{source}: of the format omnifusion, not native, which has arrays/", "--format")
+    refused(
+        lambda: load_checkpoint(source, format="native"),
+        f"{source}: of the format omnifusion, not native, which has arrays/",
+        "--format",
+    )
     assert load_checkpoint(source, format="omnifusion").format == "omnifusion"
 
 
@@ -37,7 +41,10 @@ def test_a_decoder_of_another_width(source):
 def test_a_vision_file_for_another_image_size(source, tmp_path):
     settings = json.loads((source / "my-clip/config.json").read_text())
     (source / "my-clip/config.json").write_text(json.dumps(settings | {"image_size": 32}))
-    refused(lambda: load_checkpoint(source), "position_embedding.weight -> image/encoders/0/position: has shape [10, 32], [17, 32] is needed")
+    refused(
+        lambda: load_checkpoint(source),
+        "position_embedding.weight -> image/encoders/0/position: has shape [10, 32], [17, 32] is needed",
+    )
 
 
 def test_a_vision_tower_for_another_image_size_than_the_adapters(source, tmp_path):
@@ -45,11 +52,20 @@ def test_a_vision_tower_for_another_image_size_than_the_adapters(source, tmp_pat
     c = tiny.config().image.encoders[0]
     c.image_size = 32
     torch_models.vision(c).save_pretrained(tmp_path / "larger")
-    refused(lambda: load_checkpoint(source, vision=str(tmp_path / "larger")), "made for 9 rows a picture", "larger gives 16", "Give the tower")
+    refused(
+        lambda: load_checkpoint(source, vision=str(tmp_path / "larger")),
+        "made for 9 rows a picture",
+        "larger gives 16",
+        "Give the tower",
+    )
 
 
 def test_pictures_prepared_for_another_image_size(source):
-    crop = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    crop = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 32},
+        "crop_size": {"height": 32, "width": 32},
+    }
     (source / "my-clip/preprocessor_config.json").write_text(json.dumps(crop))
     refused(lambda: load_checkpoint(source), "preprocessor_config.json", "crop_size", "24")
 
@@ -61,7 +77,10 @@ def test_quantized_weights(source, method, where):
     if where == "config.json":
         settings = json.loads((directory / where).read_text()) | {"quantization_config": settings}
     (directory / where).write_text(json.dumps(settings))
-    words = [f"tuned-model/{where}: the weights are quantized ({method}, 4 bits), which is not supported", "Take the plain checkpoint"]
+    words = [
+        f"tuned-model/{where}: the weights are quantized ({method}, 4 bits), which is not supported",
+        "Take the plain checkpoint",
+    ]
     refused(lambda: load_checkpoint(source), *words)
     refused(lambda: load_decoder(directory), *words)
 
@@ -76,7 +95,10 @@ class Evil:
 
 def test_a_bin_with_a_hidden_eval(source, tmp_path):
     (source / "tuned-model/model.safetensors").unlink()
-    torch.save({"model.norm.weight": torch.ones(3), "lm_head.weight": Evil(tmp_path / "ran")}, source / "tuned-model/pytorch_model.bin")
+    torch.save(
+        {"model.norm.weight": torch.ones(3), "lm_head.weight": Evil(tmp_path / "ran")},
+        source / "tuned-model/pytorch_model.bin",
+    )
     refused(lambda: load_checkpoint(source), "pytorch_model.bin", "eval", "nothing was run")
     assert not (tmp_path / "ran").exists()
 
@@ -94,9 +116,16 @@ def test_a_hub_id_without_network(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     refused(
-        lambda: hub.local("AIRI-Institute/OmniFusion"), "does not give a repository of that name", "Offline?", "hf download AIRI-Institute/OmniFusion"
+        lambda: hub.local("AIRI-Institute/OmniFusion"),
+        "does not give a repository of that name",
+        "Offline?",
+        "hf download AIRI-Institute/OmniFusion",
     )
 
 
 def test_a_vision_tower_that_is_none(source):
-    refused(lambda: load_checkpoint(source, vision=str(source / "tuned-model")), "no vision model of a known family", "clip: config.json of type")
+    refused(
+        lambda: load_checkpoint(source, vision=str(source / "tuned-model")),
+        "no vision model of a known family",
+        "clip: config.json of type",
+    )

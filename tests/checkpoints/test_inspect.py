@@ -25,7 +25,14 @@ def test_an_original_directory():
         ("image/adapter", "148,992", "297,984", "bfloat16"),
         ("special", "512", "1,024", "bfloat16"),
     ]
-    assert [line.split()[0] for line in text.splitlines()[1:7]] == ["preset", "image", "image.encoders.0", "image.adapter", "decoder", "layout"]
+    assert [line.split()[0] for line in text.splitlines()[1:7]] == [
+        "preset",
+        "image",
+        "image.encoders.0",
+        "image.adapter",
+        "decoder",
+        "layout",
+    ]
     assert "\nimage            fit='crop' " in text and "\nimage.adapter    kind='transformer' " in text
     row = "decoder/layers/feed_forward/up/kernel             {} [4, 128, 384]            <- model.layers.{{}}.mlp.up_proj.weight".format
     assert row("bfloat16") in text
@@ -37,14 +44,23 @@ def test_a_native_directory_of_some_parts(tmp_path):
     c = tiny.config()
     save_native(tmp_path / "half", c, tiny.arrays(c, "image/adapter", "special"))
     text = told(tmp_path / "half")
-    assert text.startswith("format           native\n") and "<- arrays/image/adapter/linear/kernel" in text and "decoder/" not in text
+    assert (
+        text.startswith("format           native\n")
+        and "<- arrays/image/adapter/linear/kernel" in text
+        and "decoder/" not in text
+    )
 
 
 def test_a_vision_tower_and_a_language_model(tmp_path):
-    assert told("omnifusion-tiny-encoder").startswith("format           clip\nencoder          kind='vit' image_size=96")
+    assert told("omnifusion-tiny-encoder").startswith(
+        "format           clip\nencoder          kind='vit' image_size=96"
+    )
     directory = load_checkpoint("omnifusion-tiny").tokenizer.parent / "tuned-model"
     text = told(directory)
-    assert text.startswith("format           mistral\ndecoder          family='mistral'") and "1,005,696 parameters" in text
+    assert (
+        text.startswith("format           mistral\ndecoder          family='mistral'")
+        and "1,005,696 parameters" in text
+    )
 
 
 class Unreadable:
@@ -71,7 +87,9 @@ def test_nothing_is_read(tmp_path, monkeypatch):
     assert "special/user " in told(tmp_path / "native")
     with pytest.raises(CheckpointError, match="cannot be read"):
         np.asarray(inspect(tmp_path / "native")[2]["special/user"])
-    monkeypatch.setattr(weights, "read_safetensors", lambda path: {name: Unreadable(a) for name, a in read(path).items()})
+    monkeypatch.setattr(
+        weights, "read_safetensors", lambda path: {name: Unreadable(a) for name, a in read(path).items()}
+    )
     assert "special/user " in told("omnifusion-tiny")
     with pytest.raises(AssertionError, match="values were read"):
         np.asarray(inspect("omnifusion-tiny")[2]["special/user"])

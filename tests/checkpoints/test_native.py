@@ -52,7 +52,9 @@ def test_what_is_saved_is_loaded(saved, arrays):
     whole = load_checkpoint(saved)
     assert (whole.format, whole.tokenizer, whole.parts) == ("native", saved, tuple(C.parts))
     config, found = load_encoder(saved)
-    assert config == C.image.encoders[0] and set(found) == {path for path in arrays if path.startswith("image/encoders/")}
+    assert config == C.image.encoders[0] and set(found) == {
+        path for path in arrays if path.startswith("image/encoders/")
+    }
     assert load_decoder(saved)[0] == C.decoder and load_decoder(saved)[2] == saved
     assert not saved.with_name("model.unfinished").exists()
 
@@ -66,7 +68,10 @@ def test_types_are_kept_unless_one_is_asked_for(tmp_path):
     half = tiny.arrays(C, "image/adapter", dtype=ml_dtypes.bfloat16)
     save_native(tmp_path / "model", C, half)
     same(open_native(tmp_path / "model")[1], half)
-    same(open_native(tmp_path / "model", dtype="float32")[1], {path: a.astype(np.float32) for path, a in half.items()})
+    same(
+        open_native(tmp_path / "model", dtype="float32")[1],
+        {path: a.astype(np.float32) for path, a in half.items()},
+    )
 
 
 def test_eight_devices_to_one_and_back(tmp_path, arrays):
@@ -74,10 +79,14 @@ def test_eight_devices_to_one_and_back(tmp_path, arrays):
 
     def spread(a):
         axis = next((i for i, n in enumerate(a.shape) if n % 8 == 0), None)
-        return jax.sharding.NamedSharding(mesh, jax.P(*[None] * (axis or 0), *(() if axis is None else ("fsdp",))))
+        return jax.sharding.NamedSharding(
+            mesh, jax.P(*[None] * (axis or 0), *(() if axis is None else ("fsdp",)))
+        )
 
     shardings = {path: spread(a) for path, a in arrays.items()}
-    save_native(tmp_path / "eight", C, {path: jax.device_put(a, shardings[path]) for path, a in arrays.items()})
+    save_native(
+        tmp_path / "eight", C, {path: jax.device_put(a, shardings[path]) for path, a in arrays.items()}
+    )
     one = {path: jax.numpy.asarray(a) for path, a in open_native(tmp_path / "eight")[1].items()}
     same(one, arrays)
     save_native(tmp_path / "one", C, one)
@@ -87,7 +96,9 @@ def test_eight_devices_to_one_and_back(tmp_path, arrays):
 
 
 def test_settings_inside_settings_come_back(tmp_path):
-    stretched = dataclasses.replace(C.decoder, family="llama", window=None, tied=True, rope_scaling=RopeScaling(4.0, 1.0, 2.0, 64))
+    stretched = dataclasses.replace(
+        C.decoder, family="llama", window=None, tied=True, rope_scaling=RopeScaling(4.0, 1.0, 2.0, 64)
+    )
     c = dataclasses.replace(C, decoder=stretched)
     arrays = tiny.arrays(c, "decoder")
     save_native(tmp_path / "model", c, arrays)
@@ -135,7 +146,9 @@ def test_every_misfit_is_in_one_error(saved, arrays):
         assert line in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves reads of the other arrays behind
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Orbax leaves reads of the other arrays behind
 def test_damage_is_named(saved):
     largest = max((f for f in (saved / "arrays").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:1000])
@@ -150,11 +163,17 @@ def test_damage_is_named(saved):
 
 @pytest.mark.parametrize(
     "change, said",
-    [({"version": 2}, "version is 2"), ({"parts": None}, "lacks parts"), ({"model": {"decoders": {}}}, "has no field decoders")],
+    [
+        ({"version": 2}, "version is 2"),
+        ({"parts": None}, "lacks parts"),
+        ({"model": {"decoders": {}}}, "has no field decoders"),
+    ],
 )
 def test_a_config_that_is_not_ours_is_refused(saved, change, said):
     values = json.loads((saved / "config.json").read_text()) | change
-    (saved / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    (saved / "config.json").write_text(
+        json.dumps({key: value for key, value in values.items() if value is not None})
+    )
     with pytest.raises((CheckpointError, ConfigError), match=said):
         open_native(saved)
 
@@ -167,7 +186,9 @@ def test_a_finished_directory_is_not_overwritten(saved, arrays):
 
 
 def test_an_interrupted_save_leaves_nothing_that_looks_finished(tmp_path, arrays, monkeypatch):
-    monkeypatch.setattr("omnifusion_jax.checkpoints.native.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "omnifusion_jax.checkpoints.native.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         save_native(tmp_path / "model", C, arrays)
     assert list(tmp_path.iterdir()) == []
@@ -205,10 +226,20 @@ def test_two_processes_save_one_directory_and_load_it(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     command = [sys.executable, "-c", JOB, address]
     jobs = [
-        subprocess.Popen([*command, n, tmp_path / "model"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for n in "01"
+        subprocess.Popen(
+            [*command, n, tmp_path / "model"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in "01"
     ]
     for job in jobs:
         out, err = job.communicate(timeout=120)

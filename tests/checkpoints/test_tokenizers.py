@@ -26,7 +26,13 @@ def test_the_released_tokenizer_from_its_sentencepiece_model(tmp_path, monkeypat
     assert converted.encode(tiny.PROMPT) == [851, 349, 264, 10436, 395, 16107, 13892, 28723, 13]
     models = [json.loads(t.backend.to_str())["model"] for t in (converted, released)]
     assert models[0]["vocab"] == models[1]["vocab"] and models[0]["merges"] == models[1]["merges"]
-    for text in ("<image>\nWhat?", "</s>", "  two  spaces ", "\u0427\u0442\u043e   \u043d\u0430?", "\u65e5\u672c\x01\t"):
+    for text in (
+        "<image>\nWhat?",
+        "</s>",
+        "  two  spaces ",
+        "\u0427\u0442\u043e   \u043d\u0430?",
+        "\u65e5\u672c\x01\t",
+    ):
         assert converted.encode(text) == released.encode(text)
     assert fast_tokenizer(tmp_path) == converted.directory  # cached
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())

@@ -48,7 +48,11 @@ def test_a_worker_process_imports_what_it_needs_alone():
 
     def seen(_):
         print("hello")
-        return sorted({"jax", "flax", "pytest", "_pytest", "grain"} & set(sys.modules)), os.getsid(0), os.getpid()
+        return (
+            sorted({"jax", "flax", "pytest", "_pytest", "grain"} & set(sys.modules)),
+            os.getsid(0),
+            os.getpid(),
+        )
 
     results = ahead(seen, 2)
     (modules, session, process), (_, _, other) = take(results, 2)
@@ -95,13 +99,20 @@ def test_a_worker_that_is_killed_is_named():
         return i
 
     results = ahead(last, 1)
-    with pytest.raises(OmniFusionError, match=r"ended with status -9, often because memory ran out; fewer data\.num_workers take less"):
+    with pytest.raises(
+        OmniFusionError,
+        match=r"ended with status -9, often because memory ran out; fewer data\.num_workers take less",
+    ):
         take(results, 10)
 
 
 def alive(processes):
     """Those of `processes` that still run; a dead one whose parent has not heard of it counts as gone."""
-    states = {p: Path(f"/proc/{p}/stat").read_text().rsplit(")", 1)[1].split()[0] for p in processes if Path(f"/proc/{p}").exists()}
+    states = {
+        p: Path(f"/proc/{p}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        for p in processes
+        if Path(f"/proc/{p}").exists()
+    }
     return [p for p, state in states.items() if state != "Z"]
 
 

@@ -43,7 +43,9 @@ def folder(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokenizer")
     tiny.make_tokenizer(directory)
     backend = Backend.from_file(str(directory / "tokenizer.json"))
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)]
+    )
     backend.save(str(directory / "tokenizer.json"))
     return directory
 
@@ -54,11 +56,17 @@ def tokenizer(folder):
 
 
 def layout(tokenizer, template="llava-1.5", **settings):
-    return tiny.layout(tokenizer, 512, 32, layout="template", template=TEMPLATES.get(template, template), **settings)
+    return tiny.layout(
+        tokenizer, 512, 32, layout="template", template=TEMPLATES.get(template, template), **settings
+    )
 
 
 def dialogue(*texts, marked=False):
-    return Dialogue("chat.json[7]", tuple((("user", "assistant")[i % 2], text) for i, text in enumerate(texts)), marked=marked)
+    return Dialogue(
+        "chat.json[7]",
+        tuple((("user", "assistant")[i % 2], text) for i, text in enumerate(texts)),
+        marked=marked,
+    )
 
 
 def pictures(n):
@@ -102,11 +110,17 @@ def test_ids_are_those_of_hugging_face(folder, tokenizer, name):
 
 def test_features_stand_where_the_template_marks_the_picture(tokenizer):
     lay = layout(tokenizer)
-    for talk, shown in ((dialogue("What?"), 1), (dialogue("What?", "A cat.", "<image>\nWhy?"), 1), (dialogue("What?"), 0)):
+    for talk, shown in (
+        (dialogue("What?"), 1),
+        (dialogue("What?", "A cat.", "<image>\nWhy?"), 1),
+        (dialogue("What?"), 0),
+    ):
         sample = laid(lay, talk, shown, ask=True)
         here = np.flatnonzero(sample.kind == FEATURE)
         assert len(here) == 4 * shown and sample.index[here].tolist() == list(range(4 * shown))
-        text = tokenizer.backend.decode(sample.tokens[sample.kind == TEXT].tolist(), skip_special_tokens=False)
+        text = tokenizer.backend.decode(
+            sample.tokens[sample.kind == TEXT].tolist(), skip_special_tokens=False
+        )
         assert text.startswith("<s>") and "ASSISTANT:" in text and "<image>" not in text
         if shown:
             assert here.tolist() == list(range(here[0], here[0] + 4))
@@ -124,9 +138,16 @@ def test_targets_are_the_answers_and_their_end(tokenizer):
 def test_targets_after_a_picture_are_not_moved_by_it(tokenizer):
     """The picture stands between two answers: its four features take the place of one token."""
     lay = layout(tokenizer)
-    plain, shown = lay(dialogue("What?", "A cat.", "Why?", "It is red."), []), dialogue("What?", "A cat.", "<image>\nWhy?", "It is red.")
+    plain, shown = (
+        lay(dialogue("What?", "A cat.", "Why?", "It is red."), []),
+        dialogue("What?", "A cat.", "<image>\nWhy?", "It is red."),
+    )
     sample = laid(lay, shown, 1)
-    assert answers(tokenizer, sample) == answers(tokenizer, plain) == ["\u2581A\u2581cat.</s>", "\u2581It\u2581is\u2581red.</s>"]
+    assert (
+        answers(tokenizer, sample)
+        == answers(tokenizer, plain)
+        == ["\u2581A\u2581cat.</s>", "\u2581It\u2581is\u2581red.</s>"]
+    )
     features = np.flatnonzero(sample.kind == FEATURE)
     ends = np.flatnonzero(sample.tokens == EOS)
     assert ends[0] < features[0] and features[-1] < ends[1] == len(sample.tokens) - 1
@@ -134,7 +155,10 @@ def test_targets_after_a_picture_are_not_moved_by_it(tokenizer):
 
 def test_a_system_turn_stands_where_the_template_puts_it(tokenizer):
     talk = Dialogue("chat.json[7]", (("system", "Be brief."), ("user", "What?")))
-    for name, text in (("llava-1.5", "Be brief. USER: <image>\nWhat? ASSISTANT:"), ("llava-next-mistral", SYSTEM)):
+    for name, text in (
+        ("llava-1.5", "Be brief. USER: <image>\nWhat? ASSISTANT:"),
+        ("llava-next-mistral", SYSTEM),
+    ):
         lay = layout(tokenizer, name)
         shown = lay.read(lay.marked(dataclasses.replace(talk, media=tiny.shown("p.png"))))
         assert lay.template.render(shown, lay.template.form, True, "") == text
@@ -146,7 +170,9 @@ def test_a_system_turn_stands_where_the_template_puts_it(tokenizer):
 
 
 def test_a_system_turn_that_the_template_would_lose_is_refused(tokenizer):
-    deaf = TEMPLATES["llava-1.5"].replace("for message in messages", "for message in messages if message['role'] != 'system'")
+    deaf = TEMPLATES["llava-1.5"].replace(
+        "for message in messages", "for message in messages if message['role'] != 'system'"
+    )
     talk = Dialogue("chat.json[7]", (("system", "Be brief."), ("user", "What?")))
     with pytest.raises(DataError, match=r"chat.json\[7\]: the chat template leaves the system's turn out"):
         layout(tokenizer, deaf)(talk, [], ask=True)
@@ -167,7 +193,10 @@ def test_a_picture_stands_where_the_parts_of_a_turn_show_it(tokenizer):
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]},
     ]
     lay, picture = layout(tokenizer), np.zeros((32, 32, 3), np.uint8)
-    parts, marks = (laid(lay, talk, 1, ask=True) for talk in (parse({"messages": messages, "images": [picture]}, "a"), MARKED))
+    parts, marks = (
+        laid(lay, talk, 1, ask=True)
+        for talk in (parse({"messages": messages, "images": [picture]}, "a"), MARKED)
+    )
     assert [a.tolist() for a in parts[:4]] == [a.tolist() for a in marks[:4]]
 
 
@@ -195,7 +224,9 @@ def test_the_image_token_may_have_another_name_and_an_id_of_its_own(tokenizer):
     source = TEMPLATES["llava-1.5"].replace("<image>", "<pic>")
     assert Template(source, "<pic>", tokenizer).image_id == tiny.VOCAB  # after all others
     assert tokenizer.mark("</s>") == EOS  # one that is there keeps its id
-    sample = laid(layout(tokenizer, source, image_token="<pic>"), dialogue("<image>\nWhat?", marked=True), 1, ask=True)
+    sample = laid(
+        layout(tokenizer, source, image_token="<pic>"), dialogue("<image>\nWhat?", marked=True), 1, ask=True
+    )
     assert (sample.kind == FEATURE).sum() == 4 and sample.tokens.max() < tiny.VOCAB
 
 
@@ -211,23 +242,38 @@ def test_the_image_token_may_have_another_name_and_an_id_of_its_own(tokenizer):
     ],
 )
 def test_a_template_that_says_nothing_of_use_is_refused(tokenizer, source):
-    with pytest.raises(DataError, match=r"the chat template puts neither '<image>' nor the text of a turn .* correct model.template"):
+    with pytest.raises(
+        DataError,
+        match=r"the chat template puts neither '<image>' nor the text of a turn .* correct model.template",
+    ):
         layout(tokenizer, source)
 
 
 def test_dialogues_that_the_template_cannot_show(tokenizer):
-    picky = "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}" + TEMPLATES["llava-1.5"]
-    with pytest.raises(DataError, match=r"chat.json\[7\]: the chat template cannot render this dialogue \(one question only\)"):
+    picky = (
+        "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}"
+        + TEMPLATES["llava-1.5"]
+    )
+    with pytest.raises(
+        DataError,
+        match=r"chat.json\[7\]: the chat template cannot render this dialogue \(one question only\)",
+    ):
         layout(tokenizer, picky)(dialogue("What?", "A cat.", "Why?"), [], ask=True)
     forgetful = "{% set messages = messages[-2:] %}" + TEMPLATES["llava-1.5"]
-    with pytest.raises(DataError, match="changes earlier turns when another follows; it cannot be trained on"):
+    with pytest.raises(
+        DataError, match="changes earlier turns when another follows; it cannot be trained on"
+    ):
         layout(tokenizer, forgetful)(dialogue("What?", "A cat.", "Why?", "It is red."), [])
     rewriting = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] if loop.last or m['role'] == 'user' else '-' }}{% endfor %}"
     rewriting += "{{ '<assistant>' if add_generation_prompt }}"
     with pytest.raises(DataError, match="changes earlier turns when another follows"):
         layout(tokenizer, rewriting)(dialogue("What?", "A cat.", "Why?", "It is red."), [])
-    first_only = TEMPLATES["llava-1.5"].replace("if part['type'] == 'image'", "if part['type'] == 'image' and loop.index < 2 and not seen")
-    first_only = first_only.replace("{%- for message in messages -%}", "{%- for message in messages -%}{%- set seen = not loop.first -%}")
+    first_only = TEMPLATES["llava-1.5"].replace(
+        "if part['type'] == 'image'", "if part['type'] == 'image' and loop.index < 2 and not seen"
+    )
+    first_only = first_only.replace(
+        "{%- for message in messages -%}", "{%- for message in messages -%}{%- set seen = not loop.first -%}"
+    )
     with pytest.raises(DataError, match="the chat template marks 0 pictures, the dialogue has 1"):
         laid(layout(tokenizer, first_only), dialogue("What?", "A cat.", "<image>\nWhy?"), 1, ask=True)
 

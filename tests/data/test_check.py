@@ -31,7 +31,9 @@ def talk(i, question="<image>\nWhat?", **fields):
 
 def data(folder, count, bad):
     """`count` records, those of `bad` by index instead of good ones."""
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(folder / "good.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(
+        folder / "good.png"
+    )
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:-400])
     (folder / "text.png").write_text("I am not a picture.")
     lines = [bad[i] if isinstance(bad.get(i), str) else json.dumps(bad.get(i, talk(i))) for i in range(count)]
@@ -68,15 +70,26 @@ def test_every_record_is_looked_at_and_what_is_wrong_is_counted_by_reason(prepar
     }
     assert list(found)[:2] == ["# tokens, but max_length is #", "there is no such file"]
     _, (first, second, third) = found["# tokens, but max_length is #"]
-    assert [first[: len(f"{file}:9")], second[: len(f"{file}:10")], third[: len(f"{file}:11")]] == [f"{file}:9", f"{file}:10", f"{file}:11"]
+    assert [first[: len(f"{file}:9")], second[: len(f"{file}:10")], third[: len(f"{file}:11")]] == [
+        f"{file}:9",
+        f"{file}:10",
+        f"{file}:11",
+    ]
     assert first.endswith(long) and '(id "r8")' in first
     _, examples = found["there is no such file"]
     assert examples == [
-        f'{file}:{i + 1} (id "r{i}"): {tmp_path}/{name}: there is no such file. Check the name.' for i, name in ((0, "gone.png"), (7, "gone too.png"))
+        f'{file}:{i + 1} (id "r{i}"): {tmp_path}/{name}: there is no such file. Check the name.'
+        for i, name in ((0, "gone.png"), (7, "gone too.png"))
     ]
     lines = str(report).splitlines()
-    assert lines[:2] == ["data: 501 records checked (text, headers of pictures), 8 cannot be used:", "  4 x # tokens, but max_length is #"]
-    assert lines[2:5] == [f"      {example}" for example in (first, second, third)] and len(lines) == 1 + 4 + 3 + 2 + 1 + 1
+    assert lines[:2] == [
+        "data: 501 records checked (text, headers of pictures), 8 cannot be used:",
+        "  4 x # tokens, but max_length is #",
+    ]
+    assert (
+        lines[2:5] == [f"      {example}" for example in (first, second, third)]
+        and len(lines) == 1 + 4 + 3 + 2 + 1 + 1
+    )
     assert not any(thread.is_alive() for thread in check.threads)
 
 
@@ -89,7 +102,10 @@ def test_every_record_is_looked_at_and_what_is_wrong_is_counted_by_reason(prepar
         ),
         ("a:1: turn 3 is empty. Remove the turn", "b:2: turn 12 is empty. Remove the turn"),
         ("a:1: turn 0 is from 'bot'; known are human", "a:1: turn 0 is from 'ai'; known are human"),
-        ("a:1: p.png: 8000 x 8,000 pixels; 1 to 50,000,000 (max_pixels) are allowed.", "a:2: q.png: 9 x 70 pixels; 1 to 5 (max_pixels) are allowed."),
+        (
+            "a:1: p.png: 8000 x 8,000 pixels; 1 to 50,000,000 (max_pixels) are allowed.",
+            "a:2: q.png: 9 x 70 pixels; 1 to 5 (max_pixels) are allowed.",
+        ),
     ],
 )
 def test_reasons_are_the_same_whatever_the_record(one, other):
@@ -98,7 +114,11 @@ def test_reasons_are_the_same_whatever_the_record(one, other):
 
 
 def run(prepare, source, on_bad_sample="raise", bad_share=0.01, **settings):
-    settings |= {"on_bad_sample": on_bad_sample, "bad_share": bad_share, "check": functools.partial(start_check, source, prepare, 1)}
+    settings |= {
+        "on_bad_sample": on_bad_sample,
+        "bad_share": bad_share,
+        "check": functools.partial(start_check, source, prepare, 1),
+    }
     settings |= {"tiles": prepare.tiles}
     return Batches(source, prepare, batch_size=2, length=96, **settings)
 
@@ -119,8 +139,12 @@ def test_one_problem_anywhere_stops_a_strict_run_with_the_count_of_all(prepare, 
     with pytest.raises(DataError) as caught:
         next(batches)
     message = str(caught.value)
-    assert message.startswith("data: 501 records checked (text, headers of pictures), 8 cannot be used:\n  4 x # tokens")
-    assert message.endswith("(data.on_bad_sample=skip leaves such samples out and counts them; data.check=off starts without looking)")
+    assert message.startswith(
+        "data: 501 records checked (text, headers of pictures), 8 cannot be used:\n  4 x # tokens"
+    )
+    assert message.endswith(
+        "(data.on_bad_sample=skip leaves such samples out and counts them; data.check=off starts without looking)"
+    )
     batches.close()
     assert capsys.readouterr().out == ""  # it has been said
 
@@ -130,7 +154,10 @@ def test_a_bad_sample_in_the_first_batch_is_not_reported_alone(prepare, tmp_path
     with pytest.raises(DataError) as caught:
         next(batches)
     first, second, *_ = str(caught.value).splitlines()
-    assert "gone.png: there is no such file" in first and second == "data: 501 records checked (text, headers of pictures), 8 cannot be used:"
+    assert (
+        "gone.png: there is no such file" in first
+        and second == "data: 501 records checked (text, headers of pictures), 8 cannot be used:"
+    )
     batches.close()
     assert capsys.readouterr().out == ""
 
@@ -143,7 +170,9 @@ def test_a_run_that_skips_goes_on_below_its_share_and_stops_above(prepare, tmp_p
     assert capsys.readouterr().out.endswith("\nThey are left out and counted.\n")
     stopped = run(prepare, source, "skip", 0.0158, seed=1)  # 7
     next(stopped)
-    with pytest.raises(DataError, match=r"Too many: of all 501 no more than 7 may be \(data.bad_share=0.0158\)"):
+    with pytest.raises(
+        DataError, match=r"Too many: of all 501 no more than 7 may be \(data.bad_share=0.0158\)"
+    ):
         next(stopped)
     stopped.close()
     assert capsys.readouterr().out == ""
@@ -162,7 +191,16 @@ def test_a_check_that_takes_long_goes_on_beside_training(prepare, tmp_path, caps
     data(tmp_path, 501, {0: talk(0, image="gone.png"), 400: talk(400, image="gone.png")})
     slow = start_check(Slow(tmp_path / "d.jsonl", tmp_path), prepare, 1)
     source = JsonSource(tmp_path / "d.jsonl", tmp_path)
-    batches = Batches(source, prepare, batch_size=2, length=96, tiles=prepare.tiles, on_bad_sample="skip", check=lambda: slow, seed=1)
+    batches = Batches(
+        source,
+        prepare,
+        batch_size=2,
+        length=96,
+        tiles=prepare.tiles,
+        on_bad_sample="skip",
+        check=lambda: slow,
+        seed=1,
+    )
     while not slow.report.checked:
         time.sleep(0.1)
     next(batches)
@@ -171,11 +209,17 @@ def test_a_check_that_takes_long_goes_on_beside_training(prepare, tmp_path, caps
     assert 1 <= time.monotonic() - start < 10
     next(batches)
     out = capsys.readouterr().out
-    assert out.startswith("data: 200 of 501 records checked (text, headers of pictures), 1 cannot be used:\n  1 x there is no such file\n")
+    assert out.startswith(
+        "data: 200 of 501 records checked (text, headers of pictures), 1 cannot be used:\n  1 x there is no such file\n"
+    )
     assert out.endswith(" so far; the check goes on beside training\n") and out.count("beside training") == 1
     start = time.monotonic()
     batches.close()
-    assert time.monotonic() - start < 5 and "when the run ended" in capsys.readouterr().out and batches.check is None
+    assert (
+        time.monotonic() - start < 5
+        and "when the run ended" in capsys.readouterr().out
+        and batches.check is None
+    )
 
 
 def test_a_problem_that_turns_up_later_stops_a_strict_run_then(prepare, tmp_path, monkeypatch):
@@ -195,18 +239,30 @@ def test_a_check_that_breaks_says_so_and_training_goes_on(prepare, tmp_path, cap
 
     data(tmp_path, 20, {})
     check = start_check(Broken(tmp_path / "d.jsonl", tmp_path), prepare, 1)
-    batches = Batches(JsonSource(tmp_path / "d.jsonl", tmp_path), prepare, batch_size=2, length=96, tiles=prepare.tiles, check=lambda: check)
+    batches = Batches(
+        JsonSource(tmp_path / "d.jsonl", tmp_path),
+        prepare,
+        batch_size=2,
+        length=96,
+        tiles=prepare.tiles,
+        check=lambda: check,
+    )
     next(batches)
     next(batches)
     assert not batches.state()["checked"]
     out = capsys.readouterr().out
-    assert out.startswith("data: 0 of 20 records checked") and 'The check itself ended early: "a programmer\'s mistake"' in out
+    assert (
+        out.startswith("data: 0 of 20 records checked")
+        and 'The check itself ended early: "a programmer\'s mistake"' in out
+    )
 
 
 def test_what_has_been_checked_is_not_checked_again(prepare, tmp_path):
     """By the check of an earlier start, or by an epoch of training; other data is."""
     source, started = data(tmp_path, 20, {}), []
-    make = lambda: Batches(source, prepare, batch_size=2, length=96, tiles=prepare.tiles, check=lambda: started.append(1))
+    make = lambda: Batches(
+        source, prepare, batch_size=2, length=96, tiles=prepare.tiles, check=lambda: started.append(1)
+    )
     first = run(prepare, source)
     next(first)
     begun = first.state()
@@ -246,7 +302,11 @@ def test_a_check_leaves_no_process_behind(prepare, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"check": "always"}, "data.check is 'always'"), ({"bad_share": 1.5}, "share of the records from 0 to 1")]
+    ("settings", "words"),
+    [
+        ({"check": "always"}, "data.check is 'always'"),
+        ({"bad_share": 1.5}, "share of the records from 0 to 1"),
+    ],
 )
 def test_settings(settings, words):
     with pytest.raises(ConfigError, match=words):

@@ -22,7 +22,15 @@ def layout(tokenizer, style="omnifusion"):
     return tiny.layout(tokenizer, 96, layout=style)
 
 
-TALK = Dialogue("x", (("user", "<image>\nWhere is the star?"), ("assistant", "top left"), ("user", "Где кольцо?"), ("assistant", "слева вверху")))
+TALK = Dialogue(
+    "x",
+    (
+        ("user", "<image>\nWhere is the star?"),
+        ("assistant", "top left"),
+        ("user", "Где кольцо?"),
+        ("assistant", "слева вверху"),
+    ),
+)
 PICTURE = np.zeros((96, 96, 3), np.uint8)
 SHOWN = dataclasses.replace(TALK, media=tiny.shown(PICTURE))
 STREAMS = ("image",)
@@ -38,7 +46,9 @@ def test_targets_are_marked_and_features_counted(tokenizer):
 
 def test_a_target_begins_where_text_that_is_none_ends(tokenizer):
     """In words a question and its answer are one run of text."""
-    assert render(layout(tokenizer, "text")(SHOWN, [tiny.picture(PICTURE)]), tokenizer, ("soi", "eoi"), STREAMS) == (
+    assert render(
+        layout(tokenizer, "text")(SHOWN, [tiny.picture(PICTURE)]), tokenizer, ("soi", "eoi"), STREAMS
+    ) == (
         "This is a dialog with AI assistant.\n <SOI> <36 image features> <EOI> User:Where is the star?AI: [[top left</s>]]"
         " User:Где кольцо?AI: [[слева вверху</s>]]"
     )
@@ -46,13 +56,19 @@ def test_a_target_begins_where_text_that_is_none_ends(tokenizer):
 
 def test_the_original_layout_has_no_end_of_sequence(tokenizer):
     text = render(layout(tokenizer, "original")(TALK, []), tokenizer, NAMES, STREAMS)
-    assert text.endswith("<USER> Где кольцо? <BOT> [[слева вверху]]") and "</s>" not in text and "<SOI>" not in text
+    assert (
+        text.endswith("<USER> Где кольцо? <BOT> [[слева вверху]]")
+        and "</s>" not in text
+        and "<SOI>" not in text
+    )
 
 
 def test_the_first_sample_that_can_be_used_is_shown(tokenizer):
     good = dataclasses.replace(SHOWN, where="good")
     source = [Dialogue("bad", (("user", "Why?"),)), good]
-    assert describe(source, tiny.prepare(tokenizer, 96), tokenizer).startswith("This is a dialog with AI assistant.\n <SOI>")
+    assert describe(source, tiny.prepare(tokenizer, 96), tokenizer).startswith(
+        "This is a dialog with AI assistant.\n <SOI>"
+    )
 
 
 def test_when_none_can_be_used_it_says_why_soon(tokenizer):
@@ -68,4 +84,6 @@ def test_when_none_can_be_used_it_says_why_soon(tokenizer):
 
     source = Bad()
     text = describe(source, tiny.prepare(tokenizer, 96), tokenizer)
-    assert text.startswith("None of the first samples can be used") and "d.json[" in text and source.read == 100
+    assert (
+        text.startswith("None of the first samples can be used") and "d.json[" in text and source.read == 100
+    )

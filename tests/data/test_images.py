@@ -18,10 +18,17 @@ from omnifusion_jax.data.images import FITS, fit, image_size, is_data_url, is_ur
 from omnifusion_jax.errors import DataError
 
 REAL = Path(__file__).parents[2].parent / "shared/data/real_dialogues/images"
-REAL_FILES = sorted(REAL.glob("*")) or [pytest.param(None, marks=pytest.mark.skip(reason=f"no pictures in {REAL}"))]
-GRADIENT = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)  # 257 apart: level i of 65535 is level i of 255
+REAL_FILES = sorted(REAL.glob("*")) or [
+    pytest.param(None, marks=pytest.mark.skip(reason=f"no pictures in {REAL}"))
+]
+GRADIENT = (
+    np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)
+)  # 257 apart: level i of 65535 is level i of 255
 
-pytestmark = [pytest.mark.filterwarnings("error::UserWarning"), pytest.mark.filterwarnings("error::RuntimeWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings("error::UserWarning"),
+    pytest.mark.filterwarnings("error::RuntimeWarning"),
+]
 
 
 def noise(width, height, channels=3, seed=0):
@@ -70,7 +77,9 @@ PICTURES = {
     "grey_alpha.png": lambda: Image.fromarray(noise(31, 17, 4)).convert("LA"),
     "palette.png": lambda: Image.fromarray(noise(31, 17)).quantize(200),
     "palette_one_clear.png": lambda: with_transparency(Image.fromarray(noise(31, 17)).quantize(16), 3),
-    "palette_many_clear.png": lambda: with_transparency(Image.fromarray(noise(31, 17)).quantize(16), bytes(range(0, 160, 10))),
+    "palette_many_clear.png": lambda: with_transparency(
+        Image.fromarray(noise(31, 17)).quantize(16), bytes(range(0, 160, 10))
+    ),
     "rgb_one_clear.png": lambda: with_transparency(Image.fromarray(noise(31, 17)), (1, 2, 3)),
     "bits.png": lambda: Image.fromarray(noise(31, 17, 1)).convert("1"),
     "rgb.webp": lambda: Image.fromarray(noise(31, 17)),
@@ -109,7 +118,10 @@ def test_arrays(channels):
 
 
 def test_three_rows_are_rows():
-    assert open_image(noise(5, 3)).size == (5, 3)  # [3, 5, 3] is height, width, channels whatever the first axis looks like
+    assert open_image(noise(5, 3)).size == (
+        5,
+        3,
+    )  # [3, 5, 3] is height, width, channels whatever the first axis looks like
 
 
 SIXTEEN_BIT = {
@@ -130,11 +142,16 @@ def test_sixteen_bit_grey_keeps_its_gradient(tmp_path, name):
 
 
 def test_sixteen_bit_grey_is_rounded(tmp_path):
-    path = saved(tmp_path / "g.png", Image.fromarray(np.array([[128, 129, 385, 386, 65406, 65407]], np.uint16)))
+    path = saved(
+        tmp_path / "g.png", Image.fromarray(np.array([[128, 129, 385, 386, 65406, 65407]], np.uint16))
+    )
     assert np.asarray(open_image(path))[0, :, 0].tolist() == [0, 1, 1, 2, 254, 255]
 
 
-@pytest.mark.parametrize(("orientation", "undo"), [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a))])
+@pytest.mark.parametrize(
+    ("orientation", "undo"),
+    [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a))],
+)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
 def test_exif_orientation_is_applied_once(tmp_path, orientation, undo, suffix):
     exif = Image.Exif()
@@ -193,7 +210,10 @@ def test_urls_are_not_fetched(url):
 
 def test_no_message_repeats_a_long_name():
     signed = "https://example.org/cat.jpg?signature=" + "f" * 1000
-    assert refused(signed) == f"{signed[:40]}... (1,038 characters): not fetched: download it, and give the path of the file."
+    assert (
+        refused(signed)
+        == f"{signed[:40]}... (1,038 characters): not fetched: download it, and give the path of the file."
+    )
     assert refused("x" * 5000) == f"{'x' * 40}... (5,000 characters): there is no such file. Check the name."
     deep = "/".join(["folder"] * 30) + "/cat.jpg"
     assert short(deep) == short(Path(deep)) == deep  # what can be looked up is said whole
@@ -211,7 +231,13 @@ def test_a_data_url_is_a_picture(tmp_path):
     content = saved(tmp_path / "p.png", Image.fromarray(noise(31, 17))).read_bytes()
     plain = data_url(content)
     folded = plain[:100] + "\n " + plain[100:]
-    for url in (plain, folded, data_url(content, "image/jpeg;name=cat;base64"), plain.replace("+", "%2B"), plain.replace("data:", "DATA:", 1)):
+    for url in (
+        plain,
+        folded,
+        data_url(content, "image/jpeg;name=cat;base64"),
+        plain.replace("+", "%2B"),
+        plain.replace("data:", "DATA:", 1),
+    ):
         assert is_data_url(url) and not is_url(url)
         np.testing.assert_array_equal(np.asarray(open_image(url)), noise(31, 17))
         assert image_size(url) == (31, 17)
@@ -220,7 +246,10 @@ def test_a_data_url_is_a_picture(tmp_path):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        (data_url(noise(31, 17).tobytes())[:-1] + "*", "its base64 is damaged or cut off. Encode the picture again"),
+        (
+            data_url(noise(31, 17).tobytes())[:-1] + "*",
+            "its base64 is damaged or cut off. Encode the picture again",
+        ),
         (data_url(noise(31, 17).tobytes())[:-1], "its base64 is damaged"),
         (data_url(b"") + "\u0431" * 80, "its base64 is damaged"),
         (data_url(b"I am not a picture." * 20), "not an image in a known format"),
@@ -238,7 +267,10 @@ def test_data_urls_that_hold_no_picture(url, words):
 
 def test_a_huge_data_url(monkeypatch):
     monkeypatch.setattr("omnifusion_jax.data.images.MAX_FILE_BYTES", 99)
-    refused(data_url(bytes(102)), "a data URL of 136 characters; at most 99 bytes are allowed. Scale the picture down")
+    refused(
+        data_url(bytes(102)),
+        "a data URL of 136 characters; at most 99 bytes are allowed. Scale the picture down",
+    )
     refused(data_url(bytes(99)), "not an image")
 
 
@@ -252,7 +284,15 @@ def no_pixels(monkeypatch):
 
 def test_a_size_is_read_without_a_pixel(tmp_path, request):
     paths = [saved(tmp_path / name, make()) for name, make in PICTURES.items()]
-    paths.append(saved(tmp_path / "phone.jpg", Image.fromarray(noise(31, 17)), format="MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))]))
+    paths.append(
+        saved(
+            tmp_path / "phone.jpg",
+            Image.fromarray(noise(31, 17)),
+            format="MPO",
+            save_all=True,
+            append_images=[Image.new("RGB", (9, 9))],
+        )
+    )
     request.getfixturevalue("no_pixels")
     for path in paths:
         assert image_size(path) == (31, 17), path
@@ -300,7 +340,10 @@ def test_a_huge_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tiff", "gif"])
 @pytest.mark.filterwarnings("default")  # Pillow remarks on what it can still read of a TIFF directory
 def test_truncated(tmp_path, suffix):
-    path = saved(tmp_path / f"cut.{suffix}", Image.fromarray(noise(100, 80)).quantize(64).convert("P" if suffix == "gif" else "RGB"))
+    path = saved(
+        tmp_path / f"cut.{suffix}",
+        Image.fromarray(noise(100, 80)).quantize(64).convert("P" if suffix == "gif" else "RGB"),
+    )
     data = path.read_bytes()
     for kept in (3, 20, 60, 200, len(data) // 2, len(data) - 50):
         path.write_bytes(data[:kept])
@@ -399,8 +442,18 @@ def test_pil_images_without_pixels():
 
 
 def test_grey_without_a_white_level(tmp_path):
-    refused(saved(tmp_path / "f.tiff", Image.fromarray(GRADIENT.astype(np.float32))), "f.tiff", "floats", "8 or 16 bits")
-    refused(saved(tmp_path / "i.tiff", Image.fromarray(GRADIENT.astype(np.int32) * 2)), "i.tiff", "131070", "8 or 16 bits")
+    refused(
+        saved(tmp_path / "f.tiff", Image.fromarray(GRADIENT.astype(np.float32))),
+        "f.tiff",
+        "floats",
+        "8 or 16 bits",
+    )
+    refused(
+        saved(tmp_path / "i.tiff", Image.fromarray(GRADIENT.astype(np.int32) * 2)),
+        "i.tiff",
+        "131070",
+        "8 or 16 bits",
+    )
     refused(Image.fromarray(GRADIENT.astype(np.int32) - 1), "-1", "8 or 16 bits")
 
 
@@ -424,14 +477,23 @@ def theirs():
 
     def pixels(image, size, how="crop", shortest=None):
         square = {"height": size, "width": size}
-        sizes = {"size": square} if how == "squash" else {"size": {"shortest_edge": shortest or size}, "crop_size": square}
+        sizes = (
+            {"size": square}
+            if how == "squash"
+            else {"size": {"shortest_edge": shortest or size}, "crop_size": square}
+        )
         return made[how](image, return_tensors="np", **sizes)["pixel_values"][0].transpose(1, 2, 0)
 
     return pixels
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([(48, None), (336, None), (224, 256), (48, 61)]), st.integers(0, 1000))
+@given(
+    st.integers(1, 400),
+    st.integers(1, 400),
+    st.sampled_from([(48, None), (336, None), (224, 256), (48, 61)]),
+    st.integers(0, 1000),
+)
 @example(1, 400, (48, None), 0)
 @example(400, 3, (336, None), 0)
 @example(1, 1, (336, None), 0)
@@ -446,7 +508,13 @@ def test_crop_equals_transformers(theirs, width, height, sizes, seed):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from(["pad", "squash"]), st.integers(1, 400), st.integers(1, 400), st.sampled_from([48, 61]), st.integers(0, 1000))
+@given(
+    st.sampled_from(["pad", "squash"]),
+    st.integers(1, 400),
+    st.integers(1, 400),
+    st.sampled_from([48, 61]),
+    st.integers(0, 1000),
+)
 @example("pad", 100, 99, 48, 0)
 @example("pad", 99, 100, 48, 0)
 @example("pad", 1, 3000, 48, 0)
@@ -470,15 +538,26 @@ def test_real_pictures_equal_transformers(theirs, path, how, size):
 
 def test_dinov2_cuts_224_from_256(theirs):
     transformers = pytest.importorskip("transformers")
-    bit = transformers.BitImageProcessorPil(size={"shortest_edge": 256}, crop_size=224, do_rescale=False, do_normalize=False)
+    bit = transformers.BitImageProcessorPil(
+        size={"shortest_edge": 256}, crop_size=224, do_rescale=False, do_normalize=False
+    )
     image = Image.fromarray(noise(401, 300))
-    np.testing.assert_array_equal(fit(image, 224, shortest=256), bit(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0))
-    np.testing.assert_array_equal(fit(image, 224, "pad", shortest=256, fill=FILL), theirs(image, 224, "pad", shortest=256))
+    np.testing.assert_array_equal(
+        fit(image, 224, shortest=256), bit(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    )
+    np.testing.assert_array_equal(
+        fit(image, 224, "pad", shortest=256, fill=FILL), theirs(image, 224, "pad", shortest=256)
+    )
 
 
 def test_what_is_padded_lies_in_the_middle():
-    assert fit(Image.new("RGB", (1, 4), (9, 8, 7)), 4, "pad", fill=FILL).tolist() == [[list(FILL), [9, 8, 7], list(FILL), list(FILL)]] * 4
-    assert fit(Image.new("RGB", (3, 2), (9, 8, 7)), 3, "pad").tolist() == [[[9, 8, 7]] * 3] * 2 + [[[0, 0, 0]] * 3]
+    assert (
+        fit(Image.new("RGB", (1, 4), (9, 8, 7)), 4, "pad", fill=FILL).tolist()
+        == [[list(FILL), [9, 8, 7], list(FILL), list(FILL)]] * 4
+    )
+    assert fit(Image.new("RGB", (3, 2), (9, 8, 7)), 3, "pad").tolist() == [[[9, 8, 7]] * 3] * 2 + [
+        [[0, 0, 0]] * 3
+    ]
 
 
 def test_only_pad_and_squash_keep_the_ends():
@@ -489,7 +568,9 @@ def test_only_pad_and_squash_keep_the_ends():
 
 def test_a_line_of_pixels():
     line = Image.fromarray(noise(3000, 1))
-    resized = np.asarray(line.resize((336 * 3000, 1), Image.Resampling.BICUBIC))  # one row of what would be 336
+    resized = np.asarray(
+        line.resize((336 * 3000, 1), Image.Resampling.BICUBIC)
+    )  # one row of what would be 336
     middle = resized[:, 336 * 1499 + 168 : 336 * 1500 + 168].repeat(336, 0)
     np.testing.assert_array_equal(fit(line, 336), middle)
     upright = fit(line.transpose(Image.Transpose.TRANSPOSE), 336)
@@ -507,15 +588,23 @@ def test_an_endless_strip_stays_small(size):
     strip = Image.new("RGB", size, FILL)
     for how in ("crop", "squash"):
         np.testing.assert_array_equal(fit(strip, 336, how), np.broadcast_to(np.uint8(FILL), (336, 336, 3)))
-    with pytest.raises(DataError, match=f"{size[0]} x {size[1]} pixels cannot be padded to a square: the long side may have 16,384"):
+    with pytest.raises(
+        DataError,
+        match=f"{size[0]} x {size[1]} pixels cannot be padded to a square: the long side may have 16,384",
+    ):
         fit(strip, 336, "pad")
 
 
 def test_a_strip_shrinks_before_it_grows(monkeypatch):
     """Whatever Pillow's own order is: none of the pictures in between is larger than both ends."""
     asked, resize = [], Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda image, size, *rest: asked.append(size) or resize(image, size, *rest))
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, size, *rest: asked.append(size) or resize(image, size, *rest)
+    )
     strip = Image.fromarray(noise(3, 100_000))
     stepwise = fit(strip, 64, "squash")
     assert asked == [(3, 64), (64, 64)]
-    assert np.abs(stepwise.astype(int) - np.asarray(resize(strip, (64, 64), Image.Resampling.BICUBIC))).max() <= 2  # by rounding in between
+    assert (
+        np.abs(stepwise.astype(int) - np.asarray(resize(strip, (64, 64), Image.Resampling.BICUBIC))).max()
+        <= 2
+    )  # by rounding in between

@@ -49,7 +49,9 @@ def pictures(n, rows=4):
 
 
 def dialogue(*texts, roles=("human", "gpt"), marked=True, where="chat.json[7]"):
-    return Dialogue(where, tuple((roles[i % len(roles)], text) for i, text in enumerate(texts)), marked=marked)
+    return Dialogue(
+        where, tuple((roles[i % len(roles)], text) for i, text in enumerate(texts)), marked=marked
+    )
 
 
 def showing(talk, n):
@@ -87,7 +89,13 @@ def test_published_positions(real, style):
     assert (sample.kind[-1], sample.index[-1]) == (SPECIAL, BOT)
     assert (sample.tokens[sample.kind != TEXT] == real.pad).all() and real.pad == 0 and real.eos == 2
     assert not sample.weights.any()
-    assert [a.dtype for a in [*sample[:4], *sample.media["image"]]] == [np.int32, np.int32, np.int32, np.float32, np.uint8]
+    assert [a.dtype for a in [*sample[:4], *sample.media["image"]]] == [
+        np.int32,
+        np.int32,
+        np.int32,
+        np.float32,
+        np.uint8,
+    ]
     assert (sample.items, sample.media_positions) == (1, 576)
 
 
@@ -111,7 +119,13 @@ def test_an_end_of_sequence_typed_as_text_is_one_token(real):
 
 @needs_real
 def test_the_tokenizer_equals_sentencepiece_and_decodes_back(real):
-    for text in ("Сколько стоит кофе?", "Total: 3.50\n\n\tthanks", "ёлка 🎄", "naïve café", "a\u2028b\u00a0c"):
+    for text in (
+        "Сколько стоит кофе?",
+        "Total: 3.50\n\n\tthanks",
+        "ёлка 🎄",
+        "naïve café",
+        "a\u2028b\u00a0c",
+    ):
         assert real.encode(text) == pieces().encode(text)
         assert real.decode(real.encode(text)) == text
 
@@ -137,7 +151,11 @@ def published(turns, has_image, encode, rows, max_context_len):
         overwritten[len(ids)] = "USER" if speaker == "human" else "BOT"
         piece = list(encode(text))
         ids, mask = [*ids, 0, *piece], [*mask, False, *([speaker != "human"] * len(piece))]
-    return ids[:max_context_len], mask[:max_context_len], {p: name for p, name in overwritten.items() if p < max_context_len}
+    return (
+        ids[:max_context_len],
+        mask[:max_context_len],
+        {p: name for p, name in overwritten.items() if p < max_context_len},
+    )
 
 
 PHRASES = (
@@ -158,7 +176,9 @@ texts = st.one_of(st.sampled_from(PHRASES), st.text("abcXYZ 019.,?!\nабвжЁ�
 @needs_real
 @few
 @given(
-    turns=st.lists(st.tuples(st.sampled_from(["human", "gpt", "user", "bard"]), texts), min_size=1, max_size=6),
+    turns=st.lists(
+        st.tuples(st.sampled_from(["human", "gpt", "user", "bard"]), texts), min_size=1, max_size=6
+    ),
     has_image=st.booleans(),
     rows=st.sampled_from([1, 36, 576]),
     max_length=st.integers(1, 700),
@@ -170,7 +190,9 @@ def test_original_is_the_published_loader(real, turns, has_image, rows, max_leng
     assert sample.tokens.tolist() == ids
     assert (sample.weights > 0).tolist() == mask and set(sample.weights.tolist()) <= {0.0, 1.0}
     names = {SPECIAL: {USER: "USER", BOT: "BOT", SOI: "SOI", EOI: "EOI"}, FEATURE: range(rows)}
-    assert {i: names[k][n] for i, (k, n) in enumerate(zip(sample.kind, sample.index, strict=True)) if k >= SPECIAL} == overwritten
+    assert {
+        i: names[k][n] for i, (k, n) in enumerate(zip(sample.kind, sample.index, strict=True)) if k >= SPECIAL
+    } == overwritten
     assert not sample.index[sample.kind < SPECIAL].any()
 
 
@@ -184,7 +206,12 @@ def test_targets_are_the_answers_and_their_end(tiny, style):
     end = [tiny.eos] if style == "omnifusion" else []
     assert weighted(sample) == [*tiny.encode("red circle top"), *end, *tiny.encode("cat"), *end]
     assert (sample.kind[sample.weights > 0] == TEXT).all()
-    assert not (sample.kind == FEATURE).any() and [*sample.index[sample.kind == SPECIAL]] == [USER, BOT, USER, BOT]  # no SOI, no EOI
+    assert not (sample.kind == FEATURE).any() and [*sample.index[sample.kind == SPECIAL]] == [
+        USER,
+        BOT,
+        USER,
+        BOT,
+    ]  # no SOI, no EOI
 
 
 def test_original_is_cut_on_the_right_after_insertion(tiny):
@@ -211,7 +238,10 @@ def test_original_reads_roles_of_messages_as_everybody_does(tiny):
     assert weighted(sample) == tiny.encode("cat") and [*sample.index[sample.kind == SPECIAL]] == [USER, BOT]
     with pytest.raises(DataError, match="turn 0 is from 'bard'; known are human, user"):
         lay(Dialogue("x", (("bard", "no"), ("assistant", "cat"))), [])
-    with pytest.raises(DataError, match=r"turn 0 is from 'system', and layout 'original' has no place for it: .* model.prompt"):
+    with pytest.raises(
+        DataError,
+        match=r"turn 0 is from 'system', and layout 'original' has no place for it: .* model.prompt",
+    ):
         lay(Dialogue("x", (("system", "no"), ("assistant", "cat"))), [])
 
 
@@ -236,21 +266,39 @@ def test_the_words_before_an_answer_stand_only_before_one(tiny):
 @pytest.mark.parametrize("style", ["omnifusion", "original"])
 def test_a_request_repeats_what_training_read(tiny, style):
     """What `messages` makes of a record is laid out, as a request, as the record itself is."""
-    lay, record = layout(tiny, style), dialogue("<image>\nWhat is it?", " red ", "Why?\n<image>" if style == "original" else "Why?")
+    lay, record = (
+        layout(tiny, style),
+        dialogue("<image>\nWhat is it?", " red ", "Why?\n<image>" if style == "original" else "Why?"),
+    )
     again = Dialogue("x", tuple((m["role"], m["content"]) for m in lay.messages(showing(record, 1))))
-    asked, taught = laid(lay, again, 1, ask=True), laid(lay, dialogue(*[text for _, text in record.turns], "cat"), 1)
+    asked, taught = (
+        laid(lay, again, 1, ask=True),
+        laid(lay, dialogue(*[text for _, text in record.turns], "cat"), 1),
+    )
     n = len(asked.tokens)
-    assert asked.tokens.tolist() == taught.tokens[:n].tolist() and asked.index.tolist() == taught.index[:n].tolist()
+    assert (
+        asked.tokens.tolist() == taught.tokens[:n].tolist()
+        and asked.index.tolist() == taught.index[:n].tolist()
+    )
     assert (taught.weights[n:] > 0).any()
 
 
 def test_parts_and_marks_together_are_refused(tiny):
     marked = {"type": "text", "text": "<image> What?"}
-    for turns in ([[{"type": "image"}, marked]], [[{"type": "image"}], [marked]], [[{"type": "image"}], marked["text"]]):
+    for turns in (
+        [[{"type": "image"}, marked]],
+        [[{"type": "image"}], [marked]],
+        [[{"type": "image"}], marked["text"]],
+    ):
         record = {"messages": [{"role": "user", "content": content} for content in turns], "images": ["a"]}
-        with pytest.raises(DataError, match=r"^x: media stand as parts, and the text has marks of its own \(<image>\)\. Remove the marks"):
+        with pytest.raises(
+            DataError,
+            match=r"^x: media stand as parts, and the text has marks of its own \(<image>\)\. Remove the marks",
+        ):
             parse(record, "x")
-    alone = parse({"messages": [{"role": "user", "content": [marked]}], "images": ["a"]}, "x")  # in words after all
+    alone = parse(
+        {"messages": [{"role": "user", "content": [marked]}], "images": ["a"]}, "x"
+    )  # in words after all
     assert (laid(layout(tiny), alone, 1, ask=True).kind == FEATURE).sum() == 4
 
 
@@ -272,18 +320,29 @@ def test_original_has_no_place_for_a_picture_of_a_later_turn(tiny):
 @pytest.mark.parametrize("style", ["omnifusion", "text"])
 def test_a_picture_of_any_turn_stands_before_the_first(tiny, style):
     """Where the layout has one place for pictures; what is said stays as it is."""
-    first, later = (layout(tiny, style)(in_parts(*shows), pictures(1), ask=True) for shows in ((True, False, False), (False, False, True)))
-    assert [a.tolist() for a in later[:4]] == [a.tolist() for a in first[:4]] and (first.kind == FEATURE).sum() == 4
+    first, later = (
+        layout(tiny, style)(in_parts(*shows), pictures(1), ask=True)
+        for shows in ((True, False, False), (False, False, True))
+    )
+    assert [a.tolist() for a in later[:4]] == [a.tolist() for a in first[:4]] and (
+        first.kind == FEATURE
+    ).sum() == 4
 
 
 def test_messages_need_no_mark_but_may_have_one(tiny):
     lay = layout(tiny)
-    plain, marked = (laid(lay, dialogue(text, "yes", roles=("user", "assistant"), marked=False), 1) for text in ("Why?", "<image>\nWhy?"))
+    plain, marked = (
+        laid(lay, dialogue(text, "yes", roles=("user", "assistant"), marked=False), 1)
+        for text in ("Why?", "<image>\nWhy?")
+    )
     assert plain.tokens.tolist() == marked.tokens.tolist()
 
 
 speakers = st.sampled_from(["human", "gpt", "user", "assistant", "system"])
-any_text = st.one_of(st.sampled_from(["", " ", "<image>", "<image>\n", "<image>\nWhat?", "red circle", "Что здесь?"]), st.text(max_size=12))
+any_text = st.one_of(
+    st.sampled_from(["", " ", "<image>", "<image>\n", "<image>\nWhat?", "red circle", "Что здесь?"]),
+    st.text(max_size=12),
+)
 
 
 @few
@@ -295,7 +354,9 @@ any_text = st.one_of(st.sampled_from(["", " ", "<image>", "<image>\n", "<image>\
 )
 def test_omnifusion_never_gives_a_sample_without_targets(tiny, turns, images, marked, max_length):
     try:
-        sample = laid(layout(tiny, max_length=max_length), Dialogue("here", tuple(turns), marked=marked), images)
+        sample = laid(
+            layout(tiny, max_length=max_length), Dialogue("here", tuple(turns), marked=marked), images
+        )
     except DataError as error:
         assert str(error).startswith("here: ")
         return
@@ -308,19 +369,69 @@ def test_omnifusion_never_gives_a_sample_without_targets(tiny, turns, images, ma
 
 MARKS = "Add the missing file or remove a mark"
 REFUSED = {
-    "two marks, one picture": (dialogue("<image>\n<image>\nWhat?", "yes"), 1, False, ["2 <image> marks", "lists 1 file.", MARKS]),
-    "a mark, no picture": (dialogue("<image>\nWhat?", "yes"), 0, False, ["1 <image> mark ", "lists 0 files.", MARKS]),
+    "two marks, one picture": (
+        dialogue("<image>\n<image>\nWhat?", "yes"),
+        1,
+        False,
+        ["2 <image> marks", "lists 1 file.", MARKS],
+    ),
+    "a mark, no picture": (
+        dialogue("<image>\nWhat?", "yes"),
+        0,
+        False,
+        ["1 <image> mark ", "lists 0 files.", MARKS],
+    ),
     "a picture, no mark": (dialogue("What?", "yes"), 1, False, ["0 <image> marks", "lists 1 file.", MARKS]),
-    "a mark in messages, no picture": (dialogue("<image> What?", "yes", marked=False), 0, False, ["1 <image> mark ", MARKS]),
-    "an empty turn": (dialogue("What?", ""), 0, False, ["turn 1 is empty", "Remove the turn or write its text"]),
+    "a mark in messages, no picture": (
+        dialogue("<image> What?", "yes", marked=False),
+        0,
+        False,
+        ["1 <image> mark ", MARKS],
+    ),
+    "an empty turn": (
+        dialogue("What?", ""),
+        0,
+        False,
+        ["turn 1 is empty", "Remove the turn or write its text"],
+    ),
     "a blank turn": (dialogue(" \n", "yes"), 0, False, ["turn 0 is empty"]),
-    "nothing but a mark": (dialogue("<image>\n", "yes"), 1, False, ["turn 0 holds nothing but <image>", "Write its text"]),
-    "the assistant first": (dialogue("Hello", "Hi", roles=("gpt", "human")), 0, False, ["starts with the assistant", "must be the user's"]),
-    "an unknown role": (dialogue("Be good", "Hi", roles=("bard", "user")), 0, False, ["turn 0", "'bard'", "human, user, gpt, assistant"]),
-    "a system": (dialogue("Be good", "Hi", roles=("system", "user")), 0, False, ["turn 0 is from 'system'", "no place", "belongs in model.prompt"]),
+    "nothing but a mark": (
+        dialogue("<image>\n", "yes"),
+        1,
+        False,
+        ["turn 0 holds nothing but <image>", "Write its text"],
+    ),
+    "the assistant first": (
+        dialogue("Hello", "Hi", roles=("gpt", "human")),
+        0,
+        False,
+        ["starts with the assistant", "must be the user's"],
+    ),
+    "an unknown role": (
+        dialogue("Be good", "Hi", roles=("bard", "user")),
+        0,
+        False,
+        ["turn 0", "'bard'", "human, user, gpt, assistant"],
+    ),
+    "a system": (
+        dialogue("Be good", "Hi", roles=("system", "user")),
+        0,
+        False,
+        ["turn 0 is from 'system'", "no place", "belongs in model.prompt"],
+    ),
     "no answer": (dialogue("Hello"), 0, False, ["no turn of the assistant", "Add an answer"]),
-    "an answer to answer": (dialogue("Hello", "Hi"), 0, True, ["last turn is the assistant's", "End with a question"]),
-    "too long": (dialogue("Hello " * 3000, "Hi"), 0, False, ["tokens, but max_length is 2048", "Shorten", "data.max_length"]),
+    "an answer to answer": (
+        dialogue("Hello", "Hi"),
+        0,
+        True,
+        ["last turn is the assistant's", "End with a question"],
+    ),
+    "too long": (
+        dialogue("Hello " * 3000, "Hi"),
+        0,
+        False,
+        ["tokens, but max_length is 2048", "Shorten", "data.max_length"],
+    ),
 }
 
 
@@ -333,7 +444,12 @@ def test_refusals(tiny, case):
     assert text.startswith("chat.json[7]: ") and all(word in text for word in words), text
 
 
-TWO = (dialogue("<image><image>\nWhat?", "yes"), 2, False, ["2 pictures", "layout 'original' has place for one", "Give one picture a dialogue"])
+TWO = (
+    dialogue("<image><image>\nWhat?", "yes"),
+    2,
+    False,
+    ["2 pictures", "layout 'original' has place for one", "Give one picture a dialogue"],
+)
 UNREAD = {"two pictures": TWO, **{name: REFUSED[name] for name in ("an empty turn", "an answer to answer")}}
 
 
@@ -358,7 +474,10 @@ def test_a_broken_tokenizer_directory_is_refused(tmp_path):
 
 def test_a_vocabulary_may_have_rows_to_spare_but_none_too_few(tiny):
     assert tiny.for_vocabulary(tiny.vocab) is tiny and tiny.for_vocabulary(tiny.vocab + 1) is tiny
-    with pytest.raises(DataError, match=f"has {tiny.vocab} tokens, model.decoder.vocab is {tiny.vocab - 1}: they belong to two models"):
+    with pytest.raises(
+        DataError,
+        match=f"has {tiny.vocab} tokens, model.decoder.vocab is {tiny.vocab - 1}: they belong to two models",
+    ):
         tiny.for_vocabulary(tiny.vocab - 1)
 
 

@@ -25,7 +25,9 @@ def test_padding_is_the_mean_of_the_encoder_that_looks():
     upright = np.full((56, 28, 3), 200, np.uint8)
     c = clip_and_dinov2("pad")
     views = ImageProcessor.of(c)(upright).views
-    assert [view.shape for view in views] == [(1, 28, 28, 3)] * 2 and ImageProcessor.of(c).tile(0).shapes == ((28, 28, 3),) * 2
+    assert [view.shape for view in views] == [(1, 28, 28, 3)] * 2 and ImageProcessor.of(c).tile(0).shapes == (
+        (28, 28, 3),
+    ) * 2
     for view, mean in zip(views, ([122, 116, 104], [123, 116, 103]), strict=True):
         np.testing.assert_array_equal(view[0, :, [0, 1, 2, 25, 26, 27]], np.broadcast_to(mean, (6, 28, 3)))
         assert (view[0, :, 12:16] == 200).all()
@@ -40,7 +42,9 @@ def test_encoders_of_one_size_share_pixels_that_are_not_padded(fit):
 
 
 def test_encoders_with_one_mean_share_padded_pixels():
-    assert [tuple(view) for view in clip_and_dinov2("pad", mean=CLIP_MEAN).views] == [(28, 28, (122, 116, 104))]
+    assert [tuple(view) for view in clip_and_dinov2("pad", mean=CLIP_MEAN).views] == [
+        (28, 28, (122, 116, 104))
+    ]
 
 
 def test_an_encoder_cuts_its_centre_out_of_its_own_edge():
@@ -53,7 +57,12 @@ def test_an_encoder_cuts_its_centre_out_of_its_own_edge():
 
 # --- without pixels
 
-FITS = {"crop": {}, "pad": {"fit": "pad"}, "tiles": {"fit": "tiles"}, "newlines": {"fit": "tiles", "newline": True, "unpad": True}}
+FITS = {
+    "crop": {},
+    "pad": {"fit": "pad"},
+    "tiles": {"fit": "tiles"},
+    "newlines": {"fit": "tiles", "newline": True, "unpad": True},
+}
 
 
 def small(**settings):
@@ -67,13 +76,17 @@ def test_an_outline_takes_the_same_places(tmp_path, fit, size):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", size).save(tmp_path / "p.jpg", exif=exif)
-    whole = Prepare.of(Tokenizer(locate("omnifusion-tiny-decoder")), ModelConfig(image=small(**FITS[fit])), 400)
+    whole = Prepare.of(
+        Tokenizer(locate("omnifusion-tiny-decoder")), ModelConfig(image=small(**FITS[fit])), 400
+    )
     talk = tiny.dialogue((("user", "What is it?"), ("assistant", "A cat.")), tmp_path / "p.jpg")
     sample, outline = whole(talk), whole.outlined()(talk)
     for name in ("tokens", "kind", "index", "weights", "items", "media_positions"):
         np.testing.assert_array_equal(getattr(outline, name), getattr(sample, name), err_msg=name)
     assert [len(view) for view in outline.media["image"]] == [len(view) for view in sample.media["image"]]
-    assert all(view.nbytes == 0 for view in outline.media["image"]) and all(view.nbytes for view in sample.media["image"])
+    assert all(view.nbytes == 0 for view in outline.media["image"]) and all(
+        view.nbytes for view in sample.media["image"]
+    )
 
 
 def test_an_outline_knows_the_limit_of_pixels():
@@ -84,7 +97,9 @@ def test_an_outline_knows_the_limit_of_pixels():
 def test_an_outline_knows_what_cannot_be_padded():
     strip, processor = Image.new("L", (16_385, 1)), ImageProcessor.of(ImageConfig(fit="pad"))
     for look in (processor, processor.outline):
-        with pytest.raises(DataError, match="16385 x 1 pixels cannot be padded to a square: the long side may have 16,384"):
+        with pytest.raises(
+            DataError, match="16385 x 1 pixels cannot be padded to a square: the long side may have 16,384"
+        ):
             look(strip)
     assert ImageProcessor.of(ImageConfig()).outline(strip).views[0].shape == (1, 0, 0, 3)
 
@@ -93,7 +108,10 @@ def test_an_outline_knows_what_cannot_be_padded():
 def test_a_picture_takes_no_more_places_than_are_kept_for_it(newline):
     """3 x 3 patches a tile: of the five grids 2 x 2 takes most, 9 + 36, and 6 ends of lines."""
     processor = ImageProcessor.of(small(fit="tiles", newline=newline))
-    taken = [len(processor.outline(Image.new("L", size)).order) for size in ((48, 48), (24, 48), (48, 24), (24, 72), (72, 24))]
+    taken = [
+        len(processor.outline(Image.new("L", size)).order)
+        for size in ((48, 48), (24, 48), (48, 24), (24, 72), (72, 24))
+    ]
     assert processor.positions == max(taken) == (51 if newline else 45) and processor.room == 5
     assert ImageProcessor.of(small()).positions == 9 and ImageProcessor.of(small()).room == 1
 

@@ -98,7 +98,13 @@ def test_an_endless_source_costs_nothing_to_shuffle():
 
 
 @settings(max_examples=10, deadline=None)
-@given(count=st.integers(1, 30), batch_size=st.integers(1, 9), before=st.integers(0, 6), read_on=st.integers(0, 3), seed=st.integers(0, 9))
+@given(
+    count=st.integers(1, 30),
+    batch_size=st.integers(1, 9),
+    before=st.integers(0, 6),
+    read_on=st.integers(0, 3),
+    seed=st.integers(0, 9),
+)
 def test_a_restored_position_goes_on_exactly(count, batch_size, before, read_on, seed):
     whole = take(numbers(Numbers(count), batch_size, seed=seed), before + 4)
     batches = numbers(Numbers(count), batch_size, seed=seed)
@@ -120,7 +126,10 @@ def test_a_bad_sample_stops_the_run_by_default():
     take(batches, 1)
     with pytest.raises(DataError) as caught:
         next(batches)
-    assert str(caught.value) == "number 5: bad. Do without it. (data.on_bad_sample=skip leaves such samples out and counts them)"
+    assert (
+        str(caught.value)
+        == "number 5: bad. Do without it. (data.on_bad_sample=skip leaves such samples out and counts them)"
+    )
 
 
 def test_bad_samples_are_left_out_and_each_is_counted_once():
@@ -171,13 +180,19 @@ def until_stopped(batches):
 )
 def test_what_share_may_be_bad(records, bad, share, stops):
     """At the first record too many of an epoch, whichever the order; and never when the share is kept, however many epochs go by."""
-    batches = numbers(Numbers(records, bad=set(range(bad))), 1, on_bad_sample="skip", bad_share=share, seed=records)
+    batches = numbers(
+        Numbers(records, bad=set(range(bad))), 1, on_bad_sample="skip", bad_share=share, seed=records
+    )
     if not stops:
         take(batches, 3 * (records - bad) + 1)
         assert batches.skipped == bad and batches.seen > 3 * records
         return
     _, message = until_stopped(batches)
-    assert batches.seen <= records and f"{bad} of the {batches.seen} records read in this epoch are bad; of all {records} no more than" in message
+    assert (
+        batches.seen <= records
+        and f"{bad} of the {batches.seen} records read in this epoch are bad; of all {records} no more than"
+        in message
+    )
     assert message.count("bad. Do without it") == bad
 
 
@@ -194,7 +209,9 @@ def test_a_large_set_that_is_mostly_bad_stops_early():
 
 def test_records_in_their_own_order_may_begin_with_bad_ones():
     """Without shuffling the first records say nothing of the others."""
-    assert take(numbers(Numbers(2000, bad=range(20)), on_bad_sample="skip", shuffle=False), 1) == [[20, 21, 22, 23]]
+    assert take(numbers(Numbers(2000, bad=range(20)), on_bad_sample="skip", shuffle=False), 1) == [
+        [20, 21, 22, 23]
+    ]
 
 
 def test_too_many_bad_samples_stop_the_run_at_the_same_place_after_a_restart():
@@ -202,7 +219,9 @@ def test_too_many_bad_samples_stop_the_run_at_the_same_place_after_a_restart():
         return numbers(Numbers(1000, bad=set(range(0, 1000, 60))), on_bad_sample="skip")  # 17
 
     whole, message = until_stopped(whole_run := make())
-    assert message.startswith(f"11 of the {whole_run.seen} records read in this epoch are bad; of all 1,000 no more than 10 may be")
+    assert message.startswith(
+        f"11 of the {whole_run.seen} records read in this epoch are bad; of all 1,000 no more than 10 may be"
+    )
     batches = make()
     take(batches, len(whole) // 2)
     state = through_json(batches.state())
@@ -217,12 +236,19 @@ def test_a_state_holds_no_messages_and_they_are_read_again():
     first = numbers(Numbers(100, bad={3, 97}), on_bad_sample="skip", bad_share=0.1)
     take(first, 25)
     assert sorted(first.state()["bad"]) == [3, 97] and "number" not in json.dumps(first.state())
-    again, mended = (numbers(Numbers(100, bad=bad), on_bad_sample="skip", bad_share=0.1) for bad in ({3, 97}, {3}))
+    again, mended = (
+        numbers(Numbers(100, bad=bad), on_bad_sample="skip", bad_share=0.1) for bad in ({3, 97}, {3})
+    )
     for later in (again, mended):
         later.restore(through_json(first.state()))
         assert later.skipped == 2
-    assert again.left_out() == first.left_out() and sorted(again.left_out())[0] == "left out: number 3: bad. Do without it"
-    assert sorted(mended.left_out())[1].startswith("left out: record 97 could not be used when an earlier start")
+    assert (
+        again.left_out() == first.left_out()
+        and sorted(again.left_out())[0] == "left out: number 3: bad. Do without it"
+    )
+    assert sorted(mended.left_out())[1].startswith(
+        "left out: record 97 could not be used when an earlier start"
+    )
 
 
 @pytest.mark.parametrize("bad", [0, 10, 11, 1300])
@@ -251,8 +277,14 @@ def test_a_state_tells_the_content_of_a_file(tmp_path):
         (tmp_path / name).write_text(text, encoding="utf-8")
         return numbers(JsonSource(tmp_path / name)).state()["content"]
 
-    assert content("a.jsonl", '{"id": "a"}') == content("b.jsonl", '{"id": "a"}') != content("c.jsonl", '{"id": "b"}')
-    captions, questions = (numbers(SyntheticSource(kind, 6)).state()["content"] for kind in ("captions", "questions"))
+    assert (
+        content("a.jsonl", '{"id": "a"}')
+        == content("b.jsonl", '{"id": "a"}')
+        != content("c.jsonl", '{"id": "b"}')
+    )
+    captions, questions = (
+        numbers(SyntheticSource(kind, 6)).state()["content"] for kind in ("captions", "questions")
+    )
     assert captions != questions
 
 
@@ -265,7 +297,9 @@ def test_a_defect_is_not_taken_for_a_bad_sample():
         next(numbers(Defect(5), on_bad_sample="skip"))
     batches = numbers(Defect(5), on_bad_sample="skip", num_workers=1)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"in a worker process:\n(.|\n)*KeyError: .a programmer's mistake"):
+        with pytest.raises(
+            RuntimeError, match=r"in a worker process:\n(.|\n)*KeyError: .a programmer's mistake"
+        ):
             next(batches)
 
 
@@ -279,15 +313,22 @@ def tokenizer():
 
 def test_shapes_and_kinds(tokenizer):
     prepare = tiny.prepare(tokenizer, 96, 48, 8)
-    batch = next(Batches(SyntheticSource("questions", 6), prepare, batch_size=3, length=96, tiles=prepare.tiles))
+    batch = next(
+        Batches(SyntheticSource("questions", 6), prepare, batch_size=3, length=96, tiles=prepare.tiles)
+    )
     assert [(a.shape, a.dtype) for a in [*batch[:-1], *batch.media["image"]]] == [
         *[((3, 96), t) for t in (np.int32, np.int32, np.int32, np.float32, np.int32, np.int32)],
         ((3,), np.int32),
         ((3, 1, 48, 48, 3), np.uint8),
     ]
-    assert (np.bincount(batch.kind.ravel(), minlength=FEATURE + 1)[[FEATURE, TEXT]] > [3 * 36 - 1, 3 * 10]).all()
+    assert (
+        np.bincount(batch.kind.ravel(), minlength=FEATURE + 1)[[FEATURE, TEXT]] > [3 * 36 - 1, 3 * 10]
+    ).all()
     assert batch.items.tolist() == [1, 1, 1] and list(batch.media) == ["image"]
-    assert ((batch.kind == PADDING) == (batch.segments == 0)).all() and set(np.unique(batch.segments)) <= {0, 1}
+    assert ((batch.kind == PADDING) == (batch.segments == 0)).all() and set(np.unique(batch.segments)) <= {
+        0,
+        1,
+    }
     for row in range(3):
         n = batch.segments[row].sum()
         assert batch.positions[row].tolist() == [*range(n), *[0] * (96 - n)]
@@ -299,7 +340,10 @@ def test_shapes_and_kinds(tokenizer):
 def test_a_dialogue_without_a_picture_has_a_blank_one_beside_others_and_none_alone(tokenizer):
     prepare = tiny.prepare(tokenizer, 96, 48, 8)
     source = [SyntheticSource("text", 6)[0], SyntheticSource("questions", 6)[0]]
-    alone, both = (next(Batches(s, prepare, batch_size=2, length=96, tiles=prepare.tiles, shuffle=False)) for s in (source[:1], source))
+    alone, both = (
+        next(Batches(s, prepare, batch_size=2, length=96, tiles=prepare.tiles, shuffle=False))
+        for s in (source[:1], source)
+    )
     assert alone.media["image"][0].shape == (2, 0, 48, 48, 3) and alone.items.tolist() == [0, 0]
     assert not (alone.kind >= FEATURE).any() and not (both.kind[0] >= FEATURE).any()
     assert both.media["image"][0].shape == (2, 1, 48, 48, 3) and both.items.tolist() == [0, 1]
@@ -313,7 +357,11 @@ def test_patches_name_what_covers_them():
         scene, rng = synthetic.scene_and_rng(i, "train")
         assert [synthetic.CELL_WORDS[t] for t in batch.tokens[i]] == synthetic.patch_words(scene, 6)
         assert (batch.media["image"][0][i, 0] == synthetic.render(scene, rng)).all()
-    assert (batch.kind == FEATURE).all() and (batch.weights == 1).all() and batch.index[0].tolist() == list(range(36))
+    assert (
+        (batch.kind == FEATURE).all()
+        and (batch.weights == 1).all()
+        and batch.index[0].tolist() == list(range(36))
+    )
     assert len(source) == ENDLESS
 
 
@@ -337,7 +385,9 @@ def test_worker_processes_change_nothing(tokenizer, tmp_path):
         return Batches(source, prepare, batch_size=3, length=96, **settings)
 
     def same(some, others):
-        return all((a == b).all() for a, b in zip(jax.tree.leaves(some), jax.tree.leaves(others), strict=True))
+        return all(
+            (a == b).all() for a, b in zip(jax.tree.leaves(some), jax.tree.leaves(others), strict=True)
+        )
 
     alone = make(0)
     whole = [next(alone) for _ in range(5)]  # an epoch and a half
@@ -353,6 +403,9 @@ def test_worker_processes_change_nothing(tokenizer, tmp_path):
 
     strict = make(1, "raise", shuffle=False)
     next(strict)
-    with pytest.raises(DataError, match=r'd\.jsonl:5 \(id "r4"\): .*4\.png: there is no such file\. Check the name\. \(data\.on_bad_sample=skip'):
+    with pytest.raises(
+        DataError,
+        match=r'd\.jsonl:5 \(id "r4"\): .*4\.png: there is no such file\. Check the name\. \(data\.on_bad_sample=skip',
+    ):
         next(strict)
     strict.close()

@@ -171,7 +171,10 @@ def test_rows_of_tiles_are_counted_on_from_picture_to_picture(tokenizer, newline
     wide, large = (["soi", *flat(some), "eoi"] for some in lines)
     asked = ["user", *wide, *e("Like "), *large] if place == "mark" else [*wide, *large, "user", *e("Like")]
     assert spelled(prepare.layout, sample) == [*e(tiny.PROMPT), *asked, "bot", *e("No."), tokenizer.eos]
-    assert len(sample.media["image"][0]) == 3 + 5 and (sample.items, sample.media_positions) == (2, 32 + 6 * newline)
+    assert len(sample.media["image"][0]) == 3 + 5 and (sample.items, sample.media_positions) == (
+        2,
+        32 + 6 * newline,
+    )
 
 
 @pytest.mark.parametrize("style", STYLES)

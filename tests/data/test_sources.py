@@ -71,7 +71,9 @@ def test_without_an_image_or_an_id(tmp_path):
 
 def test_messages_and_images(tmp_path):
     messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat"}]
-    path = written(tmp_path / "d.jsonl", lines({"id": 7, "image": None, "images": ["a.jpg"], "messages": messages}))
+    path = written(
+        tmp_path / "d.jsonl", lines({"id": 7, "image": None, "images": ["a.jpg"], "messages": messages})
+    )
     dialogue = JsonSource(path, tmp_path)[0]
     assert dialogue.images == (tmp_path / "a.jpg",)
     assert (dialogue.turns, dialogue.marked) == ((("user", "What?"), ("assistant", "A cat")), False)
@@ -94,15 +96,24 @@ def test_a_request_takes_pictures_as_they_are():
     ("broken", "words"),
     [
         ("a string", ["a dialogue is an object with 'conversations' or 'messages', this is a str"]),
-        ({"id": "a", "text": "x"}, ['(id "a")', "neither 'conversations' (LLaVA) nor 'messages'", "id, text"]),
+        (
+            {"id": "a", "text": "x"},
+            ['(id "a")', "neither 'conversations' (LLaVA) nor 'messages'", "id, text"],
+        ),
         ({}, ["only nothing"]),
         (record(conversations=[]), ['(id "a")', "conversations is not a list of turns, or is empty"]),
         (record(conversations="What?"), ["conversations is not a list of turns"]),
-        (record(conversations=[*TALK, {"from": "gpt", "value": 5}]), ["conversations[2]", "'from' and 'value'"]),
+        (
+            record(conversations=[*TALK, {"from": "gpt", "value": 5}]),
+            ["conversations[2]", "'from' and 'value'"],
+        ),
         (record(conversations=[{"from": "human"}]), ["conversations[0]"]),
         (record(conversations=[["human", "What?"]]), ["conversations[0]"]),
         ({"messages": [{"role": None, "content": "x"}]}, ["messages[0]", "'role' and 'content'"]),
-        (record(conversations=[{"from": "human", "value": "cut \ud83d"}]), ["conversations[0]", "half a character", "Correct its text"]),
+        (
+            record(conversations=[{"from": "human", "value": "cut \ud83d"}]),
+            ["conversations[0]", "half a character", "Correct its text"],
+        ),
         (record(image=5), ['(id "a")', '"image" must name a file or a list of files, not hold a int']),
         (record(image=["a.jpg", {"path": "b.jpg"}]), ["must name a file or a list of files"]),
     ],
@@ -119,7 +130,10 @@ def test_broken_records_are_named_when_their_turn_comes(tmp_path, broken, words)
 
 def test_jsonl_counts_lines_and_skips_blank_ones(tmp_path):
     path = written(tmp_path / "d.jsonl", lines(record(id="a"), "", record(id="b"), "  "))
-    assert [d.where for d in map(JsonSource(path).__getitem__, range(2))] == [f'{path}:1 (id "a")', f'{path}:3 (id "b")']
+    assert [d.where for d in map(JsonSource(path).__getitem__, range(2))] == [
+        f'{path}:1 (id "a")',
+        f'{path}:3 (id "b")',
+    ]
 
 
 def test_jsonl_lines_end_at_newlines_only(tmp_path):
@@ -159,7 +173,11 @@ def test_files_that_cannot_be_read(tmp_path, name, content, words):
 
 
 def test_a_missing_file_and_another_encoding(tmp_path):
-    refused(lambda: open_source(str(tmp_path / "no.json"), "", 6), f"{tmp_path / 'no.json'} does not exist", "data.path names")
+    refused(
+        lambda: open_source(str(tmp_path / "no.json"), "", 6),
+        f"{tmp_path / 'no.json'} does not exist",
+        "data.path names",
+    )
     refused(lambda: JsonSource(tmp_path), "is a folder: give the file in it")
     (tmp_path / "d.json").write_bytes('[{"id": "ж"}]'.encode("cp1251"))
     refused(lambda: JsonSource(tmp_path / "d.json"), "d.json: not UTF-8 (byte 9)", "Save it as UTF-8")
@@ -173,17 +191,31 @@ def said(*content, **more):
 
 
 def test_content_may_be_a_list_of_parts(tmp_path):
-    shown = [{"type": "image_url", "image_url": {"url": "b.jpg"}}, {"type": "text", "text": "And"}, {"type": "text", "text": "this?"}]
+    shown = [
+        {"type": "image_url", "image_url": {"url": "b.jpg"}},
+        {"type": "text", "text": "And"},
+        {"type": "text", "text": "this?"},
+    ]
     first = [{"type": "text", "text": "What?"}, {"type": "image"}]
     path = written(tmp_path / "d.jsonl", lines(said(first, "Well?", shown, images=["a.jpg"])))
     dialogue = JsonSource(path, "pics")[0]
     assert dialogue.turns == (("user", "What?\n<image>"), ("user", "Well?"), ("user", "<image>\nAnd\nthis?"))
-    assert dialogue.media == (("image", Path("pics/a.jpg")), ("image", Path("pics/b.jpg"))) and dialogue.parted and not dialogue.marked
-    alone = JsonSource(written(tmp_path / "e.jsonl", lines(said([{"type": "text", "text": "What?"}], images=["a.jpg"]))), "pics")[0]
+    assert (
+        dialogue.media == (("image", Path("pics/a.jpg")), ("image", Path("pics/b.jpg")))
+        and dialogue.parted
+        and not dialogue.marked
+    )
+    alone = JsonSource(
+        written(tmp_path / "e.jsonl", lines(said([{"type": "text", "text": "What?"}], images=["a.jpg"]))),
+        "pics",
+    )[0]
     assert (alone.turns, alone.images, alone.parted) == ((("user", "What?"),), (Path("pics/a.jpg"),), False)
 
 
-@pytest.mark.parametrize("address", [URL, "https://example.org/a.png", "HTTP://example.org/a.png", "s3://bucket/a.png", "file:///a.png"])
+@pytest.mark.parametrize(
+    "address",
+    [URL, "https://example.org/a.png", "HTTP://example.org/a.png", "s3://bucket/a.png", "file:///a.png"],
+)
 def test_an_address_is_not_a_name_in_the_folder(tmp_path, address):
     for form in (
         {"type": "image_url", "image_url": {"url": address}},
@@ -192,19 +224,27 @@ def test_an_address_is_not_a_name_in_the_folder(tmp_path, address):
     ):
         path = written(tmp_path / "d.jsonl", lines(said([form, {"type": "text", "text": "What?"}])))
         assert JsonSource(path, "pics")[0].images == (address,)
-    assert JsonSource(written(tmp_path / "d.jsonl", lines(said("What?", images=[address]))), "pics")[0].images == (address,)
+    assert JsonSource(written(tmp_path / "d.jsonl", lines(said("What?", images=[address]))), "pics")[
+        0
+    ].images == (address,)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([{"type": "input_audio"}], ["messages[0].content[0] is of type 'input_audio'; known are text, image_url, image"]),
+        (
+            [{"type": "input_audio"}],
+            ["messages[0].content[0] is of type 'input_audio'; known are text, image_url, image"],
+        ),
         (["What?"], ["messages[0].content[0] is of type None"]),
         ([{"type": "text"}], ["messages[0].content[0] has no string 'text'"]),
         ([{"type": "text", "text": "cut \ud83d"}], ["content[0] holds half a character"]),
         ([{"type": "image_url", "image_url": {}}], ["content[0] has no string 'url'"]),
         ([{"type": "image"}, {"type": "image"}], ['2 "image" parts name no picture, and "images" lists 1']),
-        ([{"type": "image_url", "image_url": "b.jpg"}], ['0 "image" parts name no picture, and "images" lists 1']),
+        (
+            [{"type": "image_url", "image_url": "b.jpg"}],
+            ['0 "image" parts name no picture, and "images" lists 1'],
+        ),
         (5, ["messages[0] is not an object with the strings 'role' and 'content', or a list of parts"]),
     ],
 )
@@ -229,14 +269,20 @@ def test_synthetic_dialogues(kind):
         dialogue = source[i]
         assert (dialogue.where, dialogue.turns) == (f"synthetic:{kind}[{i}]", source[i].turns)
         assert [role for role, _ in dialogue.turns] == ["user", "assistant"] * (len(dialogue.turns) // 2)
-        assert len(dialogue.images) == (not in_words) and all((a == b).all() for a, b in zip(dialogue.images, source[i].images, strict=True))
+        assert len(dialogue.images) == (not in_words) and all(
+            (a == b).all() for a, b in zip(dialogue.images, source[i].images, strict=True)
+        )
         pictures = [tiny.picture(np.zeros((96, 96, 3), np.uint8)) for _ in dialogue.images]
         assert lay(dialogue, pictures).weights.sum() > 0  # fits the tiny configurations' 96 tokens
     assert len({tuple(source[i].turns) for i in range(50)}) > 30
 
 
 def test_an_unknown_kind_of_synthetic_data():
-    refused(lambda: open_source("synthetic:cats", "", 6), "no synthetic:cats", "choose from captions, questions, text, held-out, held-out-text")
+    refused(
+        lambda: open_source("synthetic:cats", "", 6),
+        "no synthetic:cats",
+        "choose from captions, questions, text, held-out, held-out-text",
+    )
 
 
 # --- real dialogues
@@ -268,14 +314,19 @@ def test_the_pipeline_reads_every_real_picture():
     pictures = batch.media["image"][0]
     assert pictures.shape == (24, 1, 48, 48, 3) and batch.tokens.shape == (24, 512)
     seen = pictures.reshape(24, -1).any(axis=1)
-    assert seen.sum() == 22 and (batch.index.max(axis=1) == np.where(seen, 35, 1)).all()  # two dialogues without a picture
+    assert (
+        seen.sum() == 22 and (batch.index.max(axis=1) == np.where(seen, 35, 1)).all()
+    )  # two dialogues without a picture
     assert len({image.tobytes() for image in pictures[seen]}) == 17
     assert "<SOI> <36 image features> <EOI>" in describe(source, prepare, tokenizer)
 
 
 def test_synthetic_dialogues_are_mixed_as_they_are_said_to_be():
     """Of many dialogues one to four questions each, both languages, a fifth of "text" captions, which are one turn about the whole."""
-    talks = {kind: [SyntheticSource(kind, 6)[i].turns for i in range(400)] for kind in ("captions", "questions", "text", "held-out")}
+    talks = {
+        kind: [SyntheticSource(kind, 6)[i].turns for i in range(400)]
+        for kind in ("captions", "questions", "text", "held-out")
+    }
     pairs = {kind: [len(turns) // 2 for turns in said] for kind, said in talks.items()}
     assert {*pairs["captions"]} == {*pairs["held-out"]} == {1} and {*pairs["questions"]} == {1, 2, 3, 4}
     opening = {turns[0][1] for turns in talks["captions"]}

@@ -45,7 +45,9 @@ def test_training_shows_every_colour_of_every_shape_and_all_places_but_one():
         for shape in SHAPES:
             assert sum(synthetic.held_out(colour, shape, place) for place in range(9)) == 1
     shown = {(t.colour, t.shape, t.place) for scene in scenes("train", 4 * MANY) for t in scene.things}
-    assert {(colour, shape) for colour, shape, _ in shown} == {(colour, shape) for colour in COLOURS for shape in SHAPES}
+    assert {(colour, shape) for colour, shape, _ in shown} == {
+        (colour, shape) for colour in COLOURS for shape in SHAPES
+    }
     assert len(shown) == 8 * len(COLOURS) * len(SHAPES)
 
 
@@ -81,7 +83,10 @@ def test_a_picture_shows_its_scene():
                 assert len(bright) < 20  # a neighbour's edge
             elif isinstance(content, Thing):
                 middle = np.median(bright, axis=0)
-                assert min(COLOURS, key=lambda name: np.abs(np.array(COLOURS[name]) - middle).sum()) == content.colour
+                assert (
+                    min(COLOURS, key=lambda name: np.abs(np.array(COLOURS[name]) - middle).sum())
+                    == content.colour
+                )
             else:
                 assert len(bright) > 10
 
@@ -135,7 +140,11 @@ PLACE_OF = {**{name: i for i, name in enumerate(PLACES)}, **{name: i for i, name
 def described(text):
     """The properties that a text names: {"colour": "red", "shape": "circle"}"""
     names = [WORDS[word] for word in re.findall(r"\w+", text) if word in WORDS]
-    kinds = {**dict.fromkeys(COLOURS, "colour"), **dict.fromkeys(SHAPES, "shape"), **dict.fromkeys(SIZES, "size")}
+    kinds = {
+        **dict.fromkeys(COLOURS, "colour"),
+        **dict.fromkeys(SHAPES, "shape"),
+        **dict.fromkeys(SIZES, "size"),
+    }
     return {kinds[name]: name for name in names}
 
 
@@ -164,16 +173,29 @@ def check(scene, question, answer):
         assert PLACE_OF[answer] == thing.place
         return "where"
     if question.startswith(("Is there", "Есть")):
-        assert answer in ("yes", "no", "да", "нет") and (answer in ("yes", "да")) == bool(fitting(scene, described(question)))
+        assert answer in ("yes", "no", "да", "нет") and (answer in ("yes", "да")) == bool(
+            fitting(scene, described(question))
+        )
         return "exists"
     if question.startswith(("What is at", "Что")):
         content = scene.at(place_in(question))
-        assert answer in ("nothing", "ничего") if content is None else content in fitting(scene, described(answer))
+        assert (
+            answer in ("nothing", "ничего")
+            if content is None
+            else content in fitting(scene, described(answer))
+        )
         return "what at"
-    (thing,) = fitting(scene, {k: v for k, v in described(question.removesuffix("small or large?")).items() if k != "size"})
+    (thing,) = fitting(
+        scene, {k: v for k, v in described(question.removesuffix("small or large?")).items() if k != "size"}
+    )
     (said,) = described(answer).items()
     assert dataclasses.asdict(thing)[said[0]] == said[1]
-    asked = {"What colour": "colour", "Какого цвета": "colour", "What shape": "shape", "Какая фигура": "shape"}
+    asked = {
+        "What colour": "colour",
+        "Какого цвета": "colour",
+        "What shape": "shape",
+        "Какая фигура": "shape",
+    }
     assert said[0] == next((kind for start, kind in asked.items() if question.startswith(start)), "size")
     return said[0]
 
@@ -192,7 +214,11 @@ def test_answers_are_true_and_as_many_as_asked():
             assert answer.isascii() or language == "ru"
             languages[language] += 1
             answers.setdefault(kind, set()).add(answer)
-    assert set(kinds) == {"count", "written", "count of", "where", "exists", "what at", "colour", "shape", "size"} and min(kinds.values()) > 50
+    assert (
+        set(kinds)
+        == {"count", "written", "count of", "where", "exists", "what at", "colour", "shape", "size"}
+        and min(kinds.values()) > 50
+    )
     assert min(languages.values()) > 1000
     assert {"yes", "no", "да", "нет"} <= answers["exists"] and answers["where"] == set(PLACE_OF)
 
@@ -208,7 +234,10 @@ def test_captions_name_every_thing_and_the_text(language):
         named = parts if says else [*parts, last]
         assert len(named) == len(scene.things)
         for part, thing in zip(named, scene.things, strict=True):
-            assert described(part) == {"size": thing.size, "colour": thing.colour, "shape": thing.shape} and place_in(part) == thing.place
+            assert (
+                described(part) == {"size": thing.size, "colour": thing.colour, "shape": thing.shape}
+                and place_in(part) == thing.place
+            )
 
 
 def test_articles_and_plurals():
@@ -224,4 +253,7 @@ def test_russian_adjectives_agree():
         "большая синяя звезда",
         "большое синее кольцо",
     ]
-    assert Russian.count_of("star") == "Сколько здесь звёзд?" and Russian.shape_of("red") == "Какая фигура красная?"
+    assert (
+        Russian.count_of("star") == "Сколько здесь звёзд?"
+        and Russian.shape_of("red") == "Какая фигура красная?"
+    )

@@ -13,10 +13,15 @@ from omnifusion_jax.data.images import open_image
 from omnifusion_jax.data.tiles import GRIDS, NEWLINE, best_grid, most, order, tiles
 
 REAL = Path(__file__).parents[2].parent / "shared/data/real_dialogues/images"
-REAL_FILES = sorted(REAL.glob("*"))[::6] or [pytest.param(None, marks=pytest.mark.skip(reason=f"no pictures in {REAL}"))]
+REAL_FILES = sorted(REAL.glob("*"))[::6] or [
+    pytest.param(None, marks=pytest.mark.skip(reason=f"no pictures in {REAL}"))
+]
 
 SIDES = st.one_of(st.integers(1, 400), st.integers(1, 4000))
-GRID_LISTS = st.one_of(st.just(GRIDS), st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=6).map(tuple))
+GRID_LISTS = st.one_of(
+    st.just(GRIDS),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=6).map(tuple),
+)
 
 
 def noise(width, height, seed=0):
@@ -60,7 +65,9 @@ def test_the_grid_that_keeps_most_pixels(size_hw, grid):
 def test_the_grid_equals_transformers(height, width, grids, tile):
     utils = pytest.importorskip("transformers.image_processing_utils")
     rows, columns = best_grid((height, width), grids, tile)
-    assert (rows * tile, columns * tile) == utils.select_best_resolution((height, width), pinpoints(grids, tile))
+    assert (rows * tile, columns * tile) == utils.select_best_resolution(
+        (height, width), pinpoints(grids, tile)
+    )
 
 
 # --- the pixels
@@ -69,17 +76,25 @@ def test_the_grid_equals_transformers(height, width, grids, tile):
 @pytest.fixture(scope="module")
 def theirs():
     """The tiles transformers makes of an RGB image before it rescales and normalises them."""
-    processor = pytest.importorskip("transformers").LlavaNextImageProcessorPil(do_rescale=False, do_normalize=False)
+    processor = pytest.importorskip("transformers").LlavaNextImageProcessorPil(
+        do_rescale=False, do_normalize=False
+    )
 
     def pixels(image, size, grids):
-        sizes = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}, "image_grid_pinpoints": pinpoints(grids, size)}
+        sizes = {
+            "size": {"shortest_edge": size},
+            "crop_size": {"height": size, "width": size},
+            "image_grid_pinpoints": pinpoints(grids, size),
+        }
         return processor(image, return_tensors="np", **sizes)["pixel_values"][0].transpose(0, 2, 3, 1)
 
     return pixels
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 300), GRID_LISTS, st.sampled_from([14, 27, 48]), st.integers(0, 1000))
+@given(
+    st.integers(1, 300), st.integers(1, 300), GRID_LISTS, st.sampled_from([14, 27, 48]), st.integers(0, 1000)
+)
 @example(1, 3000, GRIDS, 48, 0)
 @example(3000, 1, GRIDS, 48, 0)
 @example(1, 1, GRIDS, 48, 0)
@@ -104,7 +119,10 @@ def test_real_pictures_equal_transformers(theirs, path):
 def test_an_endless_strip_stays_small(size, shown):
     made = tiles(Image.new("RGB", size, (255, 255, 255)), 336)
     assert made.shape == (3, 336, 336, 3)
-    assert [int((tile > 0).sum()) // 3 for tile in made] == [336 * 336, *shown]  # a line one pixel thin, in the middle of black
+    assert [int((tile > 0).sum()) // 3 for tile in made] == [
+        336 * 336,
+        *shown,
+    ]  # a line one pixel thin, in the middle of black
 
 
 # --- the order of the features
@@ -121,10 +139,17 @@ def packed(modeling, size_hw, grids, side, newline):
     torch = modeling.torch
     tile = 14 * side
     rows, columns = best_grid(size_hw, grids, tile)
-    config = SimpleNamespace(vision_config=SimpleNamespace(image_size=tile, patch_size=14), image_grid_pinpoints=pinpoints(grids, tile))
+    config = SimpleNamespace(
+        vision_config=SimpleNamespace(image_size=tile, patch_size=14),
+        image_grid_pinpoints=pinpoints(grids, tile),
+    )
     features = torch.arange((1 + rows * columns) * side**2).reshape(1 + rows * columns, side**2, 1)
     made, _ = modeling.LlavaNextModel.pack_image_features(
-        SimpleNamespace(config=config), [features], [size_hw], "default", torch.tensor([NEWLINE]) if newline else None
+        SimpleNamespace(config=config),
+        [features],
+        [size_hw],
+        "default",
+        torch.tensor([NEWLINE]) if newline else None,
     )
     return made[0][:, 0].numpy()
 
@@ -173,7 +198,10 @@ def test_as_many_as_the_processor_expects(height, width, grids, side):
 
 
 def test_an_order_by_hand():
-    size_hw, grids = (1, 4), ((2, 2),)  # 4 x 4 patches, of which a line is picture; as many go on either side, hence two stay
+    size_hw, grids = (
+        (1, 4),
+        ((2, 2),),
+    )  # 4 x 4 patches, of which a line is picture; as many go on either side, hence two stay
     assert order(size_hw, grids, 28, 2).tolist() == list(range(20))
     assert order(size_hw, grids, 28, 2, newline=True).tolist() == [
         0,
@@ -202,7 +230,22 @@ def test_an_order_by_hand():
         -1,
     ]
     assert order(size_hw, grids, 28, 2, unpad=True).tolist() == [0, 1, 2, 3, 6, 7, 10, 11, 12, 13, 16, 17]
-    assert order(size_hw, grids, 28, 2, newline=True, unpad=True).tolist() == [0, 1, 2, 3, 6, 7, 10, 11, -1, 12, 13, 16, 17, -1]
+    assert order(size_hw, grids, 28, 2, newline=True, unpad=True).tolist() == [
+        0,
+        1,
+        2,
+        3,
+        6,
+        7,
+        10,
+        11,
+        -1,
+        12,
+        13,
+        16,
+        17,
+        -1,
+    ]
 
 
 def test_a_strip_of_which_no_patch_stays():
@@ -217,9 +260,18 @@ def test_tiles_in_order_give_the_picture_again(grid):
     """What stands at a place of the order is what the picture shows there."""
     side, patch = 4, 5
     size = side * patch
-    shades = np.random.default_rng(0).permutation(grid[0] * grid[1] * side**2).astype(np.uint8).reshape(grid[0] * side, grid[1] * side)
+    shades = (
+        np.random.default_rng(0)
+        .permutation(grid[0] * grid[1] * side**2)
+        .astype(np.uint8)
+        .reshape(grid[0] * side, grid[1] * side)
+    )
     image = Image.fromarray(shades.repeat(patch, 0).repeat(patch, 1)).convert("RGB")
-    seen = tiles(image, size, (grid,))[:, patch // 2 :: patch, patch // 2 :: patch, 0].ravel()  # a feature: the shade of its patch
+    seen = tiles(image, size, (grid,))[
+        :, patch // 2 :: patch, patch // 2 :: patch, 0
+    ].ravel()  # a feature: the shade of its patch
     steps = order((image.height, image.width), (grid,), size, side, newline=True, unpad=True)[side**2 :]
     np.testing.assert_array_equal(seen[steps[steps != NEWLINE]], shades.ravel())
-    assert np.flatnonzero(steps == NEWLINE).tolist() == [(i + 1) * (grid[1] * side + 1) - 1 for i in range(grid[0] * side)]
+    assert np.flatnonzero(steps == NEWLINE).tolist() == [
+        (i + 1) * (grid[1] * side + 1) - 1 for i in range(grid[0] * side)
+    ]

@@ -43,7 +43,10 @@ def tokenizer(tmp_path_factory):
 
 
 def source(folder, *truths, **fields):
-    records = [{"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": truth}], **fields} for truth in truths]
+    records = [
+        {"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": truth}], **fields}
+        for truth in truths
+    ]
     (folder / "d.json").write_text(json.dumps(records))
     return JsonSource(folder / "d.json", folder)
 
@@ -79,10 +82,16 @@ def test_a_truth_that_ends_by_itself_may_be_reached(tokenizer, tmp_path):
 def test_questions_are_read_as_the_layout_reads_them(tokenizer, tmp_path, layout, asked):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     turns = (("human", "<image>\nWhat?"), ("gpt", "A"), ("human", "Why?"), ("gpt", "B"))
-    talk, lay = Dialogue("x", turns, tiny.shown(tmp_path / "a.png"), marked=True), Layout(tokenizer, tiny.config(layout=layout), 256)
+    talk, lay = (
+        Dialogue("x", turns, tiny.shown(tmp_path / "a.png"), marked=True),
+        Layout(tokenizer, tiny.config(layout=layout), 256),
+    )
     found = list(questions(talk, lay))
     assert [(text, truth) for _, text, truth in found] == [(asked, "A"), ("Why?", "B")]
-    assert [[m["content"] for m in request.messages] for request, _, _ in found] == [[asked], [asked, "A", "Why?"]]
+    assert [[m["content"] for m in request.messages] for request, _, _ in found] == [
+        [asked],
+        [asked, "A", "Why?"],
+    ]
     assert all(request.images == [tmp_path / "a.png"] for request, _, _ in found)
     if layout == "original":  # the published reading of "user"
         assert not list(questions(Dialogue("x", (("user", "What?"), ("gpt", "A")), marked=True), lay))
@@ -90,23 +99,50 @@ def test_questions_are_read_as_the_layout_reads_them(tokenizer, tmp_path, layout
 
 def test_a_picture_comes_with_the_turn_that_shows_it(tokenizer):
     """A chat template has a place for it in every turn; a question before that is asked without it."""
-    lay = tiny.layout(tokenizer, 256, layout="template", template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    talk = Dialogue("x", (("user", "Hello"), ("assistant", "Hi"), ("user", "<image>\nWhat?"), ("assistant", "A cat")), tiny.shown("a.png"))
+    lay = tiny.layout(
+        tokenizer, 256, layout="template", template="{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    talk = Dialogue(
+        "x",
+        (("user", "Hello"), ("assistant", "Hi"), ("user", "<image>\nWhat?"), ("assistant", "A cat")),
+        tiny.shown("a.png"),
+    )
     first, second = (request for request, _, _ in questions(talk, lay))
     assert first.images == [] and first.messages == [{"role": "user", "content": "Hello"}]
-    assert second.images == ["a.png"] and second.messages[2]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]
+    assert second.images == ["a.png"] and second.messages[2]["content"] == [
+        {"type": "image"},
+        {"type": "text", "text": "What?"},
+    ]
 
 
 def test_blank_pictures_are_black_and_of_the_same_size(tokenizer, tmp_path, monkeypatch):
     Image.new("RGB", (31, 17), "red").save(tmp_path / "a.png")
     (tmp_path / "d.json").write_text(
-        json.dumps([{"image": "a.png", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": SENTENCE}]}])
+        json.dumps(
+            [
+                {
+                    "image": "a.png",
+                    "messages": [
+                        {"role": "user", "content": "?"},
+                        {"role": "assistant", "content": SENTENCE},
+                    ],
+                }
+            ]
+        )
     )
     model, seen = parrot(tokenizer, tokenizer.eos), []
     generate = model.generate
-    monkeypatch.setattr(model, "generate", lambda requests, *args, **kwargs: (seen.append(requests), generate(requests, *args, **kwargs))[1])
-    figures, records = exact_match(model, JsonSource(tmp_path / "d.json", tmp_path), max_new_tokens=16, blind=True)
-    assert figures == {"accuracy": 1.0, "questions": 1, "blind_accuracy": 1.0} and records[0].blind == SENTENCE
+    monkeypatch.setattr(
+        model,
+        "generate",
+        lambda requests, *args, **kwargs: (seen.append(requests), generate(requests, *args, **kwargs))[1],
+    )
+    figures, records = exact_match(
+        model, JsonSource(tmp_path / "d.json", tmp_path), max_new_tokens=16, blind=True
+    )
+    assert (
+        figures == {"accuracy": 1.0, "questions": 1, "blind_accuracy": 1.0} and records[0].blind == SENTENCE
+    )
     assert seen[0][0].images == [tmp_path / "a.png"]
     assert seen[1][0].images[0].size == (31, 17) and not np.asarray(seen[1][0].images[0]).any()
 

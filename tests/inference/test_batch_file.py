@@ -54,7 +54,10 @@ def ask(text, **fields):
 
 
 def write(path, *records):
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in records), encoding="utf-8")
+    path.write_text(
+        "".join((r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in records),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -83,7 +86,11 @@ def assistant(text):
 def watch(monkeypatch, model, before):
     """Calls `before(requests)` whenever the model is asked."""
     generate = model.generate
-    monkeypatch.setattr(model, "generate", lambda requests, *args, **kwargs: (before(requests), generate(requests, *args, **kwargs))[1])
+    monkeypatch.setattr(
+        model,
+        "generate",
+        lambda requests, *args, **kwargs: (before(requests), generate(requests, *args, **kwargs))[1],
+    )
 
 
 def stop():
@@ -98,7 +105,15 @@ def header(files):
 
 
 def test_answers_stand_in_order_with_their_ids(model, files):
-    write(files[0], ask("What is it?", id="a"), ask("два", id=7), "", ask("three circles", images=["c.png"]), ask("no", id=0), ask("", id=""))
+    write(
+        files[0],
+        ask("What is it?", id="a"),
+        ask("два", id=7),
+        "",
+        ask("three circles", images=["c.png"]),
+        ask("no", id=0),
+        ask("", id=""),
+    )
     assert run(model, files) == (5, 1, 0, 0)
     picture = files[0].parent / "pics/c.png"
     *rows, empty = read(files[1])
@@ -108,7 +123,11 @@ def test_answers_stand_in_order_with_their_ids(model, files):
         alone(model, "4", user("three circles"), images=[picture]),  # its line number
         alone(model, "0", user("no")),
     ]
-    assert empty["id"] == "" and empty["error"].startswith(f"{files[0]}:6 ") and len({str(row["tokens"]) for row in rows}) > 1
+    assert (
+        empty["id"] == ""
+        and empty["error"].startswith(f"{files[0]}:6 ")
+        and len({str(row["tokens"]) for row in rows}) > 1
+    )
 
 
 def test_the_line_number_is_found_behind_any_path(model, tmp_path):
@@ -127,7 +146,9 @@ def test_requests_go_to_the_model_in_portions(model, files, monkeypatch):
     """Of four batches; each is on the disk, whole, before the next is asked."""
     write(files[0], *(ask(f"q{i}") for i in range(11)))
     seen = []
-    watch(monkeypatch, model, lambda requests: seen.append((len(requests), files[1].read_bytes().count(b"\n"))))
+    watch(
+        monkeypatch, model, lambda requests: seen.append((len(requests), files[1].read_bytes().count(b"\n")))
+    )
     run(model, files, batch_size=2)
     assert seen == [(8, 0), (3, 8)]
     assert [row["id"] for row in read(files[1])] == [str(i) for i in range(1, 12)]
@@ -141,9 +162,16 @@ LONGER = [*TALK, {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "B
 def test_llava_records_are_asked_as_they_are_taught(request, layout, files):
     """Their last answer is the model's to give; the mark is text in the published layout alone."""
     model = request.getfixturevalue("model" if layout == "omnifusion" else "original")
-    write(files[0], {"id": "a", "image": "c.png", "conversations": TALK}, {"id": "b", "image": ["c.png"], "conversations": LONGER})
+    write(
+        files[0],
+        {"id": "a", "image": "c.png", "conversations": TALK},
+        {"id": "b", "image": ["c.png"], "conversations": LONGER},
+    )
     assert run(model, files) == (2, 0, 0, 0)
-    first, picture = user("What?" if layout == "omnifusion" else "<image>\nWhat?"), files[0].parent / "pics/c.png"
+    first, picture = (
+        user("What?" if layout == "omnifusion" else "<image>\nWhat?"),
+        files[0].parent / "pics/c.png",
+    )
     found = read(files[1])
     assert found[0] == alone(model, "a", first, images=[picture])
     assert found[1] == alone(model, "b", first, assistant("A cat"), user("Why?"), images=[picture])
@@ -166,7 +194,10 @@ def test_errors_stay_with_their_lines(model, files):
         ask("fine too", id="h"),
         '{"id": "\\ud83d", "messages": []}',  # half a character
         ask([{"type": "video"}], id="j"),
-        {"id": "k", "messages": [*ask("What?")["messages"], {"role": "assistant", "content": "A cat"}]},  # no LLaVA record: nothing is left out
+        {
+            "id": "k",
+            "messages": [*ask("What?")["messages"], {"role": "assistant", "content": "A cat"}],
+        },  # no LLaVA record: nothing is left out
     )
     source = files[0]
     assert run(model, files) == (12, 10, 0, 0)
@@ -174,7 +205,11 @@ def test_errors_stay_with_their_lines(model, files):
     assert [row["id"] for row in rows] == ["a", "2", "c", "d", "e", "f", "g", "8", "h", "\ud83d", "j", "k"]
     assert [row["error"] is None for row in rows] == [True, *[False] * 7, True, *[False] * 3]
     errors = [row["error"] for row in rows]
-    assert all(row["finish_reason"] == "error" and row["text"] == "" and row["tokens"] == [] for row in rows if row["error"])
+    assert all(
+        row["finish_reason"] == "error" and row["text"] == "" and row["tokens"] == []
+        for row in rows
+        if row["error"]
+    )
     for line, words in {
         2: ":2: not JSON",
         3: f':3 (id "c"): {files[0].parent}/pics/nowhere.png: there is no such file',
@@ -200,7 +235,9 @@ def test_a_draw_follows_from_the_seed_and_the_id_alone(model, files):
     anywhere.
     """
     records = [ask(text, id=f"r{i}") for i, text in enumerate(QUESTIONS)]
-    expected = {f"r{i}": alone(model, f"r{i}", user(text), generation=SAMPLED) for i, text in enumerate(QUESTIONS)}
+    expected = {
+        f"r{i}": alone(model, f"r{i}", user(text), generation=SAMPLED) for i, text in enumerate(QUESTIONS)
+    }
     for batch_size, order in ((2, range(6)), (2, (3, 5, 0, 4, 2, 1)), (1, (5, 1))):
         files[1].unlink(missing_ok=True)
         write(files[0], *(records[i] for i in order))
@@ -228,10 +265,20 @@ def test_a_line_without_an_id_draws_by_its_number(model, files):
 
 def test_names_and_seeds_give_other_draws(model):
     def tokens(seed=3, **fields):
-        return model.generate([Request([user("What is it?")], **fields)], dataclasses.replace(SAMPLED, seed=seed))[0].tokens
+        return model.generate(
+            [Request([user("What is it?")], **fields)], dataclasses.replace(SAMPLED, seed=seed)
+        )[0].tokens
 
     assert tokens(id="a") == tokens(id="a")
-    assert len({str(t) for t in (tokens(id="a"), tokens(id="b"), tokens(id="0"), tokens(), tokens(id="a", seed=4))}) == 5
+    assert (
+        len(
+            {
+                str(t)
+                for t in (tokens(id="a"), tokens(id="b"), tokens(id="0"), tokens(), tokens(id="a", seed=4))
+            }
+        )
+        == 5
+    )
     stream = "".join(model.stream(Request([user("What is it?")], id="a"), SAMPLED))
     assert stream == alone(model, "a", user("What is it?"), generation=SAMPLED)["text"]
 
@@ -275,7 +322,9 @@ def test_a_request_may_not_change_once_it_is_answered_but_an_error_may(model, fi
     with pytest.raises(DataError, match="one of the first 3 requests was changed after it was answered"):
         run(model, files)
     write(files[0], ask("one", id="a"), ask("corrected", id="2"), ask("two", id="b"))
-    files[1].write_bytes(files[1].read_bytes()[: whole.index(b"\n") + 9])  # fewer answers than the header knows of
+    files[1].write_bytes(
+        files[1].read_bytes()[: whole.index(b"\n") + 9]
+    )  # fewer answers than the header knows of
     assert run(model, files) == (3, 0, 1, 0)
 
 
@@ -290,12 +339,26 @@ def test_errors_are_tried_again_on_demand(model, files, batch_size):
         Image.new("RGB", (8, 8)).save(files[0].parent / "pics" / f"late{i}.png")
     assert run(model, files, batch_size=batch_size, retry_errors=True) == (9, 2, 9, 7)
     after = files[1].read_bytes().split(b"\n")
-    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, *[False] * 4, True, True, True, True]
-    assert read(files[1])[0] == alone(model, "late0", user("What?"), images=[files[0].parent / "pics/late0.png"])
+    assert [a == b for a, b in zip(before, after, strict=True)] == [
+        False,
+        True,
+        *[False] * 4,
+        True,
+        True,
+        True,
+        True,
+    ]
+    assert read(files[1])[0] == alone(
+        model, "late0", user("What?"), images=[files[0].parent / "pics/late0.png"]
+    )
 
 
 def test_a_second_try_that_dies_loses_nothing(model, files, monkeypatch):
-    write(files[0], *(ask("What?", id=f"late{i}", images=[f"late{i}.png"]) for i in range(5)), ask("one", id="a"))
+    write(
+        files[0],
+        *(ask("What?", id=f"late{i}", images=[f"late{i}.png"]) for i in range(5)),
+        ask("one", id="a"),
+    )
     run(model, files)
     for i in range(5):
         Image.new("RGB", (8, 8)).save(files[0].parent / "pics" / f"late{i}.png")
@@ -319,7 +382,9 @@ def test_other_settings_are_refused_with_what_differs(model, files):
     lines = str(caught.value).split("\n")
     assert lines[0] == f"{files[1]} was made by another model or with other settings:"
     assert sorted(lines[1:-1]) == ["  generation.max_new_tokens: 5 -> 6", "  generation.seed: 0 -> 7"]
-    assert lines[-1] == "Run with the settings in out.jsonl.header.json, give another output, or remove this one"
+    assert (
+        lines[-1] == "Run with the settings in out.jsonl.header.json, give another output, or remove this one"
+    )
     with pytest.raises(DataError, match=r'images: ".*pics" -> ".*elsewhere"'):
         run(model, files, images="elsewhere")
     assert files[1].read_bytes() == before
@@ -344,7 +409,9 @@ def test_another_model_is_refused(model, files, tmp_path, changed):
     with pytest.raises(DataError, match="made by another model") as caught:
         run(Model(c, arrays, words, dtype, name="other"), files)
     named = [line.split(":")[0].strip() for line in str(caught.value).split("\n")[1:-1]]
-    assert named == {"config": ["model", "config.prompt"], "dtype": ["model", "weights", "dtype"]}.get(changed, ["model", changed])
+    assert named == {"config": ["model", "config.prompt"], "dtype": ["model", "weights", "dtype"]}.get(
+        changed, ["model", changed]
+    )
     assert '  model: "tiny" -> "other"' in str(caught.value)
 
 
@@ -374,7 +441,12 @@ def test_an_output_without_answers_begins_anew(model, files):
     files[1].write_text('{"id": "1", "te')
     assert run(model, files) == (1, 0, 0, 0)
     made = json.loads(header(files).read_text())
-    assert made["generation"]["seed"] == 0 and made["model"] == "tiny" and made["dtype"] == "float32" and made["config"]["layout"] == "omnifusion"
+    assert (
+        made["generation"]["seed"] == 0
+        and made["model"] == "tiny"
+        and made["dtype"] == "float32"
+        and made["config"]["layout"] == "omnifusion"
+    )
     assert sorted(os.listdir(files[0].parent)) == ["in.jsonl", "out.jsonl", "out.jsonl.header.json", "pics"]
 
 
@@ -384,7 +456,10 @@ def test_an_output_without_answers_begins_anew(model, files):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"id": "x", "text": "", "tokens": [], "finish_reason": "stop", "error": null}\n', "answers to other requests than"),
+        (
+            '{"id": "x", "text": "", "tokens": [], "finish_reason": "stop", "error": null}\n',
+            "answers to other requests than",
+        ),
         ("My notes\n", "something else than answers"),
         ("My notes", "something else than answers"),
         ('{"name": 1}\n', "something else than answers"),

@@ -42,10 +42,14 @@ def test_a_cache_changes_nothing():
 
     cache = decoder.init_cache(5, length + rest, jnp.float32)
     for begin, end in ((0, length), *((i, i + 1) for i in range(length, length + rest))):
-        spec = AttentionSpec(places(segments[:, begin:end], positions[:, begin:end]), places(segments, positions), DEEP.window)
+        spec = AttentionSpec(
+            places(segments[:, begin:end], positions[:, begin:end]), places(segments, positions), DEEP.window
+        )
         hidden, cache = run(decoder, whole[:, begin:end], spec, cache, np.full(5, begin))
         real = segments[:, begin:end, None] > 0
-        np.testing.assert_allclose(decoder.logits(hidden) * real, decoder.logits(full[:, begin:end]) * real, atol=2e-5)
+        np.testing.assert_allclose(
+            decoder.logits(hidden) * real, decoder.logits(full[:, begin:end]) * real, atol=2e-5
+        )
 
 
 def test_rows_of_different_age_in_one_step():
@@ -55,16 +59,28 @@ def test_rows_of_different_age_in_one_step():
     x = rng.normal(size=(3, length, c.width)).astype(np.float32)
     positions = np.broadcast_to(np.arange(length), x.shape[:2])
     segments = (positions < ages[:, None]).astype(np.int32)  # what comes after its age is not there yet
-    _, cache = run(decoder, x, AttentionSpec.of(segments, positions, c.window), decoder.init_cache(3, length, jnp.float32), np.zeros(3, int))
+    _, cache = run(
+        decoder,
+        x,
+        AttentionSpec.of(segments, positions, c.window),
+        decoder.init_cache(3, length, jnp.float32),
+        np.zeros(3, int),
+    )
     found = []
     for step in range(steps):
         at = ages + step
         segments = (positions <= at[:, None]).astype(np.int32)
-        spec = AttentionSpec(places(np.ones((3, 1), np.int32), at[:, None]), places(segments, positions), c.window)
+        spec = AttentionSpec(
+            places(np.ones((3, 1), np.int32), at[:, None]), places(segments, positions), c.window
+        )
         hidden, cache = run(decoder, x[np.arange(3), at][:, None], spec, cache, at)
         found.append(hidden[:, 0])
     for row, age in enumerate(ages):
-        alone, _ = run(decoder, x[row : row + 1], AttentionSpec.of(np.ones((1, length), np.int32), positions[:1], c.window))
+        alone, _ = run(
+            decoder,
+            x[row : row + 1],
+            AttentionSpec.of(np.ones((1, length), np.int32), positions[:1], c.window),
+        )
         np.testing.assert_allclose([hidden[row] for hidden in found], alone[0, age : age + steps], atol=2e-5)
 
 
@@ -72,7 +88,9 @@ def test_padding_left_equals_padding_right():
     decoder = drive.decoder(drive.arrays(4, c=DEEP), DEEP)
     prompts = drive.prompts(4, 5)
     left, _ = run(decoder, (padded := drive.pad(prompts))[0], AttentionSpec.of(*padded[1:], DEEP.window))
-    turned = [np.stack([np.roll(row, len(p), axis=0) for row, p in zip(a, prompts, strict=True)]) for a in padded]
+    turned = [
+        np.stack([np.roll(row, len(p), axis=0) for row, p in zip(a, prompts, strict=True)]) for a in padded
+    ]
     right, _ = run(decoder, turned[0], AttentionSpec.of(*turned[1:], DEEP.window))
     for row, p in enumerate(prompts):
         np.testing.assert_allclose(left[row, -len(p) :], right[row, : len(p)], atol=2e-5)
@@ -81,7 +99,9 @@ def test_padding_left_equals_padding_right():
 @pytest.mark.parametrize("beams", [1, 3])
 def test_logprob_is_the_sum_over_the_tokens(decoder, beams):
     prompts = drive.prompts(5, 8)
-    answers = drive.generate(decoder, prompts, GenerationConfig(num_beams=beams, no_repeat_ngram_size=2, forced_eos=True), limit=9)
+    answers = drive.generate(
+        decoder, prompts, GenerationConfig(num_beams=beams, no_repeat_ngram_size=2, forced_eos=True), limit=9
+    )
     x = np.zeros((8, drive.PROMPT + 9, drive.CONFIG.width), np.float32)
     for row, prompt, (tokens, _) in zip(x, prompts, answers, strict=True):
         row[: len(prompt)], row[len(prompt) :][: len(tokens)] = prompt, decoder.embed[...][np.array(tokens)]
@@ -89,7 +109,9 @@ def test_logprob_is_the_sum_over_the_tokens(decoder, beams):
     hidden, _ = run(decoder, x, AttentionSpec.of(np.ones_like(everywhere), everywhere, drive.CONFIG.window))
     scores = np.asarray(jax.nn.log_softmax(decoder.logits(hidden)))
     for row, prompt, (tokens, logprob) in zip(scores, prompts, answers, strict=True):
-        np.testing.assert_allclose(logprob, row[len(prompt) - 1 + np.arange(len(tokens)), tokens].sum(), atol=2e-4)
+        np.testing.assert_allclose(
+            logprob, row[len(prompt) - 1 + np.arange(len(tokens)), tokens].sum(), atol=2e-4
+        )
 
 
 def test_the_limit_is_no_matter_of_compilation(decoder):
@@ -106,7 +128,14 @@ def test_no_step_copies_the_cache(decoder, beams):
     """A copy of the whole cache for every token would cost more than the token."""
     g = GenerationConfig(max_new_tokens=drive.ROOM, num_beams=beams)
     follow = rules(g, types.SimpleNamespace(eos=drive.EOS, pad=drive.PAD), VOCAB, drive.ROOM)
-    state = jax.eval_shape(decode.start, decoder, *drive.pad(drive.prompts(8, 4)), np.zeros((4, 2), np.uint32), knobs(g, drive.ROOM), rules=follow)
+    state = jax.eval_shape(
+        decode.start,
+        decoder,
+        *drive.pad(drive.prompts(8, 4)),
+        np.zeros((4, 2), np.uint32),
+        knobs(g, drive.ROOM),
+        rules=follow,
+    )
     program = decode.advance.lower(decoder, state, np.int32(9), follow).compile().as_text()
     shape = ",".join(map(str, state.cache[0][0].shape))
     assert re.search(rf"f32\[{shape}\]", program) and not re.search(rf"f32\[{shape}\]\S* copy\(", program)
@@ -132,7 +161,9 @@ def test_one_beam_and_greedy(early):
     for seed in range(12):
         table = jnp.asarray(np.random.default_rng(seed).normal(size=(VOCAB, VOCAB)) * 3, jnp.float32)
         table = table.at[:, drive.EOS].add(2.0)
-        one, greedy = (walk(kind.start(blank, keys, rules), rules, turn, table, 10) for kind in (Beams, Draws))
+        one, greedy = (
+            walk(kind.start(blank, keys, rules), rules, turn, table, 10) for kind in (Beams, Draws)
+        )
         if early or greedy[0][0, greedy[1][0] - 1] != drive.EOS:
             for a, b in zip(one, greedy, strict=True):
                 np.testing.assert_allclose(a[0], b[0], atol=1e-5)
@@ -144,7 +175,9 @@ def test_sampling_follows_the_distribution():
     rules = Rules(eos=drive.EOS, pad=0, room=2, sample=True, top_k=10, nucleus=True)
     turn = knobs(GenerationConfig(max_new_tokens=2, temperature=0.8, top_k=10, top_p=0.9), 2)
     rows = 20000
-    scores = jnp.broadcast_to(jnp.asarray(np.random.default_rng(0).normal(size=VOCAB) * 2, jnp.float32), (rows, VOCAB))
+    scores = jnp.broadcast_to(
+        jnp.asarray(np.random.default_rng(0).normal(size=VOCAB) * 2, jnp.float32), (rows, VOCAB)
+    )
     start = Draws.start(jnp.zeros(rows, bool), jax.random.split(jax.random.key(1), rows), rules)
     drawn = start.choose(scores, 0, turn, rules)
     expected = np.asarray(jax.nn.softmax(process(scores[:1], start.tokens[:1], 0, turn, rules)))[0]

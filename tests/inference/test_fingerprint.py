@@ -35,7 +35,9 @@ def test_the_sum_is_what_it_says(shape, dtype):
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 63), st.integers(0, 63), st.integers(0, 31))
 def test_a_bit_or_a_place_more_or_less_changes_it(seed, i, j, bit):
-    a = np.asarray(jnp.asarray(np.random.default_rng(seed).normal(size=64), jnp.bfloat16)).astype(np.float32)  # half of its bits are 0
+    a = np.asarray(jnp.asarray(np.random.default_rng(seed).normal(size=64), jnp.bfloat16)).astype(
+        np.float32
+    )  # half of its bits are 0
     flipped, swapped = a.copy(), a.copy()
     flipped.view(np.uint32)[i] ^= np.uint32(1 << bit)
     swapped[[i, j]] = swapped[[j, i]]

@@ -33,7 +33,11 @@ def texts(draw):
 
 
 def theirs(processor, scores, tokens=None, length=0):
-    ids = torch.zeros((ROWS, 0), dtype=torch.long) if tokens is None else torch.tensor(tokens[:, :length], dtype=torch.long)
+    ids = (
+        torch.zeros((ROWS, 0), dtype=torch.long)
+        if tokens is None
+        else torch.tensor(tokens[:, :length], dtype=torch.long)
+    )
     return processor(ids, torch.tensor(scores)).numpy()
 
 
@@ -59,7 +63,9 @@ def test_banned_sequences(text):
 def test_repetition_penalty(text, penalty):
     scores, tokens, length = text
     mine = logits.penalise(scores, tokens, length, np.float32(penalty))
-    np.testing.assert_array_equal(mine, theirs(hf.RepetitionPenaltyLogitsProcessor(penalty), scores, tokens, length))
+    np.testing.assert_array_equal(
+        mine, theirs(hf.RepetitionPenaltyLogitsProcessor(penalty), scores, tokens, length)
+    )
 
 
 def test_the_likeliest_token_stays_however_narrow_the_nucleus():
@@ -81,7 +87,10 @@ def test_an_ngram_longer_than_the_room_bans_nothing():
 def test_forced_end(length):
     scores = np.random.default_rng(0).normal(size=(ROWS, VOCAB)).astype(np.float32)
     tokens = np.zeros((ROWS, 4), np.int32)
-    np.testing.assert_array_equal(logits.force(scores, EOS, length == 3), theirs(hf.ForcedEOSTokenLogitsProcessor(4, EOS), scores, tokens, length))
+    np.testing.assert_array_equal(
+        logits.force(scores, EOS, length == 3),
+        theirs(hf.ForcedEOSTokenLogitsProcessor(4, EOS), scores, tokens, length),
+    )
 
 
 def test_invalid_values():
@@ -107,7 +116,15 @@ def test_top_p(text, p):
 @given(texts(), st.sampled_from([0.3, 1.0, 1.7]), st.sampled_from([0, 3]), st.sampled_from([0.5, 0.9, 1.0]))
 def test_the_whole_chain(text, temperature, k, p):
     scores, tokens, length = text
-    g = GenerationConfig(max_new_tokens=8, temperature=temperature, top_k=k, top_p=p, no_repeat_ngram_size=2, banned_tokens=BANNED, forced_eos=True)
+    g = GenerationConfig(
+        max_new_tokens=8,
+        temperature=temperature,
+        top_k=k,
+        top_p=p,
+        no_repeat_ngram_size=2,
+        banned_tokens=BANNED,
+        forced_eos=True,
+    )
     g = dataclasses.replace(g, repetition_penalty=1.5)
     length = length % 8
     names = types.SimpleNamespace(eos=EOS, pad=0)
@@ -139,7 +156,14 @@ def test_the_official_recipe_bans_what_the_tokenizer_says():
     assert found.forced_eos and found.num_beams == 3 and found.no_repeat_ngram_size == 4
 
 
-@pytest.mark.parametrize(("g", "says"), [({"banned": ("",)}, "no token"), ({"banned": ("x",)}, "0 to 7"), ({"banned_tokens": ((3, 8),)}, "0 to 7")])
+@pytest.mark.parametrize(
+    ("g", "says"),
+    [
+        ({"banned": ("",)}, "no token"),
+        ({"banned": ("x",)}, "0 to 7"),
+        ({"banned_tokens": ((3, 8),)}, "0 to 7"),
+    ],
+)
 def test_a_ban_that_cannot_be(g, says):
     with pytest.raises(ConfigError, match=says):
         logits.rules(GenerationConfig(**g), TOKENIZER, VOCAB, 64)

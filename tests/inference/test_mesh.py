@@ -31,15 +31,24 @@ def small():
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """(on one device, on eight)"""
-    tokenizer, arrays, mesh = tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer")), tiny.arrays(small()), sharding.make_mesh(2, 2, 2)
-    spread = {path: jax.device_put(a, sharding.sharding(mesh, axes(path), a.shape)) for path, a in arrays.items()}
+    tokenizer, arrays, mesh = (
+        tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer")),
+        tiny.arrays(small()),
+        sharding.make_mesh(2, 2, 2),
+    )
+    spread = {
+        path: jax.device_put(a, sharding.sharding(mesh, axes(path), a.shape)) for path, a in arrays.items()
+    }
     return Model(small(), arrays, tokenizer), Model(small(), spread, tokenizer)
 
 
 @pytest.fixture(scope="module")
 def asked():
     picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
-    return [Request([{"role": "user", "content": text}], [picture], id=text) for text in ("What is it?", "Left", "How many?")]
+    return [
+        Request([{"role": "user", "content": text}], [picture], id=text)
+        for text in ("What is it?", "Left", "How many?")
+    ]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -68,7 +77,9 @@ def test_batch_and_cache_are_spread_and_the_tokens_are_equal(models, asked, name
     rows = 4 * SETTINGS[name].num_beams
     for a in [*state.cache[0]]:
         assert a.sharding.spec[:2] == (ROWS, HEADS)
-        assert a.shape[:2] == (rows, 2) and {s.data.shape[:2] for s in a.addressable_shards} == {(rows // 4, 1)}
+        assert a.shape[:2] == (rows, 2) and {s.data.shape[:2] for s in a.addressable_shards} == {
+            (rows // 4, 1)
+        }
 
 
 def test_a_row_for_every_piece(models, asked):
@@ -76,8 +87,14 @@ def test_a_row_for_every_piece(models, asked):
     one, many = models
     batch = many._assemble([prompts.lay_out(asked[0], "here", many.prepare, ask=True)], left=True)
     assert all(len(a) == 4 and a.sharding.spec[0] == ROWS for a in jax.tree.leaves(batch))
-    assert many.generate(asked[0], SETTINGS["sampled"])[0].tokens == one.generate(asked[0], SETTINGS["sampled"])[0].tokens
-    assert "".join(many.stream(asked[0], SETTINGS["sampled"])) == one.generate(asked[0], SETTINGS["sampled"])[0].text
+    assert (
+        many.generate(asked[0], SETTINGS["sampled"])[0].tokens
+        == one.generate(asked[0], SETTINGS["sampled"])[0].tokens
+    )
+    assert (
+        "".join(many.stream(asked[0], SETTINGS["sampled"]))
+        == one.generate(asked[0], SETTINGS["sampled"])[0].text
+    )
     np.testing.assert_allclose(many.logits(asked[0])[0], one.logits(asked[0])[0], atol=1e-4)
 
 

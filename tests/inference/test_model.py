@@ -65,13 +65,19 @@ def test_an_answer_does_not_depend_on_its_batch(model, mixed, generation):
 def test_why_answers_end(model, mixed):
     ended, eos = set(), model.tokenizer.eos
     for answer in model.generate(mixed, GREEDY):
-        assert answer.finish_reason == ("stop" if answer.tokens[-1] == eos else "length") and answer.error is None
+        assert (
+            answer.finish_reason == ("stop" if answer.tokens[-1] == eos else "length")
+            and answer.error is None
+        )
         assert 0 < len(answer.tokens) <= 12 and eos not in answer.tokens[:-1]
         assert answer.text == model.tokenizer.decode(answer.tokens) and "</s>" not in answer.text
         ended.add(answer.finish_reason)
     assert ended == {"stop", "length"}
     forced = model.generate(mixed, dataclasses.replace(GREEDY, max_new_tokens=3, forced_eos=True))
-    assert all(a.tokens[-1] == eos and a.finish_reason == ("length" if len(a.tokens) == 3 else "stop") for a in forced)
+    assert all(
+        a.tokens[-1] == eos and a.finish_reason == ("length" if len(a.tokens) == 3 else "stop")
+        for a in forced
+    )
 
 
 @pytest.mark.parametrize("generation", [GREEDY, SAMPLED])
@@ -105,7 +111,9 @@ def test_the_second_request_compiles_nothing(model, mixed):
 
 
 def test_logits(model, mixed):
-    answered = Request([*mixed[1].messages, {"role": "assistant", "content": "Two circles."}], images=mixed[1].images)
+    answered = Request(
+        [*mixed[1].messages, {"role": "assistant", "content": "Two circles."}], images=mixed[1].images
+    )
     found = model.logits([*mixed, answered])
     answers = model.generate(mixed, dataclasses.replace(GREEDY, max_new_tokens=1))
     for scores, answer in zip(found, answers, strict=False):
@@ -119,15 +127,26 @@ def test_logits(model, mixed):
 
 def test_logprob_by_logits(model):
     """The answer, laid out as a turn, has the log probability that generation counted."""
-    g = dataclasses.replace(GREEDY, banned_tokens=tuple((i,) for i in range(259)))  # so that the text leads back to the tokens
+    g = dataclasses.replace(
+        GREEDY, banned_tokens=tuple((i,) for i in range(259))
+    )  # so that the text leads back to the tokens
     answer = model.generate([ask("What is it?")], g)[0]
     sample = prompts.lay_out(ask("What is it?"), "here", model.prepare)
     n = len(sample.tokens)
     batch = prompts.assemble([sample], model.prepare, left=False)
-    tokens, kind, segments, positions = (a.copy() for a in (batch.tokens, batch.kind, batch.segments, batch.positions))
+    tokens, kind, segments, positions = (
+        a.copy() for a in (batch.tokens, batch.kind, batch.segments, batch.positions)
+    )
     here = np.s_[0, n : n + len(answer.tokens)]
-    tokens[here], kind[here], segments[here], positions[here] = answer.tokens, 1, 1, np.arange(n, n + len(answer.tokens))
-    scores = forward(model.module, batch._replace(tokens=tokens, kind=kind, segments=segments, positions=positions))
+    tokens[here], kind[here], segments[here], positions[here] = (
+        answer.tokens,
+        1,
+        1,
+        np.arange(n, n + len(answer.tokens)),
+    )
+    scores = forward(
+        model.module, batch._replace(tokens=tokens, kind=kind, segments=segments, positions=positions)
+    )
     scores = jax.nn.log_softmax(scores)
     chosen = scores[0, np.arange(n - 1, n - 1 + len(answer.tokens)), np.array(answer.tokens)]
     assert chosen.sum() == pytest.approx(answer.logprob, abs=1e-3)
@@ -140,12 +159,17 @@ def test_an_answer_may_fill_the_room_to_the_last_position(model):
     room = model.config.decoder.max_length - length
     answer = model.generate([question], dataclasses.replace(GREEDY, max_new_tokens=room))[0]
     assert answer.error is None and answer.tokens
-    with pytest.raises(DataError, match=f"request 0: {length} tokens and max_new_tokens {room + 1} exceed the model's 256"):
+    with pytest.raises(
+        DataError, match=f"request 0: {length} tokens and max_new_tokens {room + 1} exceed the model's 256"
+    ):
         model.generate([question], dataclasses.replace(GREEDY, max_new_tokens=room + 1))
 
 
 def test_a_request_alone_is_a_list_of_one(model, mixed):
-    for once, listed in ((model.generate(mixed[1], GREEDY), model.generate([mixed[1]], GREEDY)), (model.logits(mixed[1]), model.logits([mixed[1]]))):
+    for once, listed in (
+        (model.generate(mixed[1], GREEDY), model.generate([mixed[1]], GREEDY)),
+        (model.logits(mixed[1]), model.logits([mixed[1]])),
+    ):
         assert len(once) == len(listed) == 1
     assert model.generate(mixed[1], SAMPLED)[0].tokens == model.generate(iter([mixed[1]]), SAMPLED)[0].tokens
 
@@ -157,7 +181,10 @@ BAD = {
     "empty": (ask(""), "empty"),
     "no turn": (Request([]), "messages"),
     "not text": (Request([{"role": "user", "content": None}]), "content"),
-    "answered": (Request([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]), "last turn"),
+    "answered": (
+        Request([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]),
+        "last turn",
+    ),
     "too long": (ask("circle " * 200), "max"),
     "no room": (ask("circles are there " * 25), "max_new_tokens"),
     "a string": ("What?", "str"),
@@ -174,7 +201,11 @@ def test_a_bad_request(model, mixed, name):
     assert says in str(raised.value)
     if name != "no room":
         answers = model.generate(requests, g, on_error="record")
-        assert answers[3].finish_reason == "error" and answers[3].error == str(raised.value) and answers[3].tokens == []
+        assert (
+            answers[3].finish_reason == "error"
+            and answers[3].error == str(raised.value)
+            and answers[3].tokens == []
+        )
         assert [a.tokens for a in answers[:3]] == [a.tokens for a in model.generate(mixed[:3], g)]
 
 
@@ -217,10 +248,14 @@ def test_bfloat16(model):
     assert {a.dtype for a in jax.tree.leaves(half.module)} == {jnp.dtype("bfloat16")}
     question = ask("What is it?", np.zeros((9, 9, 3), np.uint8))
     a, b = half.logits([question])[0], model.logits([question])[0]
-    assert half.generate([question], dataclasses.replace(GREEDY, max_new_tokens=1))[0].tokens == [a[-1].argmax()]
+    assert half.generate([question], dataclasses.replace(GREEDY, max_new_tokens=1))[0].tokens == [
+        a[-1].argmax()
+    ]
     rounded = {path: np.asarray(a.astype("bfloat16").astype("float32")) for path, a in arrays.items()}
     c = Model(config, rounded, model.tokenizer).logits([question])[0]
-    assert a.dtype == np.float32 and 0.5 < rms(a - b) / rms(c - b) < 2.5  # about what rounding the parameters costs alone, 0.7 % of the scores
+    assert (
+        a.dtype == np.float32 and 0.5 < rms(a - b) / rms(c - b) < 2.5
+    )  # about what rounding the parameters costs alone, 0.7 % of the scores
     assert rms(a - b) < 0.02 * rms(b)
 
 

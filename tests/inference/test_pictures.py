@@ -23,7 +23,17 @@ from omnifusion_jax.nn import nnx
 
 GREEDY = GenerationConfig(max_new_tokens=4)
 SIZES = ((24, 24), (24, 60), (90, 30), (31, 64))  # height, width
-SECOND = EncoderConfig(image_size=16, shortest_edge=20, patch=8, width=24, layers=2, heads=2, mlp=40, class_token=False, pre_norm=False)
+SECOND = EncoderConfig(
+    image_size=16,
+    shortest_edge=20,
+    patch=8,
+    width=24,
+    layers=2,
+    heads=2,
+    mlp=40,
+    class_token=False,
+    pre_norm=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +71,9 @@ def pictures():
     return [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
 
 
-@pytest.mark.parametrize("image", [{}, {"unpad": True, "newline": True}], ids=["grid split", "newline and unpad"])
+@pytest.mark.parametrize(
+    "image", [{}, {"unpad": True, "newline": True}], ids=["grid split", "newline and unpad"]
+)
 def test_tiles_enter_the_sequence_in_their_order(tokenizer, image):
     """Slot after slot against the adapter's rows for the same tiles, put there by hand."""
     c = tiled(**image)
@@ -71,7 +83,9 @@ def test_tiles_enter_the_sequence_in_their_order(tokenizer, image):
         batch = prompts.assemble([sample], model.prepare, left=False)
         steps = order(picture.shape[:2], c.image.grids, 24, 3, **image)
         cut = tiles(Image.fromarray(picture), 24, c.image.grids)
-        assert batch.media["image"][0].shape[1] == model.prepare.processors["image"].room == 5 and len(sample.media["image"][0]) == len(cut)
+        assert batch.media["image"][0].shape[1] == model.prepare.processors["image"].room == 5 and len(
+            sample.media["image"][0]
+        ) == len(cut)
         rows = np.asarray(model.module.image((jnp.asarray(cut)[None],)))[0]
         embedded = np.asarray(OmniFusion.embed(model.module, batch))[0]
         start = int(np.argmax((batch.kind[0] == SPECIAL) & (batch.index[0] == c.special.index("soi")))) + 1
@@ -80,7 +94,10 @@ def test_tiles_enter_the_sequence_in_their_order(tokenizer, image):
         if image:
             newline = np.asarray(model.module.special.newline[...])
             assert (steps == NEWLINE).sum() >= 3
-            np.testing.assert_array_equal(slots[steps == NEWLINE], np.broadcast_to(newline, (int((steps == NEWLINE).sum()), len(newline))))
+            np.testing.assert_array_equal(
+                slots[steps == NEWLINE],
+                np.broadcast_to(newline, (int((steps == NEWLINE).sum()), len(newline))),
+            )
         after = start + len(steps)
         assert (batch.kind[0, after], batch.index[0, after]) == (SPECIAL, c.special.index("eoi"))
         assert (batch.kind[0] == FEATURE).sum() == (steps != NEWLINE).sum()
@@ -122,14 +139,19 @@ def test_two_encoders_see_their_own_views(tokenizer):
 def test_turns_marked_in_words(tokenizer):
     c = config(layout="text", user="User:", bot="AI:")
     model = Model(c, tiny.arrays(c), tokenizer)
-    assert [p for p in nnx.parameters(model.module) if p.startswith("special")] == ["special/eoi", "special/soi"]
+    assert [p for p in nnx.parameters(model.module) if p.startswith("special")] == [
+        "special/eoi",
+        "special/soi",
+    ]
     sample = prompts.lay_out(ask(pictures()[0]), "here", model.prepare, ask=True)
     text = [*tokenizer.encode(c.prompt)]
     assert sample.tokens[: len(text)].tolist() == text
     tail = tokenizer.encode("User:What is it?AI:")
     assert sample.tokens[-len(tail) :].tolist() == tail
     slots = slice(len(text), len(text) + 11)
-    assert sample.kind[slots].tolist() == [SPECIAL, *[FEATURE] * 9, SPECIAL] and len(sample.tokens) == len(text) + 11 + len(tail)
+    assert sample.kind[slots].tolist() == [SPECIAL, *[FEATURE] * 9, SPECIAL] and len(sample.tokens) == len(
+        text
+    ) + 11 + len(tail)
     assert [c.special[i] for i in sample.index[slots][[0, -1]]] == ["soi", "eoi"]
 
 
@@ -139,8 +161,12 @@ def test_training_batches_of_tiles_have_one_shape(tokenizer):
     talk = (("user", "What is it?"), ("assistant", "A circle."))
     source = [tiny.dialogue(talk, picture) for picture in pictures()]
     usual = prepare.processors["image"].room
-    batches = Batches(source, prepare, batch_size=2, length=256, tiles=prepare.tiles, usual=usual, shuffle=False)
+    batches = Batches(
+        source, prepare, batch_size=2, length=256, tiles=prepare.tiles, usual=usual, shuffle=False
+    )
     for _ in range(2):
         batch = next(batches)
         assert batch.media["image"][0].shape == (2, 5, 24, 24, 3) and (batch.weights.sum(axis=1) > 0).all()
-    assert "<SOI> <30 image features and 3 ends of lines> <EOI> <USER>" in describe(source[1:], prepare, tokenizer)
+    assert "<SOI> <30 image features and 3 ends of lines> <EOI> <USER>" in describe(
+        source[1:], prepare, tokenizer
+    )

@@ -16,7 +16,9 @@ def tokenizer(tmp_path_factory):
     return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-@pytest.mark.parametrize("text", ["A red circle.", "Рыжий кот сидит на столе.", "ёж 中文 🙂 end", "a\nb", "  two  spaces ", ""])
+@pytest.mark.parametrize(
+    "text", ["A red circle.", "Рыжий кот сидит на столе.", "ёж 中文 🙂 end", "a\nb", "  two  spaces ", ""]
+)
 def test_no_character_is_cut(tokenizer, text):
     found = list(pieces(tokenizer, tokenizer.encode(text)))
     assert "".join(found) == tokenizer.decode(tokenizer.encode(text))
@@ -31,7 +33,10 @@ def by_bytes(tmp_path_factory):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
     backend = Backend(models.BPE(vocabulary, [], unk_token="<unk>"))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     directory = tmp_path_factory.mktemp("bytes")
     backend.save(str(directory / "tokenizer.json"))
     return Tokenizer(directory)
@@ -41,7 +46,9 @@ def by_bytes(tmp_path_factory):
 def test_no_byte_of_a_character_is_shown_alone(by_bytes, text):
     """Every piece is a whole character, in a vocabulary without byte fallback too."""
     ids = by_bytes.encode(text)
-    assert len(ids) == len(text.encode()) and INCOMPLETE in by_bytes.decode(ids[:1] if text[0] != "a" else ids[:2])
+    assert len(ids) == len(text.encode()) and INCOMPLETE in by_bytes.decode(
+        ids[:1] if text[0] != "a" else ids[:2]
+    )
     assert list(pieces(by_bytes, ids)) == list(text)
 
 

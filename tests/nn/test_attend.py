@@ -19,7 +19,13 @@ DRAWN = {
     "all both ways": ("1111", "0123", None, "0000", "1111 1111 1111 1111"),
     "blocks": ("11111", "01234", None, "10101", "11... 11... 1111. 1111. 11111"),
     "causal, said by hand": ("1111", "0123", None, "1111", "1... 11.. 111. 1111"),
-    "a prefix in each dialogue": ("111222", "012012", None, "001001", "11.... 11.... 111... ...11. ...11. ...111"),
+    "a prefix in each dialogue": (
+        "111222",
+        "012012",
+        None,
+        "001001",
+        "11.... 11.... 111... ...11. ...11. ...111",
+    ),
     "a prefix and a pad": ("1110", "0120", None, "0010", "11.. 11.. 111. ...."),
     # what lies ahead in one's own block is seen, whatever the window; what lies behind only within it
     "a prefix and a window": ("11111", "01234", 2, "00011", "111.. 111.. .11.. ..11. ...11"),
@@ -52,19 +58,25 @@ def test_nothing_is_hidden_unless_something_is_said():
 def test_attention_obeys(name):
     """Grouped queries, each head and row by itself in NumPy, over the keys that are seen and no others."""
     rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 2, 3, 6, 8), (1, 2, 6, 8), (1, 2, 6, 8)))
+    q, k, v = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((1, 2, 3, 6, 8), (1, 2, 6, 8), (1, 2, 6, 8))
+    )
     *what, drawing = DRAWN[name] if name else (" ".join(["111111"] * 6),)
     y = attend(q, k, v, spec_of(*what) if what else AttentionSpec())
     for head, group, i in np.ndindex(2, 3, 6):
         keys = seen(drawing)[i]
         weights = np.exp(k[0, head, keys] @ q[0, head, group, i] / 8**0.5)
-        np.testing.assert_allclose(y[0, head, group, i], weights @ v[0, head, keys] / weights.sum(), atol=1e-5)
+        np.testing.assert_allclose(
+            y[0, head, group, i], weights @ v[0, head, keys] / weights.sum(), atol=1e-5
+        )
 
 
 def test_a_row_of_padding_gives_numbers_and_no_gradient_that_is_none():
     """A query that sees nothing would make NaN of minus infinity, and 0 * NaN reaches everything."""
     rng = np.random.default_rng(1)
-    q, k, v = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 1, 1, 5, 4), (1, 1, 5, 4), (1, 1, 5, 4)))
+    q, k, v = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((1, 1, 1, 5, 4), (1, 1, 5, 4), (1, 1, 5, 4))
+    )
     spec = spec_of(*DRAWN["two dialogues and a pad"][:4])
     found = jax.grad(lambda *qkv: (attend(*qkv, spec)[..., :4, :] ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
     assert all(np.isfinite(a).all() for a in found)

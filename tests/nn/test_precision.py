@@ -52,7 +52,10 @@ def test_rotary_angles(start):
 
 
 NORMS = {
-    "layer": (lambda: LayerNorm(512, 1e-5), lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)),
+    "layer": (
+        lambda: LayerNorm(512, 1e-5),
+        lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5),
+    ),
     "rms": (lambda: RMSNorm(512, 1e-5), lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)),
 }
 
@@ -116,7 +119,9 @@ def test_what_a_layer_adds_to_the_mix():
     """One share of a sum over all layers: what is rounded here is rounded 25 times."""
     rng = np.random.default_rng(5)
     layer = LayerMap(adapter("sum"), 64, 32, states=4, rngs=nnx.Rngs(0))
-    layer = nnx.with_parameters(layer, {path: half(rng.normal(size=a.shape)) for path, a in nnx.parameters(layer).items()})
+    layer = nnx.with_parameters(
+        layer, {path: half(rng.normal(size=a.shape)) for path, a in nnx.parameters(layer).items()}
+    )
     x, plain = half(rng.normal(size=(2, 7, 64))), lambda state: state
     y = layer(plain, x)
     expected = wide(layer.weight[...]) * (wide(x) @ wide(layer.kernel[...]) + wide(layer.bias[...]))
@@ -140,7 +145,10 @@ def test_a_model_computes_in_its_type_though_the_table_of_embeddings_is_float32(
     """So a training step holds it; its rows are cast where they are read, and nothing after them is float32
     by accident."""
     c = tiny.config()
-    arrays = {path: jnp.asarray(a, jnp.float32 if path == "decoder/embed" else jnp.bfloat16) for path, a in tiny.arrays(c).items()}
+    arrays = {
+        path: jnp.asarray(a, jnp.float32 if path == "decoder/embed" else jnp.bfloat16)
+        for path, a in tiny.arrays(c).items()
+    }
     model = nnx.with_parameters(abstract(c), arrays)
     plane = jnp.ones((1, 5), jnp.int32)
     pictures = jnp.asarray(tiny.image(c))[None]

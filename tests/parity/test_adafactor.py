@@ -30,7 +30,9 @@ IN_PROJ = {  # of a transformer layer: one tensor for queries, keys and values
     "bias": ((2, 3), lambda a: a.reshape(6)),
 }
 SHAPES = {path: shape for path, (shape, _) in PAIRS.items()} | {
-    f"image/adapter/layer/attention/{name}/{kind}": shape for name in ("query", "key", "value") for kind, (shape, _) in IN_PROJ.items()
+    f"image/adapter/layer/attention/{name}/{kind}": shape
+    for name in ("query", "key", "value")
+    for kind, (shape, _) in IN_PROJ.items()
 }
 
 
@@ -40,7 +42,10 @@ def tensors(arrays):
     layers = lambda path: arrays[path] if "/layers/" in path else arrays[path][None]
     found = {path: [np.array(theirs(a)) for a in layers(path)] for path, (_, theirs) in PAIRS.items()}
     for kind, (_, theirs) in IN_PROJ.items():
-        thirds = [theirs(arrays[f"image/adapter/layer/attention/{name}/{kind}"]) for name in ("query", "key", "value")]
+        thirds = [
+            theirs(arrays[f"image/adapter/layer/attention/{name}/{kind}"])
+            for name in ("query", "key", "value")
+        ]
         found[f"in_proj {kind}"] = [np.concatenate(thirds)]
     return found
 
@@ -50,10 +55,20 @@ def test_five_steps_are_those_of_transformers():
     from transformers.optimization import Adafactor
 
     rng = np.random.default_rng(0)
-    draw = lambda scale: {path: rng.normal(size=shape).astype(np.float32) * scale for path, shape in SHAPES.items()}
+    draw = lambda scale: {
+        path: rng.normal(size=shape).astype(np.float32) * scale for path, shape in SHAPES.items()
+    }
     start = draw(1.0)
-    theirs = {name: [torch.nn.Parameter(torch.tensor(t)) for t in row] for name, row in tensors(start).items()}
-    other = Adafactor([p for row in theirs.values() for p in row], lr=1e-2, relative_step=False, scale_parameter=True, warmup_init=False)
+    theirs = {
+        name: [torch.nn.Parameter(torch.tensor(t)) for t in row] for name, row in tensors(start).items()
+    }
+    other = Adafactor(
+        [p for row in theirs.values() for p in row],
+        lr=1e-2,
+        relative_step=False,
+        scale_parameter=True,
+        warmup_init=False,
+    )
     config = OptimizerConfig(name="adafactor", learning_rate=1e-2, clip=None, warmup=0.0, schedule="constant")
     optimizer = make_optimizer(config, 10, ((".*", 1.0),))
     ours = start

@@ -16,7 +16,13 @@ from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import ADAPTERS
 
 TIMES = 12
-WIDTH, FIRST, SECOND, MLP, OUT = 16, 32, 24, 40, 48  # of what is between, both encoders, what is inside, the decoder
+WIDTH, FIRST, SECOND, MLP, OUT = (
+    16,
+    32,
+    24,
+    40,
+    48,
+)  # of what is between, both encoders, what is inside, the decoder
 STATES = (CLIP.layers + 1, DINO.layers + 1)
 
 
@@ -27,7 +33,11 @@ def layer(width):
         **projections("layer/attention", one.self_attn),
         **named("layer/feed_forward/up", *parts(one.linear1)),
         **named("layer/feed_forward/down", *parts(one.linear2)),
-        **{f"layer/norm{n}/{ours}": getattr(norm, name) for n, norm in ((1, one.norm1), (2, one.norm2)) for name, ours in NORM},
+        **{
+            f"layer/norm{n}/{ours}": getattr(norm, name)
+            for n, norm in ((1, one.norm1), (2, one.norm2))
+            for name, ours in NORM
+        },
     }
 
 
@@ -43,7 +53,10 @@ def mixes():
     found = {}
     for i, (width, states) in enumerate(zip((FIRST, SECOND), STATES, strict=True)):
         maps, norm = [Linear(width, WIDTH) for _ in range(states)], LayerNorm(width)
-        found |= {f"mixes/{i}/layers/kernel": torch.stack([m.weight for m in maps]), f"mixes/{i}/layers/bias": torch.stack([m.bias for m in maps])}
+        found |= {
+            f"mixes/{i}/layers/kernel": torch.stack([m.weight for m in maps]),
+            f"mixes/{i}/layers/bias": torch.stack([m.bias for m in maps]),
+        }
         found |= {f"mixes/{i}/norm/{ours}": getattr(norm, name) for name, ours in NORM}
         found[f"mixes/{i}/layers/weight"] = torch.full((states,), 1 / states)
     return found
@@ -51,20 +64,36 @@ def mixes():
 
 def projections(path, one: MultiheadAttention):
     found = named(f"{path}/out", *parts(one.out_proj))
-    for name, *third in zip(("query", "key", "value"), one.in_proj_weight.chunk(3), one.in_proj_bias.chunk(3), strict=True):
+    for name, *third in zip(
+        ("query", "key", "value"), one.in_proj_weight.chunk(3), one.in_proj_bias.chunk(3), strict=True
+    ):
         found |= named(f"{path}/{name}", *third)
     return found
 
 
 def attention():
     queries = torch.randn(5, WIDTH) / WIDTH**0.5
-    return {**mixes(), **projections("attention", MultiheadAttention(WIDTH, 4)), **linear("linear", WIDTH, OUT), "queries": queries}
+    return {
+        **mixes(),
+        **projections("attention", MultiheadAttention(WIDTH, 4)),
+        **linear("linear", WIDTH, OUT),
+        "queries": queries,
+    }
 
 
 def resampler():
     matrices = {"projection/kernel": Linear(FIRST, OUT).weight, "linear/kernel": Linear(OUT, OUT).weight}
-    norms = {f"{name}/{ours}": getattr(LayerNorm(OUT), of) for name in ("query_norm", "feature_norm", "norm") for of, ours in NORM}
-    return {**projections("attention", MultiheadAttention(OUT, 4)), **matrices, **norms, "queries": torch.randn(4, OUT) / OUT**0.5}
+    norms = {
+        f"{name}/{ours}": getattr(LayerNorm(OUT), of)
+        for name in ("query_norm", "feature_norm", "norm")
+        for of, ours in NORM
+    }
+    return {
+        **projections("attention", MultiheadAttention(OUT, 4)),
+        **matrices,
+        **norms,
+        "queries": torch.randn(4, OUT) / OUT**0.5,
+    }
 
 
 def concat():
@@ -122,7 +151,9 @@ def test_every_array_is_drawn_as_in_pytorch(kind):
             continue
         assert ks_2samp(a, b).pvalue > 1e-3, path
         if path != "queries":  # those are normal; the others have an end, of which both come close
-            np.testing.assert_allclose(np.abs(a).max(), np.abs(b).max(), rtol=0.03 if a.size > 400 else 0.1, err_msg=path)
+            np.testing.assert_allclose(
+                np.abs(a).max(), np.abs(b).max(), rtol=0.03 if a.size > 400 else 0.1, err_msg=path
+            )
 
 
 def test_published_bounds():
@@ -131,8 +162,17 @@ def test_published_bounds():
     attention, up, down = (f"layer/{name}" for name in ("attention", "feed_forward/up", "feed_forward/down"))
     bounds = {f"{attention}/{name}/kernel": (6 / (4 * FIRST)) ** 0.5 for name in ("query", "key", "value")}
     bounds |= {f"{attention}/{name}/bias": 0 for name in ("query", "key", "value", "out")}
-    bounds |= {f"{attention}/out/kernel": FIRST**-0.5, "linear/kernel": FIRST**-0.5, "linear/bias": FIRST**-0.5}
-    bounds |= {f"{up}/kernel": FIRST**-0.5, f"{up}/bias": FIRST**-0.5, f"{down}/kernel": MLP**-0.5, f"{down}/bias": MLP**-0.5}
+    bounds |= {
+        f"{attention}/out/kernel": FIRST**-0.5,
+        "linear/kernel": FIRST**-0.5,
+        "linear/bias": FIRST**-0.5,
+    }
+    bounds |= {
+        f"{up}/kernel": FIRST**-0.5,
+        f"{up}/bias": FIRST**-0.5,
+        f"{down}/kernel": MLP**-0.5,
+        f"{down}/bias": MLP**-0.5,
+    }
     for path, bound in bounds.items():
         drawn = ours("transformer", "torch")[path]
         assert 0.97 * bound <= np.abs(drawn).max() <= bound * (1 + 1e-6), path
@@ -151,6 +191,9 @@ def test_draws_are_not_repeated():
     """Neither from array to array nor from layer to layer."""
     found = ours("attention", "torch")
     layers = (*found["mixes/0/layers/kernel"][0], *found["mixes/0/layers/bias"][0])
-    flat = [a.ravel()[:16] for a in (*(found[f"attention/{name}/kernel"][0] for name in ("query", "key", "value")), *layers)]
+    flat = [
+        a.ravel()[:16]
+        for a in (*(found[f"attention/{name}/kernel"][0] for name in ("query", "key", "value")), *layers)
+    ]
     normed = [a / np.abs(a).max() for a in flat]
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(normed) for b in normed[:i])

@@ -28,13 +28,18 @@ ONE = (
     {"kind": "linear"},
     {"kind": "mlp", "mlp": 40},
     {"kind": "mlp", "mlp": 40, "activation": "gelu_tanh"},
-    *({"kind": "resampler", "heads": 2, "queries": n} for n in (4, 9, 16)),  # of 9 patches: a smaller grid, the same, a larger one
+    *(
+        {"kind": "resampler", "heads": 2, "queries": n} for n in (4, 9, 16)
+    ),  # of 9 patches: a smaller grid, the same, a larger one
 )
 MIXES = [
     {"width": 16, "bias": bias, "shared_norm": shared, "first_state": first}
     for bias, shared, first in (("layers", True, 0), ("none", False, 1), ("one", False, 2))
 ]
-SUMS = [{"kind": "sum", **mixes, "align": align} for mixes, align in zip(MIXES, ("pad", "interpolate", "pad"), strict=True)]
+SUMS = [
+    {"kind": "sum", **mixes, "align": align}
+    for mixes, align in zip(MIXES, ("pad", "interpolate", "pad"), strict=True)
+]
 TWO = [
     {"kind": "concat", "width": 16, "heads": 2, "mlp": 48},
     *SUMS,
@@ -44,19 +49,26 @@ TWO = [
 
 def config(kind, **settings):
     joins = adapter(kind, **settings)
-    return dataclasses.replace(tiny.config(), image=ImageConfig((CLIP, DINO)[: ADAPTERS[kind].encoders], joins))
+    return dataclasses.replace(
+        tiny.config(), image=ImageConfig((CLIP, DINO)[: ADAPTERS[kind].encoders], joins)
+    )
 
 
 def images(c, batch=2):
     rng = np.random.default_rng(0)
-    return tuple(rng.integers(0, 256, (batch, 1, view.size, view.size, 3), np.uint8) for view in c.image.views)
+    return tuple(
+        rng.integers(0, 256, (batch, 1, view.size, view.size, 3), np.uint8) for view in c.image.views
+    )
 
 
 def states(model, images):
     """Of every encoder its hidden states as torch tensors, class token and registers left out."""
     encoders = model.image.encoders
     found = [np.asarray(encoder.hidden_states(x[:, 0])) for encoder, x in zip(encoders, images, strict=True)]
-    return [torch.tensor(s[:, :, encoder.config.class_token + encoder.config.registers :]) for s, encoder in zip(found, encoders, strict=True)]
+    return [
+        torch.tensor(s[:, :, encoder.config.class_token + encoder.config.registers :])
+        for s, encoder in zip(found, encoders, strict=True)
+    ]
 
 
 def place(row, column, width):
@@ -79,8 +91,14 @@ class Reference(torch.nn.Module):
         a, path = self.c.image.adapter, f"image/adapter/mixes/{i}"
         total = 0
         for n, state in enumerate(hidden[a.first_state :]):
-            norm = [self.p[f"{path}/norm/{x}"] if a.shared_norm else self.p[f"{path}/layers/norm/{x}"][n] for x in ("scale", "bias")]
-            y = functional.layer_norm(state, state.shape[-1:], *norm, a.eps) @ self.p[f"{path}/layers/kernel"][n]
+            norm = [
+                self.p[f"{path}/norm/{x}"] if a.shared_norm else self.p[f"{path}/layers/norm/{x}"][n]
+                for x in ("scale", "bias")
+            ]
+            y = (
+                functional.layer_norm(state, state.shape[-1:], *norm, a.eps)
+                @ self.p[f"{path}/layers/kernel"][n]
+            )
             y = y + self.p[f"{path}/layers/bias"][n] if a.bias == "layers" else y
             total = total + self.p[f"{path}/layers/weight"][n] * y
         return total + self.p[f"{path}/bias"] if a.bias == "one" else total
@@ -106,14 +124,23 @@ class Reference(torch.nn.Module):
         return self.linear(gelu(self.attention(queries, x, x)), "linear")
 
     def attention(self, queries, keys, values):
-        attention = torch.nn.MultiheadAttention(queries.shape[-1], self.c.image.adapter.heads, batch_first=True)
+        attention = torch.nn.MultiheadAttention(
+            queries.shape[-1], self.c.image.adapter.heads, batch_first=True
+        )
         attention.load_state_dict(attention_state(self.p, "image/adapter/attention"))
         return attention(queries, keys, values)[0]
 
     def resampled(self, x):
         """The resampler of OmniLMM: positions for queries and keys, none for values."""
-        norm = lambda x, name: functional.layer_norm(x, x.shape[-1:], *self.norm(name), self.c.image.adapter.eps)
-        x = norm(x @ self.p["image/adapter/projection/kernel"] if "image/adapter/projection/kernel" in self.p else x, "feature_norm")
+        norm = lambda x, name: functional.layer_norm(
+            x, x.shape[-1:], *self.norm(name), self.c.image.adapter.eps
+        )
+        x = norm(
+            x @ self.p["image/adapter/projection/kernel"]
+            if "image/adapter/projection/kernel" in self.p
+            else x,
+            "feature_norm",
+        )
         (batch, rows, width), side = x.shape, round(self.c.image.adapter.queries**0.5)
         table = torch.tensor([place(row, column, width) for row in range(side) for column in range(side)])
         fitted = table.T.reshape(1, width, side, side)
@@ -136,7 +163,9 @@ class Reference(torch.nn.Module):
 
     def layer(self, x):
         a = self.c.image.adapter
-        layer = torch.nn.TransformerEncoderLayer(a.width, a.heads, a.mlp, batch_first=True, norm_first=False).eval()
+        layer = torch.nn.TransformerEncoderLayer(
+            a.width, a.heads, a.mlp, batch_first=True, norm_first=False
+        ).eval()
         layer.load_state_dict(layer_state(self.p, "image/adapter/layer"))
         return layer(x)
 
@@ -168,7 +197,12 @@ def test_a_resampler_of_features_as_wide_as_the_decoder():
     x = np.random.default_rng(1).normal(size=(2, 9, CLIP.width)).astype(np.float32)
     with torch.no_grad():
         theirs = Reference(c, arrays).resampled(torch.tensor(x)).numpy()
-    np.testing.assert_allclose(jax.jit(type(model.image.adapter).__call__)(model.image.adapter, x), theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+    np.testing.assert_allclose(
+        jax.jit(type(model.image.adapter).__call__)(model.image.adapter, x),
+        theirs,
+        rtol=0,
+        atol=2e-5 * np.abs(theirs).max(),
+    )
 
 
 def test_dropout_reaches_the_layer_that_reads_two_encoders():
@@ -196,7 +230,11 @@ def test_gradients_of_the_mix(settings, trained):
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 16)).astype(np.float32))
 
     def loss(f):
-        return (lambda m, e: (f(m, e, pixels) * weights).sum()) if trained else (lambda m: (f(m, encoder, pixels) * weights).sum())
+        return (
+            (lambda m, e: (f(m, e, pixels) * weights).sum())
+            if trained
+            else (lambda m: (f(m, encoder, pixels) * weights).sum())
+        )
 
     given = (combination, encoder) if trained else (combination,)
     for which in range(len(given)):
@@ -213,11 +251,17 @@ def test_gradients_of_an_encoder_of_which_a_part_is_trained():
     c = config(**SUMS[0])
     arrays, model = built(c)
     combination, pixels = model.image.adapter.mixes[1], images(c)[1][:, 0]
-    tower = {path.removeprefix("image/encoders/1/"): jnp.asarray(a) for path, a in arrays.items() if path.startswith("image/encoders/1/")}
+    tower = {
+        path.removeprefix("image/encoders/1/"): jnp.asarray(a)
+        for path, a in arrays.items()
+        if path.startswith("image/encoders/1/")
+    }
     trained = {"layers/norm1/scale": tower.pop("layers/norm1/scale")}
 
     def loss(f):
-        return lambda given: (f(combination, nnx.with_parameters(model.image.encoders[1], {**tower, **given}), pixels) ** 2).sum()
+        return lambda given: (
+            f(combination, nnx.with_parameters(model.image.encoders[1], {**tower, **given}), pixels) ** 2
+        ).sum()
 
     ours, theirs = (jax.jit(jax.grad(loss(f)))(trained)["layers/norm1/scale"] for f in (mix.mixed, naive))
     assert np.abs(theirs).max() > 1e-3
@@ -228,10 +272,14 @@ def test_gradients_of_an_encoder_of_which_a_part_is_trained():
 def test_the_mix_keeps_no_stack_of_hidden_states(gradient):
     """Temporary memory, as the compiler counts it, of a deep encoder with many patches."""
     encoder = EncoderConfig(image_size=128, patch=8, width=64, layers=24, heads=1, mlp=64)
-    stack = (encoder.layers + 1) * 4 * (1 + encoder.patches) * encoder.width * 4  # bytes of all hidden states of four pictures
+    stack = (
+        (encoder.layers + 1) * 4 * (1 + encoder.patches) * encoder.width * 4
+    )  # bytes of all hidden states of four pictures
 
     def make():
-        return mix.Mix(encoder, adapter("sum"), 64, rngs=nnx.Rngs(0)), VisionTransformer(encoder, rngs=nnx.Rngs(0))
+        return mix.Mix(encoder, adapter("sum"), 64, rngs=nnx.Rngs(0)), VisionTransformer(
+            encoder, rngs=nnx.Rngs(0)
+        )
 
     combination, tower = nnx.eval_shape(make)
     pixels = jax.ShapeDtypeStruct((4, 128, 128, 3), np.uint8)
@@ -239,7 +287,9 @@ def test_the_mix_keeps_no_stack_of_hidden_states(gradient):
     def bytes_of(f):
         loss = lambda combination, tower, pixels: (f(combination, tower, pixels) ** 2).sum()
         program = jax.grad(loss) if gradient else loss
-        return jax.jit(program).lower(combination, tower, pixels).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(program).lower(combination, tower, pixels).compile().memory_analysis().temp_size_in_bytes
+        )
 
     ours, theirs = bytes_of(mix.mixed), bytes_of(naive)
     assert theirs > stack, "the plain form does keep them"

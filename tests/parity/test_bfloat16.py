@@ -41,7 +41,9 @@ def theirs(original, image, tokens):
     float64."""
     kind = original.llm.dtype
     with torch.no_grad():
-        states = original.clip(torch_models.pixels(C.image.encoders[0], image).to(kind), output_hidden_states=True).hidden_states
+        states = original.clip(
+            torch_models.pixels(C.image.encoders[0], image).to(kind), output_hidden_states=True
+        ).hidden_states
         text = original.llm.model(torch.tensor(tokens)).last_hidden_state
         logits = original.logits(image, SAMPLES[0][1])
     return [a.double().numpy() for a in (torch.stack(states)[1:], text, logits)]
@@ -96,7 +98,9 @@ def errors(tmp_path_factory):
     roles = {False: "human", True: "gpt"}
     dialogue = tiny.dialogue(tuple((roles[a], text) for a, text in SAMPLES[0][1]), image)
     sample = layout(dialogue, [tiny.picture(image[0], C.image.encoders[0].patch)])
-    batch = collate([sample], len(sample.tokens), tiny.tiles(C.image.encoders[0].image_size, rows=C.image.rows))
+    batch = collate(
+        [sample], len(sample.tokens), tiny.tiles(C.image.encoders[0].image_size, rows=C.image.rows)
+    )
     exact = Model(C, tokenizer)
     half, rows = in_half(tokenizer, exact), []
     for seed in SEEDS:
@@ -104,7 +108,12 @@ def errors(tmp_path_factory):
         tokens = np.random.default_rng(seed).integers(3, C.decoder.vocab, (2, LENGTH))
         expected = theirs(exact, image, tokens)
         found = mine(ours(exact.tensors()), image, tokens, batch), theirs(half, image, tokens)
-        rows.append([[np.sqrt(((a - b) ** 2).mean() / (b**2).mean()) for a, b in zip(f, expected, strict=True)] for f in found])
+        rows.append(
+            [
+                [np.sqrt(((a - b) ** 2).mean() / (b**2).mean()) for a, b in zip(f, expected, strict=True)]
+                for f in found
+            ]
+        )
     return np.array(rows)
 
 

@@ -54,7 +54,9 @@ def tokens(c):
 
 def built(c, arrays):
     empty = nnx.eval_shape(lambda: Decoder(c, rngs=nnx.Rngs(0)))
-    return nnx.with_parameters(empty, {path.removeprefix("decoder/"): jnp.asarray(a) for path, a in arrays.items()})
+    return nnx.with_parameters(
+        empty, {path.removeprefix("decoder/"): jnp.asarray(a) for path, a in arrays.items()}
+    )
 
 
 def logits(decoder, tokens):
@@ -76,8 +78,15 @@ def test_a_directory_is_read_computes_the_same_and_is_written(tmp_path, name):
     close(jax.jit(logits)(built(config, arrays), tokens(c)), expected)
 
     (tmp_path / "ours").mkdir()
-    write_decoder(tmp_path / "ours", config, to_foreign(arrays, language_models.table(config)), {"bos_token_id": 1, "eos_token_id": 2})
-    back, report = type(theirs).from_pretrained(tmp_path / "ours", attn_implementation="eager", output_loading_info=True)
+    write_decoder(
+        tmp_path / "ours",
+        config,
+        to_foreign(arrays, language_models.table(config)),
+        {"bos_token_id": 1, "eos_token_id": 2},
+    )
+    back, report = type(theirs).from_pretrained(
+        tmp_path / "ours", attn_implementation="eager", output_loading_info=True
+    )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     assert (back.lm_head.weight is back.model.embed_tokens.weight) is c.tied
     with torch.no_grad():
@@ -88,7 +97,10 @@ def test_a_directory_is_read_computes_the_same_and_is_written(tmp_path, name):
 def test_positions_are_stretched_only_where_they_are_said_to_be(tmp_path):
     """Else the comparison above would show nothing of it."""
     arrays = tiny.arrays(dataclasses.replace(tiny.config(), decoder=LLAMA), "decoder")
-    plain, stretched = (jax.jit(logits)(built(c, arrays), tokens(LLAMA)) for c in (dataclasses.replace(LLAMA, rope_scaling=None), LLAMA))
+    plain, stretched = (
+        jax.jit(logits)(built(c, arrays), tokens(LLAMA))
+        for c in (dataclasses.replace(LLAMA, rope_scaling=None), LLAMA)
+    )
     assert np.abs(plain - stretched)[:, 32:].max() > 1e-2
 
 
@@ -121,7 +133,9 @@ def test_gradients_of_a_tied_model():
     theirs, ids = randomised(oracle.empty(c), 1), tokens(c)
     table = language_models.table(c)
     shapes = shapes_of(dataclasses.replace(tiny.config(), decoder=c), "decoder")
-    ours = lambda tensors: {path: np.asarray(a) for path, a in from_foreign(tensors, table, shapes, "here").items()}
+    ours = lambda tensors: {
+        path: np.asarray(a) for path, a in from_foreign(tensors, table, shapes, "here").items()
+    }
     named = dict(theirs.named_parameters())  # what is tied is named once
     arrays = ours({name: p.detach().numpy() for name, p in named.items()})
 
@@ -130,24 +144,40 @@ def test_gradients_of_a_tied_model():
         return -jnp.take_along_axis(scores, ids[:, 1:, None], axis=-1).mean()
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(arrays)
-    expected = torch.nn.functional.cross_entropy(theirs(torch.tensor(ids)).logits[:, :-1].flatten(0, 1), torch.tensor(ids[:, 1:]).flatten())
+    expected = torch.nn.functional.cross_entropy(
+        theirs(torch.tensor(ids)).logits[:, :-1].flatten(0, 1), torch.tensor(ids[:, 1:]).flatten()
+    )
     expected.backward()
     close(value, expected)
     wanted = ours({name: p.grad.numpy() for name, p in named.items()})
     assert wanted.keys() == gradients.keys() and "decoder/head" not in wanted
     for path, gradient in wanted.items():
-        np.testing.assert_allclose(gradients[path], gradient, rtol=0, atol=2e-5 * np.abs(gradient).max(), err_msg=path)
+        np.testing.assert_allclose(
+            gradients[path], gradient, rtol=0, atol=2e-5 * np.abs(gradient).max(), err_msg=path
+        )
 
 
 def test_multipliers():
     """Granite has all three: of token embeddings, of what a block adds, of the scores, by which it divides."""
     c = dataclasses.replace(C, family="llama", embed_scale=6.0, residual_scale=0.4, logit_scale=0.25)
     plain = language_models.decoder_json(dataclasses.replace(C, family="llama"), "float32")
-    theirs = {"embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 4.0, "attention_multiplier": c.head_dim**-0.5}
-    granite = transformers.GraniteConfig(**{**plain, "model_type": "granite"}, **theirs, attn_implementation="eager")
+    theirs = {
+        "embedding_multiplier": 6.0,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 4.0,
+        "attention_multiplier": c.head_dim**-0.5,
+    }
+    granite = transformers.GraniteConfig(
+        **{**plain, "model_type": "granite"}, **theirs, attn_implementation="eager"
+    )
     model = randomised(transformers.GraniteForCausalLM(granite), 2)
     tensors = {name: t.numpy() for name, t in model.state_dict().items()}
-    arrays = from_foreign(tensors, language_models.table(c), shapes_of(dataclasses.replace(tiny.config(), decoder=c), "decoder"), "here")
+    arrays = from_foreign(
+        tensors,
+        language_models.table(c),
+        shapes_of(dataclasses.replace(tiny.config(), decoder=c), "decoder"),
+        "here",
+    )
     with torch.no_grad():
         expected = model(torch.tensor(tokens(c))).logits
     close(jax.jit(logits)(built(c, arrays), tokens(c)), expected)

@@ -31,7 +31,15 @@ TABLES = {
     "decoder": language_models.table(C.decoder),
 }
 SAMPLES = [
-    (True, [(False, "What is in the picture?"), (True, "A red circle."), (False, "How many?"), (True, "Two <unk> circles.")]),
+    (
+        True,
+        [
+            (False, "What is in the picture?"),
+            (True, "A red circle."),
+            (False, "How many?"),
+            (True, "Two <unk> circles."),
+        ],
+    ),
     (False, [(False, "What is it?"), (True, "A blue square to the left of it.")]),
 ]
 
@@ -42,7 +50,9 @@ def ours(tensors):
     for part, named in tensors.items():
         named = {name: t.detach().numpy() for name, t in named.items()}
         prefix = clip.PREFIX if part == "image/encoders/0" else ""
-        found |= from_foreign(named, TABLES[part], shapes_of(C, part), part, ignore=clip.IGNORED, prefix=prefix)
+        found |= from_foreign(
+            named, TABLES[part], shapes_of(C, part), part, ignore=clip.IGNORED, prefix=prefix
+        )
     return {path: np.asarray(a) for path, a in found.items()}
 
 
@@ -84,7 +94,11 @@ def laid_out(tokenizer, dialogues):
     for seen, turns in dialogues:
         dialogue = tiny.dialogue(tuple((roles[a], text) for a, text in turns), *["a.png"] * seen)
         samples.append(layout(dialogue, [picture] * seen))
-    return collate(samples, max(len(s.tokens) for s in samples), tiny.tiles(C.image.encoders[0].image_size, rows=C.image.rows))
+    return collate(
+        samples,
+        max(len(s.tokens) for s in samples),
+        tiny.tiles(C.image.encoders[0].image_size, rows=C.image.rows),
+    )
 
 
 def pictured(samples):
@@ -95,7 +109,9 @@ def test_every_hidden_state_of_the_vision_tower(model, theirs):
     images = tiny.image(C, seed=5)
     states = model.image.encoders[0].hidden_states(images)
     with torch.no_grad():
-        expected = theirs.clip(torch_models.pixels(C.image.encoders[0], images), output_hidden_states=True).hidden_states
+        expected = theirs.clip(
+            torch_models.pixels(C.image.encoders[0], images), output_hidden_states=True
+        ).hidden_states
     assert len(states) == len(expected) == C.image.encoders[0].layers + 1
     for state, other in zip(states, expected, strict=True):
         close(state, other)
@@ -103,7 +119,11 @@ def test_every_hidden_state_of_the_vision_tower(model, theirs):
 
 
 def test_adapter(model, theirs):
-    x = np.random.default_rng(0).normal(size=(2, C.image.encoders[0].patches, C.image.encoders[0].width)).astype(np.float32)
+    x = (
+        np.random.default_rng(0)
+        .normal(size=(2, C.image.encoders[0].patches, C.image.encoders[0].width))
+        .astype(np.float32)
+    )
     with torch.no_grad():
         close(model.image.adapter(x), theirs.adapter(torch.tensor(x)))
 
@@ -150,7 +170,9 @@ def test_loss_and_its_gradients(arrays, theirs, batch):
         total, count = answer_loss(model.decoder, model.hidden(batch), batch)
         return total / count
 
-    value, gradients = jax.jit(jax.value_and_grad(loss))({path: a for path, a in arrays.items() if path not in frozen})
+    value, gradients = jax.jit(jax.value_and_grad(loss))(
+        {path: a for path, a in arrays.items() if path not in frozen}
+    )
     expected = theirs.loss(pictured(SAMPLES))
     wanted = wanted_gradients(theirs, expected)
     assert (batch.kind[batch.weights > 0] == UNKNOWN).any()  # an unknown token is a target
@@ -165,8 +187,16 @@ def test_a_step_with_the_mean_of_the_means_of_micro_batches(arrays, theirs, toke
     long = [(False, "What is it?"), (True, "There are two blue circles."), (False, "?"), (True, "A")]
     more = [(True, [(False, "How many?"), (True, "Two.")]), (False, long)]
     samples = SAMPLES + more
-    trained, frozen = split((("image/encoders/.*", None), ("(image/adapter|special|decoder)/.*", 1.0)), arrays)
-    settings = {"seed": 0, "grad_accum": 2, "dtype": np.dtype("float32"), "remat": "none", "loss_mean_rows": 1}
+    trained, frozen = split(
+        (("image/encoders/.*", None), ("(image/adapter|special|decoder)/.*", 1.0)), arrays
+    )
+    settings = {
+        "seed": 0,
+        "grad_accum": 2,
+        "dtype": np.dtype("float32"),
+        "remat": "none",
+        "loss_mean_rows": 1,
+    }
     step = jax.jit(make_step(abstract(c), OBJECTIVES["answers"], tiny.RECORDER, **settings))
     state, metrics = step(init_state(tiny.RECORDER, trained), frozen, laid_out(tokenizer, samples))
     expected = torch.stack([theirs.loss(pictured([sample])) for sample in samples]).mean()

@@ -20,7 +20,9 @@ from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.inference.model import Model
 
-pytestmark = pytest.mark.filterwarnings("ignore:Passing `no_repeat_ngram_size`")  # to generated tokens only: that is what is wanted
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Passing `no_repeat_ngram_size`"
+)  # to generated tokens only: that is what is wanted
 
 MODELS = ((0, 1.0), (1, 0.6), (2, 1.6))  # seed, and how loud the end of sequence is
 BANNED = ((5,), (7, 8), (9, 9, 9), (11, 3), (drive.EOS,))
@@ -41,7 +43,10 @@ def agree(pairs, limit=drive.ROOM, banned=(), **settings):
     """Asserts equal tokens and returns the lengths."""
     g = GenerationConfig(**settings, banned_tokens=banned)
     forced = settings.pop("forced_eos", False)
-    settings |= {"forced_eos_token_id": drive.EOS if forced else None, "bad_words_ids": [list(ids) for ids in banned] or None}
+    settings |= {
+        "forced_eos_token_id": drive.EOS if forced else None,
+        "bad_words_ids": [list(ids) for ids in banned] or None,
+    }
     lengths = []
     for ours, theirs, prompts in pairs:
         mine = [tokens for tokens, _ in drive.generate(ours, prompts, g, limit)]
@@ -63,7 +68,14 @@ def test_beams(pairs, beams, ngram):
     for early in (True, False):
         for penalty in (0.5, 1.0, 2.0):
             for limit in (drive.ROOM, 7):
-                lengths += agree(pairs, limit, num_beams=beams, no_repeat_ngram_size=ngram, early_stopping=early, length_penalty=penalty)
+                lengths += agree(
+                    pairs,
+                    limit,
+                    num_beams=beams,
+                    no_repeat_ngram_size=ngram,
+                    early_stopping=early,
+                    length_penalty=penalty,
+                )
     assert len(set(lengths)) > 8
 
 
@@ -79,7 +91,9 @@ def test_other_families_greedily_and_with_beams(c):
         arrays = drive.arrays(seed, eos=eos, c=c)
         theirs = oracle.language_of(c, {f"decoder/{path}": a for path, a in arrays.items()})
         found.append((drive.decoder(arrays, c), theirs, drive.prompts(seed, 12, c)))
-    lengths = [agree(found, num_beams=beams, no_repeat_ngram_size=2) for beams in (1, 3)]  # else what is tied repeats itself
+    lengths = [
+        agree(found, num_beams=beams, no_repeat_ngram_size=2) for beams in (1, 3)
+    ]  # else what is tied repeats itself
     assert all(len(set(row)) > 4 for row in lengths)
 
 
@@ -93,9 +107,16 @@ def test_repetition_penalty(pairs, beams):
     changed = 0
     ours, theirs, prompts = pairs[0]
     for penalty in (1.3, 0.8):
-        mine = [tokens for tokens, _ in drive.generate(ours, prompts, GenerationConfig(repetition_penalty=penalty, **plain))]
+        mine = [
+            tokens
+            for tokens, _ in drive.generate(
+                ours, prompts, GenerationConfig(repetition_penalty=penalty, **plain)
+            )
+        ]
         for prompt, tokens in zip(prompts[:5], mine, strict=False):
-            assert [tokens] == oracle.generate(theirs, [prompt], drive.ROOM, drive.EOS, repetition_penalty=penalty, **plain)
+            assert [tokens] == oracle.generate(
+                theirs, [prompt], drive.ROOM, drive.EOS, repetition_penalty=penalty, **plain
+            )
         changed += mine != [tokens for tokens, _ in drive.generate(ours, prompts, GenerationConfig(**plain))]
     assert changed == 2
 
@@ -111,7 +132,10 @@ def test_a_batch_equals_one_at_a_time(pairs):
     g = GenerationConfig(num_beams=3, no_repeat_ngram_size=4)
     for ours, theirs, prompts in pairs:
         batched = [tokens for tokens, _ in drive.generate(ours, prompts, g)]
-        alone = [oracle.generate(theirs, [p], drive.ROOM, drive.EOS, num_beams=3, no_repeat_ngram_size=4)[0] for p in prompts]
+        alone = [
+            oracle.generate(theirs, [p], drive.ROOM, drive.EOS, num_beams=3, no_repeat_ngram_size=4)[0]
+            for p in prompts
+        ]
         assert batched == alone
 
 
@@ -126,7 +150,10 @@ class Published:
             head[tokenizer.eos] *= eos
 
     def arrays(self, config):
-        tables = {"image/encoders/0": clip.CLIP.table(config.image.encoders[0]), "image/adapter": original.adapter_table(config)}
+        tables = {
+            "image/encoders/0": clip.CLIP.table(config.image.encoders[0]),
+            "image/adapter": original.adapter_table(config),
+        }
         tables |= {"special": original.SPECIAL_TABLE, "decoder": language_models.table(config.decoder)}
         found = {}
         for part, named in self.original.tensors().items():
@@ -139,11 +166,18 @@ class Published:
     def answer(self, image, question, **settings):
         x, _, _ = self.original.lay_out(image, [(False, question)])
         x = torch.cat([x, self.original.special["BOT"][None]])
-        out = self.original.llm.generate(inputs_embeds=x[None], attention_mask=torch.ones(1, len(x), dtype=torch.long), **settings)[0].tolist()
+        out = self.original.llm.generate(
+            inputs_embeds=x[None], attention_mask=torch.ones(1, len(x), dtype=torch.long), **settings
+        )[0].tolist()
         return out[: out.index(self.tokenizer.eos) + 1] if self.tokenizer.eos in out else out
 
 
-QUESTIONS = ("What is in the picture?", "How many circles are there?", "Where is the blue square: left or right?", "A")
+QUESTIONS = (
+    "What is in the picture?",
+    "How many circles are there?",
+    "Where is the blue square: left or right?",
+    "A",
+)
 
 
 @pytest.mark.parametrize(("sharpness", "eos"), [(3.0, 2.0), (5.0, 2.0), (8.0, 3.0)])
@@ -169,12 +203,20 @@ def test_the_published_recipe(tmp_path, sharpness, eos):
     }
     asked = [(tiny.image(config, i) if i % 3 else None, question) for i in range(6) for question in QUESTIONS]
     requests = [
-        Request([{"role": "user", "content": question}], images=[] if image is None else [Image.fromarray(image[0])]) for image, question in asked
+        Request(
+            [{"role": "user", "content": question}],
+            images=[] if image is None else [Image.fromarray(image[0])],
+        )
+        for image, question in asked
     ]
     answers = ours.generate(requests, GenerationConfig.official(), batch_size=8)
-    assert [a.tokens for a in answers] == [theirs.answer(image, question, **recipe) for image, question in asked]
+    assert [a.tokens for a in answers] == [
+        theirs.answer(image, question, **recipe) for image, question in asked
+    ]
     assert all(a.tokens[-1] == eos for a in answers) and len({len(a.tokens) for a in answers}) > 5
-    assert [a.finish_reason for a in answers] == ["length" if len(a.tokens) == 50 else "stop" for a in answers]
+    assert [a.finish_reason for a in answers] == [
+        "length" if len(a.tokens) == 50 else "stop" for a in answers
+    ]
 
 
 def test_greedy_of_the_whole_model(tmp_path):
@@ -182,7 +224,17 @@ def test_greedy_of_the_whole_model(tmp_path):
     theirs = Published(config, tokenizer, 4.0, 2.0)
     ours = Model(config, theirs.arrays(config), tokenizer)
     image = tiny.image(config)
-    requests = [Request([{"role": "user", "content": question}], images=[np.array(image[0])]) for question in QUESTIONS]
-    settings = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.eos}
+    requests = [
+        Request([{"role": "user", "content": question}], images=[np.array(image[0])])
+        for question in QUESTIONS
+    ]
+    settings = {
+        "do_sample": False,
+        "max_new_tokens": 30,
+        "eos_token_id": tokenizer.eos,
+        "pad_token_id": tokenizer.eos,
+    }
     answers = ours.generate(requests, GenerationConfig(max_new_tokens=30))
-    assert [a.tokens for a in answers] == [theirs.answer(image, question, **settings) for question in QUESTIONS]
+    assert [a.tokens for a in answers] == [
+        theirs.answer(image, question, **settings) for question in QUESTIONS
+    ]

@@ -16,16 +16,29 @@ def randomised(module, seed):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.15 + ("norm" in name and name.endswith("weight")))
+            p.copy_(
+                torch.randn(p.shape, generator=generator) * 0.15
+                + ("norm" in name and name.endswith("weight"))
+            )
     return module.eval()
 
 
 def vision(c):
-    return randomised(CLIPVisionModel(CLIPVisionConfig(**clip.CLIP.encoder_json(c, "float32"), attn_implementation="eager")), 1)
+    return randomised(
+        CLIPVisionModel(
+            CLIPVisionConfig(**clip.CLIP.encoder_json(c, "float32"), attn_implementation="eager")
+        ),
+        1,
+    )
 
 
 def language(c):
-    return randomised(MistralForCausalLM(MistralConfig(**language_models.decoder_json(c, "float32"), attn_implementation="eager")), 2)
+    return randomised(
+        MistralForCausalLM(
+            MistralConfig(**language_models.decoder_json(c, "float32"), attn_implementation="eager")
+        ),
+        2,
+    )
 
 
 def adapter(c):
@@ -41,7 +54,9 @@ def pixels(c, images):
 
 def attention_state(p, path):
     """State of a `torch.nn.MultiheadAttention` from our parameters by path, those under `path`."""
-    kernels, biases = ({n: p[f"{path}/{n}/{kind}"] for n in ("query", "key", "value", "out")} for kind in ("kernel", "bias"))
+    kernels, biases = (
+        {n: p[f"{path}/{n}/{kind}"] for n in ("query", "key", "value", "out")} for kind in ("kernel", "bias")
+    )
     width = len(biases["out"])
     matrices = {n: torch.tensor(np.asarray(a)).reshape(width, width).T for n, a in kernels.items()}
     vectors = {n: torch.tensor(np.asarray(a)).reshape(width) for n, a in biases.items()}
@@ -70,11 +85,16 @@ class Original:
         self.config, self.tokenizer = c, tokenizer
         self.clip, self.adapter, self.llm = vision(c.image.encoders[0]), adapter(c), language(c.decoder)
         generator = torch.Generator().manual_seed(4)
-        self.special = {name: torch.randn(c.decoder.width, generator=generator).mul(0.15).requires_grad_() for name in ("USER", "BOT", "SOI", "EOI")}
+        self.special = {
+            name: torch.randn(c.decoder.width, generator=generator).mul(0.15).requires_grad_()
+            for name in ("USER", "BOT", "SOI", "EOI")
+        }
 
     def features(self, images):
         with torch.no_grad():
-            seen = self.clip(pixels(self.config.image.encoders[0], images), output_hidden_states=True).hidden_states[-2]
+            seen = self.clip(
+                pixels(self.config.image.encoders[0], images), output_hidden_states=True
+            ).hidden_states[-2]
         return self.adapter(seen[:, 1:])[0]
 
     def lay_out(self, image, turns):
@@ -82,13 +102,24 @@ class Original:
         pieces = [(self.tokenizer.encode(self.config.prompt), None, False)]
         if image is not None:
             features = self.features(image)
-            pieces += [([0], self.special["SOI"][None], False), ([0] * len(features), features, False), ([0], self.special["EOI"][None], False)]
+            pieces += [
+                ([0], self.special["SOI"][None], False),
+                ([0] * len(features), features, False),
+                ([0], self.special["EOI"][None], False),
+            ]
         for is_answer, text in turns:
-            pieces += [([0], self.special["BOT" if is_answer else "USER"][None], False), (self.tokenizer.encode(text), None, is_answer)]
+            pieces += [
+                ([0], self.special["BOT" if is_answer else "USER"][None], False),
+                (self.tokenizer.encode(text), None, is_answer),
+            ]
         ids = torch.tensor([i for tokens, _, _ in pieces for i in tokens])
         answer = torch.tensor([flag for tokens, _, flag in pieces for _ in tokens])
         table = self.llm.model.embed_tokens
-        return torch.cat([table(torch.tensor(tokens)) if rows is None else rows for tokens, rows, _ in pieces]), ids, answer
+        return (
+            torch.cat([table(torch.tensor(tokens)) if rows is None else rows for tokens, rows, _ in pieces]),
+            ids,
+            answer,
+        )
 
     def logits(self, image, turns):
         embeddings, _, _ = self.lay_out(image, turns)
@@ -100,7 +131,11 @@ class Original:
         for image, turns in samples:
             embeddings, ids, answer = self.lay_out(image, turns)
             logits = self.llm(inputs_embeds=embeddings[None]).logits[0, :-1]
-            terms.append(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none", ignore_index=0)[answer[1:]])
+            terms.append(
+                torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none", ignore_index=0)[
+                    answer[1:]
+                ]
+            )
         return torch.cat(terms).mean()
 
     def tensors(self):

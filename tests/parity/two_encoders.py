@@ -42,7 +42,10 @@ def build(directory, monkeypatch, names):
     block = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
     clip = transformers.CLIPVisionConfig(**block, intermediate_size=48, image_size=24, patch_size=8)
     dino = transformers.Dinov2Config(**block, mlp_ratio=2, image_size=40, patch_size=8)
-    for name, model in (("z-clip", transformers.CLIPVisionModel(clip)), ("a-dino", transformers.Dinov2Model(dino))):
+    for name, model in (
+        ("z-clip", transformers.CLIPVisionModel(clip)),
+        ("a-dino", transformers.Dinov2Model(dino)),
+    ):
         randomised(model, 5).to(torch.bfloat16).save_pretrained(directory / name)
     (directory / "a-dino/preprocessor_config.json").write_text(json.dumps(CROPPED))
     module = types.ModuleType("models")
@@ -51,7 +54,10 @@ def build(directory, monkeypatch, names):
     adapter = randomised(VisualToGPTMapping(names, c.width), 7).to(torch.bfloat16)
     torch.save(adapter, directory / "projection.pt")
     torch.save(
-        {name: torch.full((c.width,), n, dtype=torch.bfloat16) for n, name in enumerate(("USER", "BOT", "SOI", "EOI"))},
+        {
+            name: torch.full((c.width,), n, dtype=torch.bfloat16)
+            for n, name in enumerate(("USER", "BOT", "SOI", "EOI"))
+        },
         directory / "special_embeddings.pt",
     )
     return adapter
@@ -64,20 +70,40 @@ class Both(Original):
     """
 
     def __init__(self, directory, adapter):
-        self.config, self.tokenizer, self.adapter = tiny.config(), Tokenizer(directory / "tokenizer"), adapter.float().eval()
-        self.llm = transformers.MistralForCausalLM.from_pretrained(directory / "tuned-model", dtype=torch.float32)
-        self.special = {name: vector.float() for name, vector in torch.load(directory / "special_embeddings.pt").items()}
-        crops = {"clip": {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}, "dino": CROPPED}
-        classes = {"clip": ("z-clip", transformers.CLIPVisionModel), "dino": ("a-dino", transformers.Dinov2Model)}
+        self.config, self.tokenizer, self.adapter = (
+            tiny.config(),
+            Tokenizer(directory / "tokenizer"),
+            adapter.float().eval(),
+        )
+        self.llm = transformers.MistralForCausalLM.from_pretrained(
+            directory / "tuned-model", dtype=torch.float32
+        )
+        self.special = {
+            name: vector.float() for name, vector in torch.load(directory / "special_embeddings.pt").items()
+        }
+        crops = {
+            "clip": {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}},
+            "dino": CROPPED,
+        }
+        classes = {
+            "clip": ("z-clip", transformers.CLIPVisionModel),
+            "dino": ("a-dino", transformers.Dinov2Model),
+        }
         self.processors = {name: transformers.CLIPImageProcessorPil(**crop) for name, crop in crops.items()}
-        self.towers = {name: cls.from_pretrained(directory / folder, dtype=torch.float32) for name, (folder, cls) in classes.items()}
+        self.towers = {
+            name: cls.from_pretrained(directory / folder, dtype=torch.float32)
+            for name, (folder, cls) in classes.items()
+        }
 
     def combined(self, name, picture):
         """[tokens, width]: every hidden state without its class token, normed, mapped and weighted."""
         pixels = self.processors[name](picture, return_tensors="pt")["pixel_values"]
         states = self.towers[name](pixels, output_hidden_states=True).hidden_states
         norm, factors = getattr(self.adapter, f"{name}_norm"), getattr(self.adapter, f"{name}_coef")
-        return sum(factors[n] * getattr(self.adapter, f"{name}_proj_{n}")(norm(state[0, 1:])) for n, state in enumerate(states))
+        return sum(
+            factors[n] * getattr(self.adapter, f"{name}_proj_{n}")(norm(state[0, 1:]))
+            for n, state in enumerate(states)
+        )
 
     def features(self, picture):
         clip, dino = self.combined("clip", picture), self.combined("dino", picture)

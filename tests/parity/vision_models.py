@@ -36,20 +36,29 @@ class Hub(nn.Module):
         if siglip:
             self.attn_pool = Part(latent=torch.empty(1, 1, width))
         else:
-            self.cls_token, self.mask_token = nn.Parameter(torch.empty(1, 1, width)), nn.Parameter(torch.empty(1, width))
+            self.cls_token, self.mask_token = (
+                nn.Parameter(torch.empty(1, 1, width)),
+                nn.Parameter(torch.empty(1, width)),
+            )
         if registers:
             self.register_tokens = nn.Parameter(torch.empty(1, registers, width))
         self.blocks = nn.ModuleList(self.block(width, mlp) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def block(self, width, mlp):
-        scales = {} if self.siglip else {"ls1": Part(gamma=torch.empty(width)), "ls2": Part(gamma=torch.empty(width))}
+        scales = (
+            {}
+            if self.siglip
+            else {"ls1": Part(gamma=torch.empty(width)), "ls2": Part(gamma=torch.empty(width))}
+        )
         plain = {"fc1": nn.Linear(width, mlp), "fc2": nn.Linear(mlp, width)}
         return Part(
             norm1=nn.LayerNorm(width, eps=1e-6),
             norm2=nn.LayerNorm(width, eps=1e-6),
             attn=Part(qkv=nn.Linear(width, 3 * width), proj=nn.Linear(width, width)),
-            mlp=Part(**({"w12": nn.Linear(width, 2 * mlp), "w3": nn.Linear(mlp, width)} if self.gated else plain)),
+            mlp=Part(
+                **({"w12": nn.Linear(width, 2 * mlp), "w3": nn.Linear(mlp, width)} if self.gated else plain)
+            ),
             **scales,
         )
 
@@ -109,8 +118,14 @@ class OpenClip(nn.Module):
             ln_post=nn.LayerNorm(width),
             proj=torch.empty(width, 8),
         )
-        self.logit_scale, self.text_projection = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(8, 8))
-        self.transformer, self.token_embedding = Part(resblocks=nn.ModuleList([Part(ln_1=nn.LayerNorm(8))])), nn.Embedding(9, 8)
+        self.logit_scale, self.text_projection = (
+            nn.Parameter(torch.empty(())),
+            nn.Parameter(torch.empty(8, 8)),
+        )
+        self.transformer, self.token_embedding = (
+            Part(resblocks=nn.ModuleList([Part(ln_1=nn.LayerNorm(8))])),
+            nn.Embedding(9, 8),
+        )
 
     def forward(self, pixels):
         v = self.visual
@@ -144,7 +159,9 @@ class InternViT(nn.Module):
         norm = RMSNorm if rms else lambda width: nn.LayerNorm(width, eps=1e-6)
         normed = lambda: {"q_norm": RMSNorm(width), "k_norm": RMSNorm(width)} if rms else {}
         block = lambda: Part(
-            attn=Part(qkv=nn.Linear(width, 3 * width, bias=not rms), proj=nn.Linear(width, width), **normed()),
+            attn=Part(
+                qkv=nn.Linear(width, 3 * width, bias=not rms), proj=nn.Linear(width, width), **normed()
+            ),
             mlp=Part(fc1=nn.Linear(width, mlp), fc2=nn.Linear(mlp, width)),
             norm1=norm(width),
             norm2=norm(width),
@@ -186,7 +203,10 @@ class Described:
         return y + self.p[f"layers/{name}/bias"][i].reshape(-1) if f"layers/{name}/bias" in self.p else y
 
     def norm(self, x, name, i=None):
-        scale, bias = (self.p[f"{name}/{kind}"] if i is None else self.p[f"layers/{name}/{kind}"][i] for kind in ("scale", "bias"))
+        scale, bias = (
+            self.p[f"{name}/{kind}"] if i is None else self.p[f"layers/{name}/{kind}"][i]
+            for kind in ("scale", "bias")
+        )
         return functional.layer_norm(x, scale.shape, scale, bias, self.c.eps)
 
     def turned(self, x):
@@ -197,13 +217,22 @@ class Described:
         first = c.class_token + c.registers
         speeds = [c.rope_theta ** (-4 * k / size) for k in range(size // 4)]
         step = c.rope_grid / c.side  # of a patch, on the grid that was trained
-        angles = torch.tensor([[at * step * speed for at in (row, column) for speed in speeds] for row in range(c.side) for column in range(c.side)])
+        angles = torch.tensor(
+            [
+                [at * step * speed for at in (row, column) for speed in speeds]
+                for row in range(c.side)
+                for column in range(c.side)
+            ]
+        )
         pairs = torch.view_as_complex(x[:, :, first:].unflatten(-1, (-1, 2)).contiguous())
         patches = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
         return torch.cat([x[:, :, :first], patches], dim=2)
 
     def attention(self, x, i):
-        q, k, v = (self.linear(x, f"attention/{name}", i).unflatten(-1, (self.c.heads, -1)).transpose(1, 2) for name in ("query", "key", "value"))
+        q, k, v = (
+            self.linear(x, f"attention/{name}", i).unflatten(-1, (self.c.heads, -1)).transpose(1, 2)
+            for name in ("query", "key", "value")
+        )
         y = functional.scaled_dot_product_attention(self.turned(q), self.turned(k), v)
         return self.linear(y.transpose(1, 2).flatten(2), "attention/out", i, dims=2)
 
@@ -212,13 +241,21 @@ class Described:
 
     def __call__(self, pixels):
         c, p = self.c, self.p
-        x = functional.conv2d(pixels, p["patch/kernel"].permute(3, 2, 0, 1), stride=c.patch).flatten(2).transpose(1, 2)
+        x = (
+            functional.conv2d(pixels, p["patch/kernel"].permute(3, 2, 0, 1), stride=c.patch)
+            .flatten(2)
+            .transpose(1, 2)
+        )
         first = [p["class_token"][None] + p["position"][:1], *([p["registers"]] if c.registers else [])]
         x = torch.cat([torch.cat(first).expand(len(x), -1, -1), x + p["position"][1:]], dim=1)
         states = [self.norm(x, "pre_norm")]
         for i in range(c.layers):
             x = states[-1]
             for part, norm in ((self.attention, "norm1"), (self.feed_forward, "norm2")):
-                x = x + (self.norm(part(x, i), norm, i) if c.norm_order == "post" else part(self.norm(x, norm, i), i))
+                x = x + (
+                    self.norm(part(x, i), norm, i)
+                    if c.norm_order == "post"
+                    else part(self.norm(x, norm, i), i)
+                )
             states.append(x)
         return states

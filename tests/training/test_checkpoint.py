@@ -96,7 +96,11 @@ def test_the_one_before_a_damaged_checkpoint_is_used(checkpoints, harm, capfd):
     HARM[harm](checkpoints / "3")
     assert restore(checkpoints) == (2.0, 2, {"seen": 20})
     said = capfd.readouterr().out
-    assert "checkpoint 3 cannot be read" in said and f"It is kept as {checkpoints}.damaged/3" in said and "goes on from step 2" in said
+    assert (
+        "checkpoint 3 cannot be read" in said
+        and f"It is kept as {checkpoints}.damaged/3" in said
+        and "goes on from step 2" in said
+    )
     assert (checkpoints.parent / "checkpoints.damaged" / "3").is_dir()
     save(checkpoints, 3)  # in its place
     assert restore(checkpoints) == (3.0, 3, {"seen": 30})
@@ -120,8 +124,15 @@ def test_when_all_are_damaged_each_is_named_and_none_is_touched(checkpoints):
     with pytest.raises(CheckpointError) as caught:
         restore(checkpoints)
     said = str(caught.value)
-    assert f"{checkpoints}/3: " in said and f"{checkpoints}/2: " in said and "another --workdir" in said and "Copy one of them back" in said
-    assert sorted(checkpoints.rglob("*")) == before and not checkpoints.with_name("checkpoints.damaged").exists()
+    assert (
+        f"{checkpoints}/3: " in said
+        and f"{checkpoints}/2: " in said
+        and "another --workdir" in said
+        and "Copy one of them back" in said
+    )
+    assert (
+        sorted(checkpoints.rglob("*")) == before and not checkpoints.with_name("checkpoints.damaged").exists()
+    )
 
 
 def test_a_checkpoint_of_another_model_is_not_damaged(checkpoints):
@@ -140,7 +151,9 @@ def disk(tmp_path):
     """A disk of 3 MB."""
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], check=False, capture_output=True
+    ).returncode:
         pytest.skip("a small disk cannot be mounted here")
     yield place
     subprocess.run(["umount", place], check=True)
@@ -152,13 +165,17 @@ def test_a_full_disk_is_one_message_and_older_checkpoints_are_whole(disk, meanwh
     save(directory, 1, 2)
     free = shutil.disk_usage(disk).free
     (disk / "other").write_bytes(bytes(free - 16384))
-    noise = np.random.default_rng(0).normal(size=(3, 40000)).astype(np.float32)  # 480 kB that no compression makes small
+    noise = (
+        np.random.default_rng(0).normal(size=(3, 40000)).astype(np.float32)
+    )  # 480 kB that no compression makes small
     large = state(3)._replace(params={"image/adapter/linear/kernel": noise})
     checkpoints = Checkpoints(directory, CheckpointConfig())
     if meanwhile:  # somebody else fills it while it is written
         monkeypatch.setattr(Checkpoints, "check_space", lambda *_: None)
     reason = "No space left on device" if meanwhile else "a checkpoint needs 480,012 bytes, .* are free"
-    with pytest.raises(CheckpointError, match=rf"checkpoints cannot be written: {reason}\. Finished checkpoints are whole"):
+    with pytest.raises(
+        CheckpointError, match=rf"checkpoints cannot be written: {reason}\. Finished checkpoints are whole"
+    ):
         checkpoints.save(3, jax.tree.map(jax.numpy.asarray, large), {})
         checkpoints.close()
     (disk / "other").unlink()

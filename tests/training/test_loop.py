@@ -39,7 +39,11 @@ class Pictures:
         rng = np.random.default_rng(i)
         picture = (rng.integers(0, 256, (24, 24, 3), np.uint8),) if i % 4 else ()
         answer = " and ".join(["a red circle", "a blue square"][: 1 + i % 2])
-        return Dialogue(f"pictures[{i}]", (("user", "What is in the picture?"), ("assistant", answer)), tiny.shown(*picture))
+        return Dialogue(
+            f"pictures[{i}]",
+            (("user", "What is in the picture?"), ("assistant", answer)),
+            tiny.shown(*picture),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,14 @@ def tokenizer(tmp_path_factory):
 
 
 def config(mesh=None, dropout=0.0, **settings):
-    settings = {"steps": 6, "batch_size": 16, "train_parts": PHASE2, "compute_dtype": "float32", "log_every": 1, **settings}
+    settings = {
+        "steps": 6,
+        "batch_size": 16,
+        "train_parts": PHASE2,
+        "compute_dtype": "float32",
+        "log_every": 1,
+        **settings,
+    }
     c = TrainConfig(
         model=tiny.config(),
         mesh=mesh or MeshConfig(data=1, fsdp=1),
@@ -81,7 +92,9 @@ def losses(workdir):
 
 def fit(c, tokenizer, workdir, given=None, wrap=lambda b: b, **settings):
     workdir.mkdir(exist_ok=True)
-    trained, frozen = train(c, workdir, wrap(batches(tokenizer, c, **settings)), start(c) if given is None else given)
+    trained, frozen = train(
+        c, workdir, wrap(batches(tokenizer, c, **settings)), start(c) if given is None else given
+    )
     return losses(workdir), jax.device_get(trained), jax.device_get(frozen)
 
 
@@ -143,8 +156,12 @@ def flops(c, pictures=1):
     plane = lambda dtype, *shape: jax.ShapeDtypeStruct((c.batch_size, *shape), dtype)
     integers = plane(np.int32, LENGTH)
     media = {"image": (plane(np.uint8, pictures, 24, 24, 3),)}
-    batch = Batch(integers, integers, integers, plane(np.float32, LENGTH), integers, integers, plane(np.int32), media)
-    step = make_step(skeleton, objective, optimizer, seed=0, grad_accum=1, dtype=np.dtype("float32"), remat="none")
+    batch = Batch(
+        integers, integers, integers, plane(np.float32, LENGTH), integers, integers, plane(np.int32), media
+    )
+    step = make_step(
+        skeleton, objective, optimizer, seed=0, grad_accum=1, dtype=np.dtype("float32"), remat="none"
+    )
     return jax.jit(step).lower(state, frozen, batch).cost_analysis()["flops"]
 
 
@@ -153,7 +170,10 @@ def test_frozen_parts_cost_no_backward_pass():
     encoder = flops(config(train_parts=everything)) - flops(config(train_parts=PHASE2))
     decoder = flops(config(train_parts=PHASE2)) - flops(config(train_parts=PHASE1))
     c = config().model.image.encoders[0]
-    patches, depth = config().batch_size * (1 + c.patches), 1  # of one scanned block, forward 2, backward 4 a weight and row
+    patches, depth = (
+        config().batch_size * (1 + c.patches),
+        1,
+    )  # of one scanned block, forward 2, backward 4 a weight and row
     block = 4 * c.width**2 + 2 * c.width * c.mlp
     assert encoder > 0.8 * 4 * patches * depth * block  # its backward pass is in the one and not in the other
     assert decoder > 0
@@ -179,7 +199,9 @@ def test_a_run_without_pictures_trains(tokenizer, tmp_path):
     c = config()
     curve, trained, _ = fit(c, tokenizer, tmp_path, source=Silent())
     lines = rows(tmp_path)
-    assert [row["train/bad_steps"] for row in lines] == [0] * 6 and {row["train/images_per_s"] for row in lines[1:]} == {0.0}
+    assert [row["train/bad_steps"] for row in lines] == [0] * 6 and {
+        row["train/images_per_s"] for row in lines[1:]
+    } == {0.0}
     assert curve[-1] < 0.8 * curve[0]
     given = start(c)
     still = {path for path, a in trained.items() if np.abs(a - given[path]).max() == 0}
@@ -226,9 +248,14 @@ def test_figures_of_evaluation_are_logged_during_the_run(tokenizer, tmp_path):
     assert not given
     train(c, tmp_path, batches(tokenizer, c), start(c), on_eval=evaluate)
     lines = rows(tmp_path)
-    assert [(row["step"], row["eval/accuracy"]) for row in lines if "eval/accuracy" in row] == [(2, 0.25), (4, 0.75)]
+    assert [(row["step"], row["eval/accuracy"]) for row in lines if "eval/accuracy" in row] == [
+        (2, 0.25),
+        (4, 0.75),
+    ]
     early, cut, again = seen
-    assert set(early) == set(start(c)) and not np.array_equal(early["image/adapter/linear/kernel"], cut["image/adapter/linear/kernel"])
+    assert set(early) == set(start(c)) and not np.array_equal(
+        early["image/adapter/linear/kernel"], cut["image/adapter/linear/kernel"]
+    )
     for path, a in cut.items():
         assert_array_equal(a, again[path])
 
@@ -254,7 +281,9 @@ class Ends:
 def saved(workdir, step):
     """What a checkpoint holds, read without this library."""
     with ocp.CheckpointManager(workdir / "checkpoints", item_names=("state", "position")) as manager:
-        return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), position=ocp.args.JsonRestore()))
+        return manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), position=ocp.args.JsonRestore())
+        )
 
 
 def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path, capsys):
@@ -271,7 +300,9 @@ def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path, capsys)
     shutil.rmtree(cut / "checkpoints" / "4")  # as a machine that dies leaves it
     worthless = {path: a if path.startswith("image/encoders/") else 0 * a for path, a in start(c).items()}
     counted = []
-    curve, trained, _ = fit(c, tokenizer, cut, worthless, wrap=lambda inner: counted.append(Ends(inner, 99)) or counted[0])
+    curve, trained, _ = fit(
+        c, tokenizer, cut, worthless, wrap=lambda inner: counted.append(Ends(inner, 99)) or counted[0]
+    )
     assert counted[0].given == 4  # of steps 4 to 7
     assert curve == whole
     for path, a in trained.items():
@@ -336,7 +367,12 @@ def test_a_broken_loss_leaves_no_trace(tokenizer, tmp_path):
     assert "train/loss" not in lines[1] and "train/grad_norm" not in lines[1]
     assert [row["train/loss"] for row in lines if "train/loss" in row] == expected
     broken, without = saved(tmp_path / "broken", 4).state, saved(tmp_path / "without", 3).state
-    assert broken.pop("step") == 4 and without.pop("step") == 3 and broken.pop("bad_steps") == 1 and without.pop("bad_steps") == 0
+    assert (
+        broken.pop("step") == 4
+        and without.pop("step") == 3
+        and broken.pop("bad_steps") == 1
+        and without.pop("bad_steps") == 0
+    )
     assert sum(a.size for a in jax.tree.leaves(broken)) > 3 * 100_000  # parameters and both moments
     jax.tree.map(assert_array_equal, broken, without)
 
@@ -351,7 +387,12 @@ def test_broken_losses_are_counted_anew_when_a_run_goes_on(tokenizer, tmp_path):
     """The figure is that of all steps; what stops the run are those since it was started last."""
     settings = {"max_bad_steps": 3, "checkpoint": CheckpointConfig(every_steps=2)}
     with pytest.raises(Interrupted):
-        fit(config(**settings), tokenizer, tmp_path, wrap=lambda inner: Ends(poisoned(lambda n: True)(inner), 2))
+        fit(
+            config(**settings),
+            tokenizer,
+            tmp_path,
+            wrap=lambda inner: Ends(poisoned(lambda n: True)(inner), 2),
+        )
     fit(config(**settings), tokenizer, tmp_path, wrap=poisoned(lambda n: n <= 2))
     lines = rows(tmp_path)
     assert [row["train/bad_steps"] for row in lines] == [1, 2, 3, 4, 4, 4]
@@ -369,7 +410,9 @@ def test_adafactor_in_bfloat16_with_remat_follows_float32(tokenizer, tmp_path):
         c = config(compute_dtype=dtype, remat=remat, steps=4, train_parts=PHASE1)
         c.optimizer.name, c.optimizer.learning_rate, c.optimizer.schedule = "adafactor", 1e-2, "constant"
         curve, trained, frozen = fit(c, tokenizer, tmp_path / dtype)
-        assert {a.dtype.name for a in trained.values()} == {"float32"} and {a.dtype.name for a in frozen.values()} == {dtype}
+        assert {a.dtype.name for a in trained.values()} == {"float32"} and {
+            a.dtype.name for a in frozen.values()
+        } == {dtype}
         curves.append(np.array(curve))
     assert_allclose(curves[1], curves[0], rtol=0.01)
     assert np.abs(curves[1] - curves[0]).max() > 1e-5

@@ -36,7 +36,15 @@ def batch_of(rows, length, rng, positions=None):
     used = segments > 0
     tokens = np.where(used, rng.integers(3, tiny.VOCAB, shape), 0).astype(np.int32)
     weights = (used & (places > 0) & (rng.random(shape) < 0.6)).astype(np.float32)
-    return Batch(tokens, np.where(used, TEXT, 0).astype(np.int32), np.zeros(shape, np.int32), weights, segments, places, *without_media(len(rows)))
+    return Batch(
+        tokens,
+        np.where(used, TEXT, 0).astype(np.int32),
+        np.zeros(shape, np.int32),
+        weights,
+        segments,
+        places,
+        *without_media(len(rows)),
+    )
 
 
 def without_media(rows):
@@ -71,7 +79,9 @@ def test_an_unknown_target_costs_nothing_but_counts():
     batch.weights[:, 5] = 1
     before, count = loss(m, batch)
     last = np.arange(12) == 11
-    zero = batch._replace(tokens=np.where(last, 0, batch.tokens), weights=np.where(last, 1, batch.weights).astype(np.float32))
+    zero = batch._replace(
+        tokens=np.where(last, 0, batch.tokens), weights=np.where(last, 1, batch.weights).astype(np.float32)
+    )
     other = zero._replace(kind=np.where(last, UNKNOWN, zero.kind).astype(np.int32))
     same = batch._replace(weights=other.weights * ~last)
     without, fewer = loss(m, same)
@@ -114,6 +124,9 @@ def test_a_sample_without_targets_gives_zero_not_nan():
 
 def test_layers_are_computed_again_where_that_is_asked_for():
     m, batch = model(), batch_of([[8]], 8, np.random.default_rng(5))
-    traced = {how: str(jax.make_jaxpr(lambda m, how=how: m.hidden(batch, remat=how))(m)) for how in ("none", "dots", "full")}
+    traced = {
+        how: str(jax.make_jaxpr(lambda m, how=how: m.hidden(batch, remat=how))(m))
+        for how in ("none", "dots", "full")
+    }
     assert "prevent_cse" not in traced["none"] and "policy=None" in traced["full"]
     assert "prevent_cse" in traced["dots"] and "policy=None" not in traced["dots"]

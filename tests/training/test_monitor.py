@@ -27,7 +27,10 @@ def clock(monkeypatch):
 def step(monitor, clock, n, loss, targets, tokens, images, seconds=2.0, wait=0.5, norm=1.0, bad=0):
     clock.now += seconds
     monitor.wait += wait
-    monitor.step(n, {"loss": loss, "targets": targets, "tokens": tokens, "images": images, "grad_norm": norm, "bad": bad})
+    monitor.step(
+        n,
+        {"loss": loss, "targets": targets, "tokens": tokens, "images": images, "grad_norm": norm, "bad": bad},
+    )
 
 
 def rows(workdir):
@@ -57,9 +60,17 @@ def test_figures_of_an_interval(tmp_path, clock):
         "train/grad_norm": 3.0,
         "train/bad_steps": 0,
     }
-    assert third["train/loss"] == (1.0 * 5 + 3.0 * 15) / 20 and third["train/bad_steps"] == 1  # of finite steps
+    assert (
+        third["train/loss"] == (1.0 * 5 + 3.0 * 15) / 20 and third["train/bad_steps"] == 1
+    )  # of finite steps
     assert third["train/tokens_per_s"] == 3000 / 6 and third["train/images_per_s"] == 12 / 6  # of all
-    assert last == {"step": 7, "train/tokens_per_s": 250.0, "train/images_per_s": 2.0, "train/input_wait": 0.25, "train/bad_steps": 2}
+    assert last == {
+        "step": 7,
+        "train/tokens_per_s": 250.0,
+        "train/images_per_s": 2.0,
+        "train/input_wait": 0.25,
+        "train/bad_steps": 2,
+    }
 
 
 def test_an_interval_goes_on_where_it_was_saved(tmp_path, clock):
@@ -77,7 +88,11 @@ def test_an_interval_goes_on_where_it_was_saved(tmp_path, clock):
     first, last = rows(tmp_path)
     assert first["step"] == 1 and last["step"] == 4
     assert last["train/loss"] == (4.0 * 30 + 2.0 * 10 + 1.0 * 40) / 80
-    assert last["train/tokens_per_s"] == 1000 / 6 and last["train/images_per_s"] == 8 / 6 and last["train/input_wait"] == 1.5 / 6
+    assert (
+        last["train/tokens_per_s"] == 1000 / 6
+        and last["train/images_per_s"] == 8 / 6
+        and last["train/input_wait"] == 1.5 / 6
+    )
 
 
 def test_tensorboard_gets_the_same_figures(tmp_path, clock):

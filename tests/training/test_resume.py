@@ -7,7 +7,14 @@ import pytest
 
 from omnifusion_jax.config import DataConfig, ModelConfig, TrainConfig
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.training.resume import compare, differences, meaning, same_data, same_reading, write_config
+from omnifusion_jax.training.resume import (
+    compare,
+    differences,
+    meaning,
+    same_data,
+    same_reading,
+    write_config,
+)
 from omnifusion_jax.training.workdir import locked
 
 
@@ -69,7 +76,11 @@ def test_a_setting_that_changes_the_meaning_is_refused_or_said(tmp_path, name, c
     row = f"\n  {name.replace('__', '.')}: "
     with pytest.raises(ConfigError, match="then -> now") as caught:
         resume(tmp_path, now)
-    assert row in str(caught.value) and str(caught.value).count(" -> ") == 2 and "--allow_change" in str(caught.value)
+    assert (
+        row in str(caught.value)
+        and str(caught.value).count(" -> ") == 2
+        and "--allow_change" in str(caught.value)
+    )
     resume(tmp_path, now, allow_change=True)
     assert row in capsys.readouterr().out
 
@@ -77,7 +88,9 @@ def test_a_setting_that_changes_the_meaning_is_refused_or_said(tmp_path, name, c
 def test_all_of_them_are_listed_with_both_values(tmp_path):
     with pytest.raises(ConfigError) as caught:
         resume(tmp_path, changed(batch_size=32, data__path="b.json", log_every=1))
-    assert "\n  batch_size: 256 -> 32\n  data.path: 'a.json' -> 'b.json'\n" in str(caught.value) and "log_every" not in str(caught.value)
+    assert "\n  batch_size: 256 -> 32\n  data.path: 'a.json' -> 'b.json'\n" in str(
+        caught.value
+    ) and "log_every" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -88,7 +101,11 @@ def test_a_setting_that_does_not_may_change(tmp_path, name, capsys):
 
 def test_a_field_that_nobody_has_thought_of_is_guarded():
     """New ones count as what their default says; those that are gone count."""
-    then, now, default = {"a": {"old": 1, "b": 2}}, {"a": {"b": 2, "new": 3, "newer": 4}}, {"a": {"b": 0, "new": 3, "newer": 5}}
+    then, now, default = (
+        {"a": {"old": 1, "b": 2}},
+        {"a": {"b": 2, "new": 3, "newer": 4}},
+        {"a": {"b": 0, "new": 3, "newer": 5}},
+    )
     assert meaning(differences(then, now, default)) == [("a.old", 1, "(no such field)"), ("a.newer", 5, 4)]
 
 
@@ -117,7 +134,10 @@ def test_a_config_that_cannot_be_compared(tmp_path, text, capsys):
 def test_another_number_of_records(capsys):
     then, now = {"records": 24, "content": "a", "seen": 7}, {"records": 30, "content": "b", "seen": 0}
     same_data(then, then | {"seen": 0}, False)
-    with pytest.raises(ConfigError, match="had 24 records when the run was saved, now it has 30: its place in the data is lost"):
+    with pytest.raises(
+        ConfigError,
+        match="had 24 records when the run was saved, now it has 30: its place in the data is lost",
+    ):
         same_data(then, now, False)
     same_data(then, now, True)
     assert "had 24 records" in capsys.readouterr().out
@@ -125,7 +145,10 @@ def test_another_number_of_records(capsys):
 
 def test_a_data_file_that_was_edited_in_place(capsys):
     then, now = ({"records": 24, "content": content} for content in "ab")
-    with pytest.raises(ConfigError, match=r"as many records as when the run was saved, 24, but its file \(data\.path\) says something else"):
+    with pytest.raises(
+        ConfigError,
+        match=r"as many records as when the run was saved, 24, but its file \(data\.path\) says something else",
+    ):
         same_data(then, now, False)
     same_data(then, now, True)
     assert "goes on with what the file says now" in capsys.readouterr().out
@@ -140,7 +163,10 @@ def test_phase_2_reads_as_phase_1_did(capsys):
         same_reading(ours, theirs, "phase1", False)
     said = str(caught.value)
     assert "\n  model.layout: 'omnifusion' -> 'original'" in said and "encoder" not in said
-    assert "--config.model.layout=omnifusion '--config.model.prompt=This is a dialog with AI assistant.\n' --config.model.image.fit=crop" in said
+    assert (
+        "--config.model.layout=omnifusion '--config.model.prompt=This is a dialog with AI assistant.\n' --config.model.image.fit=crop"
+        in said
+    )
     same_reading(ours, theirs, "phase1", True)
     assert "model.image.fit: 'crop' -> 'pad'" in capsys.readouterr().out
 

@@ -82,7 +82,12 @@ with signals.Stop() as stop, stop.deferred():
 
 
 def test_a_second_ctrl_c_ends_at_once():
-    child = subprocess.Popen([sys.executable, "-c", HASHES, signals.__file__], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", HASHES, signals.__file__],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout.readline() == "begun\n"
     child.send_signal(signal.SIGINT)
     said = [child.stderr.readline(), child.stderr.readline()]
@@ -93,16 +98,33 @@ def test_a_second_ctrl_c_ends_at_once():
 
 def rows(workdir):
     file = Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
+    return (
+        [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+        if file.exists()
+        else []
+    )
 
 
 def begin(workdir, done, *options):
     """Starts a training on the command line and waits for three lines of metrics after step `done`."""
-    command = [sys.executable, "-m", "omnifusion_jax.train", "--config=configs/tiny.py:pretrain", f"--workdir={workdir}", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "omnifusion_jax.train",
+        "--config=configs/tiny.py:pretrain",
+        f"--workdir={workdir}",
+        *options,
+    ]
     environment = {**os.environ, "XLA_FLAGS": FAST_COMPILATION, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    child = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     until = time.monotonic() + 600
-    while sum(row["step"] > done for row in rows(workdir)) < 3 and child.poll() is None and time.monotonic() < until:
+    while (
+        sum(row["step"] > done for row in rows(workdir)) < 3
+        and child.poll() is None
+        and time.monotonic() < until
+    ):
         time.sleep(0.02)
     return child
 
@@ -119,15 +141,27 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path, capfd):
     assert child.returncode == 0, said
     first = max(row["step"] for row in rows(workdir))
     assert 3 <= first < steps and f"stopped by SIGTERM: the state after step {first} is saved" in said
-    assert said.strip().splitlines()[-1].endswith(f"--config=configs/tiny.py:pretrain --workdir={workdir} {' '.join(options)}")
-    assert "Traceback" not in said and (workdir / "checkpoints" / str(first)).is_dir() and not (workdir / "summary.json").exists()
+    assert (
+        said.strip()
+        .splitlines()[-1]
+        .endswith(f"--config=configs/tiny.py:pretrain --workdir={workdir} {' '.join(options)}")
+    )
+    assert (
+        "Traceback" not in said
+        and (workdir / "checkpoints" / str(first)).is_dir()
+        and not (workdir / "summary.json").exists()
+    )
 
     child = begin(workdir, first, *options)
     child.send_signal(signal.SIGINT)
     said, _ = child.communicate(timeout=120)
     assert child.returncode == 130, said
     second = max(row["step"] for row in rows(workdir))
-    assert first + 3 <= second < steps and f"resuming from step {first}" in said and f"stopped by SIGINT: the state after step {second}" in said
+    assert (
+        first + 3 <= second < steps
+        and f"resuming from step {first}" in said
+        and f"stopped by SIGINT: the state after step {second}" in said
+    )
     assert "Traceback" not in said
 
     config = tiny.get_config("pretrain")
@@ -139,7 +173,12 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path, capfd):
     cut, whole = rows(workdir), rows(tmp_path / "whole")
     assert [row["step"] for row in cut] == [row["step"] for row in whole] == list(range(1, steps + 1))
     for one, other in zip(cut, whole, strict=True):
-        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=2e-3)  # on one device, and on one of eight
+        assert one["train/loss"] == pytest.approx(
+            other["train/loss"], rel=2e-3
+        )  # on one device, and on one of eight
     capfd.readouterr()
     train(config, workdir)
-    assert f"all {steps} steps are done: nothing is left to train" in capfd.readouterr().out and rows(workdir) == cut
+    assert (
+        f"all {steps} steps are done: nothing is left to train" in capfd.readouterr().out
+        and rows(workdir) == cut
+    )

@@ -35,17 +35,35 @@ class Toy(nnx.Module):
 
 def batch_of(rows, length=4, **arrays):
     plane = np.ones((rows, length), np.int32)
-    given = {"tokens": plane, "kind": plane * TEXT, "index": plane, "weights": np.ones((rows, length), np.float32), "segments": plane}
+    given = {
+        "tokens": plane,
+        "kind": plane * TEXT,
+        "index": plane,
+        "weights": np.ones((rows, length), np.float32),
+        "segments": plane,
+    }
     given |= {"items": np.zeros(rows, np.int32), "media": {}}
     return Batch(**{**given, **arrays}, positions=plane)
 
 
 def begin(loss, params, optimizer=tiny.RECORDER, seed=0, grad_accum=1, dtype="float32", **settings):
     """(state, step) of a toy with the trained `params`; all it has is trained."""
-    params = {path: jnp.asarray(a, jnp.float32) for path, a in ({"head": np.zeros(2), "decoder/embed": np.zeros((3, 2))} | params).items()}
+    params = {
+        path: jnp.asarray(a, jnp.float32)
+        for path, a in ({"head": np.zeros(2), "decoder/embed": np.zeros((3, 2))} | params).items()
+    }
     skeleton = nnx.eval_shape(lambda: Toy(params["head"], params["decoder/embed"]))
     objective = types.SimpleNamespace(loss=lambda module, batch, key, remat: loss(module, batch, key))
-    step = make_step(skeleton, objective, optimizer, seed=seed, grad_accum=grad_accum, dtype=jnp.dtype(dtype), remat="none", **settings)
+    step = make_step(
+        skeleton,
+        objective,
+        optimizer,
+        seed=seed,
+        grad_accum=grad_accum,
+        dtype=jnp.dtype(dtype),
+        remat="none",
+        **settings,
+    )
     return init_state(optimizer, params), jax.jit(lambda state, batch: step(state, {}, batch))
 
 
@@ -91,7 +109,13 @@ def test_metrics():
     )
     assert_allclose(drawn(state), [3.0, 4.0], rtol=1e-6)
     state, metrics = step(state, batch_of(3, weights=0 * weights))
-    assert float(metrics["loss"]) == float(metrics["grad_norm"]) == float(metrics["targets"]) == float(metrics["bad"]) == 0
+    assert (
+        float(metrics["loss"])
+        == float(metrics["grad_norm"])
+        == float(metrics["targets"])
+        == float(metrics["bad"])
+        == 0
+    )
     assert int(state.step) == 2
 
 
@@ -102,7 +126,9 @@ def test_gradients_of_a_frequent_token_add_up_in_float32():
 
     def loss(module, batch, key):
         types.update(head=module.head[...].dtype, embed=module.decoder.embed[...].dtype)
-        return module.decoder.embed[...][batch.tokens].astype(jnp.bfloat16).astype(jnp.float32).sum(), jnp.ones(())
+        return module.decoder.embed[...][batch.tokens].astype(jnp.bfloat16).astype(
+            jnp.float32
+        ).sum(), jnp.ones(())
 
     state, step = begin(loss, {}, dtype="bfloat16")
     state, _ = step(state, batch_of(10, 100))
@@ -111,7 +137,12 @@ def test_gradients_of_a_frequent_token_add_up_in_float32():
 
 
 def test_gradients_of_micro_batches_add_up_in_float32():
-    state, step = begin(lambda module, batch, key: (module.head[...].astype(jnp.float32).sum(), jnp.ones(())), {}, grad_accum=512, dtype="bfloat16")
+    state, step = begin(
+        lambda module, batch, key: (module.head[...].astype(jnp.float32).sum(), jnp.ones(())),
+        {},
+        grad_accum=512,
+        dtype="bfloat16",
+    )
     state, _ = step(state, batch_of(512, 1))
     assert state.optimizer["head"].dtype == jnp.float32
     assert_array_equal(drawn(state) * 512, [512, 512])
@@ -133,8 +164,15 @@ def test_a_broken_step_leaves_no_trace_but_its_count(broken):
         value = batch.weights[0, 0] * (x @ x) + jnp.sqrt(batch.tokens[0, 0] * x[0])
         return value + 0 * jnp.log(batch.index[0, 0].astype(jnp.float32)), batch.weights.sum()
 
-    good, bad = [batch_of(1, 1), batch_of(1, 1, weights=np.full((1, 1), 2, np.float32))], batch_of(1, 1, **BREAKS[broken])
-    start, step = begin(loss, {"head": [2.0, 3.0]}, make_optimizer(OptimizerConfig(warmup=0.0, weight_decay=0.1), 10, ((".*", 1.0),)))
+    good, bad = (
+        [batch_of(1, 1), batch_of(1, 1, weights=np.full((1, 1), 2, np.float32))],
+        batch_of(1, 1, **BREAKS[broken]),
+    )
+    start, step = begin(
+        loss,
+        {"head": [2.0, 3.0]},
+        make_optimizer(OptimizerConfig(warmup=0.0, weight_decay=0.1), 10, ((".*", 1.0),)),
+    )
     without, _ = step(step(start, good[0])[0], good[1])
     first, _ = step(start, good[0])
     second, metrics = step(first, bad)
@@ -145,13 +183,17 @@ def test_a_broken_step_leaves_no_trace_but_its_count(broken):
     assert (int(third.step), int(third.bad_steps), int(metrics["bad"])) == (3, 1, 1)
     for path, a in without.params.items():
         assert_array_equal(third.params[path], a)
-    for ours, theirs in zip(jax.tree.leaves(third.optimizer), jax.tree.leaves(without.optimizer), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves(third.optimizer), jax.tree.leaves(without.optimizer), strict=True
+    ):
         assert_array_equal(ours, theirs)
     assert np.abs(third.params["head"] - first.params["head"]).max() > 1e-4
 
 
 def test_weights_of_groups_of_rows():
-    weights = np.array([[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.float32)
+    weights = np.array(
+        [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.float32
+    )
     by_two = [[0, 0.25, 0.25, 0], [0, 0.25, 0.25, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert_array_equal(by_rows(weights, 2), by_two)
     assert_array_equal(by_rows(weights, 1), [[0, 0.5, 0.5, 0], [0, 0.5, 0.5, 0], *by_two[2:]])
@@ -173,7 +215,9 @@ def test_the_mean_of_means_is_that_of_groups_of_rows_whatever_the_micro_batches(
     state, metrics = step(state, batch_of(8, tokens=tokens, weights=weights))
     seen = [tokens[i : i + (rows or 8)][weights[i : i + (rows or 8)] > 0] for i in range(0, 8, rows or 8)]
     seen = [targets for targets in seen if len(targets)]
-    assert_allclose(metrics["loss"], np.mean([costs.sum(axis=1)[targets].mean() for targets in seen]), rtol=1e-5)
+    assert_allclose(
+        metrics["loss"], np.mean([costs.sum(axis=1)[targets].mean() for targets in seen]), rtol=1e-5
+    )
     assert metrics["targets"] == weights.sum()
     gradient = np.mean([np.bincount(targets, minlength=3) / len(targets) for targets in seen], axis=0)
     assert_allclose(state.optimizer["decoder/embed"], np.stack([gradient] * 2, axis=1), rtol=1e-5, atol=1e-7)
@@ -182,12 +226,18 @@ def test_the_mean_of_means_is_that_of_groups_of_rows_whatever_the_micro_batches(
 def test_each_device_has_rows_of_its_own():
     placed = batch_sharding(sharding.make_mesh(data=2, fsdp=4))
     assert placed.shard_shape((16, 5)) == (2, 5)
-    assert sorted(rows.start for rows, _ in placed.devices_indices_map((16, 5)).values()) == list(range(0, 16, 2))
+    assert sorted(rows.start for rows, _ in placed.devices_indices_map((16, 5)).values()) == list(
+        range(0, 16, 2)
+    )
 
 
 def test_a_micro_batch_takes_rows_from_everywhere():
     """Rows 0 and 2, then 1 and 3: so each device, which holds rows that follow one another, has its share of both."""
-    state, step = begin(lambda module, batch, key: (module.head[...].sum() * batch.tokens.max(), jnp.ones(())), {}, grad_accum=2)
+    state, step = begin(
+        lambda module, batch, key: (module.head[...].sum() * batch.tokens.max(), jnp.ones(())),
+        {},
+        grad_accum=2,
+    )
     state, _ = step(state, batch_of(4, 1, tokens=np.arange(4, dtype=np.int32)[:, None]))
     assert_array_equal(drawn(state) * 2, [2 + 3, 2 + 3])
 
@@ -198,9 +248,17 @@ def test_moments_lie_as_their_parameters_do():
         "decoder/norm/scale": jax.ShapeDtypeStruct((8,), np.float32),
     }
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
-    expected = {"decoder/layers/feed_forward/up/kernel": PartitionSpec(None, "fsdp", "tensor"), "decoder/norm/scale": PartitionSpec(None)}
+    expected = {
+        "decoder/layers/feed_forward/up/kernel": PartitionSpec(None, "fsdp", "tensor"),
+        "decoder/norm/scale": PartitionSpec(None),
+    }
     for name, moments in (("adamw", 2), ("adafactor", 0)):
-        state = jax.eval_shape(lambda p, name=name: init_state(make_optimizer(OptimizerConfig(name=name), 10, ((".*", 1.0),)), p), params)
+        state = jax.eval_shape(
+            lambda p, name=name: init_state(
+                make_optimizer(OptimizerConfig(name=name), 10, ((".*", 1.0),)), p
+            ),
+            params,
+        )
         placed = state_shardings(mesh, state)
         assert {path: a.spec for path, a in placed.params.items()} == expected
         assert placed.step.spec == placed.bad_steps.spec == PartitionSpec()

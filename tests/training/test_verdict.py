@@ -15,7 +15,12 @@ def rows(*curve, every=20, norm=1.0):
     found = []
     for i, (loss, gradient) in enumerate(pairs):
         figures = {"train/loss": loss, "train/grad_norm": gradient, "train/bad_steps": 0}
-        found.append({"step": max(1, i * every), **{name: value for name, value in figures.items() if math.isfinite(value)}})
+        found.append(
+            {
+                "step": max(1, i * every),
+                **{name: value for name, value in figures.items() if math.isfinite(value)},
+            }
+        )
     return found
 
 
@@ -37,7 +42,9 @@ LEARNED = {
 FAILED = {
     "gradient": [
         rows((4.3, 0.0), (4.3, 0.0), every=2),  # however short
-        rows((4.3, 13.0), (5.2, 4e-7), (4.8, 2e-7), (4.9, 1.5e-7), every=8),  # optimizer.learning_rate=1e6 in phase 1 of the tiny model
+        rows(
+            (4.3, 13.0), (5.2, 4e-7), (4.8, 2e-7), (4.9, 1.5e-7), every=8
+        ),  # optimizer.learning_rate=1e6 in phase 1 of the tiny model
     ],
     "knows nothing": [
         rows(7.0, 6.95, 6.93, 6.92),
@@ -54,7 +61,9 @@ def test_a_run_that_learned_has_no_problem(case):
     assert verdict(LEARNED[case], UNKNOWING) == []
 
 
-@pytest.mark.parametrize(("word", "lines"), [(word, lines) for word, cases in FAILED.items() for lines in cases])
+@pytest.mark.parametrize(
+    ("word", "lines"), [(word, lines) for word, cases in FAILED.items() for lines in cases]
+)
 def test_a_run_that_did_not_is_told_what_to_look_at(word, lines):
     (problem,) = verdict(lines, UNKNOWING)
     assert word in problem and "optimizer.learning_rate" in problem and "metrics.jsonl" in problem

@@ -42,9 +42,13 @@ class Family:
 
     architecture: str
     defaults: dict  # of transformers' config, for a file that leaves a field out; None for key-value heads: as many as heads
-    fixed: dict = dataclasses.field(default_factory=dict)  # fields of DecoderConfig that all its models have in common
+    fixed: dict = dataclasses.field(
+        default_factory=dict
+    )  # fields of DecoderConfig that all its models have in common
     window: bool = False  # whether sliding_window says our `window`
-    only: dict = dataclasses.field(default_factory=dict)  # settings of its own with which our decoder computes something else
+    only: dict = dataclasses.field(
+        default_factory=dict
+    )  # settings of its own with which our decoder computes something else
 
 
 SIZES = {
@@ -55,21 +59,45 @@ SIZES = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
 }
-QWEN = {**SIZES, "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768}
+QWEN = {
+    **SIZES,
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+}
 FAMILIES = Table(
     "family of language models",
     rows={
         "mistral": Family(
             "MistralForCausalLM",
-            {**SIZES, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+            {
+                **SIZES,
+                "intermediate_size": 14336,
+                "num_key_value_heads": 8,
+                "max_position_embeddings": 131072,
+                "sliding_window": 4096,
+            },
             window=True,
         ),
         "llama": Family(
             "LlamaForCausalLM",
-            {**SIZES, "intermediate_size": 11008, "num_key_value_heads": None, "max_position_embeddings": 2048},
+            {
+                **SIZES,
+                "intermediate_size": 11008,
+                "num_key_value_heads": None,
+                "max_position_embeddings": 2048,
+            },
         ),
-        "qwen2": Family("Qwen2ForCausalLM", QWEN, {"qkv_bias": True}, only={"use_sliding_window": (False, None)}),
-        "qwen3": Family("Qwen3ForCausalLM", {**QWEN, "head_dim": 128}, {"qk_norm": True}, only={"use_sliding_window": (False, None)}),
+        "qwen2": Family(
+            "Qwen2ForCausalLM", QWEN, {"qkv_bias": True}, only={"use_sliding_window": (False, None)}
+        ),
+        "qwen3": Family(
+            "Qwen3ForCausalLM",
+            {**QWEN, "head_dim": 128},
+            {"qk_norm": True},
+            only={"use_sliding_window": (False, None)},
+        ),
     },
 )
 ONLY = {  # settings with which our decoder computes something else
@@ -83,7 +111,11 @@ ONLY = {  # settings with which our decoder computes something else
 def table(c: DecoderConfig, path="decoder"):
     """Rows of everything that a decoder of these families can have; the engine leaves out those it has not."""
     layer, attention, ours = "model.layers.{}.", "model.layers.{}.self_attn.", path + "/layers/"
-    heads = {"q": ("query", (c.kv_heads, c.group, c.head_dim)), "k": ("key", (c.kv_heads, c.head_dim)), "v": ("value", (c.kv_heads, c.head_dim))}
+    heads = {
+        "q": ("query", (c.kv_heads, c.group, c.head_dim)),
+        "k": ("key", (c.kv_heads, c.head_dim)),
+        "v": ("value", (c.kv_heads, c.head_dim)),
+    }
     rows = {EMBED: (f"{path}/embed", SAME)}
     for name, (projection, dims) in heads.items():
         rows[f"{attention}{name}_proj.weight"] = (f"{ours}attention/{projection}/kernel", split_out(*dims))
@@ -92,7 +124,10 @@ def table(c: DecoderConfig, path="decoder"):
         if c.qk_norm and projection != "value":
             rows[f"{attention}{name}_norm.weight"] = (f"{ours}attention/{projection}_norm/scale", SAME)
     rows |= {
-        attention + "o_proj.weight": (ours + "attention/out/kernel", split_in(c.kv_heads, c.group, c.head_dim)),
+        attention + "o_proj.weight": (
+            ours + "attention/out/kernel",
+            split_in(c.kv_heads, c.group, c.head_dim),
+        ),
         layer + "mlp.gate_proj.weight": (ours + "feed_forward/gate/kernel", MATRIX),
         layer + "mlp.up_proj.weight": (ours + "feed_forward/up/kernel", MATRIX),
         layer + "mlp.down_proj.weight": (ours + "feed_forward/down/kernel", MATRIX),
@@ -113,7 +148,9 @@ def without_copy(tensors, c: DecoderConfig, where, prefix=""):
     if not c.tied or head not in tensors:
         return tensors
     if embed in tensors and not np.array_equal(np.asarray(tensors[head]), np.asarray(tensors[embed])):
-        raise CheckpointError(f"{where}: tie_word_embeddings is true, but {head} is not {embed}. Set it to false, or remove the head")
+        raise CheckpointError(
+            f"{where}: tie_word_embeddings is true, but {head} is not {embed}. Set it to false, or remove the head"
+        )
     return {name: a for name, a in tensors.items() if name != head}
 
 
@@ -129,7 +166,9 @@ def decoder_config(hf, where="config.json") -> DecoderConfig:
     require(hf, ONLY | family.only, where)
     values = {theirs: hf.get(theirs, family.defaults[theirs]) for theirs in FIELDS}
     values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
-    config = DecoderConfig(family=kind, **family.fixed, **{FIELDS[theirs]: value for theirs, value in values.items()})
+    config = DecoderConfig(
+        family=kind, **family.fixed, **{FIELDS[theirs]: value for theirs, value in values.items()}
+    )
     config.window = hf.get("sliding_window", family.defaults["sliding_window"]) if family.window else None
     config.head_dim = hf.get("head_dim") or family.defaults.get("head_dim") or config.width // config.heads
     rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}  # transformers 4, 5
@@ -170,12 +209,18 @@ def decoder_json(c: DecoderConfig, dtype, ends=None):
         **({"sliding_window": c.window} if family.window else {}),
     }
     if c.rope_scaling:
-        written["rope_scaling"] = {"rope_type": "llama3"} | {theirs: getattr(c.rope_scaling, ours) for theirs, ours in ROPE.items()}
+        written["rope_scaling"] = {"rope_type": "llama3"} | {
+            theirs: getattr(c.rope_scaling, ours) for theirs, ours in ROPE.items()
+        }
     back = decoder_config(written)
-    lost = [field.name for field in dataclasses.fields(c) if getattr(back, field.name) != getattr(c, field.name)]
+    lost = [
+        field.name for field in dataclasses.fields(c) if getattr(back, field.name) != getattr(c, field.name)
+    ]
     if lost:
         told = ", ".join(f"{name}={getattr(c, name)!r}" for name in lost)
-        raise CheckpointError(f"a language model of the family {c.family} has no {told}; decoder.family may be one of {', '.join(FAMILIES)}")
+        raise CheckpointError(
+            f"a language model of the family {c.family} has no {told}; decoder.family may be one of {', '.join(FAMILIES)}"
+        )
     return written
 
 

@@ -7,11 +7,21 @@ from typing import ClassVar
 
 from omnifusion_jax.checkpoints.mapping.shapes import encoder_shapes
 from omnifusion_jax.checkpoints.mapping.tensors import destinations, from_foreign
-from omnifusion_jax.checkpoints.mapping.transforms import MATRIX, SAME, Fused, Transform, split, split_in, split_out
+from omnifusion_jax.checkpoints.mapping.transforms import (
+    MATRIX,
+    SAME,
+    Fused,
+    Transform,
+    split,
+    split_in,
+    split_out,
+)
 from omnifusion_jax.checkpoints.storage.weights import open_tensors
 from omnifusion_jax.config import EncoderConfig
 
-CONVOLUTION = Transform(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # [out, 3, p, p] <-> [p, p, 3, out]
+CONVOLUTION = Transform(
+    lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)
+)  # [out, 3, p, p] <-> [p, p, 3, out]
 QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
 QKV_KERNEL, QKV_BIAS = (tuple(f"{path}/{name}" for path in QKV) for name in ("kernel", "bias"))
 
@@ -21,7 +31,11 @@ def ones_before(n):
     return Transform(lambda a: a.reshape(a.shape[n:]), lambda a: a.reshape(*(1,) * n, *a.shape))
 
 
-BATCHED = {"class_token": ones_before(2), "position": ones_before(1), "registers": ones_before(1)}  # most libraries keep a batch axis there
+BATCHED = {
+    "class_token": ones_before(2),
+    "position": ones_before(1),
+    "registers": ones_before(1),
+}  # most libraries keep a batch axis there
 
 
 def named(tensors=(), linear=(), norms=()):
@@ -29,7 +43,9 @@ def named(tensors=(), linear=(), norms=()):
     found = dict(tensors)
     for theirs, ours in dict(linear).items():
         for name, of in (("weight", "kernel"), ("bias", "bias")):
-            found[f"{theirs}.{name}"] = tuple(f"{path}/{of}" for path in ours) if isinstance(ours, tuple) else f"{ours}/{of}"
+            found[f"{theirs}.{name}"] = (
+                tuple(f"{path}/{of}" for path in ours) if isinstance(ours, tuple) else f"{ours}/{of}"
+            )
     for theirs, ours in dict(norms).items():
         found |= {f"{theirs}.weight": f"{ours}/scale", f"{theirs}.bias": f"{ours}/bias"}
     return found
@@ -41,7 +57,9 @@ def transforms(c: EncoderConfig):
     return {
         "patch/kernel": CONVOLUTION,
         **dict.fromkeys(QKV_KERNEL, split_out(*heads)),
-        **dict.fromkeys((*QKV_BIAS, attention + "query_norm/scale", attention + "key_norm/scale"), split(*heads)),
+        **dict.fromkeys(
+            (*QKV_BIAS, attention + "query_norm/scale", attention + "key_norm/scale"), split(*heads)
+        ),
         attention + "out/kernel": split_in(*heads),
         **{f"layers/feed_forward/{name}/kernel": MATRIX for name in ("up", "gate", "down")},
     }
@@ -51,7 +69,9 @@ def transforms(c: EncoderConfig):
 class Family:
     """A way in which vision towers are kept. A subclass says whether a path is one, and what its settings are."""
 
-    styles: Callable[[EncoderConfig], tuple[dict, ...]]  # what tensors are called, as `named` gives it; of several styles the first is written
+    styles: Callable[
+        [EncoderConfig], tuple[dict, ...]
+    ]  # what tensors are called, as `named` gives it; of several styles the first is written
     ignored: tuple[str, ...] = ()  # regexes of tensors that hold nothing of the tower
     prefix: str = ""  # what names may or may not begin with
     batched: bool = False  # class token, registers and positions have a batch axis
@@ -90,5 +110,12 @@ class Family:
         shapes = {f"{path}/{name}": shape for name, shape in encoder_shapes(config).items()}
         given = {name.removeprefix(self.prefix) for name in tensors}
         tables = [self.table(config, path, style) for style in range(len(self.styles(config)))]
-        likest = max(tables, key=lambda rows: sum(name.removeprefix(self.prefix) in given for name in destinations(rows, shapes)))
-        return config, from_foreign(tensors, likest, shapes, source, ignore=self.ignored, prefix=self.prefix, dtype=dtype)
+        likest = max(
+            tables,
+            key=lambda rows: sum(
+                name.removeprefix(self.prefix) in given for name in destinations(rows, shapes)
+            ),
+        )
+        return config, from_foreign(
+            tensors, likest, shapes, source, ignore=self.ignored, prefix=self.prefix, dtype=dtype
+        )

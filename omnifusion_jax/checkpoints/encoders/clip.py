@@ -6,7 +6,10 @@ from omnifusion_jax.checkpoints.encoders.base import named
 PREFIX = "vision_model."  # public files have it; transformers 5 drops it in memory
 LAYER = PREFIX + "encoder.layers.{}."
 NAMES = named(
-    tensors={PREFIX + "embeddings.class_embedding": "class_token", PREFIX + "embeddings.position_embedding.weight": "position"},
+    tensors={
+        PREFIX + "embeddings.class_embedding": "class_token",
+        PREFIX + "embeddings.position_embedding.weight": "position",
+    },
     linear={
         PREFIX + "embeddings.patch_embedding": "patch",
         LAYER + "self_attn.q_proj": "layers/attention/query",

@@ -8,15 +8,28 @@ from omnifusion_jax.checkpoints.encoders.hugging_face import BLOCK, HuggingFace
 from omnifusion_jax.checkpoints.storage.weights import open_tensors
 from omnifusion_jax.config import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
 
-FIXED = {"patch_bias": True, "layer_scale": True, "pre_norm": False, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+FIXED = {
+    "patch_bias": True,
+    "layer_scale": True,
+    "pre_norm": False,
+    "mean": IMAGENET_MEAN,
+    "std": IMAGENET_STD,
+}
 FIELDS = {**BLOCK, "image_size": ("image_size", 224), "qkv_bias": ("qkv_bias", True)}
 LAYER = "encoder.layer.{}."
 
 # Names of attention and of the gated feed-forward part: in public files, and with transformers 5
 PUBLIC = ("attention.query", "attention.key", "attention.value", "output.dense")
-PUBLIC_GATED = {"weights_in": ("layers/feed_forward/gate", "layers/feed_forward/up"), "weights_out": "layers/feed_forward/down"}
+PUBLIC_GATED = {
+    "weights_in": ("layers/feed_forward/gate", "layers/feed_forward/up"),
+    "weights_out": "layers/feed_forward/down",
+}
 LATER = ("q_proj", "k_proj", "v_proj", "o_proj")
-LATER_GATED = {"gate_proj": "layers/feed_forward/gate", "up_proj": "layers/feed_forward/up", "down_proj": "layers/feed_forward/down"}
+LATER_GATED = {
+    "gate_proj": "layers/feed_forward/gate",
+    "up_proj": "layers/feed_forward/up",
+    "down_proj": "layers/feed_forward/down",
+}
 
 
 def names(attention, feed_forward):
@@ -40,13 +53,19 @@ def names(attention, feed_forward):
 
 def styles(c: EncoderConfig):
     gated = c.activation == "swiglu"
-    return names(PUBLIC, PUBLIC_GATED if gated else timm.MLP), names(LATER, LATER_GATED if gated else timm.MLP)
+    return names(PUBLIC, PUBLIC_GATED if gated else timm.MLP), names(
+        LATER, LATER_GATED if gated else timm.MLP
+    )
 
 
 def feed_forward(hf, where):
     """A gated one has two thirds of the width, made a multiple of 8."""
     hidden = int(hf.get("hidden_size", 768) * hf.get("mlp_ratio", 4))
-    return {"mlp": (int(hidden * 2 / 3) + 7) // 8 * 8, "activation": "swiglu"} if hf.get("use_swiglu_ffn") else {"mlp": hidden}
+    return (
+        {"mlp": (int(hidden * 2 / 3) + 7) // 8 * 8, "activation": "swiglu"}
+        if hf.get("use_swiglu_ffn")
+        else {"mlp": hidden}
+    )
 
 
 def feed_forward_json(c):

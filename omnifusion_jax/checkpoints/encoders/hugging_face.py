@@ -9,7 +9,10 @@ from omnifusion_jax.config import HANDED_ON, EncoderConfig
 from omnifusion_jax.errors import CheckpointError
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-VALUES = {"hidden_act": ACTIVATIONS, "norm_type": {"layer_norm": "layer", "rms_norm": "rms"}}  # theirs: ours; others are numbers
+VALUES = {
+    "hidden_act": ACTIVATIONS,
+    "norm_type": {"layer_norm": "layer", "rms_norm": "rms"},
+}  # theirs: ours; others are numbers
 BICUBIC = 3  # Pillow's number
 
 BLOCK = {  # names that most families share
@@ -27,12 +30,20 @@ class HuggingFace(Family):
 
     model_types: tuple[str, ...] = ()  # of config.json; the last is written
     architecture: str = ""  # the class that is written down with it
-    fixed: dict = dataclasses.field(default_factory=dict)  # settings of EncoderConfig that all of the family share
-    fields: dict = dataclasses.field(default_factory=dict)  # setting of config.json: (field of EncoderConfig, default of the library)
-    required: dict = dataclasses.field(default_factory=dict)  # setting of config.json: values with which it computes what ours does
+    fixed: dict = dataclasses.field(
+        default_factory=dict
+    )  # settings of EncoderConfig that all of the family share
+    fields: dict = dataclasses.field(
+        default_factory=dict
+    )  # setting of config.json: (field of EncoderConfig, default of the library)
+    required: dict = dataclasses.field(
+        default_factory=dict
+    )  # setting of config.json: values with which it computes what ours does
     more: Callable = lambda settings, where: {}  # fields of EncoderConfig that follow from several settings
     more_json: Callable = lambda c: {}  # settings of config.json, likewise
-    blank: dict = dataclasses.field(default_factory=dict)  # tensors that the library wants and never uses: name to shape, of an EncoderConfig
+    blank: dict = dataclasses.field(
+        default_factory=dict
+    )  # tensors that the library wants and never uses: name to shape, of an EncoderConfig
     resizes: bool = False  # positions follow the size of the picture, and config.json has the size that they were trained for
     fit: str = "crop"  # where there is no preprocessor_config.json
 
@@ -58,7 +69,9 @@ class HuggingFace(Family):
         """
         require(hf, {"model_type": self.model_types}, where)
         hf = {**hf["vision_config"], **(hf.get("vision_config_dict") or {})} if "vision_config" in hf else hf
-        hf = {name: side(value) if name in ("image_size", "patch_size") else value for name, value in hf.items()}
+        hf = {
+            name: side(value) if name in ("image_size", "patch_size") else value for name, value in hf.items()
+        }
         choices = {name: tuple(values) for name, values in VALUES.items()}
         require(hf, {"num_channels": (3,), **choices, **self.required}, where)
         config = EncoderConfig(**self.fixed)
@@ -78,7 +91,11 @@ class HuggingFace(Family):
         trained_for = config.image_size
         apply_view(config, preprocessor, where)
         if not self.resizes and config.image_size != trained_for:
-            sizes = (trained_for, {"height": trained_for, "width": trained_for}, {"shortest_edge": trained_for})
+            sizes = (
+                trained_for,
+                {"height": trained_for, "width": trained_for},
+                {"shortest_edge": trained_for},
+            )
             require(preprocessor, {"crop_size": sizes, "size": sizes}, where)
         config.position_grid = trained_for // config.patch
 
@@ -87,10 +104,22 @@ class HuggingFace(Family):
         written = {name: getattr(c, field) for name, (field, _) in self.fields.items()}
         for name, values in VALUES.items():
             if name in written:
-                written[name] = {ours: theirs for theirs, ours in values.items()}.get(written[name], written[name])
+                written[name] = {ours: theirs for theirs, ours in values.items()}.get(
+                    written[name], written[name]
+                )
         written["image_size"] = c.position_grid * c.patch if c.resized else c.image_size
-        about = {"architectures": [self.architecture], "model_type": self.model_types[-1], "num_channels": 3, "torch_dtype": dtype}
-        return {**about, **{name: values[0] for name, values in self.required.items()}, **written, **self.more_json(c)}
+        about = {
+            "architectures": [self.architecture],
+            "model_type": self.model_types[-1],
+            "num_channels": 3,
+            "torch_dtype": dtype,
+        }
+        return {
+            **about,
+            **{name: values[0] for name, values in self.required.items()},
+            **written,
+            **self.more_json(c),
+        }
 
     def obstacles(self, c: EncoderConfig):
         """Why a model of this family cannot be `c`; empty where it can."""
@@ -100,7 +129,11 @@ class HuggingFace(Family):
             return str(error)
         free, c = HANDED_ON if c.resized else (*HANDED_ON, "position_resize"), c.canonical()
         names = [field.name for field in dataclasses.fields(c) if field.name not in free]
-        return ", ".join(f"{name} would be {getattr(back, name)}" for name in names if getattr(back, name) != getattr(c, name))
+        return ", ".join(
+            f"{name} would be {getattr(back, name)}"
+            for name in names
+            if getattr(back, name) != getattr(c, name)
+        )
 
 
 def preprocessor_json(c: EncoderConfig, fit="crop"):
@@ -141,9 +174,15 @@ def view(preprocessor, size, where):
       CheckpointError: pictures would come to a model of ours otherwise.
     """
     yes = (True,)
-    require(preprocessor, {"do_resize": yes, "do_normalize": yes, "do_rescale": yes, "resample": (BICUBIC,)}, where)
+    require(
+        preprocessor,
+        {"do_resize": yes, "do_normalize": yes, "do_rescale": yes, "resample": (BICUBIC,)},
+        where,
+    )
     if abs(preprocessor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-4:
-        raise CheckpointError(f"{where}: rescale_factor is {preprocessor['rescale_factor']}, supported is 1/255")
+        raise CheckpointError(
+            f"{where}: rescale_factor is {preprocessor['rescale_factor']}, supported is 1/255"
+        )
     crops = preprocessor.get("do_center_crop", "crop_size" in preprocessor)
     resized = preprocessor.get("size", preprocessor.get("crop_size", size))
     squashed = isinstance(resized, dict) and "height" in resized
@@ -152,7 +191,9 @@ def view(preprocessor, size, where):
     edge = resized.get("shortest_edge") if isinstance(resized, dict) and not squashed else side(resized)
     crop = side(preprocessor.get("crop_size", size)) if crops else edge
     if not isinstance(edge, int) or not isinstance(crop, int):
-        raise CheckpointError(f"{where}: size {resized!r:.100} and crop_size {preprocessor.get('crop_size')!r:.100} make no square of a known size")
+        raise CheckpointError(
+            f"{where}: size {resized!r:.100} and crop_size {preprocessor.get('crop_size')!r:.100} make no square of a known size"
+        )
     return crop, edge, "squash" if squashed else "crop"
 
 

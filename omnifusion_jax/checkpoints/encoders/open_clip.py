@@ -11,7 +11,11 @@ from omnifusion_jax.config import CLIP_MEAN, CLIP_STD, EncoderConfig
 from omnifusion_jax.errors import CheckpointError
 
 CONFIG = "open_clip_config.json"
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 BLOCK = "visual.transformer.resblocks.{}."
 NAMES = named(
     tensors={
@@ -26,7 +30,12 @@ NAMES = named(
         BLOCK + "mlp.c_fc": "layers/feed_forward/up",
         BLOCK + "mlp.c_proj": "layers/feed_forward/down",
     },
-    norms={"visual.ln_pre": "pre_norm", "visual.ln_post": "post_norm", BLOCK + "ln_1": "layers/norm1", BLOCK + "ln_2": "layers/norm2"},
+    norms={
+        "visual.ln_pre": "pre_norm",
+        "visual.ln_post": "post_norm",
+        BLOCK + "ln_1": "layers/norm1",
+        BLOCK + "ln_2": "layers/norm2",
+    },
 )
 IGNORED = (
     r"visual\.proj",
@@ -54,15 +63,21 @@ class OpenClip(Family):
         if path.is_file():
             return "visual.conv1.weight" in open_tensors(path)
         ours, theirs = (any((path / name).is_file() for name in names) for names in (WEIGHTS, HUGGING_FACE))
-        return (path / CONFIG).is_file() and ours and not theirs  # repositories may hold both, and settings of both in either case
+        return (
+            (path / CONFIG).is_file() and ours and not theirs
+        )  # repositories may hold both, and settings of both in either case
 
     def tensors(self, path: Path):
-        return open_tensors(path if path.is_file() else next(path / name for name in WEIGHTS if (path / name).is_file()))
+        return open_tensors(
+            path if path.is_file() else next(path / name for name in WEIGHTS if (path / name).is_file())
+        )
 
     def settings(self, path):
         where = (path.parent if path.is_file() else path) / CONFIG
         if not where.is_file():
-            raise CheckpointError(f"{path}: weights of open_clip do not say their heads and activation. Put {CONFIG} of the same model beside them.")
+            raise CheckpointError(
+                f"{path}: weights of open_clip do not say their heads and activation. Put {CONFIG} of the same model beside them."
+            )
         settings = read_json(where)
         model, pictures = settings.get("model_cfg", {}), settings.get("preprocess_cfg", {})
         c = model.get("vision_cfg", {})

@@ -13,7 +13,11 @@ MLP = {"fc1": "layers/feed_forward/up", "fc2": "layers/feed_forward/down"}
 GATED = {"w12": ("layers/feed_forward/gate", "layers/feed_forward/up"), "w3": "layers/feed_forward/down"}
 
 ARCHITECTURE = r"vit_(\w+?)_patch\d+_siglip_\d+"
-HEADS = {"base": 12, "large": 16, "so400m": 16}  # what shapes do not say, by the size in the architecture's name
+HEADS = {
+    "base": 12,
+    "large": 16,
+    "so400m": 16,
+}  # what shapes do not say, by the size in the architecture's name
 FITS = {"center": "crop", "squash": "squash"}
 
 
@@ -32,7 +36,10 @@ def names(c: EncoderConfig):
             "patch_embed.proj": "patch",
             block + "attn.qkv": QKV,
             block + "attn.proj": "layers/attention/out",
-            **{block + "mlp." + name: ours for name, ours in (GATED if c.activation == "swiglu" else MLP).items()},
+            **{
+                block + "mlp." + name: ours
+                for name, ours in (GATED if c.activation == "swiglu" else MLP).items()
+            },
         },
         norms={block + "norm1": "layers/norm1", block + "norm2": "layers/norm2", "norm": "post_norm"},
     )
@@ -42,11 +49,21 @@ def sizes(tensors, where):
     """Those fields of EncoderConfig that the shapes of tensors say. Raises CheckpointError where they do not."""
     names = [name for name in ("blocks.0.mlp.fc2.weight", "blocks.0.mlp.w3.weight") if name in tensors]
     if len(names) != 1 or not {"patch_embed.proj.weight", "pos_embed"} <= set(tensors):
-        raise CheckpointError(f"{where}: patch_embed.proj.weight, pos_embed, and blocks.0.mlp.fc2.weight or .w3.weight must be there")
+        raise CheckpointError(
+            f"{where}: patch_embed.proj.weight, pos_embed, and blocks.0.mlp.fc2.weight or .w3.weight must be there"
+        )
     width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
     blocks = {found[1] for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))}
-    grid = math.isqrt(tensors["pos_embed"].shape[1])  # the class token's row, where there is one, changes nothing
-    return {"width": width, "patch": patch, "layers": len(blocks), "mlp": tensors[names[0]].shape[1], "position_grid": grid}
+    grid = math.isqrt(
+        tensors["pos_embed"].shape[1]
+    )  # the class token's row, where there is one, changes nothing
+    return {
+        "width": width,
+        "patch": patch,
+        "layers": len(blocks),
+        "mlp": tensors[names[0]].shape[1],
+        "position_grid": grid,
+    }
 
 
 @dataclasses.dataclass(frozen=True)

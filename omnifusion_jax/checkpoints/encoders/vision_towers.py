@@ -83,7 +83,9 @@ def write_encoder(directory, c: EncoderConfig, arrays, fit="crop", path="image/e
     family = VISION_FAMILIES[written_as(c)]
     tensors = to_foreign(arrays, family.table(c, path))
     dtype = next(iter(tensors.values())).dtype
-    blank = {name: np.zeros(shape(c), dtype) for name, shape in family.blank.items()}  # the library wants them, and never uses them
+    blank = {
+        name: np.zeros(shape(c), dtype) for name, shape in family.blank.items()
+    }  # the library wants them, and never uses them
     write_json(Path(directory) / "config.json", family.encoder_json(c, str(dtype)))
     write_json(Path(directory) / "preprocessor_config.json", preprocessor_json(c, fit))
     write_weights(directory, tensors | blank)

@@ -71,20 +71,39 @@ def source(c: ModelConfig, eos) -> str:
     """The chat template of a layout; `eos` is the text of the end-of-sequence token."""
     if c.layout == "template":
         return c.template
-    values = {"PROMPT": c.prompt, "USER": c.user, "BOT": c.bot, "IMAGE": c.image_token, "END": "" if c.layout == "original" else eos}
+    values = {
+        "PROMPT": c.prompt,
+        "USER": c.user,
+        "BOT": c.bot,
+        "IMAGE": c.image_token,
+        "END": "" if c.layout == "original" else eos,
+    }
     values |= {name.upper(): token for name, token in tokens(c).items()}
-    return ROLES + "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items()) + SOURCES[c.layout]
+    return (
+        ROLES
+        + "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items())
+        + SOURCES[c.layout]
+    )
 
 
 def check_template(c: ModelConfig, tokenizer, written):
     """Raises CheckpointError where the template, encoded by the tokenizer in `written`, gives other ids than our layout does by `tokenizer`'s."""
     theirs = Tokenizer(written)
-    layout, template = Layout(Tokenizer(tokenizer), c, c.decoder.max_length), Template(source(c, theirs.names["eos_token"]), c.image_token, theirs)
+    layout, template = (
+        Layout(Tokenizer(tokenizer), c, c.decoder.max_length),
+        Template(source(c, theirs.names["eos_token"]), c.image_token, theirs),
+    )
     ids = {c.special.index(name): theirs.mark(token) for name, token in tokens(c).items()}
-    picture = Prepared(tuple(np.zeros((1, view.size, view.size, 3), np.uint8) for view in c.image.views), np.zeros(1, np.int32), 1)
+    picture = Prepared(
+        tuple(np.zeros((1, view.size, view.size, 3), np.uint8) for view in c.image.views),
+        np.zeros(1, np.int32),
+        1,
+    )
     for texts, pictures in PROBES:
         turns = tuple((("user", "assistant")[i % 2], text) for i, text in enumerate(texts))
-        sample = layout(Dialogue("export", turns, (Media("image", None),) * pictures), [picture] * pictures, ask=True)
+        sample = layout(
+            Dialogue("export", turns, (Media("image", None),) * pictures), [picture] * pictures, ask=True
+        )
         shown = (("user", MARKS["image"] * pictures + texts[0]), *turns[1:])
         ours = [
             int(token) if kind == TEXT else ids[int(index)] if kind == SPECIAL else template.image_id

@@ -23,7 +23,10 @@ from omnifusion_jax.errors import CheckpointError
 
 REFUSED = (  # (of which ModelConfig, why the class would compute something else)
     (lambda c: len(c.image.encoders) > 1, "there are two encoders, the class has one"),
-    (lambda c: c.image.adapter.kind not in ("linear", "mlp"), "adapter.kind {0.image.adapter.kind!r} has no place between tower and projector"),
+    (
+        lambda c: c.image.adapter.kind not in ("linear", "mlp"),
+        "adapter.kind {0.image.adapter.kind!r} has no place between tower and projector",
+    ),
     (
         lambda c: c.image.adapter.kind == "mlp" and c.image.adapter.mlp != c.decoder.width,
         "adapter.mlp is {0.image.adapter.mlp}, the class has the decoder's width {0.decoder.width}",
@@ -32,7 +35,10 @@ REFUSED = (  # (of which ModelConfig, why the class would compute something else
         lambda c: c.image.encoders[0].resized,
         "encoder.position_grid {0.image.encoders[0].position_grid}: its positions are those of the picture's grid",
     ),
-    (lambda c: c.image.encoders[0].feature_norm, "encoder.feature_norm: its features are hidden states as they are"),
+    (
+        lambda c: c.image.encoders[0].feature_norm,
+        "encoder.feature_norm: its features are hidden states as they are",
+    ),
     (
         lambda c: c.image.fit in ("squash", "tiles") and c.image.encoders[0].canonical().shortest_edge,
         "encoder.shortest_edge with image.fit={0.image.fit}",
@@ -66,9 +72,15 @@ def export_llava(checkpoint: Checkpoint, output, dtype=None):
         chat_template.check_template(c, checkpoint.tokenizer, partial)
         names = Tokenizer(partial)
         arrays, vocab = with_rows(arrays, c, added)
-        c = dataclasses.replace(c, decoder=dataclasses.replace(c.decoder, vocab=vocab, tied="decoder/head" not in arrays))
-        tensors = to_foreign(arrays, table(c, tower_of(c.image.encoders[0]))) | identity(c, arrays["image/adapter/linear/kernel"].dtype)
-        (partial / processor.TEMPLATE).write_text(chat_template.source(c, names.names["eos_token"]), encoding="utf-8")
+        c = dataclasses.replace(
+            c, decoder=dataclasses.replace(c.decoder, vocab=vocab, tied="decoder/head" not in arrays)
+        )
+        tensors = to_foreign(arrays, table(c, tower_of(c.image.encoders[0]))) | identity(
+            c, arrays["image/adapter/linear/kernel"].dtype
+        )
+        (partial / processor.TEMPLATE).write_text(
+            chat_template.source(c, names.names["eos_token"]), encoding="utf-8"
+        )
         write_json(partial / processor.PICTURES, processor.pictures_json(c))
         write_json(partial / processor.PROCESSOR, processor.processor_json(c))
         write_json(partial / "config.json", config_json(c, str(arrays["decoder/embed"].dtype), image, names))
@@ -81,7 +93,9 @@ def check_exact(c: ModelConfig):
     reasons = [reason.format(c) for test, reason in REFUSED if test(c)]
     found = obstacles(dataclasses.replace(c.image.encoders[0], position_grid=None))
     if all(found):
-        reasons += [f"as {family.architecture}, encoder.{why}" for family, why in zip(TOWERS, found, strict=True)]
+        reasons += [
+            f"as {family.architecture}, encoder.{why}" for family, why in zip(TOWERS, found, strict=True)
+        ]
     if reasons:
         raise CheckpointError(f"no export to transformers' LLaVA: {'; '.join(reasons)}")
 
@@ -94,18 +108,37 @@ def write_tokenizer(source, target, c: ModelConfig):
     ours, backend = Tokenizer(source), Backend.from_file(str(Path(source) / "tokenizer.json"))
     vectors = list(chat_template.tokens(c).values())
     if taken := [token for token in vectors if backend.token_to_id(token) is not None]:
-        raise CheckpointError(f"{source}: the tokenizer has {', '.join(taken)} already, which are to stand for trained vectors")
+        raise CheckpointError(
+            f"{source}: the tokenizer has {', '.join(taken)} already, which are to stand for trained vectors"
+        )
     new = [token for token in (*vectors, c.image_token) if backend.token_to_id(token) is None]
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (*vectors, c.image_token)])
+    backend.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in (*vectors, c.image_token)]
+    )
     bos, begins = ours.names["bos_token"], c.layout == "template" and ours.adds_bos
     if begins:
-        first = {"single": f"{bos} $A", "pair": f"{bos} $A {bos} $B", "special_tokens": [(bos, backend.token_to_id(bos))]}
+        first = {
+            "single": f"{bos} $A",
+            "pair": f"{bos} $A {bos} $B",
+            "special_tokens": [(bos, backend.token_to_id(bos))],
+        }
         backend.post_processor = processors.TemplateProcessing(**first)
     written = json.loads(backend.to_str()) | ({} if begins else {"post_processor": None})
     write_json(target / "tokenizer.json", written)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **ours.names, "pad_token": ours.names["unk_token"], "padding_side": "left"}
-    settings |= {"model_input_names": ["input_ids", "attention_mask"]}  # transformers 4 would add token types, which these models do not take
-    settings |= {"add_bos_token": begins, "clean_up_tokenization_spaces": False, "model_max_length": c.decoder.max_length}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **ours.names,
+        "pad_token": ours.names["unk_token"],
+        "padding_side": "left",
+    }
+    settings |= {
+        "model_input_names": ["input_ids", "attention_mask"]
+    }  # transformers 4 would add token types, which these models do not take
+    settings |= {
+        "add_bos_token": begins,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": c.decoder.max_length,
+    }
     write_json(target / "tokenizer_config.json", settings)
     return {token: backend.token_to_id(token) for token in new}, backend.token_to_id(c.image_token)
 
@@ -121,7 +154,9 @@ def with_rows(arrays, c: ModelConfig, added):
     rows = max(vocab, *(i + 1 for i in added.values()), 0)
     vectors = {added[token]: arrays[f"special/{name}"] for name, token in chat_template.tokens(c).items()}
     if others := {str(a.dtype) for a in vectors.values()} - {str(embed.dtype)}:
-        raise CheckpointError(f"trained vectors are {', '.join(others)}, the embeddings they join {embed.dtype}; give one type (--dtype)")
+        raise CheckpointError(
+            f"trained vectors are {', '.join(others)}, the embeddings they join {embed.dtype}; give one type (--dtype)"
+        )
 
     def embeddings():
         table = np.concatenate([np.asarray(embed), np.zeros((rows - vocab, embed.shape[1]), embed.dtype)])
@@ -134,10 +169,14 @@ def with_rows(arrays, c: ModelConfig, added):
         mean = table.mean(axis=1, keepdims=True, dtype=np.float32).astype(table.dtype)
         return np.concatenate([table, np.repeat(mean, rows - vocab, axis=1)], axis=1)
 
-    kept = {path: a for path, a in arrays.items() if path.split("/")[0] != "special" or path == "special/newline"}
+    kept = {
+        path: a for path, a in arrays.items() if path.split("/")[0] != "special" or path == "special/newline"
+    }
     if rows > vocab or vectors:
         kept["decoder/embed"] = Lazy((rows, embed.shape[1]), embed.dtype, lambda spans: embeddings()[spans])
-        kept["decoder/head"] = Lazy((embed.shape[1], rows), embed.dtype if head is None else head.dtype, lambda spans: heads()[spans])
+        kept["decoder/head"] = Lazy(
+            (embed.shape[1], rows), embed.dtype if head is None else head.dtype, lambda spans: heads()[spans]
+        )
     return kept, rows
 
 
@@ -146,7 +185,10 @@ def identity(c: ModelConfig, dtype):
     if c.image.adapter.kind != "linear":
         return {}
     width = c.decoder.width
-    return {f"{PROJECTOR}linear_2.weight": np.eye(width, dtype=dtype), f"{PROJECTOR}linear_2.bias": np.zeros(width, dtype)}
+    return {
+        f"{PROJECTOR}linear_2.weight": np.eye(width, dtype=dtype),
+        f"{PROJECTOR}linear_2.bias": np.zeros(width, dtype),
+    }
 
 
 def generation_json(tokenizer, suppressed):

@@ -8,8 +8,16 @@ from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.errors import CheckpointError
 
 PICTURES, PROCESSOR, TEMPLATE = "preprocessor_config.json", "processor_config.json", "chat_template.jinja"
-TEMPLATE_FILES = (TEMPLATE, "chat_template.json", PROCESSOR, "tokenizer_config.json")  # the first that has a template decides
-KINDS = {False: ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"), True: ("LlavaNextImageProcessor",)}  # True: of tiles
+TEMPLATE_FILES = (
+    TEMPLATE,
+    "chat_template.json",
+    PROCESSOR,
+    "tokenizer_config.json",
+)  # the first that has a template decides
+KINDS = {
+    False: ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"),
+    True: ("LlavaNextImageProcessor",),
+}  # True: of tiles
 
 
 def read_template(directory) -> str:
@@ -30,10 +38,15 @@ def read_template(directory) -> str:
 
 def read_settings(directory) -> tuple[dict, dict]:
     """(the processor's own settings, those of its image processor). Raises CheckpointError where the latter are nowhere."""
-    processor, pictures = (read_json(file) if file.is_file() else {} for file in (Path(directory) / PROCESSOR, Path(directory) / PICTURES))
+    processor, pictures = (
+        read_json(file) if file.is_file() else {}
+        for file in (Path(directory) / PROCESSOR, Path(directory) / PICTURES)
+    )
     pictures = processor.get("image_processor") or pictures
     if not pictures:
-        raise CheckpointError(f"{directory}: neither {PICTURES} nor {PROCESSOR} says how pictures are prepared; add the file of the original")
+        raise CheckpointError(
+            f"{directory}: neither {PICTURES} nor {PROCESSOR} says how pictures are prepared; add the file of the original"
+        )
     return processor, pictures
 
 
@@ -50,7 +63,9 @@ def apply_pictures(config: ModelConfig, pictures, where):
     trained_for, fit = encoder.image_size, apply_view(encoder, pictures, where)
     if encoder.image_size != trained_for or (tiles and encoder.shortest_edge):
         size, edge = encoder.view
-        raise CheckpointError(f"{where}: pictures come to {edge} and then {size} pixels, the vision tower takes {trained_for} a side")
+        raise CheckpointError(
+            f"{where}: pictures come to {edge} and then {size} pixels, the vision tower takes {trained_for} a side"
+        )
     padded = kind == "LlavaImageProcessor" and pictures.get("do_pad", False)
     config.image.fit = "tiles" if tiles else "pad" if padded else fit
 
@@ -75,7 +90,11 @@ def check_count(config: ModelConfig, processor, where):
 
 def strategy_of(config):
     """Whether the first feature row, of the class token where there is one, is used."""
-    return "default" if config.image.encoders[0].class_token and not config.image.encoders[0].keep_class_token else "full"
+    return (
+        "default"
+        if config.image.encoders[0].class_token and not config.image.encoders[0].keep_class_token
+        else "full"
+    )
 
 
 def pictures_json(config: ModelConfig):
@@ -83,9 +102,15 @@ def pictures_json(config: ModelConfig):
     fit = config.image.fit
     more = {
         "pad": {"image_processor_type": "LlavaImageProcessor", "do_pad": True},
-        "tiles": {"image_processor_type": "LlavaNextImageProcessor", "do_pad": True, "image_grid_pinpoints": pinpoints(config)},
+        "tiles": {
+            "image_processor_type": "LlavaNextImageProcessor",
+            "do_pad": True,
+            "image_grid_pinpoints": pinpoints(config),
+        },
     }
-    return preprocessor_json(config.image.encoders[0], "squash" if fit == "squash" else "crop") | more.get(fit, {})
+    return preprocessor_json(config.image.encoders[0], "squash" if fit == "squash" else "crop") | more.get(
+        fit, {}
+    )
 
 
 def pinpoints(config):

@@ -36,7 +36,9 @@ def read(directory, dtype=None):
         config.image.adapter.mlp = len(tensors[name])
     config.validate()
     tensors = language_models.without_copy(tensors, config.decoder, directory, LANGUAGE)
-    arrays = from_foreign(tensors, table(config, tower), shapes_of(config), directory, ignore=IGNORED, dtype=dtype)
+    arrays = from_foreign(
+        tensors, table(config, tower), shapes_of(config), directory, ignore=IGNORED, dtype=dtype
+    )
     return config, arrays, tokenizer_of(directory, config, hf)
 
 
@@ -46,7 +48,9 @@ def without_identity(tensors, where):
     if weight is None or bias is None:
         raise CheckpointError(f"{where}: {PROJECTOR}linear_2.weight or .bias is missing")
     if bias.any() or not np.array_equal(weight, np.eye(*weight.shape, dtype=weight.dtype)):
-        raise CheckpointError(f"{where}: projector_hidden_act 'linear' is supported where {PROJECTOR}linear_2 is an identity; multiply the two")
+        raise CheckpointError(
+            f"{where}: projector_hidden_act 'linear' is supported where {PROJECTOR}linear_2 is an identity; multiply the two"
+        )
     return {name: a for name, a in tensors.items() if not name.startswith(PROJECTOR + "linear_2.")}
 
 
@@ -55,11 +59,18 @@ def tokenizer_of(directory, config, hf):
     tokenizer = fast_tokenizer(directory)
     if tokenizer is None:
         raise CheckpointError(f"{directory}: neither tokenizer.json nor tokenizer.model is there")
-    wanted, found = hf.get("image_token_index", hf.get("image_token_id", 32000)), token_id(tokenizer, config.image_token)
+    wanted, found = (
+        hf.get("image_token_index", hf.get("image_token_id", 32000)),
+        token_id(tokenizer, config.image_token),
+    )
     if wanted != found:
-        raise CheckpointError(f"{directory}: {config.image_token} is token {found} of the tokenizer, image_token_index of config.json is {wanted}")
+        raise CheckpointError(
+            f"{directory}: {config.image_token} is token {found} of the tokenizer, image_token_index of config.json is {wanted}"
+        )
     file = directory / "generation_config.json"
     ends = (read_json(file) if file.is_file() else {}).get("eos_token_id")
     if ends is not None and {*np.atleast_1d(ends).tolist()} != {special_id(tokenizer, "eos_token", "</s>")}:
-        raise CheckpointError(f"{file}: eos_token_id is {ends}; an answer ends with the tokenizer's one eos_token only, correct it there or here")
+        raise CheckpointError(
+            f"{file}: eos_token_id is {ends}; an answer ends with the tokenizer's one eos_token only, correct it there or here"
+        )
     return tokenizer

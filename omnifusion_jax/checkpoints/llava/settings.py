@@ -37,17 +37,25 @@ def model_config(hf, directory) -> tuple[ModelConfig, HuggingFace]:
     """
     where, tiles = directory / "config.json", hf["model_type"] == "llava_next"
     require(hf, ONLY, where)
-    require({"projector_hidden_act": hf.get("projector_hidden_act", "gelu")}, {"projector_hidden_act": tuple(PROJECTORS)}, where)
+    require(
+        {"projector_hidden_act": hf.get("projector_hidden_act", "gelu")},
+        {"projector_hidden_act": tuple(PROJECTORS)},
+        where,
+    )
     layer, strategy = hf.get("vision_feature_layer", -2), hf.get("vision_feature_select_strategy", "default")
     if not isinstance(layer, int):
-        raise CheckpointError(f"{where}: vision_feature_layer is {layer}: features of several layers side by side are not supported, one number is")
+        raise CheckpointError(
+            f"{where}: vision_feature_layer is {layer}: features of several layers side by side are not supported, one number is"
+        )
     vision = {"model_type": "clip_vision_model", **(hf.get("vision_config") or UNSAID)}
     families = {family.model_types[-1]: family for family in TOWERS}
     require(vision, {"model_type": tuple(families)}, f"{where}, vision_config")
     family = families[vision["model_type"]]
     encoder = family.encoder_config(vision, None, f"{where}, vision_config")
     if strategy == "default" and not encoder.class_token:
-        raise CheckpointError(f"{where}: vision_feature_select_strategy 'default' leaves out a patch where there is no class token; 'full' does not")
+        raise CheckpointError(
+            f"{where}: vision_feature_select_strategy 'default' leaves out a patch where there is no class token; 'full' does not"
+        )
     encoder.feature_layer, encoder.keep_class_token = layer, strategy == "full" and encoder.class_token
     settings, pictures = processor.read_settings(directory)
     text = hf.get("text_config") or {}
@@ -56,15 +64,21 @@ def model_config(hf, directory) -> tuple[ModelConfig, HuggingFace]:
     config = ModelConfig(
         preset=hf["model_type"],
         filled_from=hf["model_type"],
-        decoder=language_models.decoder_config({"model_type": "llama", **text, "tie_word_embeddings": tied}, f"{where}, text_config"),
-        image=ImageConfig((encoder,), joins, **(tile_settings(hf, pictures, encoder.image_size, directory) if tiles else {})),
+        decoder=language_models.decoder_config(
+            {"model_type": "llama", **text, "tie_word_embeddings": tied}, f"{where}, text_config"
+        ),
+        image=ImageConfig(
+            (encoder,), joins, **(tile_settings(hf, pictures, encoder.image_size, directory) if tiles else {})
+        ),
         layout="template",
         prompt="",
         template=processor.read_template(directory),
         image_token=settings.get("image_token") or "<image>",
     )
     if tiles and encoder.keep_class_token:
-        raise CheckpointError(f"{where}: vision_feature_select_strategy 'full' puts the class token into the grid of tiles; supported is 'default'")
+        raise CheckpointError(
+            f"{where}: vision_feature_select_strategy 'full' puts the class token into the grid of tiles; supported is 'default'"
+        )
     processor.apply_pictures(config, pictures, f"{directory}, {processor.PICTURES}")
     processor.check_count(config, settings, f"{directory}/{processor.PROCESSOR}")
     return config, family
@@ -73,10 +87,19 @@ def model_config(hf, directory) -> tuple[ModelConfig, HuggingFace]:
 def tile_settings(hf, pictures, size, directory):
     found = hf.get("image_grid_pinpoints") or PINPOINTS
     if (theirs := pictures.get("image_grid_pinpoints", found)) != found:
-        raise CheckpointError(f"{directory}: image_grid_pinpoints are {found} in config.json, {theirs} in {processor.PICTURES}")
+        raise CheckpointError(
+            f"{directory}: image_grid_pinpoints are {found} in config.json, {theirs} in {processor.PICTURES}"
+        )
     if any(n % size for grid in found for n in grid):
-        raise CheckpointError(f"{directory}/config.json: image_grid_pinpoints {found} are not multiples of the vision tower's {size} pixels")
-    return {"fit": "tiles", "grids": tuple(tuple(n // size for n in grid) for grid in found), "unpad": True, "newline": True}
+        raise CheckpointError(
+            f"{directory}/config.json: image_grid_pinpoints {found} are not multiples of the vision tower's {size} pixels"
+        )
+    return {
+        "fit": "tiles",
+        "grids": tuple(tuple(n // size for n in grid) for grid in found),
+        "unpad": True,
+        "newline": True,
+    }
 
 
 def config_json(c: ModelConfig, dtype, image, tokenizer):
@@ -87,7 +110,9 @@ def config_json(c: ModelConfig, dtype, image, tokenizer):
         "model_type": kind,
         "image_token_index": image,
         "image_seq_length": c.image.rows,
-        "projector_hidden_act": next(name for name, ours in PROJECTORS.items() if ours.items() <= vars(c.image.adapter).items()),
+        "projector_hidden_act": next(
+            name for name, ours in PROJECTORS.items() if ours.items() <= vars(c.image.adapter).items()
+        ),
         "multimodal_projector_bias": True,
         "vision_feature_layer": c.image.encoders[0].feature_layer,
         "vision_feature_select_strategy": processor.strategy_of(c),
@@ -95,5 +120,9 @@ def config_json(c: ModelConfig, dtype, image, tokenizer):
         "torch_dtype": dtype,
         "text_config": language_models.decoder_json(c.decoder, dtype, tokenizer.ends),
         "vision_config": tower_of(c.image.encoders[0]).encoder_json(c.image.encoders[0], dtype),
-        **({"image_grid_pinpoints": processor.pinpoints(c), "use_image_newline_parameter": True} if kind == "llava_next" else {}),
+        **(
+            {"image_grid_pinpoints": processor.pinpoints(c), "use_image_newline_parameter": True}
+            if kind == "llava_next"
+            else {}
+        ),
     }

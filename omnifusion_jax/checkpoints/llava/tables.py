@@ -11,7 +11,12 @@ from omnifusion_jax.checkpoints.mapping.transforms import MATRIX, SAME
 from omnifusion_jax.config import AdapterConfig, EncoderConfig, ModelConfig
 from omnifusion_jax.errors import CheckpointError
 
-TOWER, LANGUAGE, PROJECTOR, NEWLINE = "vision_tower.", "language_model.", "multi_modal_projector.", "image_newline"
+TOWER, LANGUAGE, PROJECTOR, NEWLINE = (
+    "vision_tower.",
+    "language_model.",
+    "multi_modal_projector.",
+    "image_newline",
+)
 
 TOWERS = (CLIP, SIGLIP)  # families that the classes take and whose names are under TOWER below
 
@@ -28,7 +33,10 @@ IGNORED = (*(re.escape(TOWER) + f"(?:{name})" for name in SIGLIP.ignored), *lang
 def projector_table(c: AdapterConfig):
     first, second = PROJECTOR + "linear_1.", PROJECTOR + "linear_2."
     if c.kind == "linear":  # linear_2 is an identity there
-        return {first + "weight": ("image/adapter/linear/kernel", MATRIX), first + "bias": ("image/adapter/linear/bias", SAME)}
+        return {
+            first + "weight": ("image/adapter/linear/kernel", MATRIX),
+            first + "bias": ("image/adapter/linear/bias", SAME),
+        }
     return {
         first + "weight": ("image/adapter/up/kernel", MATRIX),
         first + "bias": ("image/adapter/up/bias", SAME),
@@ -39,7 +47,9 @@ def projector_table(c: AdapterConfig):
 
 def obstacles(c: EncoderConfig):
     """Why each of TOWERS cannot be `c`, in their order; "" where it can."""
-    alone = dataclasses.replace(c, shortest_edge=None)  # what comes before the tower is the processor's affair
+    alone = dataclasses.replace(
+        c, shortest_edge=None
+    )  # what comes before the tower is the processor's affair
     return [family.obstacles(alone) for family in TOWERS]
 
 
@@ -64,6 +74,8 @@ def public_names(tensors, where):
         for pattern, prefix in FORMS:
             public = re.sub("^" + pattern, prefix, public)
         if public in found:
-            raise CheckpointError(f"{where}: {name} stands there under another name too, {public}. Remove one of them")
+            raise CheckpointError(
+                f"{where}: {name} stands there under another name too, {public}. Remove one of them"
+            )
         found[public] = a
     return found

@@ -95,8 +95,14 @@ def from_foreign(tensors, table, shapes, where, *, ignore=(), prefix="", dtype=N
             problems.append(f"{name} -> nowhere: {_stranger(name, table, shapes)}")
     problems += [f"{prefix}{name} -> {place}: missing" for name, place in places.items() if name not in given]
     filled = {piece.path for place in places.values() for piece in place.pieces}
-    problems += [f"(no name) -> {path}: the format has no place for it" for path in sorted(set(shapes) - filled)]
-    first = {piece.path: np.dtype(tensors[names[0]].dtype) for name, names in reversed(given.items()) for piece in places[name].pieces}
+    problems += [
+        f"(no name) -> {path}: the format has no place for it" for path in sorted(set(shapes) - filled)
+    ]
+    first = {
+        piece.path: np.dtype(tensors[names[0]].dtype)
+        for name, names in reversed(given.items())
+        for piece in places[name].pieces
+    }
     for name, names in given.items():
         problems += _misfits(names, places[name], tensors, first)
     refuse(problems, where, "do not fit the model")
@@ -106,7 +112,10 @@ def from_foreign(tensors, table, shapes, where, *, ignore=(), prefix="", dtype=N
         for piece in places[name].pieces:
             sources[piece.path][piece.row] = piece, tensors[theirs]
     origins = {path: name for name, value in table.items() for path, _ in _fused(value)}
-    return {path: _ours(shape, first[path], sources[path], origins[path]).astype(dtype or first[path]) for path, shape in shapes.items()}
+    return {
+        path: _ours(shape, first[path], sources[path], origins[path]).astype(dtype or first[path])
+        for path, shape in shapes.items()
+    }
 
 
 def _ours(shape, dtype, sources, origin):
@@ -123,7 +132,9 @@ def _ours(shape, dtype, sources, origin):
         if None in sources:
             return part(None, spans)
         rows = [part(row, spans[1:]) for row in range(spans[0].start, spans[0].stop)]
-        return rows[0][None] if len(rows) == 1 else np.stack(rows) if rows else np.empty((0, *shape[1:]), dtype)
+        return (
+            rows[0][None] if len(rows) == 1 else np.stack(rows) if rows else np.empty((0, *shape[1:]), dtype)
+        )
 
     return Lazy(shape, dtype, read, origin)
 
@@ -136,15 +147,25 @@ def to_foreign(arrays, table) -> dict[str, Lazy]:
     """
     paths = {path for value in table.values() for path, _ in _fused(value)}
     problems = [f"{path}: missing" for path in sorted(paths - set(arrays))]
-    refuse(problems + [f"{path}: the format has no place for it" for path in sorted(set(arrays) - paths)], "export", "do not fit the format")
-    return {name: _theirs(place, arrays) for name, place in destinations(table, {path: a.shape for path, a in arrays.items()}).items()}
+    refuse(
+        problems + [f"{path}: the format has no place for it" for path in sorted(set(arrays) - paths)],
+        "export",
+        "do not fit the format",
+    )
+    return {
+        name: _theirs(place, arrays)
+        for name, place in destinations(table, {path: a.shape for path, a in arrays.items()}).items()
+    }
 
 
 def _theirs(place, arrays):
     """One foreign tensor, which is transformed whole and then sliced."""
 
     def read(spans):
-        parts = [p.transform.backward(np.asarray(arrays[p.path] if p.row is None else arrays[p.path][p.row])) for p in place.pieces]
+        parts = [
+            p.transform.backward(np.asarray(arrays[p.path] if p.row is None else arrays[p.path][p.row]))
+            for p in place.pieces
+        ]
         return in_order((parts[0] if len(parts) == 1 else np.concatenate(parts))[spans])
 
     return Lazy(place.shape, arrays[place.pieces[0].path].dtype, read)

@@ -22,7 +22,9 @@ from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.tables import LAYOUTS
 
-PUBLISHED = {("clip", 336, 14, 1024, 24): "clip-vit-large-patch14-336"}  # image size, patch, embed, layers: the name the original code asks for
+PUBLISHED = {
+    ("clip", 336, 14, 1024, 24): "clip-vit-large-patch14-336"
+}  # image size, patch, embed, layers: the name the original code asks for
 
 PHASE1 = (original.PATH, "special")  # the parts that it trains
 ADAPTERS = {"transformer": original.adapter_table, "sum": two_encoders.table}  # names by kind
@@ -68,7 +70,10 @@ def write_frozen(checkpoint, directory, names, dtype):
     """The tokenizer, the decoder, and the encoders under their `names`."""
     config = checkpoint.config
     copy_tokenizer(checkpoint.tokenizer, made(directory / original.TOKENIZER))
-    ends, tensors = Tokenizer(checkpoint.tokenizer).ends, part(checkpoint, "decoder", language_models.table(config.decoder), dtype)
+    ends, tensors = (
+        Tokenizer(checkpoint.tokenizer).ends,
+        part(checkpoint, "decoder", language_models.table(config.decoder), dtype),
+    )
     write_decoder(made(directory / original.DECODER), config.decoder, tensors, ends)
     for i, (name, encoder) in enumerate(zip(names, config.image.encoders, strict=True)):
         arrays = arrays_of(checkpoint, f"image/encoders/{i}", dtype)
@@ -82,7 +87,9 @@ def write_trained(checkpoint, directory, dtype, torch):
     special = part(checkpoint, "special", original.SPECIAL_TABLE, dtype)
     if torch and config.image.adapter.kind == "transformer":
         with classes_of_the_original(torch) as VisualToGPTMapping:
-            torch.save(VisualToGPTMapping(config, as_torch(torch, adapter)), directory / f"{original.ADAPTER}.pt")
+            torch.save(
+                VisualToGPTMapping(config, as_torch(torch, adapter)), directory / f"{original.ADAPTER}.pt"
+            )
     else:  # the code of the two-encoder adapter was never published, so there is no class to pickle
         write_safetensors(directory / f"{original.ADAPTER}.safetensors", adapter)
     if torch:
@@ -132,7 +139,9 @@ def import_torch():
     try:
         import torch
     except ImportError as error:
-        raise CheckpointError("projection.pt is a pickled PyTorch module; to write it: pip install omnifusion-jax[export]") from error
+        raise CheckpointError(
+            "projection.pt is a pickled PyTorch module; to write it: pip install omnifusion-jax[export]"
+        ) from error
     return torch
 
 
@@ -141,7 +150,11 @@ def as_torch(torch, tensors):
 
     def convert(a):
         a = np.array(a, order="C")
-        return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if a.dtype == "bfloat16" else torch.from_numpy(a)
+        return (
+            torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+            if a.dtype == "bfloat16"
+            else torch.from_numpy(a)
+        )
 
     return {name: convert(a) for name, a in tensors.items()}
 
@@ -155,9 +168,14 @@ def classes_of_the_original(torch):
             super().__init__()
             c, width, out = config.image.adapter, config.image.encoders[0].width, config.decoder.width
             with torch.device("meta"):
-                self.transformer_layer = torch.nn.TransformerEncoderLayer(width, c.heads, c.mlp, c.dropout, layer_norm_eps=c.eps, batch_first=True)
+                self.transformer_layer = torch.nn.TransformerEncoderLayer(
+                    width, c.heads, c.mlp, c.dropout, layer_norm_eps=c.eps, batch_first=True
+                )
                 self.linear = torch.nn.Linear(width, out)
-            self.n_embeddings, self.embedding_dim = config.image.encoders[0].rows, out  # the original forward pass reads them
+            self.n_embeddings, self.embedding_dim = (
+                config.image.encoders[0].rows,
+                out,
+            )  # the original forward pass reads them
             self.load_state_dict(tensors, assign=True)
             self.eval()  # that code never turns its dropout off
 

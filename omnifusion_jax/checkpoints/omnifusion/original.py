@@ -42,11 +42,17 @@ def locate(directory) -> tuple[Path, str] | None:
     The files lie in this directory, or in its only subfolder that has them, the two-encoder model apart,
     whose code was never published. Those of release 1.0 lie beside its decoder's folder, which stands for it.
     """
-    found = [d for d in sorted(directory.iterdir()) if d.is_dir() and holds(d, DECODER) and not d.name.endswith("encoders-mix")]
+    found = [
+        d
+        for d in sorted(directory.iterdir())
+        if d.is_dir() and holds(d, DECODER) and not d.name.endswith("encoders-mix")
+    ]
     if holds(directory, DECODER):
         return directory, DECODER
     if len(found) > 1:
-        raise CheckpointError(f"{directory}: several models here ({', '.join(d.name for d in found)}). Give the directory of one.")
+        raise CheckpointError(
+            f"{directory}: several models here ({', '.join(d.name for d in found)}). Give the directory of one."
+        )
     if found:
         return found[0], DECODER
     top = directory.parent if directory.name == FIRST else directory
@@ -76,7 +82,11 @@ def read(source, dtype=None, vision=(), assign=None):
     if tokenizer is None:
         raise CheckpointError(f"{directory}/{words}: neither tokenizer.json nor tokenizer.model is there")
     adapter = AdapterFile(directory)
-    vision = vision or named_encoders(directory) or find_encoders(directory if source.parent == directory else source, adapter.towers)
+    vision = (
+        vision
+        or named_encoders(directory)
+        or find_encoders(directory if source.parent == directory else source, adapter.towers)
+    )
     if len(vision) != adapter.towers:
         number = "one encoder" if adapter.towers == 1 else "two encoders"
         raise CheckpointError(f"{adapter.file} is the adapter of {number}, {len(vision)} given. {ADVICE}")
@@ -88,7 +98,9 @@ def read(source, dtype=None, vision=(), assign=None):
         arrays |= tower
     arrays |= read_joint(adapter, config, f"the vision tower {vision[0]}", dtype, assign, arrays)
     if not config.preset:
-        config.preset = next((name for name in presets if shapes_of(config) == shapes_of(preset(name))), "omnifusion-custom")
+        config.preset = next(
+            (name for name in presets if shapes_of(config) == shapes_of(preset(name))), "omnifusion-custom"
+        )
     return config, arrays, tokenizer
 
 
@@ -116,31 +128,47 @@ def read_joint(adapter: AdapterFile, config: ModelConfig, tower, dtype=None, ass
     directory, where = adapter.file.parent, assign or adapter.file
     if adapter.towers == 1:
         a = config.image.adapter
-        config.image.adapter = dataclasses.replace(a, mlp=len(adapter.tensors.get(f"{LAYER}linear1.bias", "")) or a.mlp)
+        config.image.adapter = dataclasses.replace(
+            a, mlp=len(adapter.tensors.get(f"{LAYER}linear1.bias", "")) or a.mlp
+        )
         apply_settings(config, adapter.settings, directory / SETTINGS)
         if adapter.rows not in (None, config.image.rows):
             raise CheckpointError(
                 f"{adapter.file}: the adapter was made for {adapter.rows} rows a picture, {tower} gives {config.image.rows}. "
                 "Give the tower that it was trained with: openai/clip-vit-large-patch14-336 has 576"
             )
-        found = from_foreign(adapter.tensors, adapter_table(config), shapes_of(config, PATH), adapter.file, dtype=dtype)
+        found = from_foreign(
+            adapter.tensors, adapter_table(config), shapes_of(config, PATH), adapter.file, dtype=dtype
+        )
     else:
         tensors = divided(adapter.tensors, config)
         reading = read_json(assign) if assign else choose(tensors, config, adapter.file, arrays)
         config.image.adapter = adapter_config(reading, tensors, config, where)
         apply_settings(config, adapter.settings, directory / SETTINGS)
-        found = {path: a.astype(dtype or a.dtype) for path, a in assigned(reading, tensors, config, where).items()}
+        found = {
+            path: a.astype(dtype or a.dtype) for path, a in assigned(reading, tensors, config, where).items()
+        }
     special = find(directory, SPECIAL)
-    return found | from_foreign(open_tensors(special), SPECIAL_TABLE, shapes_of(config, "special"), special, dtype=dtype)
+    return found | from_foreign(
+        open_tensors(special), SPECIAL_TABLE, shapes_of(config, "special"), special, dtype=dtype
+    )
 
 
 def find_encoders(directory, count):
     """Paths of vision towers inside `directory`; of two CLIP comes first."""
-    found = [d for d in (directory, *sorted(directory.glob("*/")), *sorted(directory.glob("*/*/"))) if vision_towers.is_encoder(d)]
+    found = [
+        d
+        for d in (directory, *sorted(directory.glob("*/")), *sorted(directory.glob("*/*/")))
+        if vision_towers.is_encoder(d)
+    ]
     if len(found) != count:
         names = f" ({', '.join(map(str, found))})" if found else ", as in the published release"
-        raise CheckpointError(f"{directory}: holds {len(found) or 'no'} vision model{'s' * (len(found) != 1)}{names}. {ADVICE}")
-    return sorted(found, key=lambda path: vision_towers.family_of(path) is not vision_towers.VISION_FAMILIES["clip"])
+        raise CheckpointError(
+            f"{directory}: holds {len(found) or 'no'} vision model{'s' * (len(found) != 1)}{names}. {ADVICE}"
+        )
+    return sorted(
+        found, key=lambda path: vision_towers.family_of(path) is not vision_towers.VISION_FAMILIES["clip"]
+    )
 
 
 def find(directory, name):
@@ -164,11 +192,21 @@ def module_settings(module, file):
     try:
         layer = module.state["_modules"]["transformer_layer"].state
         attention, norm = layer["_modules"]["self_attn"].state, layer["_modules"]["norm1"].state
-        found = {"adapter.heads": attention["num_heads"], "adapter.dropout": attention["dropout"], "adapter.eps": norm["eps"]}
+        found = {
+            "adapter.heads": attention["num_heads"],
+            "adapter.dropout": attention["dropout"],
+            "adapter.eps": norm["eps"],
+        }
         if isinstance(rows := module.state.get(ROWS), int):
             found[ROWS] = rows
-        order = {"norm_first": layer.get("norm_first", False), "batch_first": attention["batch_first"], "activation": layer.get("activation", RELU)}
+        order = {
+            "norm_first": layer.get("norm_first", False),
+            "batch_first": attention["batch_first"],
+            "activation": layer.get("activation", RELU),
+        }
     except (KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{file}: the pickled module is not a VisualToGPTMapping with a TransformerEncoderLayer ({error!r:.100})") from error
+        raise CheckpointError(
+            f"{file}: the pickled module is not a VisualToGPTMapping with a TransformerEncoderLayer ({error!r:.100})"
+        ) from error
     require(order, {"norm_first": (False,), "batch_first": (True,), "activation": (RELU,)}, file)
     return found

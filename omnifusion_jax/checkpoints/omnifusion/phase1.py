@@ -8,7 +8,15 @@ import copy
 import dataclasses
 from pathlib import Path
 
-from omnifusion_jax.checkpoints.omnifusion.original import ADAPTER, DECODER, RELEASES, SPECIAL, AdapterFile, find, read_joint
+from omnifusion_jax.checkpoints.omnifusion.original import (
+    ADAPTER,
+    DECODER,
+    RELEASES,
+    SPECIAL,
+    AdapterFile,
+    find,
+    read_joint,
+)
 from omnifusion_jax.checkpoints.omnifusion.settings import SETTINGS
 from omnifusion_jax.checkpoints.storage.settings import read_json
 from omnifusion_jax.checkpoints.storage.weights import open_tensors
@@ -21,7 +29,9 @@ SUFFIXES = (".safetensors", ".pt")
 
 
 def is_phase1(directory: Path):
-    files = all(any((directory / f"{name}{suffix}").is_file() for suffix in SUFFIXES) for name in (ADAPTER, SPECIAL))
+    files = all(
+        any((directory / f"{name}{suffix}").is_file() for suffix in SUFFIXES) for name in (ADAPTER, SPECIAL)
+    )
     return files and not any((directory / folder).is_dir() for folder in RELEASES)
 
 
@@ -33,7 +43,9 @@ def model_of(directory, name=None) -> ModelConfig:
     file = directory / SETTINGS
     written = read_json(file).get("preset") if file.is_file() else None
     published = RELEASES[DECODER][1][AdapterFile(directory).towers - 1]
-    return dataclasses.replace(make_preset(name or (written if written in PRESETS else published)), layout="original")
+    return dataclasses.replace(
+        make_preset(name or (written if written in PRESETS else published)), layout="original"
+    )
 
 
 def read(directory, dtype=None, preset=None, assign=None):
@@ -52,16 +64,25 @@ def read_for(model: ModelConfig, directory, advice, dtype=None, assign=None):
     """
     adapter, config = AdapterFile(directory), dataclasses.replace(copy.deepcopy(model), layout="original")
     ours = sizes_of(model)
-    differing = [f"{name} is {size} there, {ours[name]} here" for name, size in sizes(adapter).items() if ours[name] != size]
+    differing = [
+        f"{name} is {size} there, {ours[name]} here"
+        for name, size in sizes(adapter).items()
+        if ours[name] != size
+    ]
     if differing:
-        raise CheckpointError(f"{directory} is not of the model {model.preset}: {'; '.join(differing)}. {advice}")
+        raise CheckpointError(
+            f"{directory} is not of the model {model.preset}: {'; '.join(differing)}. {advice}"
+        )
     return config, read_joint(adapter, config, f"the encoder of the model {model.preset}", dtype, assign)
 
 
 def sizes(adapter: AdapterFile):
     """What the files say of the model they are of, by the names of `sizes_of`."""
     special = open_tensors(find(adapter.file.parent, SPECIAL))
-    found = {"adapter.kind": "transformer" if adapter.towers == 1 else "sum", "special vectors": listed(special)}
+    found = {
+        "adapter.kind": "transformer" if adapter.towers == 1 else "sum",
+        "special vectors": listed(special),
+    }
     linear = adapter.tensors.get("linear.weight")
     if adapter.towers == 1 and linear is not None and linear.ndim == 2:
         found |= {"decoder.width": linear.shape[0], "encoder.width": linear.shape[1]}

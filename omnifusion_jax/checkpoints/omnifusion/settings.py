@@ -22,7 +22,9 @@ def named_encoders(directory):
     """Paths of vision towers as omnifusion.json names them, in order; none where it does not."""
     file = directory / SETTINGS
     names = read_json(file).get(ENCODERS, []) if file.is_file() else []
-    if not isinstance(names, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and Path(name).name == name for name in names
+    ):
         raise CheckpointError(f"{file}: {ENCODERS} is {names!r:.100}, not a list of directories beside it")
     return [directory / name for name in names]
 
@@ -33,12 +35,16 @@ def apply_settings(config, pickled, file):
     for key, value in (read_json(file) if file.is_file() else {}).items():
         if key == ENCODERS:
             continue
-        written |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
+        written |= (
+            {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
+        )
     for key, value in {**pickled, **written}.items():
         if key not in UNSAID:
             raise CheckpointError(f"{file}: unknown setting {key}; it may hold {', '.join(UNSAID)}")
         if pickled.get(key, value) != value:
-            raise CheckpointError(f"{file}: {key} is {value!r}, the pickled adapter says {pickled[key]!r}. Correct or remove it.")
+            raise CheckpointError(
+                f"{file}: {key} is {value!r}, the pickled adapter says {pickled[key]!r}. Correct or remove it."
+            )
         target, name = at(config, key)
         if target is None:
             raise CheckpointError(f"{file}: {key} is of a second encoder, and there is one. Remove it.")
@@ -67,5 +73,11 @@ def at(config, key):
     """("adapter.heads" of a ModelConfig) to (config.image.adapter, "heads"); of a second encoder that is not there (None, name)."""
     section, _, name = key.rpartition(".")
     first, *rest = config.image.encoders
-    sections = {"": config, "image": config.image, "adapter": config.image.adapter, "encoder": first, "encoder2": rest[0] if rest else None}
+    sections = {
+        "": config,
+        "image": config.image,
+        "adapter": config.image.adapter,
+        "encoder": first,
+        "encoder2": rest[0] if rest else None,
+    }
     return sections[section], name

@@ -30,7 +30,9 @@ def adapter_table(c: ModelConfig):
 
 def packed(name, transform):
     """PyTorch keeps queries, keys and values in one tensor."""
-    return Fused(*((f"image/adapter/layer/attention/{part}/{name}", transform) for part in ("query", "key", "value")))
+    return Fused(
+        *((f"image/adapter/layer/attention/{part}/{name}", transform) for part in ("query", "key", "value"))
+    )
 
 
 SPECIAL_TABLE = {name: (f"special/{name.lower()}", SAME) for name in ("USER", "BOT", "SOI", "EOI")}

@@ -24,10 +24,16 @@ from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
 
-HINTS = (("clip", "vit_l", "encoder_1", "first"), ("dino", "encoder_2", "second"))  # in a name: of the first encoder, of the second
+HINTS = (
+    ("clip", "vit_l", "encoder_1", "first"),
+    ("dino", "encoder_2", "second"),
+)  # in a name: of the first encoder, of the second
 KERNELS = {  # how tensors hold kernels: the shape of one, and their stack [tensors, ...] to ours [layer, in, out]
     "[out, in]": (lambda n, width, out: (out, width), lambda a, shape: a.swapaxes(1, 2)),
-    "[out, layer in]": (lambda n, width, out: (out, n * width), lambda a, shape: a[0].reshape(shape[2], *shape[:2]).transpose(1, 2, 0)),
+    "[out, layer in]": (
+        lambda n, width, out: (out, n * width),
+        lambda a, shape: a[0].reshape(shape[2], *shape[:2]).transpose(1, 2, 0),
+    ),
     "[layer, out, in]": (lambda n, width, out: (n, out, width), lambda a, shape: a[0].swapaxes(1, 2)),
     "[layer, in, out]": (lambda n, width, out: (n, width, out), lambda a, shape: a[0]),
 }
@@ -63,7 +69,9 @@ def readings(tensors, config: ModelConfig):
     found = []
     for choice in itertools.product(*families(tensors)):
         some = [unit for family in choice for unit in family]
-        matrices = [unit.parts["weight"] for unit in some if not unit.count and len(unit.parts.get("weight", ())) == 2]
+        matrices = [
+            unit.parts["weight"] for unit in some if not unit.count and len(unit.parts.get("weight", ())) == 2
+        ]
         widths = {width for out, width in matrices if out == config.decoder.width}
         for first_state, width in itertools.product((0, 1), sorted(widths)):
             roles = [list(roles_of(unit, config, first_state, width)) for unit in some]
@@ -71,7 +79,9 @@ def readings(tensors, config: ModelConfig):
                 if complete({path for role in chosen for path in role}):
                     found.append(score(dict(zip(chosen, some, strict=True))))
     best = max((hints for hints, _, _ in found), default=0)
-    return [reading for hints, _, reading in sorted(found, key=lambda row: row[:2], reverse=True) if hints == best]
+    return [
+        reading for hints, _, reading in sorted(found, key=lambda row: row[:2], reverse=True) if hints == best
+    ]
 
 
 def without_repeats(roles, taken=frozenset()):
@@ -91,7 +101,10 @@ def divided(tensors, c: ModelConfig):
         one, other = (encoder.layers for encoder in c.image.encoders)
         halves = [first for first in (one + 1, one) if a.size == first + other + first - one]
         if halves and not name.endswith((".weight", ".bias")):
-            found |= {f"{name}[:{halves[0]}]": a.reshape(-1)[: halves[0]], f"{name}[{halves[0]}:]": a.reshape(-1)[halves[0] :]}
+            found |= {
+                f"{name}[:{halves[0]}]": a.reshape(-1)[: halves[0]],
+                f"{name}[{halves[0]}:]": a.reshape(-1)[halves[0] :],
+            }
         else:
             found[name] = a
     return found
@@ -112,7 +125,9 @@ def families(tensors):
         members.sort(key=lambda m: m[0])
         half = len(members) // 2
         numbered = [list(group) for _, group in itertools.groupby(members, lambda m: m[0][:-1])]
-        ways = [[run(part) for part in way] for way in ([members], [members[:half], members[half:]], numbered)]
+        ways = [
+            [run(part) for part in way] for way in ([members], [members[:half], members[half:]], numbered)
+        ]
         ways = [way for i, way in enumerate(ways) if None not in way and way not in ways[:i]]
         yield [[Unit(stem, parts, None, place) for _, stem, place, parts in members], *ways]
 
@@ -140,7 +155,9 @@ def roles_of(unit, c, first_state, width):
         for form, (shape_of, _) in KERNELS.items():
             part = "weight" if form.startswith("[out") else ""
             kernel = (f"{path}/layers/kernel", part, form)
-            if shapes.get(part) == shape_of(states, encoder.width, width) and count == (states if form == EACH else None):
+            if shapes.get(part) == shape_of(states, encoder.width, width) and count == (
+                states if form == EACH else None
+            ):
                 bias = f"{path}/layers/bias" if form == EACH else f"{path}/bias"
                 if shapes.get("bias", (width,)) == (width,):
                     yield (kernel, *([(bias, "bias", None)] if "bias" in shapes else []))
@@ -164,11 +181,23 @@ def linear_shapes(out, width, shapes):
 def complete(taken):
     """Whether the roles make an adapter: kernels, norms, and whatever one encoder has, the other has too."""
     paths = {path for path, _, _ in taken}
-    one, other = ({p.removeprefix(f"image/adapter/mixes/{i}/") for p in paths if p.startswith(f"image/adapter/mixes/{i}/")} for i in (0, 1))
+    one, other = (
+        {
+            p.removeprefix(f"image/adapter/mixes/{i}/")
+            for p in paths
+            if p.startswith(f"image/adapter/mixes/{i}/")
+        }
+        for i in (0, 1)
+    )
     norm, biases = {"norm/scale", "layers/norm/scale"} & one, {"bias", "layers/bias"} & one
     forms = {form for _, _, form in taken if form}
     return (
-        "image/adapter/linear/kernel" in paths and one == other and "layers/kernel" in one and len(norm) == 1 and len(biases) < 2 and len(forms) == 1
+        "image/adapter/linear/kernel" in paths
+        and one == other
+        and "layers/kernel" in one
+        and len(norm) == 1
+        and len(biases) < 2
+        and len(forms) == 1
     )
 
 
@@ -180,10 +209,16 @@ def score(chosen):
             reading[path] = unit.name(part) if form is None else {"from": unit.name(part), "as": form}
         if named := re.match(r"image/adapter/mixes/(\d)/(.*)", role[0][0]):
             i = int(named[1])
-            hints += sum(any(hint in unit.pattern.lower() for hint in HINTS[j]) * (1 if i == j else -1) for j in (0, 1))
+            hints += sum(
+                any(hint in unit.pattern.lower() for hint in HINTS[j]) * (1 if i == j else -1) for j in (0, 1)
+            )
             places.setdefault(named[2], {})[i] = unit.place
     ordered = sum(pair[0] < pair[1] for pair in places.values())
-    return hints, (ordered, list(KERNELS)[::-1].index(next(form for role in chosen for _, _, form in role if form))), dict(sorted(reading.items()))
+    return (
+        hints,
+        (ordered, list(KERNELS)[::-1].index(next(form for role in chosen for _, _, form in role if form))),
+        dict(sorted(reading.items())),
+    )
 
 
 def names(source):
@@ -192,7 +227,10 @@ def names(source):
     found = re.search(r"\{(\d+)-(\d+)\}", pattern)
     if not found:
         return [pattern]
-    return [f"{pattern[: found.start()]}{n}{pattern[found.end() :]}" for n in range(int(found[1]), int(found[2]) + 1)]
+    return [
+        f"{pattern[: found.start()]}{n}{pattern[found.end() :]}"
+        for n in range(int(found[1]), int(found[2]) + 1)
+    ]
 
 
 def adapter_config(reading, tensors, c: ModelConfig, where) -> AdapterConfig:
@@ -200,18 +238,36 @@ def adapter_config(reading, tensors, c: ModelConfig, where) -> AdapterConfig:
     try:
         used = [name for source in reading.values() for name in names(source)]
     except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{where}: a reading maps our paths to names, or for kernels to from and as ({error!r:.100})") from error
+        raise CheckpointError(
+            f"{where}: a reading maps our paths to names, or for kernels to from and as ({error!r:.100})"
+        ) from error
     problems = [f"{name}: the adapter's file has no such tensor" for name in used if name not in tensors]
-    problems += [f"{name}: used {used.count(name)} times" for name in dict.fromkeys(used) if used.count(name) > 1]
+    problems += [
+        f"{name}: used {used.count(name)} times" for name in dict.fromkeys(used) if used.count(name) > 1
+    ]
     problems += [f"{name}: not used" for name in tensors if name not in used]
     paths = [f"image/adapter/mixes/{i}/layers/kernel" for i in (0, 1)] + ["image/adapter/linear/kernel"]
     problems += [f"(no name) -> {path}: missing" for path in paths if path not in reading]
-    problems += [f"{path}: as must be one of {', '.join(KERNELS)}" for path in paths[:2] if path in reading and form_of(reading[path]) not in KERNELS]
+    problems += [
+        f"{path}: as must be one of {', '.join(KERNELS)}"
+        for path in paths[:2]
+        if path in reading and form_of(reading[path]) not in KERNELS
+    ]
     refuse(problems, where, "cannot be assigned")
     a, states = adapter("sum"), kernel_layers(reading[paths[0]], tensors, c.image.encoders[0].width)
     a.width = int(tensors[names(reading["image/adapter/linear/kernel"])[0]].shape[1])
-    a.bias = next((bias for bias, path in (("layers", "layers/bias"), ("one", "bias")) if f"image/adapter/mixes/0/{path}" in reading), "none")
-    a.shared_norm, a.first_state = "image/adapter/mixes/0/norm/scale" in reading, c.image.encoders[0].layers + 1 - states
+    a.bias = next(
+        (
+            bias
+            for bias, path in (("layers", "layers/bias"), ("one", "bias"))
+            if f"image/adapter/mixes/0/{path}" in reading
+        ),
+        "none",
+    )
+    a.shared_norm, a.first_state = (
+        "image/adapter/mixes/0/norm/scale" in reading,
+        c.image.encoders[0].layers + 1 - states,
+    )
     return a
 
 
@@ -238,16 +294,29 @@ def assigned(reading, tensors, c: ModelConfig, where):
     for path in reading.keys() - shapes.keys():
         problems.append(f"{path}: the adapter has no such array")
     for path in reading.keys() & shapes.keys():
-        stack, form, shape = [np.asarray(tensors[name]) for name in names(reading[path])], form_of(reading[path]), shapes[path]
+        stack, form, shape = (
+            [np.asarray(tensors[name]) for name in names(reading[path])],
+            form_of(reading[path]),
+            shapes[path],
+        )
         wanted = KERNELS[form][0](*shape) if form else None
-        if {a.shape for a in stack} != {wanted or stack[0].shape} or sum(a.size for a in stack) != np.prod(shape):
-            problems.append(f"{reading[path]} -> {path}: has shape {[list(a.shape) for a in stack[:1]]} x {len(stack)}, {list(shape)} is needed")
+        if {a.shape for a in stack} != {wanted or stack[0].shape} or sum(a.size for a in stack) != np.prod(
+            shape
+        ):
+            problems.append(
+                f"{reading[path]} -> {path}: has shape {[list(a.shape) for a in stack[:1]]} x {len(stack)}, {list(shape)} is needed"
+            )
         elif path == "image/adapter/linear/kernel":
             arrays[path] = stack[0].T
         else:
-            arrays[path] = KERNELS[form][1](np.stack(stack), shape) if form else np.stack(stack).reshape(shape)
+            arrays[path] = (
+                KERNELS[form][1](np.stack(stack), shape) if form else np.stack(stack).reshape(shape)
+            )
     refuse(sorted(problems), where, "do not fit the adapter")
-    return {path: Lazy(a.shape, a.dtype, a.__getitem__, spelled(reading.get(path, "1"))) for path, a in arrays.items()}
+    return {
+        path: Lazy(a.shape, a.dtype, a.__getitem__, spelled(reading.get(path, "1")))
+        for path, a in arrays.items()
+    }
 
 
 def spelled(source):
@@ -256,13 +325,26 @@ def spelled(source):
 
 def table(c: ModelConfig):
     """Names under which such an adapter is written; `readings` finds one reading of them."""
-    rows = {"linear.weight": ("image/adapter/linear/kernel", MATRIX), "linear.bias": ("image/adapter/linear/bias", SAME)}
+    rows = {
+        "linear.weight": ("image/adapter/linear/kernel", MATRIX),
+        "linear.bias": ("image/adapter/linear/bias", SAME),
+    }
     for i, tag in enumerate(("first", "second")):
         path = f"image/adapter/mixes/{i}"
-        rows[f"{tag}_layers.{{}}.weight"], rows[f"{tag}_weights"] = (f"{path}/layers/kernel", MATRIX), (f"{path}/layers/weight", SAME)
-        biases = {"layers": (f"{tag}_layers.{{}}.bias", f"{path}/layers/bias"), "one": (f"{tag}_bias", f"{path}/bias")}
+        rows[f"{tag}_layers.{{}}.weight"], rows[f"{tag}_weights"] = (
+            (f"{path}/layers/kernel", MATRIX),
+            (f"{path}/layers/weight", SAME),
+        )
+        biases = {
+            "layers": (f"{tag}_layers.{{}}.bias", f"{path}/layers/bias"),
+            "one": (f"{tag}_bias", f"{path}/bias"),
+        }
         rows |= {name: (ours, SAME) for kind, (name, ours) in biases.items() if kind == c.image.adapter.bias}
-        norm, ours = (f"{tag}_norm", f"{path}/norm") if c.image.adapter.shared_norm else (f"{tag}_norms.{{}}", f"{path}/layers/norm")
+        norm, ours = (
+            (f"{tag}_norm", f"{path}/norm")
+            if c.image.adapter.shared_norm
+            else (f"{tag}_norms.{{}}", f"{path}/layers/norm")
+        )
         rows |= {f"{norm}.weight": (f"{ours}/scale", SAME), f"{norm}.bias": (f"{ours}/bias", SAME)}
     return rows
 
@@ -284,7 +366,12 @@ def choose(tensors, c: ModelConfig, where, arrays=None):
         )
     if len(found) > 1:
         message = f"{where}: {len(found)} readings fit, the likeliest:\n" + "\n".join(lines(found[0]))
-        raise Ambiguous(message, found, c, arrays and (lambda views: [distance(reading, tensors, c, arrays, views) for reading in found]))
+        raise Ambiguous(
+            message,
+            found,
+            c,
+            arrays and (lambda views: [distance(reading, tensors, c, arrays, views) for reading in found]),
+        )
     return found[0]
 
 
@@ -294,11 +381,19 @@ def distance(reading, tensors, c: ModelConfig, arrays, views):
     `views` are those of a picture, for each of `c.image.views` uint8[1, size, size, 3]: a right reading gives embeddings of
     about the size that the decoder has learned to read, a wrong one most likely does not.
     """
-    c = dataclasses.replace(c, image=dataclasses.replace(c.image, adapter=adapter_config(reading, tensors, c, "the reading")))
+    c = dataclasses.replace(
+        c, image=dataclasses.replace(c.image, adapter=adapter_config(reading, tensors, c, "the reading"))
+    )
     arrays = arrays | assigned(reading, tensors, c, "the reading")
     model = abstract(c)
-    own = {path: jnp.asarray(np.asarray(a), jnp.float32) for path, a in arrays.items() if path.startswith("image/")}
-    model = nnx.with_parameters(model, own | {path: a for path, a in nnx.parameters(model).items() if path not in own})
+    own = {
+        path: jnp.asarray(np.asarray(a), jnp.float32)
+        for path, a in arrays.items()
+        if path.startswith("image/")
+    }
+    model = nnx.with_parameters(
+        model, own | {path: a for path, a in nnx.parameters(model).items() if path not in own}
+    )
     norm = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=-1).mean()
     rows = model.image(tuple(view[None] for view in views))
     return float(jnp.abs(jnp.log(norm(rows) / norm(jnp.asarray(np.asarray(arrays["decoder/embed"]))))))

@@ -16,7 +16,9 @@ from etils import epath
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy, in_parallel, lazy
 
 CHUNK_BYTES = 16 << 20
-LONG_CHUNKS = tensorstore.Context({"cache_pool": {"total_bytes_limit": 4 << 30}})  # others' may span an array: kept, not decoded for every layer
+LONG_CHUNKS = tensorstore.Context(
+    {"cache_pool": {"total_bytes_limit": 4 << 30}}
+)  # others' may span an array: kept, not decoded for every layer
 
 
 def chunk_shape(shape, itemsize):
@@ -33,7 +35,12 @@ def chunk_shape(shape, itemsize):
 
 def chunks(shape, chunk):
     """The index of every chunk, as slices."""
-    return itertools.product(*([slice(i, min(i + step, n)) for i in range(0, n, step)] for n, step in zip(shape, chunk, strict=True)))
+    return itertools.product(
+        *(
+            [slice(i, min(i + step, n)) for i in range(0, n, step)]
+            for n, step in zip(shape, chunk, strict=True)
+        )
+    )
 
 
 class LazyHandler(ocp.type_handlers.NumpyHandler):
@@ -58,9 +65,16 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
 
 def save(directory, tree):
     """Writes a nested dict of Lazy, numpy or jax arrays as `ocp.StandardCheckpointer` reads them, in little memory."""
-    known = (Lazy, LazyHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())  # Orbax warns where it misses the second
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=ocp.type_handlers.create_type_handler_registry(*known))
-    handler.finalize = lambda directory: None  # it would merge what each process wrote, and warn that there is nothing
+    known = (
+        (Lazy, LazyHandler()),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+    )  # Orbax warns where it misses the second
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False, type_handler_registry=ocp.type_handlers.create_type_handler_registry(*known)
+    )
+    handler.finalize = lambda directory: (
+        None
+    )  # it would merge what each process wrote, and warn that there is nothing
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(directory, jax.tree.map(lazy, tree))
 
@@ -69,7 +83,11 @@ def stored(directory, name, shape, dtype):
     """A Lazy array over the one that Orbax saved as `name` ("decoder.layers.up"). Only chunks that hold what is asked for are read."""
     base = {"driver": "file", "path": f"{directory}/"}
     ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(epath.Path(directory))
-    kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"} if ocdbt else {**base, "path": f"{directory}/{name}/"}
+    kvstore = (
+        {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+        if ocdbt
+        else {**base, "path": f"{directory}/{name}/"}
+    )
     spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
 
     @functools.cache

@@ -29,7 +29,9 @@ def local(source, files=False) -> Path:
         return Path(source)
     hub_id = HUB_ID.fullmatch(str(source))
     if Path(source).exists() or not hub_id:
-        raise CheckpointError(f"{source}: not a directory, and not a Hugging Face id (org/name or org/name:folder) either")
+        raise CheckpointError(
+            f"{source}: not a directory, and not a Hugging Face id (org/name or org/name:folder) either"
+        )
     name, folder = hub_id.groups()
     wanted, unwanted = patterns(folder)
     snapshot = download(name, wanted, unwanted)

@@ -43,7 +43,11 @@ class Lazy:
     def astype(self, dtype):
         """The same array in another type, converted piece by piece."""
         dtype = np.dtype(dtype)
-        return self if dtype == self.dtype else Lazy(self.shape, dtype, lambda spans: self.read(spans).astype(dtype), self.origin)
+        return (
+            self
+            if dtype == self.dtype
+            else Lazy(self.shape, dtype, lambda spans: self.read(spans).astype(dtype), self.origin)
+        )
 
 
 def span(index, n):
@@ -72,7 +76,9 @@ def host():
 
 def in_order(view):
     """A copy of a permuted view, in C order. XLA transposes two-byte numbers ten times as fast as numpy on its way to the "device"."""
-    if view.flags.c_contiguous or view.dtype.itemsize > 4 or host() is None:  # JAX would make float32 of float64
+    if (
+        view.flags.c_contiguous or view.dtype.itemsize > 4 or host() is None
+    ):  # JAX would make float32 of float64
         return np.array(view, order="C")
     with jax.ensure_compile_time_eval():  # a constant may be read while a function is traced
         return np.asarray(jax.device_put(view, host()))

@@ -24,5 +24,8 @@ def require(settings, allowed, where):
     """Raises CheckpointError naming every setting that has a value not in `allowed[setting]`; one that is not there passes."""
     wrong = [key for key, values in allowed.items() if key in settings and settings[key] not in values]
     if wrong:
-        reasons = (f"{key} is {settings[key]!r:.200}, supported is {' or '.join(map(repr, allowed[key]))}" for key in wrong)
+        reasons = (
+            f"{key} is {settings[key]!r:.200}, supported is {' or '.join(map(repr, allowed[key]))}"
+            for key in wrong
+        )
         raise CheckpointError(f"{where}: {'; '.join(reasons)}")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from omnifusion_jax.errors import CheckpointError
 
-FULL = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT)]  # tensorstore's errors say no more than these words
+FULL = [
+    os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT)
+]  # tensorstore's errors say no more than these words
 
 
 def unfinished(directory):
@@ -19,14 +21,18 @@ def check_free(directory):
     """Raises CheckpointError where there is a file or a directory that is not empty."""
     directory = Path(directory)
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise CheckpointError(f"{directory} exists already and is not overwritten. Remove it, or give another name.")
+        raise CheckpointError(
+            f"{directory} exists already and is not overwritten. Remove it, or give another name."
+        )
 
 
 def check_space(directory, size):
     """Raises CheckpointError where `size` bytes do not fit beside `directory`."""
     parent = next(p for p in Path(directory).absolute().parents if p.is_dir())
     if (free := shutil.disk_usage(parent).free) < size:
-        raise CheckpointError(f"{directory}: {size:,} bytes are needed, {free:,} are free on that disk. Make room, or give another one.")
+        raise CheckpointError(
+            f"{directory}: {size:,} bytes are needed, {free:,} are free on that disk. Make room, or give another one."
+        )
 
 
 @contextlib.contextmanager
@@ -50,5 +56,7 @@ def written_beside(directory, size=0):
         shutil.rmtree(partial, ignore_errors=True)
         if any(said in str(error) for said in FULL):
             needed = f" {size:,} bytes are needed." if size else ""
-            raise CheckpointError(f"{directory}: the disk became full while it was written, and nothing was kept.{needed}") from error
+            raise CheckpointError(
+                f"{directory}: the disk became full while it was written, and nothing was kept.{needed}"
+            ) from error
         raise

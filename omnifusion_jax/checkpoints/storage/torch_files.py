@@ -21,9 +21,13 @@ import numpy as np
 from omnifusion_jax.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 64 << 20  # a real one is far smaller: tensors lie outside the pickle
-MAX_INFLATED_BYTES = 4 << 30  # torch stores entries uncompressed; this bounds what a repacked or hostile archive can make us allocate
+MAX_INFLATED_BYTES = (
+    4 << 30
+)  # torch stores entries uncompressed; this bounds what a repacked or hostile archive can make us allocate
 ZIP_START = b"PK\x03\x04"
-CONVERT = "Convert the file to safetensors on a trusted machine that has PyTorch and the classes it was saved with."
+CONVERT = (
+    "Convert the file to safetensors on a trusted machine that has PyTorch and the classes it was saved with."
+)
 OLD_FORMAT = (
     "a file in the old torch.save format (before PyTorch 1.6). In a trusted environment with PyTorch run "
     "`torch.save(torch.load(f, weights_only=True), f2)` and use the new file."
@@ -64,7 +68,9 @@ def state_dict(module):
         raise CheckpointError("the modules contain each other or are nested too deeply") from None
     for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, np.ndarray):
-            raise CheckpointError(f"entry {name!r:.200} is a {type(value).__name__}, not a named tensor. Pass the part that holds the weights.")
+            raise CheckpointError(
+                f"entry {name!r:.200} is a {type(value).__name__}, not a named tensor. Pass the part that holds the weights."
+            )
     return tensors
 
 
@@ -93,7 +99,9 @@ def _named_tensors(module, prefix):
 def _section(module, name):
     section = module.state.get(name) if isinstance(module, TorchModule) else None
     if not isinstance(section, dict):
-        raise CheckpointError(f"a {type(module).__name__} is not a torch module with {name}. Pass a module or a dict of tensors.")
+        raise CheckpointError(
+            f"a {type(module).__name__} is not a torch module with {name}. Pass a module or a dict of tensors."
+        )
     return section
 
 
@@ -106,7 +114,9 @@ def _errors_naming(path):
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # a malformed zip or pickle can raise almost any type
         reason = f"{type(error).__name__}: {error!s:.200}"
-        raise CheckpointError(f"{path}: truncated, damaged, or not written by torch.save ({reason}). Copy or download it again.") from error
+        raise CheckpointError(
+            f"{path}: truncated, damaged, or not written by torch.save ({reason}). Copy or download it again."
+        ) from error
 
 
 def _check_start(start):
@@ -116,7 +126,9 @@ def _check_start(start):
         if start.startswith(prefix):
             raise CheckpointError(f"this is {meaning}")
     if not start.startswith(ZIP_START):
-        raise CheckpointError(f"not a torch.save file: those are zip archives, this one starts with {start[:8]!r}")
+        raise CheckpointError(
+            f"not a torch.save file: those are zip archives, this one starts with {start[:8]!r}"
+        )
 
 
 def _check_byte_order(entries):
@@ -124,7 +136,9 @@ def _check_byte_order(entries):
         return
     order = entries.read("byteorder").tobytes()
     if order != b"little":
-        raise CheckpointError(f"its byte order is {order!r:.30}, only b'little' is read. Save it again on a little-endian machine.")
+        raise CheckpointError(
+            f"its byte order is {order!r:.30}, only b'little' is read. Save it again on a little-endian machine."
+        )
 
 
 class _Entries:
@@ -137,7 +151,9 @@ class _Entries:
         self.root = _root(self.infos)
         self.inflated = {}
         if sum(info.file_size for info in self.infos.values() if not _is_raw(info)) > MAX_INFLATED_BYTES:
-            raise CheckpointError(f"its compressed entries hold more than {MAX_INFLATED_BYTES} bytes. Repack it uncompressed (`zip -0 -r`).")
+            raise CheckpointError(
+                f"its compressed entries hold more than {MAX_INFLATED_BYTES} bytes. Repack it uncompressed (`zip -0 -r`)."
+            )
 
     def info(self, name):
         if f"{self.root}{name}" not in self.infos:
@@ -156,10 +172,17 @@ class _Entries:
     def _map(self, info):
         header = self.mapped[info.header_offset :][:30].tobytes()
         # The central directory has its own copy of these lengths, which may differ: the data follow the local name and extra field.
-        start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        start = (
+            info.header_offset
+            + 30
+            + int.from_bytes(header[26:28], "little")
+            + int.from_bytes(header[28:30], "little")
+        )
         data = self.mapped[start:][: info.file_size]
         if not header.startswith(ZIP_START) or data.size != info.file_size:
-            raise CheckpointError(f"the archive has no data for its entry {info.filename!a:.100}. Copy or download it again.")
+            raise CheckpointError(
+                f"the archive has no data for its entry {info.filename!a:.100}. Copy or download it again."
+            )
         return data
 
 
@@ -171,7 +194,9 @@ def _root(names):
     """The folder, with its slash, in which torch puts every entry."""
     found = [name.removesuffix("data.pkl") for name in names if f"/{name}".endswith("/data.pkl")]
     if len(found) != 1:
-        raise CheckpointError(f"a zip archive, but not one of torch.save: it has {len(found)} data.pkl entries instead of 1")
+        raise CheckpointError(
+            f"a zip archive, but not one of torch.save: it has {len(found)} data.pkl entries instead of 1"
+        )
     if any(name.startswith((f"{found[0]}constants.pkl", f"{found[0]}code/")) for name in names):
         raise CheckpointError(f"a TorchScript archive (torch.jit.save), which holds code. {CONVERT}")
     return found[0]
@@ -188,9 +213,13 @@ class _Storage:
 def _rebuild_tensor(storage, offset, size, stride, requires_grad, hooks, metadata=None):
     """The view that `torch._utils._rebuild_tensor_v2` makes; `offset`, `size` and `stride` count elements."""
     if not isinstance(storage, _Storage):
-        raise CheckpointError(f"a tensor is built on a {type(storage).__name__}, not on a storage. The file is damaged or hostile.")
+        raise CheckpointError(
+            f"a tensor is built on a {type(storage).__name__}, not on a storage. The file is damaged or hostile."
+        )
     if metadata:  # conjugated or negated without being computed
-        raise CheckpointError(f"a tensor carries the view flags {metadata!a:.100}. Save it again after .resolve_conj().resolve_neg().")
+        raise CheckpointError(
+            f"a tensor carries the view flags {metadata!a:.100}. Save it again after .resolve_conj().resolve_neg()."
+        )
     width = storage.dtype.itemsize
     room = storage.data.size // width
     if not _fits(room, offset, size, stride):
@@ -232,12 +261,19 @@ ALLOWED = {  # all that a pickle can name: (module, name) -> what it gets
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
-    ("torch.nn.functional", "relu"): "torch.nn.functional.relu",  # a module's `activation` attribute; a string cannot be called
+    (
+        "torch.nn.functional",
+        "relu",
+    ): "torch.nn.functional.relu",  # a module's `activation` attribute; a string cannot be called
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,  # pickle protocol 2 spells it so
     **{("torch", f"{name}Storage"): np.dtype(dtype) for name, dtype in STORAGES.items()},
-    **{(path, name): type(name, (TorchModule,), {"__slots__": ()}) for path, names in MODULES.items() for name in names},
+    **{
+        (path, name): type(name, (TorchModule,), {"__slots__": ()})
+        for path, names in MODULES.items()
+        for name in names
+    },
 }
 
 
@@ -252,20 +288,34 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in ALLOWED:
-            raise CheckpointError(f"the pickle asks for {f'{module}.{name}'!a:.200}, which is not known to be safe; nothing was run. {CONVERT}")
+            raise CheckpointError(
+                f"the pickle asks for {f'{module}.{name}'!a:.200}, which is not known to be safe; nothing was run. {CONVERT}"
+            )
         return ALLOWED[module, name]
 
     def get_extension(self, code):
-        raise CheckpointError(f"the pickle asks for extension {code}, which torch.save never writes; nothing was run. {CONVERT}")
+        raise CheckpointError(
+            f"the pickle asks for extension {code}, which torch.save never writes; nothing was run. {CONVERT}"
+        )
 
     def persistent_load(self, pid):
         match pid:
-            case ("storage", np.dtype() as dtype, str(key), str(), int(count)):  # the fourth is the device it was saved from
+            case (
+                "storage",
+                np.dtype() as dtype,
+                str(key),
+                str(),
+                int(count),
+            ):  # the fourth is the device it was saved from
                 data = self.entries.read(f"data/{key}")
             case _:
-                raise CheckpointError(f"a storage is described by {pid!a:.200}, not as torch.save does. The file is damaged or hostile.")
+                raise CheckpointError(
+                    f"a storage is described by {pid!a:.200}, not as torch.save does. The file is damaged or hostile."
+                )
         if data.size != count * dtype.itemsize:
-            raise CheckpointError(f"storage {key!a:.100} has {data.size} bytes, {count} elements of {dtype} need {count * dtype.itemsize}")
+            raise CheckpointError(
+                f"storage {key!a:.100} has {data.size} bytes, {count} elements of {dtype} need {count * dtype.itemsize}"
+            )
         return _Storage(dtype, data)
 
     def load_build(self):
@@ -273,7 +323,11 @@ class _Unpickler(pickle._Unpickler):
         target = self.stack[-1]
         if isinstance(target, TorchModule) and isinstance(state, dict):
             target.state = state
-        elif type(target) is not collections.OrderedDict or set(state) != {"_metadata"}:  # of a state dict: layer versions, not needed
-            raise CheckpointError(f"the pickle sets attributes of a {type(target).__name__}; nothing was run. {CONVERT}")
+        elif type(target) is not collections.OrderedDict or set(state) != {
+            "_metadata"
+        }:  # of a state dict: layer versions, not needed
+            raise CheckpointError(
+                f"the pickle sets attributes of a {type(target).__name__}; nothing was run. {CONVERT}"
+            )
 
     dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}

@@ -15,7 +15,12 @@ from omnifusion_jax.checkpoints.storage.torch_files import read_torch_file, stat
 from omnifusion_jax.errors import CheckpointError
 
 # Where a Hugging Face directory keeps its weights, in order of preference
-WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+WEIGHTS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
 
 TYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -47,7 +52,9 @@ def open_tensors(source) -> Mapping[str, np.ndarray]:
         raise CheckpointError(f"{source}: there is no such file")
     if source.suffix == ".json":
         return _sharded(source)
-    return read_safetensors(source) if source.suffix == ".safetensors" else state_dict(read_torch_file(source))
+    return (
+        read_safetensors(source) if source.suffix == ".safetensors" else state_dict(read_torch_file(source))
+    )
 
 
 def refuse_quantized(directory):
@@ -55,7 +62,9 @@ def refuse_quantized(directory):
     for name in ("config.json", "quantize_config.json"):
         settings = read_json(directory / name) if (directory / name).is_file() else {}
         parts = [settings, *(settings.get(part) or {} for part in ("text_config", "vision_config"))]
-        packed = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
+        packed = next(
+            (part["quantization_config"] for part in parts if part.get("quantization_config")), None
+        )
         if found := settings if name.startswith("quantize") else packed:
             how = f"{found.get('quant_method', 'gptq' if name.startswith('quantize') else 'some method')}, {found.get('bits', 'a few')} bits"
             raise CheckpointError(
@@ -66,16 +75,24 @@ def refuse_quantized(directory):
 
 def _sharded(index):
     names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(file, str) and Path(file).name == file for file in names.values()):
+    if (
+        not isinstance(names, dict)
+        or not names
+        or not all(isinstance(file, str) and Path(file).name == file for file in names.values())
+    ):
         raise CheckpointError(f"{index}: no weight_map of tensor names to files beside it")
     files = sorted(set(names.values()))
     if missing := [file for file in files if not (index.parent / file).is_file()]:
-        raise CheckpointError(f"{index}: names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} missing; download the rest")
+        raise CheckpointError(
+            f"{index}: names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} missing; download the rest"
+        )
     tensors = {}
     for file in files:
         shard = open_tensors(index.parent / file)
         if twice := tensors.keys() & shard.keys():
-            raise CheckpointError(f"{index.parent / file}: {', '.join(sorted(twice))} stands in another file too")
+            raise CheckpointError(
+                f"{index.parent / file}: {', '.join(sorted(twice))} stands in another file too"
+            )
         tensors |= shard
     if absent := names.keys() - tensors.keys():
         raise CheckpointError(f"{index}: names tensors that no file holds: {', '.join(sorted(absent))}")
@@ -86,23 +103,41 @@ def read_safetensors(path) -> dict[str, np.ndarray]:
     """Format: uint64 header length, JSON header `{name: {dtype, shape, data_offsets}}`, then the bytes without gaps."""
     data = np.asarray(np.memmap(path, np.uint8, "r")) if Path(path).stat().st_size else np.zeros(0, np.uint8)
     if data[:12].tobytes() == b"version http":
-        raise CheckpointError(f"{path}: a git-lfs pointer, not the file itself. Fetch the content with `git lfs pull`.")
+        raise CheckpointError(
+            f"{path}: a git-lfs pointer, not the file itself. Fetch the content with `git lfs pull`."
+        )
     length = int.from_bytes(data[:8].tobytes(), "little")
     if len(data) < 8 or length > min(MAX_HEADER_BYTES, len(data) - 8):
-        raise CheckpointError(f"{path}: truncated, or not a safetensors file ({len(data)} bytes). Copy or download it again.")
+        raise CheckpointError(
+            f"{path}: truncated, or not a safetensors file ({len(data)} bytes). Copy or download it again."
+        )
     try:
         header = json.loads(data[8 : 8 + length].tobytes())
         header.pop("__metadata__", None)
-        entries = [(*map(int, e["data_offsets"]), name, TYPES[e["dtype"]], tuple(map(int, e["shape"]))) for name, e in header.items()]
+        entries = [
+            (*map(int, e["data_offsets"]), name, TYPES[e["dtype"]], tuple(map(int, e["shape"])))
+            for name, e in header.items()
+        ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the safetensors header is damaged ({type(error).__name__}: {error!s:.200})") from error
+        raise CheckpointError(
+            f"{path}: the safetensors header is damaged ({type(error).__name__}: {error!s:.200})"
+        ) from error
     body, end, tensors = data[8 + length :], 0, {}
     for start, stop, name, kind, shape in sorted(entries, key=lambda e: e[:2]):
-        if start != end or min(shape, default=0) < 0 or stop - start != math.prod(shape) * kind.itemsize or stop > len(body):
-            raise CheckpointError(f"{path}: {name} claims bytes {start}..{stop} of {len(body)}. The file is truncated or damaged; copy it again.")
+        if (
+            start != end
+            or min(shape, default=0) < 0
+            or stop - start != math.prod(shape) * kind.itemsize
+            or stop > len(body)
+        ):
+            raise CheckpointError(
+                f"{path}: {name} claims bytes {start}..{stop} of {len(body)}. The file is truncated or damaged; copy it again."
+            )
         tensors[name], end = body[start:stop].view(kind).reshape(shape), stop
     if end != len(body):
-        raise CheckpointError(f"{path}: {len(body) - end} bytes belong to no tensor. The file is damaged; copy it again.")
+        raise CheckpointError(
+            f"{path}: {len(body) - end} bytes belong to no tensor. The file is damaged; copy it again."
+        )
     return tensors
 
 
@@ -110,7 +145,11 @@ def write_safetensors(path, tensors: Mapping[str, np.ndarray]):
     """Writes arrays by name, marked as transformers expects it. Lazy ones are read a few at a time, and none is kept."""
     header, starts, end = {"__metadata__": {"format": "pt"}}, {}, 0
     for name, a in tensors.items():
-        header[name] = {"dtype": NAMES[a.dtype], "shape": list(a.shape), "data_offsets": [end, end + a.nbytes]}
+        header[name] = {
+            "dtype": NAMES[a.dtype],
+            "shape": list(a.shape),
+            "data_offsets": [end, end + a.nbytes],
+        }
         starts[name], end = end, end + a.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -21,7 +21,9 @@ class LayerMap(nnx.Module):
         self.norm = None if c.shared_norm else LayerNorm(width, c.eps)
 
     def __call__(self, norm, state):  # [batch, rows, width] to float32[batch, rows, out]
-        y = jnp.einsum("btd,de->bte", (self.norm or norm)(state), self.kernel[...], preferred_element_type=jnp.float32)
+        y = jnp.einsum(
+            "btd,de->bte", (self.norm or norm)(state), self.kernel[...], preferred_element_type=jnp.float32
+        )
         y = y if self.bias is None else y + self.bias[...].astype(jnp.float32)
         return y * self.weight[...].astype(jnp.float32)
 
@@ -34,7 +36,9 @@ class Mix(nnx.Module):
         self.skipped = c.first_state
         self.norm = LayerNorm(encoder.width, c.eps) if c.shared_norm else None
         self.bias = INITS[c.init].linear.bias(rngs, out, fan_in=encoder.width) if c.bias == "one" else None
-        self.layers = nnx.stacked(lambda rngs: LayerMap(c, encoder.width, out, states, rngs=rngs), states, rngs)
+        self.layers = nnx.stacked(
+            lambda rngs: LayerMap(c, encoder.width, out, states, rngs=rngs), states, rngs
+        )
 
     def __call__(self, encoder, images):
         """uint8[batch, size, size, 3] to [batch, rows, out]. The sum is in float32."""
@@ -61,7 +65,9 @@ def mixed(mix, encoder, images):
 
 def forward(mix, encoder, images):
     leaves = jax.tree.leaves(encoder)
-    trained = () if any(leaf.perturbed for leaf in leaves) else None  # structure, not data: it is known while tracing
+    trained = (
+        () if any(leaf.perturbed for leaf in leaves) else None
+    )  # structure, not data: it is known while tracing
     mix, encoder, images = (jax.tree.map(lambda leaf: leaf.value, tree) for tree in (mix, encoder, images))
     return accumulate(mix, encoder, images), (mix, encoder, images, trained)
 
@@ -79,7 +85,9 @@ def backward(kept, gradient):
         norm, layer = pull(gradient)
         return jax.tree.map(jnp.add, acc, norm), layer
 
-    norm, layers = encoder.fold(images, each, jax.tree.map(jnp.zeros_like, mix.norm), mix.layers, skip=mix.skipped)
+    norm, layers = encoder.fold(
+        images, each, jax.tree.map(jnp.zeros_like, mix.norm), mix.layers, skip=mix.skipped
+    )
     ours = jax.tree.map(jnp.zeros_like, mix)
     ours.norm, ours.layers = norm, layers
     return ours, None, None

@@ -32,7 +32,10 @@ class MixSettings(AdapterConfig):
         one_of("adapter.activation", self.activation, ("gelu", "gelu_tanh"))
         one_of("adapter.bias", self.bias, ("layers", "one", "none"))
         for encoder in stream.encoders:
-            check(0 <= self.first_state <= encoder.layers, f"adapter.first_state {self.first_state} is not in 0..{encoder.layers}")
+            check(
+                0 <= self.first_state <= encoder.layers,
+                f"adapter.first_state {self.first_state} is not in 0..{encoder.layers}",
+            )
 
 
 class OfMixes:
@@ -66,7 +69,10 @@ class SumAdapter(OfMixes, nnx.Module):
             super().validate(stream, width)
             one_of("adapter.align", self.align, ALIGN)
             square = not any(encoder.keep_class_token for encoder in stream.encoders)
-            check(self.align == "pad" or square, "adapter.align=interpolate: encoder.keep_class_token has no place in the grid")
+            check(
+                self.align == "pad" or square,
+                "adapter.align=interpolate: encoder.keep_class_token has no place in the grid",
+            )
 
     @staticmethod
     def rows(c: StreamConfig):

@@ -36,9 +36,17 @@ class ResamplerAdapter(OfOneEncoder, nnx.Module):
         def validate(self, stream, width):
             super().validate(stream, width)
             divides(self.heads, width)
-            check(math.isqrt(self.queries) ** 2 == self.queries, f"adapter.queries {self.queries} make no square grid")
-            check(width % 4 == 0, f"adapter.kind 'resampler' needs a decoder.width that 4 divides, not {width}")
-            check(not stream.encoders[0].keep_class_token, "adapter.kind 'resampler': encoder.keep_class_token has no place in the grid")
+            check(
+                math.isqrt(self.queries) ** 2 == self.queries,
+                f"adapter.queries {self.queries} make no square grid",
+            )
+            check(
+                width % 4 == 0, f"adapter.kind 'resampler' needs a decoder.width that 4 divides, not {width}"
+            )
+            check(
+                not stream.encoders[0].keep_class_token,
+                "adapter.kind 'resampler': encoder.keep_class_token has no place in the grid",
+            )
 
     @staticmethod
     def rows(c: StreamConfig):
@@ -52,7 +60,9 @@ class ResamplerAdapter(OfOneEncoder, nnx.Module):
         a, inner, init = c.adapter, c.encoders[0].width, INITS[c.adapter.init]
         self.grid = self.side(c)
         self.queries = dense(rngs, a.queries, width, fan_in=width)
-        self.projection = Linear(inner, width, bias=False, init=init.linear, rngs=rngs) if inner != width else None
+        self.projection = (
+            Linear(inner, width, bias=False, init=init.linear, rngs=rngs) if inner != width else None
+        )
         self.query_norm, self.feature_norm, self.norm = (LayerNorm(width, a.eps) for _ in range(3))
         self.attention = Attention(width, a.heads, init=init, rngs=rngs)
         self.linear = Linear(width, width, bias=False, init=init.linear, rngs=rngs)

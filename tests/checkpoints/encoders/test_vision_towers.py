@@ -16,7 +16,13 @@ from parity.vision_models import Hub, InternViT, OpenClip
 from PIL import Image
 
 from omnifusion_jax.checkpoints.encoders.hugging_face import preprocessor_json
-from omnifusion_jax.checkpoints.encoders.vision_towers import VISION_FAMILIES, WRITTEN, preferred_fit, write_encoder, written_as
+from omnifusion_jax.checkpoints.encoders.vision_towers import (
+    VISION_FAMILIES,
+    WRITTEN,
+    preferred_fit,
+    write_encoder,
+    written_as,
+)
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_encoder
 from omnifusion_jax.checkpoints.mapping.shapes import encoder_shapes
 from omnifusion_jax.checkpoints.omnifusion.export import export_original
@@ -30,8 +36,20 @@ from omnifusion_jax.models.encoder_presets import encoder
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 # What published config.json and preprocessor_config.json say, where it is no default of the library
-CROP_224 = {"crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "size": {"shortest_edge": 224}, "resample": 3}
-SIGLIP = {"do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
+CROP_224 = {
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "size": {"shortest_edge": 224},
+    "resample": 3,
+}
+SIGLIP = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "resample": 3,
+}
 BIT = {
     **CROP_224,
     "size": {"shortest_edge": 256},
@@ -39,11 +57,30 @@ BIT = {
     "image_std": list(IMAGENET_STD),
     "rescale_factor": 0.00392156862745098,
 }
-INTERN = {"crop_size": 448, "do_center_crop": True, "size": 448, "resample": 3, "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
+INTERN = {
+    "crop_size": 448,
+    "do_center_crop": True,
+    "size": 448,
+    "resample": 3,
+    "image_mean": list(IMAGENET_MEAN),
+    "image_std": list(IMAGENET_STD),
+}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
-SHAPE400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+SHAPE400M = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+}
 BIGG = {"hidden_size": 1664, "intermediate_size": 8192, "num_hidden_layers": 48, "num_attention_heads": 16}
-DINOV2 = {"image_size": 518, "patch_size": 14, "mlp_ratio": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}
+DINOV2 = {
+    "image_size": 518,
+    "patch_size": 14,
+    "mlp_ratio": 4,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "qkv_bias": True,
+}
 GIANT = {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True}
 REGISTERS = {"model_type": "dinov2_with_registers", "num_register_tokens": 4}
 PUBLISHED = {
@@ -81,7 +118,9 @@ def family_class(c):
     """Hugging Face's model of an encoder, without memory."""
     family = VISION_FAMILIES[written_as(c)]
     settings = {
-        name: value for name, value in family.encoder_json(c, "float32").items() if name not in ("architectures", "model_type", "torch_dtype")
+        name: value
+        for name, value in family.encoder_json(c, "float32").items()
+        if name not in ("architectures", "model_type", "torch_dtype")
     }
     cls = getattr(transformers, family.architecture)
     with torch.device("meta"):
@@ -96,7 +135,10 @@ def write(directory, config, preprocessor=None):
 
 def random_arrays(c, seed=0):
     rng = np.random.default_rng(seed)
-    return {f"image/encoders/0/{path}": rng.normal(size=shape).astype(BF16) for path, shape in encoder_shapes(c).items()}
+    return {
+        f"image/encoders/0/{path}": rng.normal(size=shape).astype(BF16)
+        for path, shape in encoder_shapes(c).items()
+    }
 
 
 def same(arrays, others):
@@ -130,14 +172,21 @@ COUNTS = {
 def test_parameters_are_as_many_as_hugging_faces(name):
     c = NAMED[name]
     assert sum(map(math.prod, encoder_shapes(c).values())) == COUNTS[name]
-    assert sum(p.numel() for part, p in family_class(c).named_parameters() if "mask_token" not in part) == COUNTS[name]
+    assert (
+        sum(p.numel() for part, p in family_class(c).named_parameters() if "mask_token" not in part)
+        == COUNTS[name]
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in NAMED if name not in ("dinov2-s-reg", "dinov2-b-reg")])
 def test_two_layers_in_full_width(tmp_path, name):
     c = dataclasses.replace(NAMED[name], layers=2)
     written = preprocessor_json(c, "squash" if "siglip" in name else "crop")
-    write(tmp_path, VISION_FAMILIES[written_as(c)].encoder_json(c, "bfloat16"), PUBLISHED.get(name, (0, written))[1])
+    write(
+        tmp_path,
+        VISION_FAMILIES[written_as(c)].encoder_json(c, "bfloat16"),
+        PUBLISHED.get(name, (0, written))[1],
+    )
     random_file(tmp_path / "model.safetensors", family_class(c).state_dict(), looked_at)
     loads(tmp_path, c)
 
@@ -151,7 +200,9 @@ def loads(source, c, file="model.safetensors", qkv="qkv.weight"):
     """The right config, every array, and in the right places: queries, keys and values of the second layer, and the patches' kernel."""
     config, arrays = load_encoder(source, "image/encoders/1")
     assert config == c
-    assert {path.removeprefix("image/encoders/1/"): a.shape for path, a in arrays.items()} == encoder_shapes(c)
+    assert {path.removeprefix("image/encoders/1/"): a.shape for path, a in arrays.items()} == encoder_shapes(
+        c
+    )
     tensors = open_tensors(source / file if file else source)
     second = [name for name in tensors if ".1." in name]
     matrices = [np.asarray(tensors[name]) for name in second if name.endswith(qkv)]
@@ -160,7 +211,9 @@ def loads(source, c, file="model.safetensors", qkv="qkv.weight"):
         ours = np.asarray(arrays[f"image/encoders/1/layers/attention/{name}/kernel"][1])
         np.testing.assert_array_equal(bits(ours.reshape(c.width, -1)[:, ::97]), bits(matrix[::97].T))
     [kernel] = [np.asarray(a) for name, a in tensors.items() if a.ndim == 4]
-    np.testing.assert_array_equal(bits(np.asarray(arrays["image/encoders/1/patch/kernel"])[3, 5, 1]), bits(kernel[:, 1, 3, 5]))
+    np.testing.assert_array_equal(
+        bits(np.asarray(arrays["image/encoders/1/patch/kernel"])[3, 5, 1]), bits(kernel[:, 1, 3, 5])
+    )
 
 
 def order(names, tensors):
@@ -181,18 +234,35 @@ def on_meta(cls, c, **settings):
 
 def test_two_layers_of_open_clip_in_full_width(tmp_path):
     c = dataclasses.replace(NAMED["clip-vit-bigg-14"], layers=2)
-    vision = {"image_size": 224, "layers": 2, "width": 1664, "head_width": 104, "mlp_ratio": 4.9231, "patch_size": 14}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 1280, "vision_cfg": vision, "text_cfg": {}}}))
+    vision = {
+        "image_size": 224,
+        "layers": 2,
+        "width": 1664,
+        "head_width": 104,
+        "mlp_ratio": 4.9231,
+        "patch_size": 14,
+    }
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": {"embed_dim": 1280, "vision_cfg": vision, "text_cfg": {}}})
+    )
     random_file(tmp_path / "open_clip_model.safetensors", on_meta(OpenClip, c), looked_at)
-    (tmp_path / "config.json").write_text('{"model_type": "clip"}')  # settings of Hugging Face beside it, without its weights
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "clip"}'
+    )  # settings of Hugging Face beside it, without its weights
     loads(tmp_path, c, "open_clip_model.safetensors", "in_proj_weight")
 
 
 @pytest.mark.parametrize("name", ["siglip-base-16-512", "siglip-so400m-14-384"])
 def test_two_layers_of_timm_in_full_width(tmp_path, name):
     c = dataclasses.replace(NAMED[name], layers=2, activation="gelu", position_resize="bicubic_antialias")
-    size, picture = name.split("-")[1], {"input_size": [3, c.image_size, c.image_size], "mean": HALF, "std": HALF, "crop_pct": 0.9}
-    settings = {"architecture": f"vit_{size}_patch{c.patch}_siglip_{c.image_size}", "pretrained_cfg": {**picture, "crop_mode": "squash"}}
+    size, picture = (
+        name.split("-")[1],
+        {"input_size": [3, c.image_size, c.image_size], "mean": HALF, "std": HALF, "crop_pct": 0.9},
+    )
+    settings = {
+        "architecture": f"vit_{size}_patch{c.patch}_siglip_{c.image_size}",
+        "pretrained_cfg": {**picture, "crop_mode": "squash"},
+    }
     write(tmp_path, settings)
     random_file(tmp_path / "model.safetensors", on_meta(Hub, c, siglip=True), looked_at)
     loads(tmp_path, c)
@@ -203,7 +273,11 @@ def test_two_layers_of_the_original_dinov2_in_full_width(tmp_path, name):
     """No settings are there: all are read from shapes."""
     c = dataclasses.replace(NAMED[name], layers=2)
     c.position_resize = c.position_resize if c.registers else "bicubic_offset"
-    random_file(tmp_path / "dinov2.safetensors", on_meta(Hub, c, registers=c.registers, gated=c.activation == "swiglu"), looked_at)
+    random_file(
+        tmp_path / "dinov2.safetensors",
+        on_meta(Hub, c, registers=c.registers, gated=c.activation == "swiglu"),
+        looked_at,
+    )
     loads(tmp_path / "dinov2.safetensors", c, file=None)
 
 
@@ -244,11 +318,15 @@ def test_hugging_face_loads_what_is_written(tmp_path, c, family, how):
     back, again = load_encoder(tmp_path)
     same(again, arrays)
     assert back == c.canonical() and written_as(c) == family and preferred_fit(tmp_path) == how
-    model, about = transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    model, about = transformers.AutoModel.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
     assert type(model).__name__ == VISION_FAMILIES[family].architecture
     assert not any(about[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), about
     pixels = np.random.default_rng(0).integers(0, 256, (40, 53, 3), np.uint8)
-    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)(
+        Image.fromarray(pixels), return_tensors="np"
+    )["pixel_values"][0]
     ours = fit(Image.fromarray(pixels), c.view[0], how, c.view[1])
     np.testing.assert_allclose(((ours / 255 - c.mean) / c.std).transpose(2, 0, 1), theirs, atol=1e-5)
 
@@ -269,10 +347,18 @@ def test_public_names_are_written(tmp_path):
 
 def test_what_no_class_of_hugging_face_computes_is_not_written():
     with pytest.raises(
-        CheckpointError, match=r"no vision model of Hugging Face.*\n  clip: .*\n  siglip: (.*\n)*.*dinov2: position_resize would be bicubic"
+        CheckpointError,
+        match=r"no vision model of Hugging Face.*\n  clip: .*\n  siglip: (.*\n)*.*dinov2: position_resize would be bicubic",
     ):
         written_as(dataclasses.replace(NAMED["dinov2-l"], position_resize="bicubic_offset"))
-    assert written_as(dataclasses.replace(NAMED["dinov2-l"], position_resize="bicubic_offset", image_size=518, shortest_edge=518)) == "dinov2"
+    assert (
+        written_as(
+            dataclasses.replace(
+                NAMED["dinov2-l"], position_resize="bicubic_offset", image_size=518, shortest_edge=518
+            )
+        )
+        == "dinov2"
+    )
     with pytest.raises(CheckpointError, match=r"dinov2: mlp would be 4096"):
         written_as(dataclasses.replace(NAMED["dinov2-l"], mlp=4000))
 
@@ -286,14 +372,29 @@ def test_what_no_class_of_hugging_face_computes_is_not_written():
         ("dinov2-l", {"image_size": [518, 224]}, r"image_size is \[518, 224\], not of type int"),
         ("dinov2-l-reg", {"quantization_config": {"bits": 8}}, "the weights are quantized"),
         ("internvit-6b-448", {"use_moe": True}, "use_moe is True, supported is False"),
-        ("internvit-6b-448", {"norm_type": "batch_norm"}, "norm_type is 'batch_norm', supported is 'layer_norm' or 'rms_norm'"),
+        (
+            "internvit-6b-448",
+            {"norm_type": "batch_norm"},
+            "norm_type is 'batch_norm', supported is 'layer_norm' or 'rms_norm'",
+        ),
         ("internvl", {"use_mean_pooling": False}, "use_mean_pooling is False, supported is True"),
-        ("internvl", {"use_absolute_position_embeddings": False}, "use_absolute_position_embeddings is False"),
-        ("internvl", {"use_qk_norm": True, "layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05, supported is 1e-06"),
+        (
+            "internvl",
+            {"use_absolute_position_embeddings": False},
+            "use_absolute_position_embeddings is False",
+        ),
+        (
+            "internvl",
+            {"use_qk_norm": True, "layer_norm_eps": 1e-5},
+            "layer_norm_eps is 1e-05, supported is 1e-06",
+        ),
     ],
 )
 def test_settings_we_do_not_have_are_refused_by_name(tmp_path, name, change, said):
-    config = {"internvl": {"model_type": "internvl_vision"}, **{name: config for name, (config, _) in PUBLISHED.items()}}[name]
+    config = {
+        "internvl": {"model_type": "internvl_vision"},
+        **{name: config for name, (config, _) in PUBLISHED.items()},
+    }[name]
     write(tmp_path, {**config, **change})
     with pytest.raises(CheckpointError, match=f"{tmp_path}/config.json.*{said}"):
         load_encoder(tmp_path)
@@ -320,7 +421,9 @@ def test_other_pictures_are_refused(tmp_path, change, said):
 def test_open_clip_is_refused_where_its_settings_are_not_there_or_not_ours(tmp_path):
     c = small("clip-vit-l-14")
     random_file(tmp_path / "open_clip_model.safetensors", on_meta(OpenClip, c))
-    with pytest.raises(CheckpointError, match=r"do not say their heads and activation. Put open_clip_config.json"):
+    with pytest.raises(
+        CheckpointError, match=r"do not say their heads and activation. Put open_clip_config.json"
+    ):
         load_encoder(tmp_path / "open_clip_model.safetensors")
     for change, said in (
         ({"timm_model_name": "vit_base_patch16_siglip_512"}, "timm_model_name is 'vit_base"),
@@ -335,7 +438,10 @@ def test_open_clip_is_refused_where_its_settings_are_not_there_or_not_ours(tmp_p
 
 def test_timm_is_refused_where_it_computes_something_else(tmp_path):
     for change, said in (
-        ({"architecture": "vit_giantopt_patch16_siglip_384"}, "'giantopt', supported is 'base' or 'large' or 'so400m'"),
+        (
+            {"architecture": "vit_giantopt_patch16_siglip_384"},
+            "'giantopt', supported is 'base' or 'large' or 'so400m'",
+        ),
         ({"pretrained_cfg": {"crop_mode": "border"}}, "crop_mode is 'border'"),
         ({"model_args": {"act_layer": "gelu_tanh"}}, "model_args is"),
     ):
@@ -347,7 +453,8 @@ def test_timm_is_refused_where_it_computes_something_else(tmp_path):
 def test_what_is_no_vision_model(tmp_path):
     write(tmp_path, {"model_type": "mistral"})
     with pytest.raises(
-        CheckpointError, match=r"no vision model of a known family \(.*clip: config.json of type clip or clip_vision_model; .*dinov2_hub: "
+        CheckpointError,
+        match=r"no vision model of a known family \(.*clip: config.json of type clip or clip_vision_model; .*dinov2_hub: ",
     ):
         load_encoder(tmp_path)
     write_safetensors(tmp_path / "model.safetensors", {"lm_head.weight": np.zeros((2, 2), np.float32)})
@@ -362,7 +469,9 @@ def test_missing_and_extra_tensors_of_packed_files_are_listed(tmp_path):
     random_file(tmp_path / "a.safetensors", tensors)
     with pytest.raises(CheckpointError, match=r"2 tensors do not fit") as caught:
         load_encoder(tmp_path / "a.safetensors")
-    place = " and ".join(f"image/encoders/0/layers/attention/{name}/kernel[1]" for name in ("query", "key", "value"))
+    place = " and ".join(
+        f"image/encoders/0/layers/attention/{name}/kernel[1]" for name in ("query", "key", "value")
+    )
     assert f"blocks.1.attn.qkv.weight -> {place}: missing" in str(caught.value)
     assert "blocks.1.attn.kqv.weight -> nowhere" in str(caught.value)
 
@@ -373,14 +482,24 @@ def test_the_same_weights_serve_pictures_of_another_size(tmp_path):
     c = small("dinov2-l", shortest_edge=30, position_grid=7)
     write_encoder(tmp_path, c, random_arrays(c))
     ours = dataclasses.replace(c, image_size=48, shortest_edge=None, feature_layer=-1)
-    config = TrainConfig(model=ModelConfig(image=ImageConfig((ours,))), parts_from={"image/encoders/0": str(tmp_path)}, objective="patches")
+    config = TrainConfig(
+        model=ModelConfig(image=ImageConfig((ours,))),
+        parts_from={"image/encoders/0": str(tmp_path)},
+        objective="patches",
+    )
     assert starting_point(config)[0]["image/encoders/0/position"].shape == (50, 32)
     for change in ({"position_grid": 8}, {"position_grid": None}):
         config.model.image.encoders = (dataclasses.replace(ours, **change),)
         with pytest.raises(ConfigError, match=r"--config.model.image.encoders.0.position_grid=7"):
             starting_point(config)
-    write_encoder(tmp_path, dataclasses.replace(c, image_size=42, shortest_edge=None, position_grid=None), random_arrays(c))
-    with pytest.raises(ConfigError, match=r"--config.model.image.encoders.0.position_grid=7"):  # where the file's own size is that of its positions
+    write_encoder(
+        tmp_path,
+        dataclasses.replace(c, image_size=42, shortest_edge=None, position_grid=None),
+        random_arrays(c),
+    )
+    with pytest.raises(
+        ConfigError, match=r"--config.model.image.encoders.0.position_grid=7"
+    ):  # where the file's own size is that of its positions
         starting_point(config)
     config.model.image.encoders = (ours,)
     assert starting_point(config)[0]["image/encoders/0/position"].shape == (50, 32)
@@ -409,9 +528,14 @@ def test_a_release_with_another_encoder(source, tmp_path):
 def test_one_file_may_be_the_encoder_of_a_release(source, tmp_path):
     c = dataclasses.replace(small("dinov2-s"), width=64, heads=1, mlp=128, patch=14, position_grid=20)
     random_file(tmp_path / "dinov2.safetensors", on_meta(Hub, c))
-    with pytest.raises(CheckpointError, match="made for 9 rows a picture"):  # the adapter is for 32 channels: the encoder itself was read
+    with pytest.raises(
+        CheckpointError, match="made for 9 rows a picture"
+    ):  # the adapter is for 32 channels: the encoder itself was read
         load_checkpoint(source, vision=tmp_path / "dinov2.safetensors")
-    with pytest.raises(CheckpointError, match=r"dinov2\.safetensors: a vision tower alone.*\.convert --vision=/.*/dinov2\.safetensors --decoder="):
+    with pytest.raises(
+        CheckpointError,
+        match=r"dinov2\.safetensors: a vision tower alone.*\.convert --vision=/.*/dinov2\.safetensors --decoder=",
+    ):
         load_checkpoint(tmp_path / "dinov2.safetensors")
 
 

@@ -37,7 +37,9 @@ ADAPTERS = {"linear": adapter("linear"), "mlp": adapter("mlp", mlp=48)}
 def checkpoint(kind="mlp", tokenizer=TOKENIZER, dtype=np.float32, image=None, **settings):
     """`image`: fields of the ImageConfig besides encoder and adapter."""
     settings = {"decoder": DECODER, "prompt": tiny.PROMPT} | settings
-    c = ModelConfig(preset="test", image=ImageConfig(lm.C.image.encoders, ADAPTERS[kind], **(image or {})), **settings)
+    c = ModelConfig(
+        preset="test", image=ImageConfig(lm.C.image.encoders, ADAPTERS[kind], **(image or {})), **settings
+    )
     c.validate()
     arrays = tiny.arrays(c, seed=3)
     head = arrays["decoder/embed"].T if c.decoder.tied else arrays["decoder/head"]
@@ -52,7 +54,9 @@ def ours(found):
 
 def theirs(directory):
     """Model and processor, once every tensor has found its place."""
-    model, report = hf.AutoModelForImageTextToText.from_pretrained(directory, attn_implementation="eager", dtype="float32", output_loading_info=True)
+    model, report = hf.AutoModelForImageTextToText.from_pretrained(
+        directory, attn_implementation="eager", dtype="float32", output_loading_info=True
+    )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model, hf.AutoProcessor.from_pretrained(directory)
 
@@ -85,9 +89,20 @@ def test_the_published_recipe(tmp_path):
     found = checkpoint("linear")
     export_llava(found, tmp_path / "exported")
     model, processor = theirs(tmp_path / "exported")
-    tokenizer, recipe = Tokenizer(TOKENIZER), dataclasses.replace(GenerationConfig.official(), no_repeat_ngram_size=0)
-    bad = [ids for ids in map(tokenizer.encode, recipe.banned) if ids != [tokenizer.eos]] + [tokenizer.encode("\n")[-1:]]
-    settings = {"num_beams": 3, "early_stopping": True, "max_new_tokens": 50, "bad_words_ids": bad, "forced_eos_token_id": tokenizer.eos}
+    tokenizer, recipe = (
+        Tokenizer(TOKENIZER),
+        dataclasses.replace(GenerationConfig.official(), no_repeat_ngram_size=0),
+    )
+    bad = [ids for ids in map(tokenizer.encode, recipe.banned) if ids != [tokenizer.eos]] + [
+        tokenizer.encode("\n")[-1:]
+    ]
+    settings = {
+        "num_beams": 3,
+        "early_stopping": True,
+        "max_new_tokens": 50,
+        "bad_words_ids": bad,
+        "forced_eos_token_id": tokenizer.eos,
+    }
     expected = lm.generate(model, processor, lm.requests(), remove_invalid_values=True, **settings)
     assert [a.tokens for a in ours(found).generate(lm.requests(), recipe)] == expected
     assert len({len(tokens) for tokens in expected}) > 1
@@ -113,14 +128,22 @@ def test_new_tokens_cannot_win(tmp_path):
     assert np.allclose(new, old.mean(0), atol=1e-5) and (new < old.max(0)).all()
     share = np.exp(new).sum(0) / np.exp(logits).sum(0)
     assert share.max() <= 5 / 857
-    assert json.loads((tmp_path / "exported/generation_config.json").read_text())["suppress_tokens"] == [852, 853, 854, 855, 856]
+    assert json.loads((tmp_path / "exported/generation_config.json").read_text())["suppress_tokens"] == [
+        852,
+        853,
+        854,
+        855,
+        856,
+    ]
 
 
 def test_names_are_those_of_public_files(tmp_path):
     export_llava(checkpoint(image=TILES), tmp_path / "exported")
     names = open_tensors(tmp_path / "exported").keys()
     prefixes = "vision_tower.vision_model. multi_modal_projector.linear_ language_model.model. language_model.lm_head.weight image_newline"
-    assert {prefix for prefix in prefixes.split() if any(name.startswith(prefix) for name in names)} == set(prefixes.split())
+    assert {prefix for prefix in prefixes.split() if any(name.startswith(prefix) for name in names)} == set(
+        prefixes.split()
+    )
     assert all(name.startswith(tuple(prefixes.split())) for name in names)
 
 
@@ -132,7 +155,11 @@ def test_the_released_tokenizer_cuts_prompts_the_same(tmp_path, layout):
     check_template(c, REAL, tmp_path)
     assert image == max(added.values()) == 32000 + len(added) - 1
     read = hf.AutoTokenizer.from_pretrained(tmp_path)
-    assert read("What?<image>\n").input_ids == [*Tokenizer(REAL).encode("What?"), image, *Tokenizer(REAL).encode("\n")]
+    assert read("What?<image>\n").input_ids == [
+        *Tokenizer(REAL).encode("What?"),
+        image,
+        *Tokenizer(REAL).encode("\n"),
+    ]
 
 
 # --- there and back
@@ -202,10 +229,16 @@ def test_a_tied_head_with_new_tokens_is_one_of_its_own(tmp_path):
 def test_what_is_read_back_answers_as_before(tmp_path):
     found = checkpoint("linear")
     export_llava(found, tmp_path / "exported")
-    answers = zip(of.load(tmp_path / "exported").generate(lm.requests()), ours(found).generate(lm.requests()), strict=True)
+    answers = zip(
+        of.load(tmp_path / "exported").generate(lm.requests()),
+        ours(found).generate(lm.requests()),
+        strict=True,
+    )
     for again, before in answers:
         assert again.tokens == before.tokens
-        assert again.logprob == pytest.approx(before.logprob, abs=len(before.tokens) * np.log(857 / 852))  # what the new tokens take at most
+        assert again.logprob == pytest.approx(
+            before.logprob, abs=len(before.tokens) * np.log(857 / 852)
+        )  # what the new tokens take at most
 
 
 def test_another_type(tmp_path):
@@ -218,17 +251,36 @@ def test_another_type(tmp_path):
 
 
 CLIP = lm.C.image.encoders[0]
-OTHER = EncoderConfig(image_size=24, patch=8, width=32, layers=3, heads=4, mlp=64, norm="rms", layer_scale=True)
+OTHER = EncoderConfig(
+    image_size=24, patch=8, width=32, layers=3, heads=4, mlp=64, norm="rms", layer_scale=True
+)
 REFUSALS = {
-    "adapter.kind 'transformer' has no place between tower and projector": {"adapter": adapter("transformer", heads=2)},
+    "adapter.kind 'transformer' has no place between tower and projector": {
+        "adapter": adapter("transformer", heads=2)
+    },
     "adapter.mlp is 64, the class has the decoder's width 48": {"adapter": adapter("mlp", mlp=64)},
-    "there are two encoders, the class has one; adapter.kind 'sum' has no place": {"encoders": (CLIP, CLIP), "adapter": adapter("sum")},
+    "there are two encoders, the class has one; adapter.kind 'sum' has no place": {
+        "encoders": (CLIP, CLIP),
+        "adapter": adapter("sum"),
+    },
     "adapter.kind 'concat' has no place": {"encoders": (CLIP, CLIP), "adapter": adapter("concat", heads=2)},
-    "adapter.kind 'attention' has no place": {"encoders": (CLIP, CLIP), "adapter": adapter("attention", heads=2)},
-    "encoder.feature_norm: its features are hidden states as they are": {"encoders": (dataclasses.replace(CLIP, feature_norm=True),)},
-    "as CLIPVisionModel, encoder.norm would be layer, layer_scale would be False; as SiglipVisionModel, encoder.norm would": {"encoders": (OTHER,)},
-    "encoder.position_grid 2: its positions are those of the picture's grid": {"encoders": (dataclasses.replace(CLIP, position_grid=2),)},
-    "encoder.shortest_edge with image.fit=squash": {"encoders": (dataclasses.replace(CLIP, shortest_edge=32),), "fit": "squash"},
+    "adapter.kind 'attention' has no place": {
+        "encoders": (CLIP, CLIP),
+        "adapter": adapter("attention", heads=2),
+    },
+    "encoder.feature_norm: its features are hidden states as they are": {
+        "encoders": (dataclasses.replace(CLIP, feature_norm=True),)
+    },
+    "as CLIPVisionModel, encoder.norm would be layer, layer_scale would be False; as SiglipVisionModel, encoder.norm would": {
+        "encoders": (OTHER,)
+    },
+    "encoder.position_grid 2: its positions are those of the picture's grid": {
+        "encoders": (dataclasses.replace(CLIP, position_grid=2),)
+    },
+    "encoder.shortest_edge with image.fit=squash": {
+        "encoders": (dataclasses.replace(CLIP, shortest_edge=32),),
+        "fit": "squash",
+    },
     "image.fit=tiles is exact with image.unpad and image.newline only": {"fit": "tiles"},
     "exact with image.unpad": {"fit": "tiles", "newline": True},
 }
@@ -251,31 +303,49 @@ def test_a_tokenizer_that_treats_pieces_otherwise(tmp_path):
     backend.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", prepend_scheme="first", split=False)
     backend.save(str(file))
     found = checkpoint(tokenizer=tmp_path / "first", decoder=dataclasses.replace(DECODER, vocab=tiny.VOCAB))
-    with pytest.raises(CheckpointError, match="layout 'omnifusion' encodes each text alone, and this tokenizer does not cut a whole prompt"):
+    with pytest.raises(
+        CheckpointError,
+        match="layout 'omnifusion' encodes each text alone, and this tokenizer does not cut a whole prompt",
+    ):
         export_llava(found, tmp_path / "exported")
     backend.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", prepend_scheme="always", split=False)
     backend.add_special_tokens(["<SOI>"])
     backend.save(str(file))
-    with pytest.raises(CheckpointError, match="the tokenizer has <SOI> already, which are to stand for trained vectors"):
-        export_llava(dataclasses.replace(found, config=dataclasses.replace(found.config, decoder=DECODER)), tmp_path / "exported")
+    with pytest.raises(
+        CheckpointError, match="the tokenizer has <SOI> already, which are to stand for trained vectors"
+    ):
+        export_llava(
+            dataclasses.replace(found, config=dataclasses.replace(found.config, decoder=DECODER)),
+            tmp_path / "exported",
+        )
     assert [entry.name for entry in tmp_path.iterdir()] == ["first"]
 
 
 def test_part_of_a_model_is_not_exported(tmp_path):
     whole = checkpoint()
-    part = dataclasses.replace(whole, arrays={path: a for path, a in whole.arrays.items() if path.startswith("image/adapter/")})
-    with pytest.raises(CheckpointError, match="holds only image/adapter; image/encoders/0, special, decoder of the model are missing"):
+    part = dataclasses.replace(
+        whole, arrays={path: a for path, a in whole.arrays.items() if path.startswith("image/adapter/")}
+    )
+    with pytest.raises(
+        CheckpointError,
+        match="holds only image/adapter; image/encoders/0, special, decoder of the model are missing",
+    ):
         export_llava(part, tmp_path / "exported")
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         export_llava(dataclasses.replace(whole, tokenizer=None), tmp_path / "exported")
-    with pytest.raises(CheckpointError, match=r"not the kind mlp with user, bot, soi, eoi\. Write --to=native, or --to=llava"):
+    with pytest.raises(
+        CheckpointError, match=r"not the kind mlp with user, bot, soi, eoi\. Write --to=native, or --to=llava"
+    ):
         export_original(whole, tmp_path / "original", pickles=False)
 
 
 def test_trained_vectors_are_not_rounded(tmp_path):
     mixed = checkpoint()
     mixed.arrays["special/soi"] = mixed.arrays["special/soi"].astype(np.float64)
-    with pytest.raises(CheckpointError, match=r"trained vectors are float64, the embeddings they join float32; give one type \(--dtype\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"trained vectors are float64, the embeddings they join float32; give one type \(--dtype\)",
+    ):
         export_llava(mixed, tmp_path / "exported")
 
 
@@ -285,7 +355,13 @@ def test_a_padded_vocabulary_stays(tmp_path):
     found.arrays["decoder/head"][:, 852:] = 0  # training keeps them from being produced
     export_llava(found, tmp_path / "exported")
     tensors = open_tensors(tmp_path / "exported")
-    assert tensors["language_model.model.embed_tokens.weight"].shape == tensors["language_model.lm_head.weight"].shape == (896, 48)
+    assert (
+        tensors["language_model.model.embed_tokens.weight"].shape
+        == tensors["language_model.lm_head.weight"].shape
+        == (896, 48)
+    )
     np.testing.assert_array_equal(tensors["language_model.lm_head.weight"], found.arrays["decoder/head"].T)
-    np.testing.assert_array_equal(tensors["language_model.model.embed_tokens.weight"][852], found.arrays["special/user"])
+    np.testing.assert_array_equal(
+        tensors["language_model.model.embed_tokens.weight"][852], found.arrays["special/user"]
+    )
     lm.agree(ours(found), *theirs(tmp_path / "exported"), beams=(1,))

@@ -12,7 +12,15 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen3Config
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from omnifusion_jax.checkpoints.decoders import language_models
 from omnifusion_jax.checkpoints.encoders import clip, hugging_face
@@ -53,7 +61,13 @@ def test_there_and_back_is_the_same_to_the_bit():
 @given(st.integers(1, 3), st.lists(st.integers(1, 4), min_size=1, max_size=3))
 def test_transforms_are_inverse(other, dims):
     n = int(np.prod(dims))
-    for transform, shape in ((SAME, (n,)), (MATRIX, (n, other)), (split(*dims), (n,)), (split_out(*dims), (n, other)), (split_in(*dims), (other, n))):
+    for transform, shape in (
+        (SAME, (n,)),
+        (MATRIX, (n, other)),
+        (split(*dims), (n,)),
+        (split_out(*dims), (n, other)),
+        (split_in(*dims), (other, n)),
+    ):
         a = np.arange(np.prod(shape)).reshape(shape)
         np.testing.assert_array_equal(transform.backward(transform.forward(a)), a)
 
@@ -62,8 +76,12 @@ def test_every_misfit_is_in_one_error(foreign):
     foreign["extra.weight"] = foreign["model.norm.weight"]
     foreign["model.layers.7.mlp.up_proj.weight"] = foreign["model.layers.0.mlp.up_proj.weight"]
     foreign["lm_head.weight"] = foreign["lm_head.weight"][:-1]
-    foreign["model.layers.0.input_layernorm.weight"] = foreign["model.layers.0.input_layernorm.weight"].astype(np.int8)
-    foreign["model.layers.2.input_layernorm.weight"] = foreign["model.layers.2.input_layernorm.weight"].astype(BF16)
+    foreign["model.layers.0.input_layernorm.weight"] = foreign[
+        "model.layers.0.input_layernorm.weight"
+    ].astype(np.int8)
+    foreign["model.layers.2.input_layernorm.weight"] = foreign[
+        "model.layers.2.input_layernorm.weight"
+    ].astype(BF16)
     del foreign["model.embed_tokens.weight"]
     for name in [name for name in foreign if ".layers.1." in name]:
         del foreign[name]
@@ -86,21 +104,37 @@ def test_two_names_for_one_place_are_refused():
     foreign = to_foreign(tiny.arrays(C, "image/encoders/0"), clip.CLIP.table(c))
     bare = {name.removeprefix(clip.PREFIX): a for name, a in foreign.items()}
     for tensors in (foreign, bare):
-        from_foreign(tensors, clip.CLIP.table(c), shapes_of(C, "image/encoders/0"), "here", prefix=clip.PREFIX)
+        from_foreign(
+            tensors, clip.CLIP.table(c), shapes_of(C, "image/encoders/0"), "here", prefix=clip.PREFIX
+        )
     foreign["pre_layrnorm.weight"] = bare["pre_layrnorm.weight"]
     with pytest.raises(CheckpointError, match="more than one tensor for one place") as caught:
-        from_foreign(foreign, clip.CLIP.table(c), shapes_of(C, "image/encoders/0"), "here", prefix=clip.PREFIX)
-    assert "vision_model.pre_layrnorm.weight and pre_layrnorm.weight -> image/encoders/0/pre_norm/scale" in str(caught.value)
+        from_foreign(
+            foreign, clip.CLIP.table(c), shapes_of(C, "image/encoders/0"), "here", prefix=clip.PREFIX
+        )
+    assert (
+        "vision_model.pre_layrnorm.weight and pre_layrnorm.weight -> image/encoders/0/pre_norm/scale"
+        in str(caught.value)
+    )
 
 
 def test_export_refuses_what_the_format_cannot_hold(foreign):
     arrays = tiny.arrays(C, "decoder")
     arrays["decoder/bias"] = arrays.pop("decoder/head")
-    with pytest.raises(CheckpointError, match=r"decoder/head: missing\n  decoder/bias: the format has no place"):
+    with pytest.raises(
+        CheckpointError, match=r"decoder/head: missing\n  decoder/bias: the format has no place"
+    ):
         to_foreign(arrays, TABLE)
 
 
-FUSED_SHAPES = {"query": (2, 4, 2, 3), "key": (2, 4, 3), "value": (2, 4, 3), "bias": (5,), "scale": (2,), "norm": (2, 4)}
+FUSED_SHAPES = {
+    "query": (2, 4, 2, 3),
+    "key": (2, 4, 3),
+    "value": (2, 4, 3),
+    "bias": (5,),
+    "scale": (2,),
+    "norm": (2, 4),
+}
 FUSED = {
     "blocks.{}.qkv.weight": Fused(("query", split_out(2, 3)), ("key", MATRIX), ("value", MATRIX)),
     "biases": Fused(("bias", SAME), ("scale", SAME)),
@@ -109,7 +143,10 @@ FUSED = {
 
 
 def fused():
-    return {path: np.arange(math.prod(shape), dtype=np.float32).reshape(shape) for path, shape in FUSED_SHAPES.items()}
+    return {
+        path: np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+        for path, shape in FUSED_SHAPES.items()
+    }
 
 
 def test_one_foreign_tensor_of_several_of_ours():
@@ -149,29 +186,56 @@ def test_misfits_of_fused_tensors():
 def test_the_full_size_model_maps_onto_the_published_tensors():
     """Names and shapes of Mistral-7B-v0.1, CLIP-ViT-L/14-336 and the adapter; no memory is taken."""
     c = preset("omnifusion-1.1")
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    sizes = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    }
     with torch.device("meta"):
         theirs = {
             "decoder": MistralForCausalLM(MistralConfig(rms_norm_eps=1e-5, max_position_embeddings=32768)),
             "image/encoders/0": CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=336, patch_size=14)),
             "image/adapter": models.VisualToGPTMapping(1024, 4096, 576, 4),
         }
-    tables = {"decoder": language_models.table(c.decoder), "image/encoders/0": clip.CLIP.table(c.image.encoders[0])}
+    tables = {
+        "decoder": language_models.table(c.decoder),
+        "image/encoders/0": clip.CLIP.table(c.image.encoders[0]),
+    }
     tables["image/adapter"] = original.adapter_table(c)
     for part, module in theirs.items():
         shapes = shapes_of(c, part)
-        mapped = {name.removeprefix(clip.PREFIX): place.shape for name, place in destinations(tables[part], shapes).items()}
+        mapped = {
+            name.removeprefix(clip.PREFIX): place.shape
+            for name, place in destinations(tables[part], shapes).items()
+        }
         assert mapped == {name: tuple(t.shape) for name, t in module.state_dict().items()}
-        assert {piece.path for place in destinations(tables[part], shapes).values() for piece in place.pieces} == set(shapes)
-    sizes = {part: sum(math.prod(shape) for shape in shapes_of(c, part).values()) for part in ("image/adapter", "decoder")}
+        assert {
+            piece.path for place in destinations(tables[part], shapes).values() for piece in place.pieces
+        } == set(shapes)
+    sizes = {
+        part: sum(math.prod(shape) for shape in shapes_of(c, part).values())
+        for part in ("image/adapter", "decoder")
+    }
     assert sizes == {"image/adapter": 12_598_272, "decoder": 7_241_732_096}
     assert shapes_of(c, "special") == {f"special/{name}": (4096,) for name in ("user", "bot", "soi", "eoi")}
 
 
-LLAMA = DecoderConfig(family="llama", kv_heads=32, mlp=11008, max_length=2048, eps=1e-6, window=None)  # what a bare LlamaConfig says
+LLAMA = DecoderConfig(
+    family="llama", kv_heads=32, mlp=11008, max_length=2048, eps=1e-6, window=None
+)  # what a bare LlamaConfig says
 
 
-QWEN2 = DecoderConfig(family="qwen2", vocab=151936, kv_heads=32, mlp=22016, max_length=32768, eps=1e-6, window=None, qkv_bias=True)  # likewise
+QWEN2 = DecoderConfig(
+    family="qwen2",
+    vocab=151936,
+    kv_heads=32,
+    mlp=22016,
+    max_length=32768,
+    eps=1e-6,
+    window=None,
+    qkv_bias=True,
+)  # likewise
 CLASSES = {"mistral": MistralConfig, "llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
@@ -184,7 +248,9 @@ CLASSES = {"mistral": MistralConfig, "llama": LlamaConfig, "qwen2": Qwen2Config,
         LLAMA,
         QWEN2,
         dataclasses.replace(LLAMA, rope_theta=5e5, rope_scaling=RopeScaling(32.0, 1.5, 3.0, 4096), tied=True),
-        dataclasses.replace(QWEN2, family="qwen3", qkv_bias=False, qk_norm=True, tied=True, rope_theta=1e6, head_dim=64),
+        dataclasses.replace(
+            QWEN2, family="qwen3", qkv_bias=False, qk_norm=True, tied=True, rope_theta=1e6, head_dim=64
+        ),
     ],
 )
 def test_decoder_config_both_ways(c):
@@ -222,16 +288,22 @@ def test_mistral_config_of_the_published_model():
 def test_decoder_settings_we_do_not_have_are_refused_by_name(change):
     name = next(iter(change))
     with pytest.raises(CheckpointError, match=r"dir/config.json: (rope scaling|" + name + ") is "):
-        language_models.decoder_config({**language_models.decoder_json(C.decoder, "float32"), **change}, "dir/config.json")
+        language_models.decoder_config(
+            {**language_models.decoder_json(C.decoder, "float32"), **change}, "dir/config.json"
+        )
 
 
 def test_only_whole_names_are_ignored(foreign):
     foreign["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
-    assert from_foreign(foreign, TABLE, SHAPES, "here", ignore=language_models.IGNORED).keys() == SHAPES.keys()
+    assert (
+        from_foreign(foreign, TABLE, SHAPES, "here", ignore=language_models.IGNORED).keys() == SHAPES.keys()
+    )
     foreign["model.layers.0.self_attn.rotary_emb.inv_freq_scale"] = np.ones(8, np.float32)
     assert "inv_freq_scale -> nowhere" in refusal(foreign, ignore=language_models.IGNORED)
     foreign["embeddings.position_ids"] = np.ones(8, np.float32)
-    assert "embeddings.position_ids -> nowhere" in refusal(foreign, ignore=("position_ids", *language_models.IGNORED))
+    assert "embeddings.position_ids -> nowhere" in refusal(
+        foreign, ignore=("position_ids", *language_models.IGNORED)
+    )
 
 
 def test_where_rope_theta_stands():
@@ -256,15 +328,26 @@ def test_a_stored_copy_of_a_tied_head_is_left_out(foreign):
     for kind in (np.float32, BF16):
         copied = {name: a.astype(kind) for name, a in {**foreign, head: foreign[embed]}.items()}
         assert language_models.without_copy(copied, tied, "here").keys() == bare.keys()
-        assert language_models.without_copy(copied, C.decoder, "here") is copied  # without a tie a head is a head
+        assert (
+            language_models.without_copy(copied, C.decoder, "here") is copied
+        )  # without a tie a head is a head
     shapes = {path: shape for path, shape in SHAPES.items() if path != "decoder/head"}
-    arrays = from_foreign(language_models.without_copy({**foreign, head: foreign[embed]}, tied, "here"), language_models.table(tied), shapes, "here")
+    arrays = from_foreign(
+        language_models.without_copy({**foreign, head: foreign[embed]}, tied, "here"),
+        language_models.table(tied),
+        shapes,
+        "here",
+    )
     assert arrays.keys() == shapes.keys()
     assert language_models.without_copy(bare, tied, "here") is bare
-    assert "lm_head.weight -> decoder/head: missing" in refusal(language_models.without_copy(bare, C.decoder, "here"))
+    assert "lm_head.weight -> decoder/head: missing" in refusal(
+        language_models.without_copy(bare, C.decoder, "here")
+    )
     other = np.array(foreign[embed])
     other[-1, -1] += 1e-6
-    with pytest.raises(CheckpointError, match=r"here: tie_word_embeddings is true, but lm_head.weight is not model.embed"):
+    with pytest.raises(
+        CheckpointError, match=r"here: tie_word_embeddings is true, but lm_head.weight is not model.embed"
+    ):
         language_models.without_copy({**foreign, head: other}, tied, "here")
 
 
@@ -284,10 +367,17 @@ def test_what_no_model_of_the_family_computes_is_not_written(c, name):
 
 @pytest.mark.parametrize("c", [EncoderConfig(), C.image.encoders[0], EncoderConfig(activation="gelu")])
 def test_clip_config_both_ways(c):
-    assert clip.CLIP.encoder_config(clip.CLIP.encoder_json(c, "float32"), hugging_face.preprocessor_json(c)) == c
-    saved = json.loads(CLIPVisionConfig(**clip.CLIP.encoder_json(c, "float32")).to_json_string(use_diff=False))
+    assert (
+        clip.CLIP.encoder_config(clip.CLIP.encoder_json(c, "float32"), hugging_face.preprocessor_json(c)) == c
+    )
+    saved = json.loads(
+        CLIPVisionConfig(**clip.CLIP.encoder_json(c, "float32")).to_json_string(use_diff=False)
+    )
     assert clip.CLIP.encoder_config(saved) == c
-    assert clip.CLIP.encoder_config({"model_type": "clip", "vision_config": saved, "vision_config_dict": None}) == c
+    assert (
+        clip.CLIP.encoder_config({"model_type": "clip", "vision_config": saved, "vision_config_dict": None})
+        == c
+    )
 
 
 def test_clip_settings_we_do_not_have_are_refused_by_name():

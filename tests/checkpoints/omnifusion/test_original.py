@@ -28,7 +28,15 @@ from omnifusion_jax.checkpoints.storage.weights import open_tensors
 from omnifusion_jax.errors import CheckpointError
 
 C = tiny.config(layout="original")
-CLIP_MODEL = {"text_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99}}
+CLIP_MODEL = {
+    "text_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 99,
+    }
+}
 
 
 def save_bin(model, directory):
@@ -43,7 +51,11 @@ def save_bin(model, directory):
 
 
 def bits(tensor):
-    return tensor.detach().view(torch.int16).numpy() if isinstance(tensor, torch.Tensor) else np.ascontiguousarray(tensor).view(np.int16)
+    return (
+        tensor.detach().view(torch.int16).numpy()
+        if isinstance(tensor, torch.Tensor)
+        else np.ascontiguousarray(tensor).view(np.int16)
+    )
 
 
 def same(named, expected):
@@ -64,7 +76,10 @@ def test_import_keeps_every_bit(source, built):
         ("special", original.SPECIAL_TABLE),
         ("decoder", language_models.table(C.decoder)),
     ):
-        same(to_foreign({path: a for path, a in found.arrays.items() if path.startswith(f"{part}/")}, table), tensors[part])
+        same(
+            to_foreign({path: a for path, a in found.arrays.items() if path.startswith(f"{part}/")}, table),
+            tensors[part],
+        )
 
 
 def test_the_pickled_module_says_what_a_state_dict_does_not(source):
@@ -109,7 +124,9 @@ def test_what_is_exported_loads_where_the_original_code_runs(source, built, tmp_
         same(module.state_dict(), expected.state_dict())
     processor = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / "exported/clip")
     assert processor.crop_size["height"] == C.image.encoders[0].image_size
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "exported/tokenizer").encode("red", add_special_tokens=False)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "exported/tokenizer").encode(
+        "red", add_special_tokens=False
+    )
 
 
 def test_export_in_another_type(source, tmp_path):
@@ -117,7 +134,9 @@ def test_export_in_another_type(source, tmp_path):
     found = load_checkpoint(source)
     export_original(found, tmp_path / "exported", dtype="float32")
     files = ("tuned-model", "clip", "projection.pt", "special_embeddings.pt")
-    assert {str(a.dtype) for name in files for a in open_tensors(tmp_path / "exported" / name).values()} == {"float32"}
+    assert {str(a.dtype) for name in files for a in open_tensors(tmp_path / "exported" / name).values()} == {
+        "float32"
+    }
     assert json.loads((tmp_path / "exported/tuned-model/config.json").read_text())["torch_dtype"] == "float32"
     again = load_checkpoint(tmp_path / "exported")
     for path, a in found.arrays.items():
@@ -125,7 +144,9 @@ def test_export_in_another_type(source, tmp_path):
 
 
 def test_import_in_another_type(source):
-    assert {a.dtype for a in load_checkpoint(source, dtype="float32").arrays.values()} == {np.dtype(np.float32)}
+    assert {a.dtype for a in load_checkpoint(source, dtype="float32").arrays.values()} == {
+        np.dtype(np.float32)
+    }
 
 
 def test_sharded_bin_files(source, built):
@@ -140,7 +161,9 @@ def test_sharded_bin_files(source, built):
 
 def test_a_whole_clip_model_with_its_text_tower(source, built):
     vision = built[1].clip
-    whole = transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision.config.to_dict(), **CLIP_MODEL))
+    whole = transformers.CLIPModel(
+        transformers.CLIPConfig(vision_config=vision.config.to_dict(), **CLIP_MODEL)
+    )
     whole.vision_model.load_state_dict(vision.state_dict())
     shutil.rmtree(source / "my-clip")
     whole.save_pretrained(source / "elsewhere/clip")
@@ -148,9 +171,17 @@ def test_a_whole_clip_model_with_its_text_tower(source, built):
     assert config == C.image.encoders[0]
     assert {path: a.shape for path, a in arrays.items()} == shapes_of(C, "image/encoders/0")
     expected = {clip.PREFIX + name: t.float().to(torch.bfloat16) for name, t in vision.state_dict().items()}
-    same(to_foreign({path: a.astype(ml_dtypes.bfloat16) for path, a in arrays.items()}, clip.CLIP.table(C.image.encoders[0])), expected)
+    same(
+        to_foreign(
+            {path: a.astype(ml_dtypes.bfloat16) for path, a in arrays.items()},
+            clip.CLIP.table(C.image.encoders[0]),
+        ),
+        expected,
+    )
     shutil.move(source / "elsewhere/clip", source.parent / "given")
-    with pytest.raises(CheckpointError, match=r"no vision models, as in the published release\. Pass vision \(--vision\)"):
+    with pytest.raises(
+        CheckpointError, match=r"no vision models, as in the published release\. Pass vision \(--vision\)"
+    ):
         load_checkpoint(source)
     assert load_checkpoint(source, vision=source.parent / "given").config.image.encoders == C.image.encoders
 
@@ -166,10 +197,21 @@ def test_the_published_repository_has_a_subfolder(source):
 
 
 def test_what_the_files_cannot_say_is_in_omnifusion_json(source):
-    settings = {"layout": "omnifusion", "prompt": "Hi.\n", "preset": "mine", "adapter": {"heads": 2}, "encoder": {"feature_layer": -1}}
+    settings = {
+        "layout": "omnifusion",
+        "prompt": "Hi.\n",
+        "preset": "mine",
+        "adapter": {"heads": 2},
+        "encoder": {"feature_layer": -1},
+    }
     (source / "omnifusion.json").write_text(json.dumps(settings))
     config = load_checkpoint(source).config
-    assert (config.layout, config.prompt, config.preset, config.image.encoders[0].feature_layer) == ("omnifusion", "Hi.\n", "mine", -1)
+    assert (config.layout, config.prompt, config.preset, config.image.encoders[0].feature_layer) == (
+        "omnifusion",
+        "Hi.\n",
+        "mine",
+        -1,
+    )
     for change, said in (
         ({"adapter": {"heads": 4}}, r"adapter.heads is 4, the pickled adapter says 2"),
         ({"adapter": {"mlp": 4}}, r"unknown setting adapter.mlp"),
@@ -182,7 +224,16 @@ def test_what_the_files_cannot_say_is_in_omnifusion_json(source):
 
 def test_preprocessing_comes_from_the_clip_directory(source):
     file = source / "my-clip/preprocessor_config.json"
-    file.write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2], "crop_size": 24, "size": {"shortest_edge": 24}}))
+    file.write_text(
+        json.dumps(
+            {
+                "image_mean": [0.5, 0.5, 0.5],
+                "image_std": [0.2, 0.2, 0.2],
+                "crop_size": 24,
+                "size": {"shortest_edge": 24},
+            }
+        )
+    )
     encoder = load_checkpoint(source).config.image.encoders[0]
     assert (encoder.mean, encoder.std) == ((0.5,) * 3, (0.2,) * 3)
     file.write_text(json.dumps({"crop_size": {"height": 30, "width": 30}}))
@@ -194,7 +245,9 @@ def test_tensors_that_do_not_fit_are_all_named(source):
     tensors = dict(open_tensors(source / "projection.pt"))
     tensors["linear.weight"] = tensors["linear.weight"][:, :-1]
     tensors["norm3.weight"] = tensors.pop("linear.bias")
-    torch.save({name: torch.tensor(a.astype(np.float32)) for name, a in tensors.items()}, source / "projection.pt")
+    torch.save(
+        {name: torch.tensor(a.astype(np.float32)) for name, a in tensors.items()}, source / "projection.pt"
+    )
     (source / "omnifusion.json").write_text('{"adapter": {"heads": 2}}')
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(source)
@@ -238,7 +291,10 @@ def test_a_pickle_that_runs_code_is_refused(source, tmp_path, name):
 
 def test_an_interrupted_export_leaves_nothing(source, tmp_path, monkeypatch):
     checkpoint = load_checkpoint(source)
-    monkeypatch.setattr("omnifusion_jax.checkpoints.omnifusion.export.write_encoder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "omnifusion_jax.checkpoints.omnifusion.export.write_encoder",
+        lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
+    )
     with pytest.raises(KeyboardInterrupt):
         export_original(checkpoint, tmp_path / "exported")
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
@@ -246,8 +302,15 @@ def test_an_interrupted_export_leaves_nothing(source, tmp_path, monkeypatch):
 
 def test_part_of_a_model_is_not_exported(source, tmp_path):
     found = load_checkpoint(source)
-    save_native(tmp_path / "phase1", found.config, {path: a for path, a in found.arrays.items() if path.startswith("image/adapter/")})
-    with pytest.raises(CheckpointError, match="holds only image/adapter; image/encoders/0, special, decoder of the model are missing"):
+    save_native(
+        tmp_path / "phase1",
+        found.config,
+        {path: a for path, a in found.arrays.items() if path.startswith("image/adapter/")},
+    )
+    with pytest.raises(
+        CheckpointError,
+        match="holds only image/adapter; image/encoders/0, special, decoder of the model are missing",
+    ):
         export_original(load_checkpoint(tmp_path / "phase1"), tmp_path / "exported")
 
 
@@ -262,7 +325,10 @@ def test_unknown_sources(tmp_path):
 
 def test_a_hub_id_is_downloaded_once_without_what_is_not_needed(source, monkeypatch):
     asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **patterns: asked.append((name, patterns["allow_patterns"])) or str(source))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, **patterns: asked.append((name, patterns["allow_patterns"])) or str(source),
+    )
     assert load_checkpoint("org/name").format == "omnifusion"
     assert len(asked) == 1 and asked[0][0] == "org/name" and "*.bin" not in asked[0][1]
     for file in source.rglob("*.safetensors"):

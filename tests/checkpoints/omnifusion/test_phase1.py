@@ -72,7 +72,9 @@ def test_training_starts_from_it(source):
     stored, arrays, tokenizer = load_trained(directory, C)
     assert stored == C and tokenizer is None
     holds(arrays, module, special)
-    given, found = starting_point(TrainConfig(model=C, init_from=str(directory), tokenizer="omnifusion-tiny-decoder"))
+    given, found = starting_point(
+        TrainConfig(model=C, init_from=str(directory), tokenizer="omnifusion-tiny-decoder")
+    )
     holds(given, module, special)
     assert found.name == "omnifusion-tiny-decoder"
     with pytest.raises(ConfigError, match="no tokenizer"):
@@ -83,7 +85,9 @@ def test_another_layout_than_the_original_is_refused_unless_the_files_say_it(sou
     directory, *_ = source
     ours = dataclasses.replace(C, layout="omnifusion")
     asked = TrainConfig(model=ours, init_from=str(directory), tokenizer="omnifusion-tiny-decoder")
-    with pytest.raises(ConfigError, match=r"model\.layout: 'original' -> 'omnifusion'\n.*--config\.model\.layout=original"):
+    with pytest.raises(
+        ConfigError, match=r"model\.layout: 'original' -> 'omnifusion'\n.*--config\.model\.layout=original"
+    ):
         starting_point(asked)
     (directory / "omnifusion.json").write_text(json.dumps({"layout": "omnifusion"}))
     starting_point(asked)
@@ -93,22 +97,30 @@ def test_another_layout_than_the_original_is_refused_unless_the_files_say_it(sou
 def test_another_model_is_refused_with_what_differs(source):
     directory, *_ = source
     with pytest.raises(
-        CheckpointError, match=r"not of the model omnifusion-tiny: decoder\.width is 48 there, 128 here; encoder\.width is 32 there, 128"
+        CheckpointError,
+        match=r"not of the model omnifusion-tiny: decoder\.width is 48 there, 128 here; encoder\.width is 32 there, 128",
     ):
         load_trained(directory, preset("omnifusion-tiny"))
     other = changed(C, {"image.adapter": adapter("linear"), "layout": "text"})
     with pytest.raises(
-        CheckpointError, match=r"adapter\.kind is transformer there, linear here; special vectors is bot, eoi, soi, user there, eoi, soi"
+        CheckpointError,
+        match=r"adapter\.kind is transformer there, linear here; special vectors is bot, eoi, soi, user there, eoi, soi",
     ):
         load_trained(directory, other)
     larger = changed(C, {"image.encoders[0].image_size": 32})
-    with pytest.raises(CheckpointError, match="made for 9 rows a picture, the encoder of the model test gives 16"):
+    with pytest.raises(
+        CheckpointError, match="made for 9 rows a picture, the encoder of the model test gives 16"
+    ):
         load_trained(directory, larger)
     heads = changed(C, {"image.adapter.heads": 4})
     assert load_trained(directory, heads)[0].image.adapter.heads == 2  # what the pickled module says
     with pytest.raises(ConfigError, match=r"--config\.model\.image\.adapter\.heads=2"):
-        starting_point(TrainConfig(model=heads, init_from=str(directory), tokenizer="omnifusion-tiny-decoder"))
-    (directory / "omnifusion.json").write_text(json.dumps({"layout": "original", "prompt": "Hi.\n", "image": {"fit": "pad"}}))
+        starting_point(
+            TrainConfig(model=heads, init_from=str(directory), tokenizer="omnifusion-tiny-decoder")
+        )
+    (directory / "omnifusion.json").write_text(
+        json.dumps({"layout": "original", "prompt": "Hi.\n", "image": {"fit": "pad"}})
+    )
     stored = load_trained(directory, C)[0]
     assert (stored.layout, stored.prompt, stored.image.fit) == ("original", "Hi.\n", "pad")
     assert (C.prompt, C.image.fit) == (ModelConfig().prompt, "crop")  # what training asks for stays as it is
@@ -127,7 +139,11 @@ def test_its_model_is_the_published_one_where_sizes_fit(tmp_path):
     write(tmp_path / "one", module, 4096)
     found = load_checkpoint(tmp_path / "one")
     assert found.config == dataclasses.replace(preset("omnifusion-1.1"), layout="original")
-    assert (found.format, found.parts, found.tokenizer) == ("omnifusion-phase1", ("image/adapter", "special"), None)
+    assert (found.format, found.parts, found.tokenizer) == (
+        "omnifusion-phase1",
+        ("image/adapter", "special"),
+        None,
+    )
     assert sum(a.size for a in found.arrays.values()) == 12_598_272 + 4 * 4096
     for other, said in (
         ("report-siglip-b-mistral-7b", r"encoder\.width is 1024 there, 768"),
@@ -137,7 +153,10 @@ def test_its_model_is_the_published_one_where_sizes_fit(tmp_path):
             load_checkpoint(tmp_path / "one", preset=other)
     module.n_embeddings = 256  # of pictures of 224 pixels; the arrays are the same
     torch.save(module, tmp_path / "one/projection.pt")
-    with pytest.raises(CheckpointError, match=r"made for 256 rows a picture, the encoder of the model omnifusion-1\.1 gives 576"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"made for 256 rows a picture, the encoder of the model omnifusion-1\.1 gives 576",
+    ):
         load_checkpoint(tmp_path / "one")
 
 
@@ -147,14 +166,24 @@ def test_convert_asks_for_the_model_where_they_do_not(tmp_path):
     sizes = r"not of the model omnifusion-1\.1: decoder\.width is 128 there, 4096 here.*--preset=NAME \(preset\), one of omnif"
     with pytest.raises(CheckpointError, match=sizes):
         of.load(tmp_path / "source")
-    with pytest.raises(CheckpointError, match=r"the format omnifusion-phase1 says itself what vision would; leave out --vision"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"the format omnifusion-phase1 says itself what vision would; leave out --vision",
+    ):
         load_checkpoint(tmp_path / "source", vision="omnifusion-tiny-encoder", preset="omnifusion-tiny")
-    told = run_command("convert", f"--source={tmp_path}/source", "--preset=omnifusion-tiny", f"--output={tmp_path}/native")
-    assert "omnifusion-phase1, omnifusion-tiny" in told and "image/adapter           148,992 parameters\n" in told
+    told = run_command(
+        "convert", f"--source={tmp_path}/source", "--preset=omnifusion-tiny", f"--output={tmp_path}/native"
+    )
+    assert (
+        "omnifusion-phase1, omnifusion-tiny" in told
+        and "image/adapter           148,992 parameters\n" in told
+    )
     found = load_checkpoint(tmp_path / "native")
     assert (found.format, found.missing) == ("native", ("image/encoders/0", "decoder"))
     assert found.config.image.encoders == preset("omnifusion-tiny").image.encoders
-    np.testing.assert_array_equal(bits(found.arrays["image/adapter/linear/kernel"]), bits(module.linear.weight.T.contiguous()))
+    np.testing.assert_array_equal(
+        bits(found.arrays["image/adapter/linear/kernel"]), bits(module.linear.weight.T.contiguous())
+    )
     np.testing.assert_array_equal(bits(found.arrays["special/soi"]), bits(special["SOI"]))
     assert inspect(tmp_path / "source", preset="omnifusion-tiny")[0] == "omnifusion-phase1"
 
@@ -166,7 +195,11 @@ def test_what_phase_1_trained_is_written_so(source, tmp_path, pickles):
     save_native(tmp_path / "native", stored, arrays)
     export_original(load_checkpoint(tmp_path / "native"), tmp_path / "written", pickles=pickles)
     suffix = "pt" if pickles else "safetensors"
-    assert {file.name for file in (tmp_path / "written").iterdir()} == {f"projection.{suffix}", f"special_embeddings.{suffix}", "omnifusion.json"}
+    assert {file.name for file in (tmp_path / "written").iterdir()} == {
+        f"projection.{suffix}",
+        f"special_embeddings.{suffix}",
+        "omnifusion.json",
+    }
     again, back, _ = load_trained(tmp_path / "written", C)
     assert again == stored
     holds(back, module, special)
@@ -176,7 +209,9 @@ def test_what_phase_1_trained_is_written_so(source, tmp_path, pickles):
         x = torch.randn(2, 9, 32, dtype=torch.bfloat16)
         assert torch.equal(loaded(x), module.eval()(x))
         vectors = torch.load(tmp_path / "written/special_embeddings.pt", weights_only=True)
-        assert list(vectors) == list(NAMES) and all(torch.equal(vectors[name], special[name]) for name in NAMES)
+        assert list(vectors) == list(NAMES) and all(
+            torch.equal(vectors[name], special[name]) for name in NAMES
+        )
 
 
 def test_two_encoders(tmp_path):

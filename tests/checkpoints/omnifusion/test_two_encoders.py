@@ -33,9 +33,23 @@ def test_in_out_and_in_again(tmp_path, monkeypatch):
     joins = build(tmp_path / "source", monkeypatch, ("clip", "dino"))
     found = load_checkpoint(tmp_path / "source")
     c, (first, second) = found.config, found.config.image.encoders
-    assert [e.width for e in c.image.encoders] == [WIDTH] * 2 and c.image.views == ((24, 24, None), (16, 20, None)) and c.image.rows == 9
-    assert (c.image.adapter.kind, c.image.adapter.bias, c.image.adapter.shared_norm, c.image.adapter.first_state) == ("sum", "layers", True, 0)
-    assert (first.class_token, first.layer_scale, second.layer_scale, second.position_grid) == (True, False, True, 5)
+    assert (
+        [e.width for e in c.image.encoders] == [WIDTH] * 2
+        and c.image.views == ((24, 24, None), (16, 20, None))
+        and c.image.rows == 9
+    )
+    assert (
+        c.image.adapter.kind,
+        c.image.adapter.bias,
+        c.image.adapter.shared_norm,
+        c.image.adapter.first_state,
+    ) == ("sum", "layers", True, 0)
+    assert (first.class_token, first.layer_scale, second.layer_scale, second.position_grid) == (
+        True,
+        False,
+        True,
+        5,
+    )
     kernel = np.asarray(found.arrays["image/adapter/mixes/1/layers/kernel"]).astype(np.float32)
     np.testing.assert_array_equal(kernel[2], joins.dino_proj_2.weight.detach().float().numpy().T)
 
@@ -48,7 +62,11 @@ def test_in_out_and_in_again(tmp_path, monkeypatch):
     talk = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A red circle."}]
     [ours] = of.load(tmp_path / "exported", dtype="float32").logits([of.Request(talk, [picture])])
     with torch.no_grad():
-        theirs = Both(tmp_path / "source", joins).logits(picture, [(False, "What is it?"), (True, "A red circle.")]).numpy()
+        theirs = (
+            Both(tmp_path / "source", joins)
+            .logits(picture, [(False, "What is it?"), (True, "A red circle.")])
+            .numpy()
+        )
     assert np.abs(ours - theirs).max() < 2e-5 * np.abs(theirs).max()
 
 
@@ -57,7 +75,9 @@ def test_the_order_of_towers_is_kept(tmp_path, kinds):
     """CLIP comes first where nothing says otherwise; what is written here does say it."""
     c = tiny.config()
     [first] = c.image.encoders
-    siglip = dataclasses.replace(first, activation="gelu_tanh", eps=1e-6, class_token=False, patch_bias=True, pre_norm=False)
+    siglip = dataclasses.replace(
+        first, activation="gelu_tanh", eps=1e-6, class_token=False, patch_bias=True, pre_norm=False
+    )
     towers = {"siglip": siglip, "clip": dataclasses.replace(first, width=16)}
     towers["clip"].keep_class_token = mixed = kinds[0] != kinds[1]
     align = "pad" if mixed else "interpolate"  # which no class token has a place in
@@ -70,7 +90,9 @@ def test_the_order_of_towers_is_kept(tmp_path, kinds):
     again = load_checkpoint(tmp_path / "exported")
     same(again.arrays, given.arrays)
     assert [e.class_token for e in again.config.image.encoders] == [kind == "clip" for kind in kinds]
-    assert again.config.image.rows == c.image.rows == 9 + mixed and again.config.image.adapter == c.image.adapter
+    assert (
+        again.config.image.rows == c.image.rows == 9 + mixed and again.config.image.adapter == c.image.adapter
+    )
 
 
 def test_the_users_choice_between_readings(tmp_path, monkeypatch):
@@ -100,17 +122,39 @@ def test_a_picture_ranks_the_readings(tmp_path, monkeypatch):
     torch.save(joins, tmp_path / "source/projection.pt")
     picture = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(picture)
-    told = run_command("convert", f"--source={tmp_path}/source", f"--output={tmp_path}/native", f"--check_with={picture}", fails=True)
-    assert told.count("log ratio of norms") == 8 and "8 readings fit" in told and not (tmp_path / "native").exists()
+    told = run_command(
+        "convert",
+        f"--source={tmp_path}/source",
+        f"--output={tmp_path}/native",
+        f"--check_with={picture}",
+        fails=True,
+    )
+    assert (
+        told.count("log ratio of norms") == 8
+        and "8 readings fit" in told
+        and not (tmp_path / "native").exists()
+    )
     nearest = json.loads((tmp_path / "native.assign.json").read_text())
-    assert nearest["image/adapter/mixes/0/norm/scale"][0] == nearest["image/adapter/mixes/0/layers/kernel"]["from"][0]  # v with v, w with w
-    run_command("convert", f"--source={tmp_path}/source", f"--output={tmp_path}/native", f"--assign={tmp_path}/native.assign.json")
+    assert (
+        nearest["image/adapter/mixes/0/norm/scale"][0]
+        == nearest["image/adapter/mixes/0/layers/kernel"]["from"][0]
+    )  # v with v, w with w
+    run_command(
+        "convert",
+        f"--source={tmp_path}/source",
+        f"--output={tmp_path}/native",
+        f"--assign={tmp_path}/native.assign.json",
+    )
     assert load_checkpoint(tmp_path / "native").config.image.adapter.kind == "sum"
 
 
 def test_one_vision_tower_is_not_enough(tmp_path, monkeypatch):
     build(tmp_path / "source", monkeypatch, ("clip", "dino"))
-    with pytest.raises(CheckpointError, match=r"adapter of two encoders, 1 given\. Pass vision .*vision2 \(--vision2\)"):
+    with pytest.raises(
+        CheckpointError, match=r"adapter of two encoders, 1 given\. Pass vision .*vision2 \(--vision2\)"
+    ):
         load_checkpoint(tmp_path / "source", vision=str(tmp_path / "source/z-clip"))
-    swapped = load_checkpoint(tmp_path / "source", vision=str(tmp_path / "source/a-dino"), vision2=str(tmp_path / "source/z-clip"))
+    swapped = load_checkpoint(
+        tmp_path / "source", vision=str(tmp_path / "source/a-dino"), vision2=str(tmp_path / "source/z-clip")
+    )
     assert swapped.config.image.encoders[0].layer_scale and not swapped.config.image.encoders[1].layer_scale

@@ -39,14 +39,18 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def arrays():
-    return tiny.arrays(C, dtype=ml_dtypes.bfloat16) | {"special/eoi": np.zeros(C.decoder.width, ml_dtypes.bfloat16)}
+    return tiny.arrays(C, dtype=ml_dtypes.bfloat16) | {
+        "special/eoi": np.zeros(C.decoder.width, ml_dtypes.bfloat16)
+    }
 
 
 @pytest.fixture
 def original(arrays, tmp_path):
     """An original directory, written without PyTorch."""
     tiny.make_tokenizer(tmp_path / "tokenizer")
-    export_original(Checkpoint(C, arrays, tmp_path / "tokenizer", "test"), tmp_path / "original", pickles=False)
+    export_original(
+        Checkpoint(C, arrays, tmp_path / "tokenizer", "test"), tmp_path / "original", pickles=False
+    )
     return tmp_path / "original"
 
 
@@ -108,7 +112,8 @@ def test_what_jax_arrays_and_earlier_versions_wrote_is_read_by_layers(tmp_path, 
     opened = open_native(tmp_path / "model", dtype="float32")[1]
     same(opened, {path: a.astype(np.float32) for path, a in arrays.items()})
     np.testing.assert_array_equal(
-        opened["decoder/layers/feed_forward/up/kernel"][1, 2:5], arrays["decoder/layers/feed_forward/up/kernel"][1, 2:5].astype(np.float32)
+        opened["decoder/layers/feed_forward/up/kernel"][1, 2:5],
+        arrays["decoder/layers/feed_forward/up/kernel"][1, 2:5].astype(np.float32),
     )
 
 
@@ -117,7 +122,10 @@ def test_a_part_is_read_alone(tmp_path, arrays):
     opened = load_checkpoint(tmp_path / "model").arrays
     for chunk in (tmp_path / "model/arrays").glob("decoder.layers.*/[0-9]*"):
         chunk.unlink()
-    same(load_encoder(tmp_path / "model")[1], {path: a for path, a in arrays.items() if path.startswith("image/encoders/")})
+    same(
+        load_encoder(tmp_path / "model")[1],
+        {path: a for path, a in arrays.items() if path.startswith("image/encoders/")},
+    )
     with pytest.raises(CheckpointError, match="model/arrays cannot be read"):
         np.asarray(opened["decoder/layers/feed_forward/up/kernel"])
 
@@ -138,16 +146,25 @@ def test_no_piece_is_larger_than_a_chunk(small, original, tmp_path, arrays, monk
 
 
 def test_weights_are_split_into_files_with_an_index(tmp_path, arrays, small):
-    written = to_foreign({path: a for path, a in arrays.items() if path.startswith("decoder/")}, language_models.table(C.decoder))
+    written = to_foreign(
+        {path: a for path, a in arrays.items() if path.startswith("decoder/")},
+        language_models.table(C.decoder),
+    )
     weights.write_weights(tmp_path, written)
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) > 3 and shards[0].name == f"model-00001-of-{len(shards):05}.safetensors"
-    assert all(shard.stat().st_size < 20_000 + 2000 or len(weights.read_safetensors(shard)) == 1 for shard in shards)
+    assert all(
+        shard.stat().st_size < 20_000 + 2000 or len(weights.read_safetensors(shard)) == 1 for shard in shards
+    )
     same(weights.open_tensors(tmp_path), written)
-    assert read_json(tmp_path / "model.safetensors.index.json")["metadata"]["total_size"] == sum(a.nbytes for a in written.values())
+    assert read_json(tmp_path / "model.safetensors.index.json")["metadata"]["total_size"] == sum(
+        a.nbytes for a in written.values()
+    )
     pytest.importorskip("torch")  # transformers has no models without it
     transformers = pytest.importorskip("transformers")
-    (tmp_path / "config.json").write_text(transformers.MistralConfig(**language_models.decoder_json(C.decoder, "bfloat16")).to_json_string())
+    (tmp_path / "config.json").write_text(
+        transformers.MistralConfig(**language_models.decoder_json(C.decoder, "bfloat16")).to_json_string()
+    )
     _, report = transformers.MistralForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
@@ -204,7 +221,9 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(original, tmp_pa
     assert any(left.rglob("*")) and not is_native(left)
     (left / "of the first start").touch()
     done = subprocess.run([*command, "0"], env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 0 and not left.exists() and not (output / "of the first start").exists(), done.stderr
+    assert done.returncode == 0 and not left.exists() and not (output / "of the first start").exists(), (
+        done.stderr
+    )
     same(load_checkpoint(output).arrays, arrays)
 
 
@@ -214,7 +233,9 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(original, tmp
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: free)
     before = content(tmp_path)
     found = load_checkpoint(original, dtype="float32")
-    with pytest.raises(CheckpointError, match=rf"native: {2 * size:,} bytes are needed, {2 * size - 1:,} are free"):
+    with pytest.raises(
+        CheckpointError, match=rf"native: {2 * size:,} bytes are needed, {2 * size - 1:,} are free"
+    ):
         save_native(tmp_path / "native", found.config, found.arrays)
     with pytest.raises(CheckpointError, match=rf"back: {2 * size:,} bytes are needed"):
         export_original(load_checkpoint(original), tmp_path / "back", "float32", pickles=False)
@@ -235,13 +256,17 @@ def write_original(found, output):
 def test_a_disk_that_becomes_full_loses_nothing(original, tmp_path, arrays, write, monkeypatch):
     size, disk = sum(a.nbytes for a in arrays.values()), tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size // 2}", "tmpfs", disk], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size // 2}", "tmpfs", disk], check=False, capture_output=True
+    ).returncode:
         pytest.skip("a small disk cannot be mounted here")
     try:
         (disk / "kept").write_text("kept")
         before = content(original)
         monkeypatch.setattr(staging, "check_space", lambda *_: None)  # somebody else fills it meanwhile
-        with pytest.raises(CheckpointError, match=rf"output: the disk became full.*{size:,} bytes are needed"):
+        with pytest.raises(
+            CheckpointError, match=rf"output: the disk became full.*{size:,} bytes are needed"
+        ):
             write(load_checkpoint(original), disk / "output")
         assert [file.name for file in disk.iterdir()] == ["kept"] and content(original) == before
     finally:
@@ -265,6 +290,8 @@ def test_a_short_write_goes_on_and_a_full_disk_is_said(original, tmp_path, array
     monkeypatch.setattr(os, "pwrite", short)
     weights.write_safetensors(tmp_path / "special.safetensors", written)
     same(weights.read_safetensors(tmp_path / "special.safetensors"), written)
-    with pytest.raises(CheckpointError, match="the disk became full while it was written, and nothing was kept"):
+    with pytest.raises(
+        CheckpointError, match="the disk became full while it was written, and nothing was kept"
+    ):
         export_original(load_checkpoint(original), tmp_path / "back", pickles=False)
     assert not list(tmp_path.glob("back*"))

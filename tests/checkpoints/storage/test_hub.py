@@ -22,7 +22,11 @@ from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.presets import preset
 
 ID = "AIRI-Institute/OmniFusion"
-BINS = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"]
+BINS = [
+    "pytorch_model-00001-of-00002.bin",
+    "pytorch_model-00002-of-00002.bin",
+    "pytorch_model.bin.index.json",
+]
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
 DECODER = ["config.json", "generation_config.json"]
 TRAINED = ["projection.pt", "special_embeddings.pt"]
@@ -32,8 +36,14 @@ def under(folder, names):
     return {f"{folder}/{name}" for name in names}
 
 
-FIRST = under("OmniMistral-model", DECODER + BINS) | under("OmniMistral-tokenizer", TOKENIZER) | {"projection", "special_embeddings.pt"}
-SECOND = under("OmniMistral-v1_1/tuned-model", [*DECODER, "model.safetensors"]) | under("OmniMistral-v1_1/tokenizer", TOKENIZER)
+FIRST = (
+    under("OmniMistral-model", DECODER + BINS)
+    | under("OmniMistral-tokenizer", TOKENIZER)
+    | {"projection", "special_embeddings.pt"}
+)
+SECOND = under("OmniMistral-v1_1/tuned-model", [*DECODER, "model.safetensors"]) | under(
+    "OmniMistral-v1_1/tokenizer", TOKENIZER
+)
 SECOND |= under("OmniMistral-v1_1", TRAINED)
 MIX = {name.replace("v1_1", "v1_1-encoders-mix") for name in SECOND}
 
@@ -52,7 +62,10 @@ def in_bins(directory):
 def marked(directory, value):
     """Makes a model known by its first special vector."""
     special = torch.load(directory / "special_embeddings.pt", weights_only=True)
-    torch.save({name: torch.full_like(vector, value) for name, vector in special.items()}, directory / "special_embeddings.pt")
+    torch.save(
+        {name: torch.full_like(vector, value) for name, vector in special.items()},
+        directory / "special_embeddings.pt",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +100,9 @@ def snapshot(repository, tmp_path, monkeypatch):
         if name != ID:
             raise LocalEntryNotFoundError(f"{name} cannot be reached")
         files = [file.relative_to(repository).as_posix() for file in repository.rglob("*") if file.is_file()]
-        for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+        for file in filter_repo_objects(
+            files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
             (tmp_path / "snapshot" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(repository / file, tmp_path / "snapshot" / file)
         return str(tmp_path / "snapshot")
@@ -115,10 +130,13 @@ def test_release_1_0_by_its_folder(repository, snapshot, built):
     assert mark(found) == 1.0 and found.format == "omnifusion" and found.missing == ()
     assert there(snapshot) == FIRST
     np.testing.assert_array_equal(
-        np.asarray(found.arrays["image/adapter/linear/kernel"]).astype(np.float32), built[1].adapter.linear.weight.detach().float().numpy().T
+        np.asarray(found.arrays["image/adapter/linear/kernel"]).astype(np.float32),
+        built[1].adapter.linear.weight.detach().float().numpy().T,
     )
     assert load_decoder(f"{ID}:OmniMistral-model")[0] == found.config.decoder
-    assert inspect(f"{ID}:OmniMistral-model", vision=repository.with_name("clip"))[0] == "omnifusion"  # not its decoder alone
+    assert (
+        inspect(f"{ID}:OmniMistral-model", vision=repository.with_name("clip"))[0] == "omnifusion"
+    )  # not its decoder alone
 
 
 def test_the_two_encoder_release_by_its_folder(repository, snapshot):
@@ -134,7 +152,11 @@ def test_what_was_downloaded_before_changes_nothing(repository, snapshot):
     kept = weights.read_bytes()
     in_bins(weights.parent)
     try:
-        load_checkpoint(f"{ID}:OmniMistral-v1_1-encoders-mix", vision=repository.with_name("z-clip"), vision2=repository.with_name("a-dino"))
+        load_checkpoint(
+            f"{ID}:OmniMistral-v1_1-encoders-mix",
+            vision=repository.with_name("z-clip"),
+            vision2=repository.with_name("a-dino"),
+        )
         load_checkpoint(f"{ID}:OmniMistral-model", vision=repository.with_name("clip"))
         assert mark(load_checkpoint(ID, vision=repository.with_name("clip"))) == 1.125
         assert under("OmniMistral-v1_1/tuned-model", BINS) < there(snapshot)
@@ -145,10 +167,16 @@ def test_what_was_downloaded_before_changes_nothing(repository, snapshot):
 
 
 def test_names_that_are_not_there(snapshot):
-    with pytest.raises(CheckpointError, match=r"OmniFusion:OmniMistral-v2: the repository AIRI-Institute/OmniFusion has no folder OmniMistral-v2"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"OmniFusion:OmniMistral-v2: the repository AIRI-Institute/OmniFusion has no folder OmniMistral-v2",
+    ):
         snapshot.mkdir()
         load_checkpoint(f"{ID}:OmniMistral-v2")
-    with pytest.raises(CheckpointError, match="nobody/nothing: there is no such directory, and the Hugging Face Hub does not give"):
+    with pytest.raises(
+        CheckpointError,
+        match="nobody/nothing: there is no such directory, and the Hugging Face Hub does not give",
+    ):
         load_checkpoint("nobody/nothing:folder")
     for name in (f"{ID}:../elsewhere", f"{ID}:", f"{ID}:a//b", "runs/a/b"):
         with pytest.raises(CheckpointError, match="not a directory, and not a Hugging Face id"):
@@ -161,13 +189,19 @@ def test_the_published_names_in_a_directory(repository, tmp_path):
         shutil.copytree(repository / name, tmp_path / name)
     for name in ("projection", "special_embeddings.pt"):
         shutil.copyfile(repository / name, tmp_path / name)
-    assert mark(load_checkpoint(tmp_path, vision=clip)) == mark(load_checkpoint(tmp_path / "OmniMistral-model", vision=clip)) == 1.0
+    assert (
+        mark(load_checkpoint(tmp_path, vision=clip))
+        == mark(load_checkpoint(tmp_path / "OmniMistral-model", vision=clip))
+        == 1.0
+    )
     with pytest.raises(CheckpointError, match=r"no vision models, as in the published release\. Pass vision"):
         load_checkpoint(tmp_path / "OmniMistral-model")
     shutil.copytree(clip, tmp_path / "clip")
     assert load_checkpoint(tmp_path / "OmniMistral-model").missing == ()
     shutil.rmtree(tmp_path / "OmniMistral-tokenizer")
-    with pytest.raises(CheckpointError, match=r"OmniMistral-tokenizer: neither tokenizer\.json nor tokenizer\.model"):
+    with pytest.raises(
+        CheckpointError, match=r"OmniMistral-tokenizer: neither tokenizer\.json nor tokenizer\.model"
+    ):
         load_checkpoint(tmp_path)
 
 
@@ -185,7 +219,10 @@ def test_published_sizes_are_published_models(tmp_path, repository):
     adapter |= {f"linear.{name}": t for name, t in linear.state_dict().items()}
     empty = lambda name: False
     special = {name: torch.empty(4096, device="meta") for name in ("USER", "BOT", "SOI", "EOI")}
-    for folder, settings, tensors in (("OmniMistral-model", sizes, decoder.state_dict()), ("clip", clip, tower.state_dict())):
+    for folder, settings, tensors in (
+        ("OmniMistral-model", sizes, decoder.state_dict()),
+        ("clip", clip, tower.state_dict()),
+    ):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "config.json").write_text(json.dumps(settings))
         random_file(tmp_path / folder / "model.safetensors", tensors, empty)
@@ -193,7 +230,9 @@ def test_published_sizes_are_published_models(tmp_path, repository):
     random_file(tmp_path / "special_embeddings.safetensors", special, empty)
     tiny.make_tokenizer(tmp_path / "OmniMistral-tokenizer")
     found = load_checkpoint(tmp_path)
-    assert found.config == dataclasses.replace(preset("omnifusion-1.0"), layout="original", filled_from=found.config.filled_from)
+    assert found.config == dataclasses.replace(
+        preset("omnifusion-1.0"), layout="original", filled_from=found.config.filled_from
+    )
     assert sum(a.size for a in found.arrays.values()) == 7_241_732_096 + 303_507_456 + 12_598_272 + 4 * 4096
     for old, new in (("OmniMistral-model", "tuned-model"), ("OmniMistral-tokenizer", "tokenizer")):
         (tmp_path / old).rename(tmp_path / new)

@@ -30,7 +30,9 @@ class Counted:
         self.elements = 0
 
         def read(spans):
-            assert all(0 <= s.start <= s.stop <= n and s.step is None for s, n in zip(spans, a.shape, strict=True))
+            assert all(
+                0 <= s.start <= s.stop <= n and s.step is None for s, n in zip(spans, a.shape, strict=True)
+            )
             self.elements += a[spans].size
             return a[spans].copy()
 
@@ -40,7 +42,10 @@ class Counted:
 @st.composite
 def indexed(draw):
     shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
-    one = [st.integers(-n, n - 1) | st.builds(slice, *[st.none() | st.integers(-n - 1, n + 1)] * 2) for n in shape]
+    one = [
+        st.integers(-n, n - 1) | st.builds(slice, *[st.none() | st.integers(-n - 1, n + 1)] * 2)
+        for n in shape
+    ]
     index = [draw(s) for s in one[: draw(st.integers(0, len(shape)))]]
     if draw(st.booleans()):
         index.insert(draw(st.integers(0, len(index))), Ellipsis)
@@ -61,7 +66,14 @@ def test_an_index_reads_what_numpy_gives_and_no_more(case):
 def test_it_converts_like_an_array():
     a = np.arange(12, dtype=np.float32).reshape(3, 4)
     found = Counted(a).array
-    assert (found.shape, found.dtype, found.ndim, found.size, found.nbytes, len(found)) == ((3, 4), np.float32, 2, 12, 48, 3)
+    assert (found.shape, found.dtype, found.ndim, found.size, found.nbytes, len(found)) == (
+        (3, 4),
+        np.float32,
+        2,
+        12,
+        48,
+        3,
+    )
     np.testing.assert_array_equal(jnp.asarray(found), a)
     np.testing.assert_array_equal(list(found), list(a))
     assert np.asarray(found, np.float64).dtype == np.float64
@@ -76,13 +88,17 @@ def test_another_type_is_made_of_the_piece_alone():
     counted = Counted(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4))
     half = counted.array.astype("bfloat16")
     assert half.dtype == BF16 and counted.elements == 0
-    np.testing.assert_array_equal(half[1], np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)[1].astype(BF16))
+    np.testing.assert_array_equal(
+        half[1], np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)[1].astype(BF16)
+    )
     assert counted.elements == 4 and half.astype(BF16) is half
 
 
 @pytest.mark.parametrize("kind", [np.uint16, BF16, np.float16, np.float32, np.float64])
 def test_order_changes_no_bit(kind):
-    bits = np.random.default_rng(0).integers(0, 256, (6, 8, 4 * np.dtype(kind).itemsize), np.uint8)  # NaNs and denormal numbers among them
+    bits = np.random.default_rng(0).integers(
+        0, 256, (6, 8, 4 * np.dtype(kind).itemsize), np.uint8
+    )  # NaNs and denormal numbers among them
     a = bits.view(kind)
     for view in (a, a.T, a.transpose(1, 0, 2)[:, 2:5], a[0, 0, :0], a[0, 0, 0]):
         found = in_order(view)

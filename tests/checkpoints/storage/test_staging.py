@@ -22,7 +22,10 @@ def test_an_empty_directory_may_be_there(tmp_path):
 
 
 def test_what_came_in_the_meantime_stays(tmp_path):
-    with pytest.raises(CheckpointError, match="model exists already and is not overwritten"), written_beside(tmp_path / "model"):
+    with (
+        pytest.raises(CheckpointError, match="model exists already and is not overwritten"),
+        written_beside(tmp_path / "model"),
+    ):
         (tmp_path / "model").mkdir()
         (tmp_path / "model/other").touch()
     assert listed(tmp_path) == ["model", "model/other"]
@@ -31,7 +34,9 @@ def test_what_came_in_the_meantime_stays(tmp_path):
 FULL = "the disk became full while it was written, and nothing was kept. 7 bytes"
 
 
-@pytest.mark.parametrize("number, said", [(errno.ENOSPC, FULL), (errno.EDQUOT, FULL), (errno.EIO, "Input/output error")])
+@pytest.mark.parametrize(
+    "number, said", [(errno.ENOSPC, FULL), (errno.EDQUOT, FULL), (errno.EIO, "Input/output error")]
+)
 def test_only_a_full_disk_is_called_one(tmp_path, number, said):
     kind = CheckpointError if said == FULL else OSError
     with pytest.raises(kind, match=said), written_beside(tmp_path / "model", 7):

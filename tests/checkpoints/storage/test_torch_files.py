@@ -38,7 +38,11 @@ def saved(tmp_path, value, **kwargs):
 def as_numpy(tensor):
     torch = pytest.importorskip("torch")
     tensor = tensor.detach().contiguous()
-    return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    return (
+        tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        if tensor.dtype == torch.bfloat16
+        else tensor.numpy()
+    )
 
 
 def assert_same(array, tensor):
@@ -64,7 +68,15 @@ def test_every_dtype_round_trips(tmp_path, name):
 
 def test_containers_and_scalars_stay_as_they_are(tmp_path):
     pytest.importorskip("torch")
-    value = {"epoch": 3, "loss": 0.5, "name": "\u043e\u0431", "list": [1, None, True], 7: (1, 2), "big": 1 << 80, "set": {1, 2}}
+    value = {
+        "epoch": 3,
+        "loss": 0.5,
+        "name": "\u043e\u0431",
+        "list": [1, None, True],
+        7: (1, 2),
+        "big": 1 << 80,
+        "set": {1, 2},
+    }
     assert saved(tmp_path, value) == value
 
 
@@ -79,7 +91,9 @@ def test_other_pickle_protocols(tmp_path):
 
 def test_special_embeddings_form(tmp_path):
     torch = pytest.importorskip("torch")
-    tokens = {name: torch.randn(16).div(4).bfloat16().requires_grad_() for name in ("USER", "BOT", "SOI", "EOI")}
+    tokens = {
+        name: torch.randn(16).div(4).bfloat16().requires_grad_() for name in ("USER", "BOT", "SOI", "EOI")
+    }
     read = saved(tmp_path, tokens)
     assert list(read) == list(tokens)
     for name, tensor in tokens.items():
@@ -129,7 +143,10 @@ def test_repacked_archives(tmp_path, compression):
     torch = pytest.importorskip("torch")
     base = torch.randn(8, 8)
     torch.save({"a": base, "b": base.T}, tmp_path / "a.pt")
-    with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "b.pt", "w", compression) as new:
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as old,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", compression) as new,
+    ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
     read = read_torch_file(tmp_path / "b.pt")
@@ -140,7 +157,9 @@ def test_repacked_archives(tmp_path, compression):
 def test_compressed_archives_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_files, "MAX_INFLATED_BYTES", 1000)
     with pytest.raises(CheckpointError, match="Repack it uncompressed"):
-        read_torch_file(archive(tmp_path, pickle.dumps({}, 2), {"data/0": bytes(2000)}, compression=zipfile.ZIP_DEFLATED))
+        read_torch_file(
+            archive(tmp_path, pickle.dumps({}, 2), {"data/0": bytes(2000)}, compression=zipfile.ZIP_DEFLATED)
+        )
 
 
 def test_state_dict_with_metadata(tmp_path):
@@ -162,7 +181,9 @@ def adapter_class():
     class VisualToGPTMapping(torch.nn.Module):
         def __init__(self, width, embed, tokens, heads):
             super().__init__()
-            self.transformer_layer = torch.nn.TransformerEncoderLayer(d_model=width, nhead=heads, batch_first=True, norm_first=False)
+            self.transformer_layer = torch.nn.TransformerEncoderLayer(
+                d_model=width, nhead=heads, batch_first=True, norm_first=False
+            )
             self.linear = torch.nn.Linear(width, embed)
             self.n_embeddings = tokens
 
@@ -207,7 +228,12 @@ def test_pickled_containers_buffers_and_tied_weights(tmp_path):
     linear.register_buffer("transient", torch.arange(3), persistent=False)
     linear.register_buffer("absent", None)
     module = nn.Sequential(
-        linear, nn.GELU(), nn.ModuleList([nn.LayerNorm(2), linear]), nn.ReLU(), nn.ParameterList([torch.ones(2), torch.zeros(1)]), nn.Dropout()
+        linear,
+        nn.GELU(),
+        nn.ModuleList([nn.LayerNorm(2), linear]),
+        nn.ReLU(),
+        nn.ParameterList([torch.ones(2), torch.zeros(1)]),
+        nn.Dropout(),
     )
     read = state_dict(saved(tmp_path, module))
     assert_same_state(read, module)
@@ -242,16 +268,24 @@ def test_state_dict_refuses_cycles():
 # The real thing, and no torch.
 
 
-@pytest.mark.skipif(not (REAL / "special_embeddings.pt").exists(), reason=f"no OmniFusion-1.1 files in {REAL}")
+@pytest.mark.skipif(
+    not (REAL / "special_embeddings.pt").exists(), reason=f"no OmniFusion-1.1 files in {REAL}"
+)
 def test_real_special_embeddings():
     vectors = state_dict(read_torch_file(REAL / "special_embeddings.pt"))
     norms = {name: float(np.linalg.norm(vector.astype(np.float64))) for name, vector in vectors.items()}
     assert norms == pytest.approx({"USER": 1.0051, "BOT": 0.9803, "SOI": 1.0024, "EOI": 0.9946}, abs=1e-4)
-    assert {(vector.shape, vector.dtype) for vector in vectors.values()} == {((4096,), np.dtype(ml_dtypes.bfloat16))}
+    assert {(vector.shape, vector.dtype) for vector in vectors.values()} == {
+        ((4096,), np.dtype(ml_dtypes.bfloat16))
+    }
 
 
 def test_torch_is_not_imported(tmp_path):
-    path = archive(tmp_path, tensor_pickle(offset=0, size=(2, 3), stride=(1, 2)), {"data/0": np.arange(6, dtype="<f4").tobytes()})
+    path = archive(
+        tmp_path,
+        tensor_pickle(offset=0, size=(2, 3), stride=(1, 2)),
+        {"data/0": np.arange(6, dtype="<f4").tobytes()},
+    )
     code = f"""
 import sys
 sys.modules["torch"] = None  # importing it raises
@@ -304,7 +338,9 @@ def storage(kind="FloatStorage", key="0", device="cpu", count=6, tag="storage"):
 
 def tensor(of=None, offset=0, size=(6,), stride=(1,), **metadata):
     extra = (metadata,) if metadata else ()
-    return call(name("torch._utils", "_rebuild_tensor_v2"), of or storage(), offset, size, stride, False, {}, *extra)
+    return call(
+        name("torch._utils", "_rebuild_tensor_v2"), of or storage(), offset, size, stride, False, {}, *extra
+    )
 
 
 def tensor_pickle(**kwargs):
@@ -322,28 +358,57 @@ HOSTILE = {  # opcodes, with MARKER for the file they would make, and what the e
     "subprocess": (call(name("subprocess", "Popen"), ["touch", "MARKER"]), "subprocess.Popen"),
     "eval": (call(name("builtins", "eval"), "open('MARKER', 'w')"), "builtins.eval"),
     "exec, protocol 2": (call(name("__builtin__", "exec"), "open('MARKER', 'w')"), "__builtin__.exec"),
-    "getattr": (call(name("builtins", "getattr"), call(name("builtins", "set")), "__class__"), "builtins.getattr"),
+    "getattr": (
+        call(name("builtins", "getattr"), call(name("builtins", "set")), "__class__"),
+        "builtins.getattr",
+    ),
     "open": (call(name("io", "open"), "MARKER", "w"), "io.open"),
     "torch.load": (call(name("torch", "load"), "MARKER"), "torch.load"),
     "torch.serialization": (call(name("torch.serialization", "load"), "MARKER"), "torch.serialization.load"),
     "numpy": (call(name("numpy.core.multiarray", "_reconstruct"), 0), "numpy.core.multiarray._reconstruct"),
-    "dotted name": (b"\x80\x04" + push("torch.nn.functional") + push("os.system") + b"\x93" + push(("touch MARKER",)) + b"R", "functional.os.system"),
-    "dotted module": (call(name("torch.nn.functional.os", "system"), "touch MARKER"), "torch.nn.functional.os.system"),
+    "dotted name": (
+        b"\x80\x04"
+        + push("torch.nn.functional")
+        + push("os.system")
+        + b"\x93"
+        + push(("touch MARKER",))
+        + b"R",
+        "functional.os.system",
+    ),
+    "dotted module": (
+        call(name("torch.nn.functional.os", "system"), "touch MARKER"),
+        "torch.nn.functional.os.system",
+    ),
     "name split elsewhere": (call(name("torch.nn", "functional.relu"), "MARKER"), "torch.nn.functional.relu"),
-    "our own module": (name("omnifusion_jax.checkpoints.storage.torch_files", "io.open"), "omnifusion_jax.checkpoints.storage.torch_files.io.open"),
-    "method of an allowed class": (name("collections", "OrderedDict.fromkeys"), "collections.OrderedDict.fromkeys"),
+    "our own module": (
+        name("omnifusion_jax.checkpoints.storage.torch_files", "io.open"),
+        "omnifusion_jax.checkpoints.storage.torch_files.io.open",
+    ),
+    "method of an allowed class": (
+        name("collections", "OrderedDict.fromkeys"),
+        "collections.OrderedDict.fromkeys",
+    ),
     "INST": (b"(" + push("touch MARKER") + b"ios\nsystem\n", "os.system"),
     "OBJ": (b"(" + name("os", "system") + push("touch MARKER") + b"o", "os.system"),
     "NEWOBJ": (name("subprocess", "Popen") + push((["touch", "MARKER"],)) + b"\x81", "subprocess.Popen"),
-    "inside a module": (build(LINEAR + b")\x81", {}) + call(name("os", "system"), "touch MARKER"), "os.system"),
+    "inside a module": (
+        build(LINEAR + b")\x81", {}) + call(name("os", "system"), "touch MARKER"),
+        "os.system",
+    ),
     "control characters": (name("os", "sys\x1btem"), r"os.sys\x1btem"),
     "relu is not callable": (call(name("torch.nn.functional", "relu"), "MARKER"), "not callable"),
     "storage types are not callable": (call(name("torch", "FloatStorage"), 3), "not callable"),
     "EXT1": (b"\x82\x07", "extension 7"),
     "EXT2": (b"\x83\x07\x01", "extension 263"),
     "EXT4": (b"\x84\x07\x00\x00\x00", "extension 7"),
-    "BUILD on an array": (build(tensor(), (1, (3,), name("torch", "FloatStorage"), False, "abc")), "attributes of a ndarray"),
-    "BUILD on a function": (build(REBUILD, (None, {"__defaults__": ("changed",)})), "attributes of a function"),
+    "BUILD on an array": (
+        build(tensor(), (1, (3,), name("torch", "FloatStorage"), False, "abc")),
+        "attributes of a ndarray",
+    ),
+    "BUILD on a function": (
+        build(REBUILD, (None, {"__defaults__": ("changed",)})),
+        "attributes of a function",
+    ),
     "BUILD on a class": (build(LINEAR, {"state": 1}), "attributes of a type"),
     "BUILD on a set": (build(call(name("builtins", "set")), {"add": 1}), "attributes of a set"),
     "BUILD on a storage": (build(storage(), {"data": 1}), "attributes of a _Storage"),
@@ -352,8 +417,14 @@ HOSTILE = {  # opcodes, with MARKER for the file they would make, and what the e
     "assignment into an array": (tensor() + push(0) + push(7) + b"s", "read-only"),
     "persistent id as text": (b"Pstorage\n", "a storage is described by 'storage'"),
     "persistent id, wrong tag": (storage(tag="module"), "a storage is described by"),
-    "persistent id, wrong type": (push(("storage", "torch.FloatStorage", "0", "cpu", 6)) + b"Q", "a storage is described by"),
-    "persistent id, wrong length": (push(("storage", name("torch", "FloatStorage"), "0")) + b"Q", "a storage is described by"),
+    "persistent id, wrong type": (
+        push(("storage", "torch.FloatStorage", "0", "cpu", 6)) + b"Q",
+        "a storage is described by",
+    ),
+    "persistent id, wrong length": (
+        push(("storage", name("torch", "FloatStorage"), "0")) + b"Q",
+        "a storage is described by",
+    ),
     "storage elsewhere": (storage(key="../../etc/passwd"), "no entry 'data/../../etc/passwd'"),
     "storage missing": (storage(key="1"), "no entry 'data/1'"),
     "storage too long": (storage(count=7), "has 24 bytes, 7 elements of float32 need 28"),
@@ -390,10 +461,14 @@ def test_hostile_pickles_are_refused(tmp_path, monkeypatch, case):
     assert torch_files._rebuild_parameter.__defaults__ == defaults
 
 
-@pytest.mark.parametrize("case", ["os.system", "posix.system", "eval", "exec, protocol 2", "open", "INST", "OBJ", "dotted name"])
+@pytest.mark.parametrize(
+    "case", ["os.system", "posix.system", "eval", "exec, protocol 2", "open", "INST", "OBJ", "dotted name"]
+)
 def test_the_hostile_pickles_would_work(tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
-    opcodes = HOSTILE[case][0].replace(push("torch.nn.functional"), push("pathlib"))  # any module that imports os does
+    opcodes = HOSTILE[case][0].replace(
+        push("torch.nn.functional"), push("pathlib")
+    )  # any module that imports os does
     pickle.loads(b"\x80\x02" + opcodes + b".")
     assert (tmp_path / "MARKER").exists()
 
@@ -411,7 +486,9 @@ def test_registered_extensions_are_refused_too(tmp_path):
 
 
 def test_refusal_says_what_to_do(tmp_path):
-    with pytest.raises(CheckpointError, match=r"asks for 'evil\.Class'.*nothing was run.*safetensors on a trusted machine"):
+    with pytest.raises(
+        CheckpointError, match=r"asks for 'evil\.Class'.*nothing was run.*safetensors on a trusted machine"
+    ):
         read_torch_file(archive(tmp_path, b"\x80\x02" + name("evil", "Class") + b"."))
 
 
@@ -428,7 +505,9 @@ def test_unknown_module_classes_are_refused(tmp_path):
 def test_all_that_a_pickle_can_name():
     """The list in full: whoever adds to it answers for what the name lets a hostile file do."""
     kinds = ("BFloat16", "Bool", "Byte", "Char", "Double", "Float", "Half", "Int", "Long", "Short")
-    assert {f"{module}.{name}" for module, name in torch_files.ALLOWED} == {f"torch.{kind}Storage" for kind in kinds} | {
+    assert {f"{module}.{name}" for module, name in torch_files.ALLOWED} == {
+        f"torch.{kind}Storage" for kind in kinds
+    } | {
         "torch._utils._rebuild_tensor_v2",
         "torch._utils._rebuild_parameter",
         "torch._utils._rebuild_parameter_with_state",
@@ -450,7 +529,11 @@ def test_all_that_a_pickle_can_name():
         "torch.nn.modules.normalization.LayerNorm",
         "torch.nn.modules.transformer.TransformerEncoderLayer",
     }
-    stand_ins = {given for given in torch_files.ALLOWED.values() if isinstance(given, type) and issubclass(given, TorchModule)}
+    stand_ins = {
+        given
+        for given in torch_files.ALLOWED.values()
+        if isinstance(given, type) and issubclass(given, TorchModule)
+    }
     assert all(set(vars(given)) <= {"__module__", "__slots__", "__doc__"} for given in stand_ins)
     assert {given for given in torch_files.ALLOWED.values() if callable(given)} - stand_ins == {
         torch_files._rebuild_tensor, torch_files._rebuild_parameter, collections.OrderedDict, set,
@@ -463,7 +546,10 @@ OLD_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 NOT_ARCHIVES = {
     "empty": (b"", "empty"),
     "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
-    "old": (OLD_MAGIC + pickle.dumps(1001, 2), r"old torch.save format .*torch.save\(torch.load\(f, weights_only=True\), f2\)"),
+    "old": (
+        OLD_MAGIC + pickle.dumps(1001, 2),
+        r"old torch.save format .*torch.save\(torch.load\(f, weights_only=True\), f2\)",
+    ),
     "bare pickle": (pickle.dumps({}, 2), "not a torch.save file"),
     "web page": (b"<!DOCTYPE html>", "starts with b'<!DOCTYP'"),
     "zip start only": (b"PK\x03\x04" + bytes(100), "truncated"),

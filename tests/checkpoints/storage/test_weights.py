@@ -9,7 +9,12 @@ import pytest
 import safetensors.numpy
 
 from omnifusion_jax.checkpoints.storage import weights
-from omnifusion_jax.checkpoints.storage.weights import open_tensors, read_safetensors, write_safetensors, write_weights
+from omnifusion_jax.checkpoints.storage.weights import (
+    open_tensors,
+    read_safetensors,
+    write_safetensors,
+    write_weights,
+)
 from omnifusion_jax.errors import CheckpointError
 
 
@@ -17,7 +22,12 @@ from omnifusion_jax.errors import CheckpointError
 def file(tmp_path):
     path = tmp_path / "model.safetensors"
     write_safetensors(
-        path, {"a": np.arange(6, dtype=np.float32).reshape(2, 3).T, "b": np.ones((3,), ml_dtypes.bfloat16), "s": np.float16(2).reshape(())}
+        path,
+        {
+            "a": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+            "b": np.ones((3,), ml_dtypes.bfloat16),
+            "s": np.float16(2).reshape(()),
+        },
     )
     return path
 
@@ -27,7 +37,9 @@ def test_safetensors_are_written_and_read_as_the_library_does(file, tmp_path):
     assert theirs.keys() == ours.keys() and ours["b"].dtype == ml_dtypes.bfloat16
     for name in ours:
         np.testing.assert_array_equal(np.float32(ours[name]), np.float32(theirs[name]))
-    safetensors.numpy.save_file({"i": np.arange(5), "e": np.zeros((0, 3), np.float32)}, tmp_path / "other.safetensors")
+    safetensors.numpy.save_file(
+        {"i": np.arange(5), "e": np.zeros((0, 3), np.float32)}, tmp_path / "other.safetensors"
+    )
     other = read_safetensors(tmp_path / "other.safetensors")
     assert other["e"].shape == (0, 3) and list(other["i"]) == [0, 1, 2, 3, 4]
     with safetensors.safe_open(file, "np") as opened:
@@ -82,7 +94,10 @@ def test_no_damage_to_a_safetensors_file_goes_unnoticed(file):
 def test_tensors_lie_side_by_side(tmp_path, second, size):
     """The second of two tensors of eight bytes: beside the first; after a gap; over its end; over all."""
     file = tmp_path / "model.safetensors"
-    entries = {name: {"dtype": "F32", "shape": [2], "data_offsets": place} for name, place in (("a", (0, 8)), ("b", second))}
+    entries = {
+        name: {"dtype": "F32", "shape": [2], "data_offsets": place}
+        for name, place in (("a", (0, 8)), ("b", second))
+    }
     header = json.dumps(entries).encode()
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(size)))
     if second == (8, 16):
@@ -120,13 +135,23 @@ def test_shards(tmp_path):
 def test_weights_over_the_limit_are_several_files(tmp_path, monkeypatch):
     """Of 40 bytes: two of 20 fill the first to the last byte; the third alone is larger than a file."""
     monkeypatch.setattr(weights, "SHARD_BYTES", 40)
-    tensors = {"a": np.zeros(5, np.float32), "b": np.ones(5, np.float32), "c": np.full(25, 2, np.float16), "d": np.full(1, 3.0)}
+    tensors = {
+        "a": np.zeros(5, np.float32),
+        "b": np.ones(5, np.float32),
+        "c": np.full(25, 2, np.float16),
+        "d": np.full(1, 3.0),
+    }
     write_weights(tmp_path, tensors)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     names = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
-    assert index == {"metadata": {"total_size": 98}, "weight_map": {"a": names[0], "b": names[0], "c": names[1], "d": names[2]}}
+    assert index == {
+        "metadata": {"total_size": 98},
+        "weight_map": {"a": names[0], "b": names[0], "c": names[1], "d": names[2]},
+    }
     for name, a in tensors.items():
-        np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / index["weight_map"][name])[name], a)
+        np.testing.assert_array_equal(
+            safetensors.numpy.load_file(tmp_path / index["weight_map"][name])[name], a
+        )
 
 
 def test_a_directory_without_weights_says_what_was_looked_for(tmp_path):
