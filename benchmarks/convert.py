@@ -1,8 +1,10 @@
-"""Memory and speed of conversion: python benchmarks/convert.py [--preset=NAME] [--layers=N] [--format=llava] [--directory=DIR]
+"""Measures memory and speed of conversion.
 
-Makes a random model (the whole of OmniFusion-1.1 where not told otherwise) as a directory of others' format, converts it to native and back, and
-holds the speed against `cp -r` of the same files. Each step begins with its source dropped from the page cache and ends when everything is on
-the disk. OmniFusion-1.1 needs 46 GB of disk.
+    python benchmarks/convert.py [--preset=NAME] [--layers=N] [--format=llava] [--directory=DIR]
+
+makes a random model (all of OmniFusion-1.1 by default) in a foreign format, converts it to native and back,
+and compares the speed with that of `cp -r` on the same files. Each step begins with its source dropped from
+the page cache and ends when everything is on disk. OmniFusion-1.1 needs 46 GB of disk.
 """
 
 import argparse
@@ -28,18 +30,17 @@ from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.models.presets import preset
 
 MEASURES = {"VmHWM": "resident", "RssAnon": "anonymous"}  # lines of /proc/PID/status
-
-
 WRITERS = {"omnifusion": partial(export_original, pickles=False), "llava": export_llava}
 
 
 def make_source(directory, config, form):
+    """Writes a random model of `config` in the format `form`."""
     arrays = {path: random_array(shape, seed) for seed, (path, shape) in enumerate(shapes_of(config).items())}
     WRITERS[form](Checkpoint(config, arrays, locate("omnifusion-tiny-decoder"), "random"), directory)
 
 
 def random_array(shape, seed):
-    """Any bfloat16 between -1 and 1."""
+    """A lazy array of random bfloat16 numbers between -1 and 1, drawn when they are read."""
 
     def read(spans):
         rng = np.random.default_rng([seed, *(s.start for s in spans)])
@@ -54,7 +55,7 @@ def files(directory):
 
 
 def measured(source, *command):
-    """(seconds, peak bytes by kind of memory) of a command that reads `source`."""
+    """Runs a command that reads `source`; returns (seconds, peak bytes by kind of memory)."""
     os.sync()
     for file in files(source):
         with open(file, "rb") as opened:
@@ -73,7 +74,7 @@ def measured(source, *command):
 
 
 def same(a, b):
-    """Whether two directories hold the same weights, to the byte."""
+    """Whether two directories hold the same weights, byte for byte."""
     found = [file.relative_to(a) for file in files(a) if file.suffix == ".safetensors"]
     names = [name for name in found if (b / name).is_file()]  # the adapter comes back as a pickle
     return names and filecmp.cmpfiles(a, b, names, shallow=False)[0] == names
@@ -95,14 +96,12 @@ def main(directory, config, form):
         taken[name], peak = measured(*command)
         speed = taken["cp -r"] / taken[name]
         memory = ", ".join(f"{size / 1e9:.2f} GB {kind}" for kind, size in peak.items())
-        print(
-            f"{name:10} {taken[name]:7.1f} s  {size / taken[name] / 1e9:5.2f} GB/s  {speed:4.0%} of cp's speed, peak {memory}",
-            flush=True,
-        )
+        rate = f"{size / taken[name] / 1e9:5.2f} GB/s  {speed:4.0%} of cp's speed"
+        print(f"{name:10} {taken[name]:7.1f} s  {rate}, peak {memory}", flush=True)
         shutil.rmtree(copy, ignore_errors=True)
-    print(
-        "the weights came back the same" if same(source, back) else sys.exit("the weights came back changed")
-    )
+    if not same(source, back):
+        sys.exit("the weights came back changed")
+    print("the weights came back the same")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Memory of the layer-wise mix of CLIP-L/14-336, as the compiler counts it: python benchmarks/mix.py [pictures]"""
+"""Memory that the mix of CLIP-L/14-336's hidden states takes, as the compiler counts it.
+
+python benchmarks/mix.py [pictures]
+"""
 
 import sys
 
@@ -14,27 +17,25 @@ from omnifusion_jax.nn import nnx
 
 
 def stacked(combination, tower, images):
-    """The same with every hidden state at hand."""
+    """The same mix, with all hidden states in memory at once."""
     states = jax.vmap(tower.features)(tower.hidden_states(images))
-    return jax.vmap(lambda layer, state: layer(combination.norm, state))(combination.layers, states).sum(
-        axis=0
-    )
+    term = lambda layer, state: layer(combination.norm, state)
+    return jax.vmap(term)(combination.layers, states).sum(axis=0)
 
 
 def main(pictures=8):
     c = encoder("clip-vit-l-14-336")
-    make = lambda: (
-        mix.Mix(c, adapter("sum"), c.width, rngs=nnx.Rngs(0)),
-        VisionTransformer(c, rngs=nnx.Rngs(0)),
-    )
+
+    def make():
+        fresh = mix.Mix(c, adapter("sum"), c.width, rngs=nnx.Rngs(0))
+        return fresh, VisionTransformer(c, rngs=nnx.Rngs(0))
+
     combination, tower = jax.eval_shape(lambda m: cast(m, "bfloat16"), nnx.eval_shape(make))
     images = jax.ShapeDtypeStruct((pictures, c.image_size, c.image_size, 3), np.uint8)
     states = (c.layers + 1) * pictures * (1 + c.patches) * c.width * 2
     print(f"{pictures} pictures, bfloat16: all {c.layers + 1} hidden states are {states / 2**20:,.0f} MiB")
-    for name, f in (
-        ("accumulated in the encoder's scan", mix.mixed),
-        ("from a stack of hidden states", stacked),
-    ):
+    ways = {"accumulated in the encoder's scan": mix.mixed, "from a stack of hidden states": stacked}
+    for name, f in ways.items():
         loss = lambda *args, f=f: (f(*args) ** 2).sum()
         sizes = []
         for program in (f, jax.grad(loss)):

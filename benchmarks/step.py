@@ -1,4 +1,7 @@
-"""Seconds a training step takes, on a batch of random data: python benchmarks/step.py VARIANT [config file, default configs/tiny.py]"""
+"""Measures the seconds that a training step takes, on a batch of random data.
+
+python benchmarks/step.py VARIANT [config file, default configs/tiny.py]
+"""
 
 import importlib.util
 import sys
@@ -19,6 +22,7 @@ STEPS = 8
 
 
 def load(path, variant):
+    """The TrainConfig of a config file's variant."""
     spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -26,7 +30,7 @@ def load(path, variant):
 
 
 def random_batch(config):
-    """A picture, then text to the end of the row, its second half targets."""
+    """Rows of one picture and then text, of which the second half are targets."""
     rng = np.random.default_rng(0)
     rows, length, features = config.batch_size, config.data.max_length, config.model.image.rows
     kind = np.full((rows, length), TEXT, np.int32)
@@ -39,11 +43,11 @@ def random_batch(config):
         rng.integers(0, 256, (pools, rows // pools, view.size, view.size, 3), np.uint8)
         for view in config.model.image.views
     )
-    index += np.where(kind == FEATURE, np.arange(rows)[:, None] % (rows // pools) * features, 0).astype(
-        np.int32
-    )
+    first = np.arange(rows)[:, None] % (rows // pools) * features  # where a row's picture begins in its pool
+    index += np.where(kind == FEATURE, first, 0).astype(np.int32)
     tokens = rng.integers(3, config.model.decoder.vocab, (rows, length), np.int32)
-    positions, items = np.tile(np.arange(length, dtype=np.int32), (rows, 1)), np.ones(rows, np.int32)
+    positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+    items = np.ones(rows, np.int32)
     return Batch(tokens, kind, index, weights, np.ones_like(kind), positions, items, {"image": images})
 
 
@@ -67,9 +71,8 @@ def main(variant, path="configs/tiny.py"):
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - before)
     low, median, high = np.quantile(seconds[1:], (0, 0.5, 1))
-    print(
-        f"{path}:{variant}: first step {seconds[0]:.1f} s, then {median:.3f} s (from {low:.3f} to {high:.3f}, {STEPS} steps)"
-    )
+    later = f"{median:.3f} s (from {low:.3f} to {high:.3f}, {STEPS} steps)"
+    print(f"{path}:{variant}: first step {seconds[0]:.1f} s, then {later}")
 
 
 if __name__ == "__main__":

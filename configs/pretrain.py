@@ -1,11 +1,15 @@
-"""Phase 1: the adapter and the four special vectors learn to put pictures into words, between a frozen CLIP and a frozen Mistral.
+"""Phase 1: the adapter and the four special vectors learn to caption pictures.
 
-python -m omnifusion_jax.train --config=configs/pretrain.py --config.data.path=captions.json --config.data.images=images --workdir=runs/pretrain
-python -m omnifusion_jax.train --config=configs/pretrain.py:original --config.data.path=captions.json --config.data.images=images \\
-    --workdir=runs/pretrain-original
+The CLIP encoder and the Mistral decoder around them are frozen.
 
-The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code. The paper names
-AdamW, rates and batch sizes; it mentions no clipping of gradients, and the published code has none.
+python -m omnifusion_jax.train --config=configs/pretrain.py --config.data.path=captions.json \\
+    --config.data.images=images --workdir=runs/pretrain
+python -m omnifusion_jax.train --config=configs/pretrain.py:original \\
+    --config.data.path=captions.json --config.data.images=images --workdir=runs/pretrain-original
+
+The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code. The
+paper names AdamW, learning rates and batch sizes. It mentions no gradient clipping, and the published code
+has none.
 """
 
 from omnifusion_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig, variant
@@ -14,10 +18,9 @@ from omnifusion_jax.models.presets import preset
 VARIANTS = {
     "": {"optimizer": OptimizerConfig(name="adamw", learning_rate=1e-3, clip=None)},
     "original": {
-        "optimizer": OptimizerConfig(
-            name="adafactor", learning_rate=1e-2, clip=None, horizon=8.0
-        ),  # 8 devices
-        "loss_mean_rows": 4,  # a device's micro-batch
+        # horizon: the published code counts the batches of all 8 devices
+        "optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-2, clip=None, horizon=8.0),
+        "loss_mean_rows": 4,  # the micro-batch of one device
     },
 }
 
@@ -26,7 +29,7 @@ def get_config(name=""):
     config = TrainConfig(
         steps=4900,  # one epoch of 1.25 million captions
         batch_size=256,
-        grad_accum=4,  # 64 rows at a time: 8 to a device on 8, one on 64
+        grad_accum=4,  # 64 rows at a time: 8 for each of 8 devices, or 1 for each of 64
         model=preset("omnifusion-1.1"),
         parts_from={
             "image/encoders/0": "openai/clip-vit-large-patch14-336",

@@ -1,18 +1,20 @@
-"""Phase 2: adapter, special vectors and decoder learn to answer.
+"""Phase 2: the adapter, the special vectors and the decoder learn to answer.
 
-python -m omnifusion_jax.train --config=configs/sft.py --config.init_from=runs/pretrain/model --config.data.path=dialogues.json --workdir=runs/sft
+python -m omnifusion_jax.train --config=configs/sft.py --config.init_from=runs/pretrain/model \\
+    --config.data.path=dialogues.json --workdir=runs/sft
 
-The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code, and each starts
-from its own phase 1. The paper names AdamW, rates and batch sizes; it mentions no clipping of gradients, and the
-published code has none.
-Starting from a released model instead of phase 1:
+The default has the settings of the paper (arXiv 2404.06212), `:original` those of the published code; each
+starts from its own phase 1. The paper names AdamW, learning rates and batch sizes. It mentions no gradient
+clipping, and the published code has none.
+
+To start from a released model instead of phase 1, add
 --config.init_from=CONVERTED --config.parts_from={}
 """
 
 from omnifusion_jax.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig, variant
 from omnifusion_jax.models.presets import preset
 
-# one epoch of 945 thousand dialogues; 64 rows at a time: 8 to a device on 8, one on 64
+# One epoch of 945 thousand dialogues, 64 rows at a time: 8 for each of 8 devices, or 1 for each of 64
 VARIANTS = {
     "": {
         "init_from": "runs/pretrain/model",
@@ -26,10 +28,9 @@ VARIANTS = {
         "steps": 1850,
         "batch_size": 512,
         "grad_accum": 8,
-        "optimizer": OptimizerConfig(
-            name="adafactor", learning_rate=1e-4, clip=None, horizon=8.0
-        ),  # 8 devices
-        "loss_mean_rows": 1,  # a device's micro-batch
+        # horizon: the published code counts the batches of all 8 devices
+        "optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-4, clip=None, horizon=8.0),
+        "loss_mean_rows": 1,  # the micro-batch of one device
     },
 }
 

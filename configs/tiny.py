@@ -1,10 +1,10 @@
 """A system small enough to train on two CPU cores, on pictures drawn on the fly.
 
-encoder   a bare encoder learns to name what stands where            (makes the bundled encoder)
-decoder   a bare decoder learns to answer about pictures put in words (makes the bundled decoder)
+encoder   a bare encoder learns to name what is where in a picture     (makes the bundled encoder)
+decoder   a bare decoder learns to answer about pictures put into words (makes the bundled decoder)
 pretrain  phase 1: adapter and special vectors learn captions, between the bundled encoder and decoder
-sft       phase 2: the decoder joins in and questions are answered
-real      phase 2 alone, from fresh parts, on a folder of real dialogues
+sft       phase 2: the decoder is trained too, on questions and answers
+real      phase 2 alone, with a fresh adapter and decoder, on a folder of real dialogues
 """
 
 from omnifusion_jax.config import (
@@ -22,7 +22,7 @@ ALL_BUT_ENCODER = ((r"(image/adapter|special|decoder)/.*", 1.0), (r"image/encode
 
 
 def tiny(**settings):
-    # one device: the mesh takes what there is, and tests simulate eight
+    # data=-1: the mesh takes all devices that there are, one as a rule and eight in tests
     return TrainConfig(
         model=preset("omnifusion-tiny"),
         compute_dtype="float32",
@@ -82,8 +82,9 @@ def sft():
 
 
 def real():
-    """Needs the folder of real dialogues, and the tokenizer of Mistral-7B, beside the repository."""
+    """Needs the folder of real dialogues and the tokenizer of Mistral-7B beside the repository."""
     data = "../shared/data/"
+    path, images = data + "real_dialogues/dialogues.json", data + "real_dialogues/images"
     config = tiny(
         steps=400,
         batch_size=12,
@@ -91,18 +92,12 @@ def real():
         tokenizer=data + "omnifusion_1_1",
         train_parts=ALL_BUT_ENCODER,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=0.05),
-        data=DataConfig(
-            path=data + "real_dialogues/dialogues.json", images=data + "real_dialogues/images", max_length=224
-        ),
+        data=DataConfig(path=path, images=images, max_length=224),
         checkpoint=CheckpointConfig(final="complete"),
-        eval=EvalConfig(
-            path=data + "real_dialogues/dialogues.json",
-            images=data + "real_dialogues/images",
-            max_new_tokens=160,
-        ),
+        eval=EvalConfig(path=path, images=images, max_new_tokens=160),
     )
     config.model.decoder.vocab = 32000
-    config.model.image.adapter.dropout = 0.0  # to be learned by heart
+    config.model.image.adapter.dropout = 0.0  # the dialogues are to be learned by heart
     return config
 
 

@@ -1,9 +1,9 @@
-"""Makes the bundled models again, from nothing, within an hour on two CPU cores (docs/tiny.md has the figures).
+"""Makes the bundled models from nothing, within an hour on two CPU cores (figures in docs/tiny.md).
 
     python examples/make_tiny.py WORKDIR
 
-trains the tokenizer, the encoder, the decoder and both phases, and puts what came out into omnifusion_jax/assets/.
-A finished step is not done again, so that a run that was cut off goes on.
+trains the tokenizer, the encoder, the decoder and both phases, and writes the results to
+omnifusion_jax/assets/. Finished steps are not repeated, so a run that was cut off can be continued.
 """
 
 import shutil
@@ -24,7 +24,7 @@ from omnifusion_jax.data.tokenizer import Tokenizer
 
 
 def train(variant, workdir, *overrides):
-    """Runs a variant of configs/tiny.py and gives its finished model."""
+    """Trains a variant of configs/tiny.py, unless that is done, and returns the finished model."""
     if not (workdir / "summary.json").is_file():
         command = [
             sys.executable,
@@ -40,6 +40,7 @@ def train(variant, workdir, *overrides):
 
 
 def fresh(name):
+    """The emptied directory of a bundled model."""
     shutil.rmtree(locate(name), ignore_errors=True)
     locate(name).mkdir(parents=True)
     return locate(name)
@@ -53,12 +54,8 @@ def main(workdir):
 
     found = train("decoder", workdir / "decoder", f"--config.tokenizer={workdir / 'tokenizer'}")
     c, target = found.config.decoder, fresh("omnifusion-tiny-decoder")
-    write_decoder(
-        target,
-        c,
-        part(found, "decoder", language_models.table(c), jnp.bfloat16),
-        Tokenizer(found.tokenizer).ends,
-    )
+    arrays = part(found, "decoder", language_models.table(c), jnp.bfloat16)
+    write_decoder(target, c, arrays, Tokenizer(found.tokenizer).ends)
     copy_tokenizer(workdir / "tokenizer", target)
 
     train("pretrain", workdir / "pretrain")
@@ -66,10 +63,9 @@ def main(workdir):
     target = locate("omnifusion-tiny")
     shutil.rmtree(target, ignore_errors=True)
     export_original(found, target, jnp.bfloat16, pickles=False)
-    shutil.rmtree(target / "clip")  # the encoder was frozen: it is omnifusion-tiny-encoder
-    print(
-        f"{sum(f.stat().st_size for f in target.parent.rglob('*') if f.is_file()) / 1e6:.1f} MB in {target.parent}"
-    )
+    shutil.rmtree(target / "clip")  # the encoder was frozen, so it still is omnifusion-tiny-encoder
+    size = sum(f.stat().st_size for f in target.parent.rglob("*") if f.is_file())
+    print(f"{size / 1e6:.1f} MB in {target.parent}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Trains the tokenizer of the bundled models on what is said about synthetic pictures: byte-pair encoding in the manner of Mistral's.
+"""Trains the tokenizer of the bundled models on dialogues about synthetic pictures.
+
+It is a byte-pair encoding like that of Mistral.
 
 python examples/make_tokenizer.py DIRECTORY
 """
@@ -14,11 +16,13 @@ from omnifusion_jax.data.sources import SyntheticSource
 from omnifusion_jax.data.synthetic import CELL_WORDS
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
-BYTES = [f"<0x{b:02X}>" for b in range(256)]  # what no other token covers is spelled in bytes
+BYTES = [f"<0x{b:02X}>" for b in range(256)]  # characters that no other token covers are spelled in bytes
+SPACE = "\u2581"  # what stands for a space in the vocabulary
 SENTENCES, VOCABULARY = 20000, 1024
 
 
 def corpus():
+    """Yields the texts that the tokenizer is trained on."""
     source = SyntheticSource("text", 6)
     for i in range(SENTENCES):
         yield from (text for _, text in source[i].turns)
@@ -28,15 +32,13 @@ def corpus():
 
 def train():
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    words = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    single = pre_tokenizers.Split(
-        Regex(r"[0-9?!.,:;()\n-]"), "isolated"
-    )  # digits and punctuation are tokens of their own
+    words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
+    # digits and punctuation marks are separate tokens
+    single = pre_tokenizers.Split(Regex(r"[0-9?!.,:;()\n-]"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, single])
-    spaces = decoders.Replace("▁", " ")
-    tokenizer.decoder = decoders.Sequence(
-        [spaces, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    spaces = decoders.Replace(SPACE, " ")
+    steps = [spaces, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(BYTES), special_tokens=SPECIAL, show_progress=False
     )
@@ -45,7 +47,7 @@ def train():
 
 
 def with_bytes(tokenizer):
-    """The same with the 256 byte tokens after the special ones, as in Mistral's vocabulary."""
+    """The same tokenizer with the 256 byte tokens after the special ones, as in Mistral's vocabulary."""
     data = json.loads(tokenizer.to_str())
     learned = sorted(data["model"]["vocab"], key=data["model"]["vocab"].get)[len(SPECIAL) :]
     data["model"] |= {

@@ -1,8 +1,9 @@
-"""An adapter of one's own, in a config file of one's own: neighbouring patches become one embedding.
+"""An adapter of your own in a config file of your own: a square of patches becomes one embedding.
 
-    python -m omnifusion_jax.train --config=examples/own_adapter.py --config.model.image.adapter.factor=3 --workdir=runs/own
+    python -m omnifusion_jax.train --config=examples/own_adapter.py --workdir=runs/own \\
+        --config.model.image.adapter.factor=3
 
-trains it between the bundled encoder and decoder. Whoever loads what comes out imports this file first.
+trains it between the bundled encoder and decoder. To load the resulting model, import this file first.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from omnifusion_jax.tables import ADAPTERS
 
 @ADAPTERS.row("squares")
 class SquaresAdapter(OfOneEncoder, nnx.Module):
-    """Features of a square of patches side by side, through one linear map."""
+    """One linear map over the concatenated features of each square of patches."""
 
     @dataclasses.dataclass(unsafe_hash=True)
     class Settings(AdapterConfig):
@@ -28,14 +29,10 @@ class SquaresAdapter(OfOneEncoder, nnx.Module):
         def validate(self, stream, width):
             super().validate(stream, width)
             encoder = stream.encoders[0]
-            check(
-                not encoder.keep_class_token,
-                "adapter.kind 'squares': encoder.keep_class_token has no place in the grid",
-            )
-            check(
-                encoder.side % self.factor == 0,
-                f"adapter.factor {self.factor} does not divide a grid of {encoder.side} patches a side",
-            )
+            patches_only, side = not encoder.keep_class_token, encoder.side
+            check(patches_only, "adapter.kind 'squares': encoder.keep_class_token has no place in the grid")
+            divides = side % self.factor == 0
+            check(divides, f"adapter.factor {self.factor} does not divide a grid of {side} patches a side")
 
     @staticmethod
     def rows(c: StreamConfig):
@@ -47,9 +44,8 @@ class SquaresAdapter(OfOneEncoder, nnx.Module):
 
     def __init__(self, c: StreamConfig, width, *, rngs):
         self.factor, self.grid = c.adapter.factor, self.side(c)
-        self.linear = Linear(
-            c.encoders[0].width * self.factor**2, width, init=INITS[c.adapter.init].linear, rngs=rngs
-        )
+        inner = c.encoders[0].width * self.factor**2
+        self.linear = Linear(inner, width, init=INITS[c.adapter.init].linear, rngs=rngs)
 
     def __call__(self, x, key=None):  # [batch, patches, encoder's width]
         n, f = self.grid, self.factor

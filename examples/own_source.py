@@ -1,8 +1,8 @@
-"""A source of one's own, in a config file of one's own: pictures of one colour.
+"""A source of your own in a config file of your own: pictures of a single colour.
 
     python -m omnifusion_jax.train --config=examples/own_source.py --workdir=runs/colours
 
-learns to name it; `data.path=colours:8` is eight pictures.
+learns to name the colour; `data.path=colours:8` means eight pictures.
 """
 
 import numpy as np
@@ -16,11 +16,11 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 90, 230), 
 
 
 class Colours:
-    """It has a length and gives the Dialogue at an index, the same one every time."""
+    """A source has a length, and at each index a Dialogue that is the same every time."""
 
     def __init__(self, count):
         self.count = count
-        self.fingerprint = f"colours:{count}"  # a run that goes on asks for the same one
+        self.fingerprint = f"colours:{count}"  # a run continues only on data with the same fingerprint
 
     def __len__(self):
         return self.count
@@ -34,6 +34,7 @@ class Colours:
 
 @SOURCES.row("colours")
 def open_colours(rest, images, side):
+    """Opens `colours:COUNT`; `rest` is what follows the colon, and the other arguments are not needed."""
     if not rest.isdigit():
         raise DataError(f"colours:{rest} is not a number of pictures, as in colours:8")
     return Colours(int(rest))

@@ -10,12 +10,15 @@ from omnifusion_jax.nn import nnx
 
 TOP = """# Presets
 
-Written by `python examples/presets.py > docs/presets.md`. Parameters are counted on shapes (`jax.eval_shape`), whatever the size.
+Written by `python examples/presets.py > docs/presets.md`. \
+Parameters are counted on shapes (`jax.eval_shape`), whatever the size.
 
 ## Models
 
-`--config.model.preset=NAME` in training; `omnifusion_jax.models.presets.preset(NAME)` in Python. `report-ROW-DECODER` are the rows of
-tables 4, 5 and 6 of the report ([arXiv 2404.06212](https://arxiv.org/abs/2404.06212)), trained by `configs/report/`. "Rows" are the token
+`--config.model.preset=NAME` in training; `omnifusion_jax.models.presets.preset(NAME)` in Python. \
+`report-ROW-DECODER` are the rows of
+tables 4, 5 and 6 of the report ([arXiv 2404.06212](https://arxiv.org/abs/2404.06212)), \
+trained by `configs/report/`. "Rows" are the token
 embeddings that a picture, or one tile of it, gives.
 
 | preset | encoders | adapter | picture | rows | encoders | adapter | vectors | decoder | all |
@@ -24,7 +27,8 @@ embeddings that a picture, or one tile of it, gives.
 BELOW = """
 ## Encoders
 
-In a model's config they are `model.image.encoders`; `--config.parts_from.image/encoders/0=DIR` names the weights of the first. The vision tower is
+In a model's config they are `model.image.encoders`; \
+`--config.parts_from.image/encoders/0=DIR` names the weights of the first. The vision tower is
 counted as it is here: without heads and text towers.
 
 | encoder | pixels | patch | layers | width | heads | activation | parameters |
@@ -32,11 +36,12 @@ counted as it is here: without heads and text towers.
 
 
 def count(module, prefix=""):
+    """Number of parameters whose paths begin with `prefix`."""
     return sum(math.prod(a.shape) for path, a in nnx.parameters(module).items() if path.startswith(prefix))
 
 
 def name_of(encoder):
-    """The preset that has this encoder's weights; which of its features are handed on is the model's choice."""
+    """The preset that has this encoder's weights; the layer that features come from is the model's choice."""
     plain = lambda c: {**vars(c), "feature_layer": None}
     return next((name for name, other in PUBLISHED.items() if plain(other) == plain(encoder)), "its own")
 
@@ -45,18 +50,20 @@ def model_row(name):
     c, model = preset(name), abstract(preset(name))
     parts = [count(model, part) for part in ("image/encoders/", "image/adapter/", "special/", "decoder/")]
     encoders = " + ".join(map(name_of, c.image.encoders))
-    return f"| {name} | {encoders} | {c.image.adapter.kind} | {c.image.fit} | {c.image.rows} | {' | '.join(f'{n:,}' for n in [*parts, sum(parts)])} |"
+    counts = " | ".join(f"{n:,}" for n in [*parts, sum(parts)])
+    return f"| {name} | {encoders} | {c.image.adapter.kind} | {c.image.fit} | {c.image.rows} | {counts} |"
 
 
 def encoder_row(name, c):
     total = count(nnx.eval_shape(lambda: VisionTransformer(c, rngs=nnx.Rngs(0))))
-    return f"| {name} | {c.image_size} | {c.patch} | {c.layers} | {c.width} | {c.heads} | {c.activation} | {total:,} |"
+    settings = f"{c.image_size} | {c.patch} | {c.layers} | {c.width} | {c.heads} | {c.activation}"
+    return f"| {name} | {settings} | {total:,} |"
 
 
 def page():
-    return "\n".join(
-        [TOP, *map(model_row, PRESETS), BELOW, *(encoder_row(name, c) for name, c in PUBLISHED.items())]
-    )
+    models = [model_row(name) for name in PRESETS]
+    encoders = [encoder_row(name, c) for name, c in PUBLISHED.items()]
+    return "\n".join([TOP, *models, BELOW, *encoders])
 
 
 if __name__ == "__main__":

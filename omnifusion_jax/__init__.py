@@ -3,14 +3,17 @@
 import omnifusion_jax as of
 
 model = of.load("omnifusion-tiny")
-answers = model.generate([of.Request(images=["picture.png"], messages=[{"role": "user", "content": "What is it?"}])])
+messages = [{"role": "user", "content": "What is it?"}]
+answers = model.generate([of.Request(images=["picture.png"], messages=messages)])
 """
 
 import importlib
 import sys
 import types
 
-HOMES = {  # where each name lives; it is imported when it is asked for, since processes that read data have no use for JAX
+# The module of each name. It is imported when the name is asked for, so that processes that read data do not
+# import JAX.
+HOMES = {
     "Answer": "inference.model",
     "CheckpointError": "errors",
     "ConfigError": "errors",
@@ -29,7 +32,7 @@ __all__ = list(HOMES)
 
 
 class Package(types.ModuleType):
-    """`of.train` and `of.convert` are functions, and stay so where the command lines of the same names are imported."""
+    """Keeps `of.train` and `of.convert` functions when the command lines of these names are imported."""
 
     def __setattr__(self, name, value):
         if name not in HOMES or not isinstance(value, types.ModuleType):

@@ -1,4 +1,4 @@
-"""`load`, from a name or a directory to a model that answers, and `evaluate`, which asks it."""
+"""`load`, which makes a model from a name or a directory, and `evaluate`, which measures its answers."""
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +12,28 @@ from omnifusion_jax.evaluation.exact_match import exact_match
 from omnifusion_jax.inference.model import Model
 
 
-def load(source, *, vision=None, dtype=None, mesh=None):
-    """A model ready to answer.
+def load(source, *, vision=None, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None) -> Model:
+    """Loads a model that is ready to answer.
 
     Args:
       source: "omnifusion-tiny" (bundled), a native directory, one laid out like the OmniFusion release, a
         LLaVA of transformers, or a hub id.
-      vision: the vision tower (directory, file or hub id), where the source does not hold one.
+      vision: the vision tower (directory, file or hub id), if the source does not hold one.
       dtype: of parameters and computation, "float32" or "bfloat16"; None: float32 on CPUs, which are slow at
-        anything else, bfloat16 elsewhere.
-      mesh: a `jax.sharding.Mesh` as `sharding.make_mesh` gives, over which the parameters are spread as they
-        are read, and requests when they are answered; None: one device.
-
-    Raises CheckpointError when the source is unknown, unsafe or incomplete.
+        anything else, and bfloat16 elsewhere.
+      mesh: from `sharding.make_mesh`; parameters are spread over it as they are read, and requests as they
+        are answered. None: one device.
+    Raises:
+      CheckpointError: the source is unknown, unsafe or incomplete.
+      ConfigError: `dtype` is neither of the two.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     one_of("dtype", dtype, ("float32", "bfloat16"))
     found = load_checkpoint(source, vision=vision, dtype=dtype, mesh=mesh)
     if found.missing:
         raise CheckpointError(
-            f"{source} holds only {', '.join(found.parts)}; {', '.join(found.missing)} of the model are missing. Phase 1 saves what it trained: "
+            f"{source} holds only {', '.join(found.parts)}; "
+            f"{', '.join(found.missing)} of the model are missing. Phase 1 saves what it trained: "
             "go on from it with --config.init_from, or set checkpoint.final=complete to save a whole model"
         )
     if found.tokenizer is None:
@@ -39,24 +41,19 @@ def load(source, *, vision=None, dtype=None, mesh=None):
             f"{source} has no tokenizer: put tokenizer.json and tokenizer_config.json there"
         )
     arrays = found.arrays if mesh else {path: jnp.asarray(a) for path, a in found.arrays.items()}
-    return Model(
-        found.config,
-        arrays,
-        Tokenizer(found.tokenizer).for_vocabulary(found.config.decoder.vocab),
-        dtype=dtype,
-        name=str(source),
-    )
+    tokenizer = Tokenizer(found.tokenizer).for_vocabulary(found.config.decoder.vocab)
+    return Model(found.config, arrays, tokenizer, dtype=dtype, name=str(source))
 
 
 def evaluate(model, path, images="", *, count=0, batch_size=64, max_new_tokens=32, blind=False):
-    """Asks a model the questions of a data set: ({"accuracy": share answered exactly, "questions": ...}, Records).
+    """Asks a model the questions of a data set.
 
     Args:
       model: a Model, or what `load` takes.
-      path, images: a data set as `data.path` and `data.images` of a config name it.
-      count: so many of its questions; 0: all of a finite one.
-      blind: about blank pictures too, which gives "blind_accuracy".
-
+      path, images: the data set, as `data.path` and `data.images` of a config name it.
+      count: how many of its questions are asked; 0: all of a finite set.
+      blind: ask about blank pictures too, which gives "blind_accuracy".
+    Returns: ({"accuracy": share answered exactly, "questions": their number, ...}, [exact_match.Record]).
     Raises: DataError, and what `load` raises.
     """
     model = model if isinstance(model, Model) else load(model)

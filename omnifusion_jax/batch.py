@@ -1,88 +1,110 @@
-"""The one structure that crosses from data to models. NumPy only: neither side needs the other."""
+"""The Batch, the only structure that passes from data to models, and how samples are collected into one.
+
+This module needs NumPy alone, so that neither side needs the other.
+"""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-# Kinds of position. A feature row of stream number i (as the model's config counts them) is FEATURE + i.
-PADDING, TEXT, UNKNOWN, SPECIAL, FEATURE = range(
-    5
-)  # UNKNOWN: text whose token costs nothing as a target, yet counts
+# Kinds of position. An UNKNOWN position holds text whose token, as a target, adds nothing to the loss but is
+# counted in its mean. A feature row of the stream with number i has the kind FEATURE + i; streams are
+# numbered in the order of the model's config.
+PADDING, TEXT, UNKNOWN, SPECIAL, FEATURE = range(5)
 
 
 class Sample(NamedTuple):
-    """One laid-out dialogue; arrays of one length."""
+    """One laid-out dialogue. The first four arrays have one length."""
 
-    tokens: np.ndarray  # int32: token ids, the padding id where no text stands
-    kind: np.ndarray  # int32: TEXT, UNKNOWN, SPECIAL, or FEATURE and the number of a stream
-    index: (
-        np.ndarray
-    )  # int32: which feature row of the stream, or which of ModelConfig.special stands here; 0 for text
-    weights: np.ndarray  # float32: the loss weight of this token as a target of the position before it
-    # by stream, for each of its views the tiles of its items one after the other, of pictures uint8[tiles, size, size, 3];
-    # feature rows are counted through them
+    tokens: np.ndarray  # int32: token ids; the padding id where there is no text
+    kind: np.ndarray  # int32: TEXT, UNKNOWN, SPECIAL, or FEATURE + the number of a stream
+    # int32: which feature row of the stream, or which vector of ModelConfig.special stands here; 0 for text
+    index: np.ndarray
+    weights: np.ndarray  # float32: loss weight of this token as the target of the position before it
+    # {stream: (array for each view)}. Each array holds the tiles of all media items of the stream, one item
+    # after the other; those of pictures are uint8[tiles, size, size, 3]. Feature rows are numbered through
+    # all tiles.
     media: dict[str, tuple[np.ndarray, ...]]
-    items: int = 0  # media items, pictures for one
-    media_positions: int = 0  # positions that they take, special vectors among features included
+    items: int = 0  # number of media items; a picture is one
+    media_positions: int = 0  # positions that media items take, special vectors among their features included
 
 
 class Batch(NamedTuple):
-    """Laid-out dialogues of one static shape.
+    """Laid-out dialogues, padded to one static shape.
 
-    Media lie in pools: as many rows of the batch as there are in all, divided by the number of pools, share one, in their
-    order. Where they have fewer tiles than there is room for, blank ones follow that no position points to.
+    The tiles of media lie in pools. Every pool serves the same number of consecutive rows of the batch, and
+    holds their tiles in order. A pool with room to spare ends with blank tiles, which no position points to.
     """
 
     tokens: np.ndarray  # int32[batch, seq]
-    kind: np.ndarray  # int32[batch, seq]; PADDING at the end (in generation: at the start) of a row
-    index: np.ndarray  # int32[batch, seq]: feature rows are counted through the pool
+    kind: np.ndarray  # int32[batch, seq]; PADDING at the end of a row (in generation: at its start)
+    index: np.ndarray  # int32[batch, seq]; feature rows are numbered through the pool
     weights: np.ndarray  # float32[batch, seq]
     segments: np.ndarray  # int32[batch, seq]; 0 is padding, attention stays within a segment
     positions: np.ndarray  # int32[batch, seq], counted from 0 in each segment
     items: np.ndarray  # int32[batch]
-    media: dict[
-        str, tuple[np.ndarray, ...]
-    ]  # by stream, for each view [pools, tiles, ...], of pictures uint8[..., size, size, 3]
+    # {stream: (array for each view)}, each [pools, tiles, ...]; those of pictures uint8[..., size, size, 3]
+    media: dict[str, tuple[np.ndarray, ...]]
 
 
 class Tile(NamedTuple):
-    """What one tile of a stream's media is like. A media item is cut into tiles of one shape: a picture into one or more."""
+    """What one tile of a stream is like.
 
-    number: int  # of the stream, as the model's config counts them
-    shapes: tuple[tuple[int, ...], ...]  # of a tile, for each view
+    A media item is cut into one or more tiles of the same shape: a picture into squares (or it is one tile as
+    a whole), a video into frames, sound into windows.
+    """
+
+    number: int  # of the stream, in the order of the model's config
+    shapes: tuple[tuple[int, ...], ...]  # shape of a tile in each view
     dtype: type
     rows: int  # feature rows of a tile
 
 
-def room(count, usual, rows=1):
-    """Tiles that a pool of so many rows has room for, of the few sizes that programs are compiled for: none; `usual`
-    ones for a quarter of the rows, for half of them, for all; or the last doubled as often as it takes."""
+def room(count: int, usual: int, rows: int = 1) -> int:
+    """For how many tiles a pool of `rows` rows gets room when it must hold `count`.
+
+    Programs are compiled for each of these sizes, so there are few: 0; `usual` tiles for each of a quarter,
+    half or all of the rows; or the last of these, doubled as often as needed.
+    """
     if count == 0:
         return 0
     whole = usual * rows
+    quarter, half = usual * -(-rows // 4), usual * -(-rows // 2)  # rows are rounded up
     doubled = whole * 2 ** max(0, math.ceil(math.log2(count / whole)))
-    return next(size for size in (usual * -(-rows // 4), usual * -(-rows // 2), doubled) if size >= count)
+    return next(size for size in (quarter, half, doubled) if size >= count)
 
 
-def collate(samples, length, tiles, pools=None, usual=1, left=False):
-    """Pads samples to `length` tokens, and to pools of media; on the left for generation: all rows end together.
+def collate(
+    samples: Sequence[Sample],
+    length: int,
+    tiles: Mapping[str, Tile],
+    pools: int | None = None,
+    usual: int = 1,
+    left: bool = False,
+) -> Batch:
+    """Collects samples into a Batch, padded to `length` tokens and to equal pools of media.
 
     Args:
       tiles: {stream: Tile}.
-      pools: how many; None: one a row. They divide the samples.
-      usual: tiles that a row has as a rule.
+      pools: number of pools, a divisor of the number of samples; None gives each row its own.
+      usual: tiles that a row usually has, see `room`.
+      left: pads on the left, so that all rows end together, as generation needs it.
     """
     pools = len(samples) if pools is None else pools
     assert len(samples) % pools == 0, f"{len(samples)} rows in {pools} pools"
-    shared = len(samples) // pools  # rows a pool
+    shared = len(samples) // pools  # rows per pool
+    shape = (len(samples), length)
     batch = Batch(
-        *(
-            np.zeros((len(samples), length), t)
-            for t in (np.int32, np.int32, np.int32, np.float32, np.int32, np.int32)
-        ),
-        np.array([sample.items for sample in samples], np.int32),
-        {name: pooled(samples, name, tile, pools, shared, usual) for name, tile in tiles.items()},
+        tokens=np.zeros(shape, np.int32),
+        kind=np.zeros(shape, np.int32),
+        index=np.zeros(shape, np.int32),
+        weights=np.zeros(shape, np.float32),
+        segments=np.zeros(shape, np.int32),
+        positions=np.zeros(shape, np.int32),
+        items=np.array([sample.items for sample in samples], np.int32),
+        media={name: pooled(samples, name, tile, pools, shared, usual) for name, tile in tiles.items()},
     )
     for row, sample in enumerate(samples):
         n = len(sample.tokens)
@@ -91,23 +113,24 @@ def collate(samples, length, tiles, pools=None, usual=1, left=False):
             getattr(batch, name)[here] = getattr(sample, name)
         for name, tile in tiles.items():
             before = sum(tiles_of(other, name) for other in samples[row - row % shared : row])
-            batch.index[row] += np.where(
-                batch.kind[row] == FEATURE + tile.number, before * tile.rows, 0
-            ).astype(np.int32)
+            of_stream = batch.kind[row] == FEATURE + tile.number
+            batch.index[row] += np.where(of_stream, before * tile.rows, 0).astype(np.int32)
         batch.segments[here] = 1
         batch.positions[here] = np.arange(n)
     return batch
 
 
-def tiles_of(sample, stream):
+def tiles_of(sample: Sample, stream: str) -> int:
+    """How many tiles of a stream a sample has."""
     views = sample.media.get(stream, ())
     return len(views[0]) if views else 0
 
 
 def pooled(samples, stream, tile, pools, shared, usual):
-    """The media of a stream, for each view [pools, tiles, ...]."""
+    """The media of a stream in pools of `shared` samples: for each view [pools, tiles, ...]."""
     groups = [samples[i * shared : (i + 1) * shared] for i in range(pools)]
-    size = room(max(sum(tiles_of(sample, stream) for sample in group) for group in groups), usual, shared)
+    counts = [sum(tiles_of(sample, stream) for sample in group) for group in groups]
+    size = room(max(counts), usual, shared)
     views = tuple(np.zeros((pools, size, *shape), tile.dtype) for shape in tile.shapes)
     for pool, group in enumerate(groups):
         first = 0

@@ -1,17 +1,17 @@
-"""What a run says of its config: where it differs from the config file, and its model from its preset."""
+"""What a run prints about its config: how it differs from the config file, and its model from the preset."""
 
 from omnifusion_jax.cli.help import short
-from omnifusion_jax.config import ModelConfig
+from omnifusion_jax.config import ModelConfig, TrainConfig
 from omnifusion_jax.fields import values
 from omnifusion_jax.models.presets import PRESETS, preset
 
 ROOM = 60  # characters of a value
 
 
-def changes(config, file):
-    """Lines for the start of a run.
+def changes(config: TrainConfig, file: TrainConfig) -> str:
+    """The lines that a run prints at its start.
 
-    `file` is the TrainConfig that the config file gives, before the command line changed it.
+    `file` is the config that the config file gives, without the changes of the command line.
     """
     name = config.model.preset
     beside = {
@@ -21,25 +21,22 @@ def changes(config, file):
     }
     model = differences(config.model, preset(name) if name in PRESETS else ModelConfig())
     model = {f"model.{path}": pair for path, pair in model.items() if path not in ("preset", "filled_from")}
-    return "\n".join(
-        [
-            *told("the config file", beside),
-            *told(f"the preset {name}" if name in PRESETS else "a model's defaults", model),
-        ]
-    )
+    start = f"the preset {name}" if name in PRESETS else "a model's defaults"
+    return "\n".join([*told("the config file", beside), *told(start, model)])
 
 
-def differences(ours, theirs):
-    """{path: (our value, their value)} where two dataclasses differ; None stands for what the other has not."""
+def differences(ours, theirs) -> dict[str, tuple]:
+    """{path: (our value, their value)} where two dataclasses differ; their value is None if they lack it."""
     ours, theirs = values(ours), values(theirs)
     return {path: (value, theirs.get(path)) for path, value in ours.items() if value != theirs.get(path)}
 
 
-def told(what, pairs):
+def told(what: str, pairs: dict[str, tuple]) -> list[str]:
+    """Lines for the differences from `what`."""
     if not pairs:
         return [f"As {what} says."]
     widest = max(map(len, pairs))
-    return [
-        f"As {what} says, except:",
-        *(f"  {path:{widest}}  {short(a, ROOM)}  (not {short(b, ROOM)})" for path, (a, b) in pairs.items()),
-    ]
+    lines = [f"As {what} says, except:"]
+    for path, (ours, theirs) in pairs.items():
+        lines.append(f"  {path:{widest}}  {short(ours, ROOM)}  (not {short(theirs, ROOM)})")
+    return lines

@@ -22,13 +22,16 @@ DTYPE = flags.DEFINE_enum(
 )
 GENERATION, MESH = GenerationFlags(), MeshFlags()
 
-HELP = "/image FILE shows another picture, /image alone none, /new starts again, /quit or Ctrl-D leaves; Ctrl-C stops an answer."
+HELP = (
+    "/image FILE shows another picture, /image alone none, /new starts again, /quit or Ctrl-D leaves; "
+    "Ctrl-C stops an answer."
+)
 
 
-def pictures(name):
-    """The picture in the file that was typed, in a list; none for nothing. Raises DataError.
+def pictures(name: str) -> list:
+    """A list of the picture in the named file, empty if nothing was typed.
 
-    Quotes around the name are no part of it, ~ is one's home.
+    Quotes around the name are dropped, and ~ is the user's home. Raises DataError.
     """
     name = name.strip()
     if name[:1] in ("'", '"') and name[-1:] == name[:1]:
@@ -36,15 +39,13 @@ def pictures(name):
     return [open_image(os.path.expanduser(name))] if name else []
 
 
-def answer(model, request, generation):
-    """Prints an answer as it comes; Ctrl-C stops it. Returns what was said so far."""
+def answer(model, request: Request, generation) -> str:
+    """Prints an answer as it comes; Ctrl-C stops it. Returns what was printed."""
     said = ""
-    # beams are known only when all is said
-    pieces = (
-        model.stream(request, generation)
-        if generation.num_beams == 1
-        else (a.text for a in model.generate([request], generation))
-    )
+    if generation.num_beams == 1:
+        pieces = model.stream(request, generation)
+    else:  # the best beam is known only at the end
+        pieces = (a.text for a in model.generate([request], generation))
     try:
         for piece in pieces:
             print(piece, end="", flush=True)
@@ -58,7 +59,7 @@ def answer(model, request, generation):
 def converse(model, images, generation):
     """Reads lines until the end of input.
 
-    A turn that cannot be answered is taken back; a line that begins with / is never said to the model.
+    A turn that cannot be answered is taken back. A line that begins with / never goes to the model.
     """
     messages = []
     while True:
@@ -82,16 +83,16 @@ def converse(model, images, generation):
             elif line:
                 asked = [*messages, {"role": "user", "content": line}]
                 said = answer(model, Request(asked, images), generation)
-                messages = [*asked, {"role": "assistant", "content": said}] if said.strip() else messages
+                if said.strip():
+                    messages = [*asked, {"role": "assistant", "content": said}]
         except DataError as error:
             print(f"error: {error}")
 
 
 def main(_):
-    shown, generation = (
-        pictures(IMAGE.value or ""),
-        GENERATION.value,
-    )  # before the model, which takes its time
+    # These come before the model, which takes long to load, so that their errors show at once.
+    shown = pictures(IMAGE.value or "")
+    generation = GENERATION.value
     model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH.value)
     print(HELP)
     converse(model, shown, generation)

@@ -1,6 +1,8 @@
-"""Converts checkpoints: python -m omnifusion_jax.convert --source=DIR_OR_HUB_ID --output=DIR [--to=native|omnifusion|llava]
+"""Converts checkpoints: python -m omnifusion_jax.convert --source=DIR_OR_HUB_ID --output=DIR \
+[--to=native|omnifusion|llava]
 
---inspect prints what a source is instead, and where each array comes from. Parts are put together without a source:
+--inspect prints what a source is instead, and where each array comes from.
+Parts are put together without a source:
 
     python -m omnifusion_jax.convert --vision=... --decoder=... [--vision2=...] [--preset=NAME] --output=DIR
 """
@@ -81,24 +83,20 @@ def main(_):
         print("--check_with has nothing to rank: the adapter's tensors are known, or told by --assign")
     print(f"{SOURCE.value or DECODER.value}: {checkpoint.format}, {checkpoint.config.preset}")
     for part, count in counts(checkpoint.arrays).items():
-        print(
-            f"  {part:16} {count:>14,} parameters{f', freshly initialised (seed {SEED}), to be trained' if part in fresh else ''}"
-        )
+        note = f", freshly initialised (seed {SEED}), to be trained" if part in fresh else ""
+        print(f"  {part:16} {count:>14,} parameters{note}")
     if len(checkpoint.config.image.encoders) > 1 and not fresh:
-        print(
-            *(
-                f"  {path} <- {a.origin}"
-                for path, a in checkpoint.arrays.items()
-                if path.startswith("image/adapter/")
-            ),
-            sep="\n",
-        )
+        adapter = {path: a for path, a in checkpoint.arrays.items() if path.startswith("image/adapter/")}
+        print(*(f"  {path} <- {a.origin}" for path, a in adapter.items()), sep="\n")
     written = sum(file.stat().st_size for file in Path(OUTPUT.value).rglob("*") if file.is_file())
     print(f"{OUTPUT.value}: {TO.value}, {written:,} bytes, {time.time() - start:.1f} s")
 
 
-def offer(error, file):
-    """Writes the likeliest reading for the user to correct, and ranks all of them where a picture is given."""
+def offer(error: Ambiguous, file: Path):
+    """Writes the likeliest reading to `file`, for the user to correct.
+
+    With --check_with, all readings are ranked by the picture and printed first.
+    """
     check(
         not file.exists(),
         f"{file} is there already: pass it as --assign, or remove it for a new one. {error}",
@@ -109,19 +107,17 @@ def offer(error, file):
     )
     if CHECK.value:
         distances = error.distances(ImageProcessor.of(error.config.image)(CHECK.value).views)
-        error.readings = [
-            reading
-            for _, reading in sorted(zip(distances, error.readings, strict=True), key=lambda row: row[0])
-        ]
-        for distance, reading in zip(sorted(distances), error.readings, strict=True):
+        ranked = sorted(zip(distances, error.readings, strict=True), key=lambda row: row[0])
+        error.readings = [reading for _, reading in ranked]
+        for distance, reading in ranked:
             print(f"log ratio of norms {distance:.3f}", *two_encoders.lines(reading), sep="\n")
     write_json(file, error.readings[0])
-    print(
-        f"{file} holds the {'nearest' if CHECK.value else 'likeliest'} reading: correct it, and pass --assign={file}"
-    )
+    rank = "nearest" if CHECK.value else "likeliest"
+    print(f"{file} holds the {rank} reading: correct it, and pass --assign={file}")
 
 
-def counts(arrays):
+def counts(arrays) -> dict[str, int]:
+    """The number of parameters of each part."""
     found = collections.Counter()
     for path, a in arrays.items():
         found[part_of(path)] += a.size

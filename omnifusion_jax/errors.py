@@ -1,8 +1,8 @@
-"""Errors a user can meet. Each message says what was wrong, where (file, line, key), and what to do."""
+"""Errors that a user can meet. Each message says what is wrong, where (file, line, key), and what to do."""
 
 
 class OmniFusionError(ValueError):
-    """Base of every error this library raises on purpose."""
+    """The base of every error that this library raises on purpose."""
 
 
 class ConfigError(OmniFusionError):

@@ -1,4 +1,5 @@
-"""python -m omnifusion_jax.generate --model=M --input=in.jsonl --output=out.jsonl [--images=DIR] [--generation.max_new_tokens=50]"""
+"""python -m omnifusion_jax.generate --model=M --input=in.jsonl --output=out.jsonl \
+[--images=DIR] [--generation.max_new_tokens=50]"""
 
 import signal
 from pathlib import Path
@@ -32,23 +33,26 @@ GENERATION, MESH = GenerationFlags(), MeshFlags()
 
 def main(_):
     asked = []
-    signal.signal(
-        signal.SIGTERM,
-        lambda number, frame: (asked.append(number), signal.default_int_handler(number, frame)),
-    )
+
+    def stop(number, frame):
+        asked.append(number)
+        signal.default_int_handler(number, frame)  # raises KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH.value)
         files = Path(INPUT.value), Path(OUTPUT.value), Path(IMAGES.value)
         done = answer_file(model, *files, GENERATION.value, BATCH.value, RETRY.value)
     except KeyboardInterrupt:
         print(
-            f"\nstopped; {OUTPUT.value} keeps the answers that are written. The same command goes on from there"
+            f"\nstopped; {OUTPUT.value} keeps the answers that are written. "
+            "The same command goes on from there"
         )
-        return 0 if asked else 130  # a scheduler's stop is no failure
-    before = f"; {done.kept} were there already" * bool(
-        done.kept
-    ) + f", {done.retried} errors tried again" * bool(done.retried)
-    advice = "; --retry_errors tries them again" * bool(done.errors)
+        return 0 if asked else 130  # being stopped by a scheduler is no failure
+    before = f"; {done.kept} were there already" if done.kept else ""
+    if done.retried:
+        before += f", {done.retried} errors tried again"
+    advice = "; --retry_errors tries them again" if done.errors else ""
     print(f"{OUTPUT.value}: {done.answers} answers, {done.errors} of them errors{before}{advice}")
 
 

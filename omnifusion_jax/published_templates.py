@@ -1,7 +1,8 @@
 """Chat templates of published systems, for checkpoints and presets that bring none.
 
-Both take `content` as a string or as parts ({"type": "image"}, {"type": "text", "text": ...}), pictures first, and end an answer with the
-end-of-sequence token, as in training. A tokenizer puts the beginning-of-sequence token before all of it.
+Both take `content` as a string or as a list of {"type": "image"} and {"type": "text", "text": ...}, and put
+pictures first. They end an answer with the end-of-sequence token, as in training. A tokenizer adds the
+beginning-of-sequence token before the whole text.
 """
 
 CONTENT = """\

@@ -12,7 +12,14 @@ from omnifusion_jax.checkpoints.load import load_decoder, load_encoder, load_tra
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.storage.placement import placed
-from omnifusion_jax.config import HANDED_ON, DecoderConfig, EncoderConfig, part_of, same_settings
+from omnifusion_jax.config import (
+    HANDED_ON,
+    DecoderConfig,
+    EncoderConfig,
+    TrainConfig,
+    part_of,
+    same_settings,
+)
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.evaluation.report import write_report
@@ -23,35 +30,43 @@ from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import loop, resume
 from omnifusion_jax.training.checkpoint import newest
 from omnifusion_jax.training.monitor import read_rows
+from omnifusion_jax.training.signals import Stop
 from omnifusion_jax.training.verdict import verdict
 from omnifusion_jax.training.workdir import locked, writing
 
-CHOSEN = (*HANDED_ON, "image_size", "shortest_edge")  # what a model does with an encoder of its own accord
-FREE = {
-    "adapter": ("dropout", "init"),
-    "decoder": ("max_length",),
-}  # settings of a part with which the same arrays can go on
+# Settings of an encoder that each model chooses for itself
+CHOSEN = (*HANDED_ON, "image_size", "shortest_edge")
+# Settings of a part that may change while its arrays stay usable
+FREE = {"adapter": ("dropout", "init"), "decoder": ("max_length",)}
 
 
-def train(config, workdir, allow_change=False, stop=None):
-    """Trains as `config` says, or goes on with what is in `workdir`, and writes the model, the summary and the report there.
+def train(
+    config: TrainConfig, workdir: str | Path, allow_change: bool = False, stop: Stop | None = None
+) -> dict:
+    """Trains as `config` says, and writes the model, the summary and the report to `workdir`.
+
+    A run that was begun in `workdir` is resumed.
 
     Args:
-      config: a TrainConfig; it is not changed. A preset whose name was changed in it is followed.
-      allow_change: go on although settings that change the meaning of the run differ from those it was begun with; they are printed.
-      stop: a training.signals.Stop that may end the run, or None.
-    Returns: the figures of summary.json. "problems", where there are any, is a list of sentences: the model is written, but nothing was learned.
+      config: not changed. If its preset was changed by name, the new preset is used.
+      allow_change: resume although settings that change what the run means are not those it was begun with;
+        they are printed.
+      stop: may end the run early.
+    Returns: the figures of summary.json. "problems", if present, is a list of sentences: the model is
+      written, but nothing was learned.
     Raises: OmniFusionError, and Stopped.
     """
     config = copy.deepcopy(config)
     config.model = resolve(config.model)
     config.validate()
-    workdir, objective = Path(workdir).absolute(), OBJECTIVES[config.objective]
+    workdir = Path(workdir).absolute()
+    objective = OBJECTIVES[config.objective]
     with locked(workdir):
         resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change)
         given, tokenizer_dir = starting_point(config, allow_change)
         tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
-        batches, evaluate = objective.batches(config, tokenizer), objective.evaluator(config, tokenizer)
+        batches = objective.batches(config, tokenizer)
+        evaluate = objective.evaluator(config, tokenizer)
         on_eval = evaluate and (lambda arrays: named(evaluate(arrays)[0]))
         try:
             trained, frozen = loop.train(config, workdir, batches, given, on_eval, allow_change, stop)
@@ -61,7 +76,8 @@ def train(config, workdir, allow_change=False, stop=None):
             save_model(config, workdir / "model", trained, frozen, tokenizer_dir)
         figures, records = evaluate({**trained, **frozen}) if evaluate else ({}, [])
         figures = named(figures) | {"steps": config.steps, "data/skipped": batches.skipped}
-        if problems := verdict(read_rows(workdir / "metrics.jsonl"), objective.ignorance(config, tokenizer)):
+        problems = verdict(read_rows(workdir / "metrics.jsonl"), objective.ignorance(config, tokenizer))
+        if problems:
             figures["problems"] = problems
         with writing(workdir):
             (workdir / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -71,13 +87,14 @@ def train(config, workdir, allow_change=False, stop=None):
     return figures
 
 
-def starting_point(config, allow_change=False):
-    """The parameters that the run starts from, by path, and the tokenizer's directory."""
-    arrays, tokenizer, mesh = (
-        {},
-        config.tokenizer and Path(locate(config.tokenizer)),
-        make_mesh(**vars(config.mesh)),
-    )
+def starting_point(config: TrainConfig, allow_change: bool = False):
+    """What a run starts from: ({path: parameter}, the tokenizer's directory or None).
+
+    Raises: ConfigError when a checkpoint does not fit the config, or when the tokenizer is missing.
+    """
+    arrays = {}
+    tokenizer = config.tokenizer and Path(locate(config.tokenizer))
+    mesh = make_mesh(**vars(config.mesh))
     ours = config.model.parts
     for part, source in config.parts_from.items():
         if isinstance(ours.get(part), EncoderConfig):
@@ -92,18 +109,18 @@ def starting_point(config, allow_change=False):
         else:
             known = [name for name, c in ours.items() if isinstance(c, EncoderConfig | DecoderConfig)]
             raise ConfigError(
-                f"parts_from names {part!r}; a part that comes from a checkpoint of its own is one of {', '.join(known)}"
+                f"parts_from names {part!r}; "
+                f"a part that comes from a checkpoint of its own is one of {', '.join(known)}"
             )
         arrays |= placed(mesh, found)
     if config.init_from:
         stored, trained, found = load_trained(config.init_from, config.model)
         theirs = stored.parts
         for part in dict.fromkeys([*ours, *theirs]):
-            if part != "special":
-                free = FREE.get(part.rpartition("/")[2], ())
-                same_settings(
-                    f"model.{dotted(part)}", ours.get(part), theirs.get(part), config.init_from, but=free
-                )
+            if part == "special":
+                continue
+            name, free = f"model.{dotted(part)}", FREE.get(part.rpartition("/")[2], ())
+            same_settings(name, ours.get(part), theirs.get(part), config.init_from, but=free)
         resume.same_reading(config.model, stored, config.init_from, allow_change)
         arrays |= placed(mesh, trained)
         tokenizer = tokenizer or found
@@ -114,29 +131,30 @@ def starting_point(config, allow_change=False):
     return arrays, tokenizer
 
 
-def dotted(part):
-    """A part as flags name its config: image/encoders/0 is image.encoders.0."""
+def dotted(part: str) -> str:
+    """The path of a part's config in flags: image.encoders.0 for image/encoders/0."""
     return part.replace("/", ".")
 
 
-def with_grid(c):
-    """An encoder's config that names its grid of positions: weights fit by it, whatever the size of pictures."""
+def with_grid(c: EncoderConfig | None) -> EncoderConfig | None:
+    """The config with its position grid set: weights fit by the grid, whatever the size of pictures."""
     return c and dataclasses.replace(c, position_grid=c.grid)
 
 
-def named(figures):
+def named(figures: dict) -> dict:
+    """Figures of an evaluation by the names under which they are logged."""
     return {f"eval/{name}": value for name, value in figures.items()}
 
 
-def save_model(config, directory, trained, frozen, tokenizer_dir):
-    """The finished model: what was trained, in float32, or the complete model in the type it computes in."""
-    complete = config.checkpoint.final == "complete"
-    arrays = cast({**trained, **frozen}, jnp.dtype(config.compute_dtype)) if complete else trained
-    arrays = {
-        path: a for path, a in arrays.items() if part_of(path) in config.model.parts
-    }  # a head that only the objective has is none
+def save_model(config: TrainConfig, directory: Path, trained: dict, frozen: dict, tokenizer_dir):
+    """Writes the finished model: the trained parameters in float32, or all of them in the compute dtype."""
+    arrays = trained
+    if config.checkpoint.final == "complete":
+        arrays = cast({**trained, **frozen}, jnp.dtype(config.compute_dtype))
+    # a head that only the objective has is no part of the model
+    arrays = {path: a for path, a in arrays.items() if part_of(path) in config.model.parts}
     beside = directory.with_name("model.new")
     shutil.rmtree(beside, ignore_errors=True)
     save_native(beside, config.model, arrays, tokenizer_dir)
-    shutil.rmtree(directory, ignore_errors=True)  # of an earlier, shorter run in the same place
+    shutil.rmtree(directory, ignore_errors=True)  # the model of an earlier, shorter run in the same place
     beside.rename(directory)

@@ -1,16 +1,17 @@
-"""Devices as a mesh, and which axis of it each dimension of an array is spread over.
+"""Devices as a mesh, and the mesh axis that each dimension of an array is spread over.
 
-Everything is `jax.jit` with `in_shardings` and `out_shardings` (what `pjit` became). Arrays name their dimensions by logical axes; one table maps
-those to mesh axes.
+Everything is `jax.jit` with `in_shardings` and `out_shardings` (what `pjit` became). Arrays name their
+dimensions by logical axes; one table maps these to mesh axes.
 """
 
 import math
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omnifusion_jax.errors import ConfigError
 
+# Mesh axes by logical axis. Every other logical axis stays whole on each device.
 RULES = {
     "batch": ("data", "fsdp"),
     "width": "fsdp",
@@ -18,14 +19,14 @@ RULES = {
     "vocab": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
-}  # every other logical axis stays whole on each device
+}
 
 
-def make_mesh(data=1, fsdp=-1, tensor=1, devices=None):
-    """A mesh with the axes data, fsdp, tensor.
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
+    """A mesh with the axes data, fsdp and tensor, over `devices` (None: all).
 
-    One size may be -1 for all the devices that remain; sizes that need fewer devices than there are take the first ones. Raises ConfigError when the
-    sizes do not fit.
+    One size may be -1 for all the devices that remain. If fewer devices are needed than there are, the first
+    ones are taken. Raises ConfigError when the sizes do not fit.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -35,27 +36,33 @@ def make_mesh(data=1, fsdp=-1, tensor=1, devices=None):
     needed = math.prod(sizes.values())
     if not 0 < needed <= len(devices):
         raise ConfigError(
-            f"a mesh of {sizes} does not fit {len(devices)} devices; mesh.data * mesh.fsdp * mesh.tensor must be their number"
+            f"a mesh of {sizes} does not fit {len(devices)} devices; "
+            "mesh.data * mesh.fsdp * mesh.tensor must be at most their number"
         )
     return jax.make_mesh(
         tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices[:needed]
     )
 
 
-def mesh_of(arrays):
-    """The mesh that arrays are spread over, or None: NumPy arrays and those of one device have none."""
+def mesh_of(arrays) -> Mesh | None:
+    """The mesh that arrays are spread over; None for NumPy arrays and for those on one device."""
     shardings = (getattr(a, "sharding", None) for a in arrays)
     return next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
 
 
-def ways(mesh, axis):
-    """How many pieces a dimension of a logical axis is cut into."""
-    name = RULES.get(axis)
-    return math.prod(mesh.shape[n] for n in ((name,) if isinstance(name, str) else name)) if name else 1
+def ways(mesh: Mesh, axis: str | None) -> int:
+    """How many pieces a dimension with this logical axis is cut into."""
+    names = RULES.get(axis, ())
+    if isinstance(names, str):
+        names = (names,)
+    return math.prod(mesh.shape[name] for name in names)
 
 
-def spec(mesh, axes, shape):
-    """The PartitionSpec of an array by its logical axes. A dimension that its mesh axis does not divide stays whole."""
+def spec(mesh: Mesh, axes, shape) -> PartitionSpec:
+    """The PartitionSpec of an array, from its logical axes and its shape.
+
+    A dimension that cannot be cut evenly stays whole.
+    """
     names = []
     for axis, size in zip(axes, shape, strict=True):
         parts = ways(mesh, axis)
@@ -63,18 +70,19 @@ def spec(mesh, axes, shape):
     return PartitionSpec(*names)
 
 
-def sharding(mesh, axes, shape):
+def sharding(mesh: Mesh, axes, shape) -> NamedSharding:
     return NamedSharding(mesh, spec(mesh, axes, shape))
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def constrain(x, *axes):
-    """Keeps an intermediate array spread by its logical axes, under `jax.set_mesh`; without a mesh it is `x`.
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Keeps an intermediate array spread by its logical axes, under `jax.set_mesh`; else returns `x`.
 
-    Activations are spread over the batch alone: the compiler then gathers a layer's weights where they are used, rather than move activations.
+    Activations are spread over the batch alone: the compiler then gathers a layer's weights where they are
+    used, and does not move activations.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec(mesh, axes, x.shape))

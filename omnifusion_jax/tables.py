@@ -1,4 +1,4 @@
-"""Tables of what varies: adapters, decoder families, sources, layouts, objectives. They are open."""
+"""Tables of what varies: adapters, decoders, encoders, layouts, objectives, sources. Users can add rows."""
 
 import importlib
 
@@ -6,7 +6,9 @@ from omnifusion_jax.errors import ConfigError
 
 
 class Table(dict):
-    """Rows by name. A row of your own is `TABLE["mine"] = row`, in a file that your config file imports, or
+    """Rows by name.
+
+    To add one, write `TABLE["mine"] = row` in a file that your config file imports, or
 
         @TABLE.row("mine")
         class Mine: ...
@@ -14,9 +16,14 @@ class Table(dict):
     Asking for a row that is not there raises ConfigError.
     """
 
-    def __init__(self, what, home=None, rows=()):
-        """`what`: a row, in messages. `home`: the module that puts the shipped rows in; it is imported when one is
-        first asked for, so that a config can be validated without the rooms above it."""
+    def __init__(self, what: str, home: str | None = None, rows=()):
+        """Makes a table of `rows`.
+
+        Args:
+          what: what messages call a row.
+          home: the module that puts the shipped rows in. It is imported when a row is first asked for, so
+            that importing the configs does not import the modules above them.
+        """
         super().__init__(rows)
         self.what, self.home = what, home
 
@@ -25,14 +32,14 @@ class Table(dict):
             raise ConfigError(f"there is no {self.what} {name!r}; choose from {', '.join(self)}")
         return self[name]
 
-    def names(self):
-        """Of all rows, the shipped ones among them."""
+    def names(self) -> tuple[str, ...]:
+        """The names of all rows, including the shipped ones."""
         if self.home:
             importlib.import_module(self.home)
         return tuple(self)
 
-    def row(self, name):
-        """Decorates what becomes the row `name`."""
+    def row(self, name: str):
+        """A decorator that puts a class or function into the table as the row `name`."""
 
         def put(thing):
             self[name] = thing
@@ -41,13 +48,15 @@ class Table(dict):
         return put
 
 
-ADAPTERS = Table("adapter", "omnifusion_jax.models.adapters")  # what turns features into token embeddings
-DECODERS = Table(
-    "decoder", "omnifusion_jax.models.decoder"
-)  # modules, by the family that a DecoderConfig names
-ENCODERS = Table("encoder", "omnifusion_jax.models.vit")  # modules, by the kind that an EncoderConfig names
-LAYOUTS = Table("layout", "omnifusion_jax.data.layout")  # where everything stands in a sequence
-OBJECTIVES = Table("objective", "omnifusion_jax.objectives")  # what a run learns
-SOURCES = Table(
-    "source", "omnifusion_jax.data.sources"
-)  # where dialogues come from, by what stands before ":" in data.path
+# What turns features into token embeddings
+ADAPTERS = Table("adapter", "omnifusion_jax.models.adapters")
+# Modules, by the family that a DecoderConfig names
+DECODERS = Table("decoder", "omnifusion_jax.models.decoder")
+# Modules, by the kind that an EncoderConfig names
+ENCODERS = Table("encoder", "omnifusion_jax.models.vit")
+# How a dialogue and its media become a sequence
+LAYOUTS = Table("layout", "omnifusion_jax.data.layout")
+# What a run learns
+OBJECTIVES = Table("objective", "omnifusion_jax.objectives")
+# Where dialogues come from, by what stands before ":" in data.path
+SOURCES = Table("source", "omnifusion_jax.data.sources")

@@ -1,7 +1,7 @@
 """python -m omnifusion_jax.train --config=CONFIG[:VARIANT] [--config.FIELD=value] --workdir=DIR
 
-CONFIG is the name of a config that comes with the package (pretrain, sft, tiny, report/table4, ...), or a file of
-your own that ends in .py.
+CONFIG is the name of a config that comes with the package (pretrain, sft, tiny, report/table4, ...),
+or a file of your own that ends in .py.
 """
 
 import shlex
@@ -29,7 +29,10 @@ ALLOW_CHANGE = flags.DEFINE_bool(
 
 
 def main(_):
-    """Exit status: 0 for a run that learned and for SIGTERM, 130 for Ctrl-C, 1 for an error or a run that learned nothing."""
+    """Returns the exit status.
+
+    0: the run learned, or SIGTERM stopped it; 130: Ctrl-C stopped it; 1: an error, or it learned nothing.
+    """
     config = CONFIG.value
     config.validate()
     print(changes(config, CONFIG.file), f"All of it: {WORKDIR.value}/config.json", sep="\n")

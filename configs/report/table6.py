@@ -1,9 +1,13 @@
-"""Table 6 of the report: high resolution. Its third row, "grid split + ruDocVQA", is the second on other data.
+"""Table 6 of the report: high resolution.
 
-python -m omnifusion_jax.train --config=configs/report/table6.py:grid --config.data.path=captions.json --workdir=runs/grid
-python -m omnifusion_jax.train --config=configs/report/table6.py:grid,sft --config.data.path=dialogues.json --workdir=runs/grid-sft
+Its third row, "grid split + ruDocVQA", is the second row trained on other data.
 
-A decoder may stand between: grid,vicuna-7b,sft.
+python -m omnifusion_jax.train --config=configs/report/table6.py:grid \\
+    --config.data.path=captions.json --workdir=runs/grid
+python -m omnifusion_jax.train --config=configs/report/table6.py:grid,sft \\
+    --config.data.path=dialogues.json --workdir=runs/grid-sft
+
+A decoder may stand between row and phase: grid,vicuna-7b,sft.
 """
 
 from omnifusion_jax.config import variant

@@ -1,4 +1,6 @@
-"""From one format to another."""
+"""Converts a checkpoint from one format to another."""
+
+from pathlib import Path
 
 from omnifusion_jax.checkpoints.assemble import from_parts
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint, check_tokenizer
@@ -9,28 +11,35 @@ from omnifusion_jax.checkpoints.omnifusion.export import export_original
 from omnifusion_jax.config import check, one_of
 
 WRITERS = {
-    "native": lambda checkpoint, output: save_native(
-        output, checkpoint.config, checkpoint.arrays, checkpoint.tokenizer
-    ),
+    "native": lambda c, output: save_native(output, c.config, c.arrays, c.tokenizer),
     "omnifusion": export_original,
     "llava": export_llava,
 }
 
 
-def convert(source, output, to="native", *, decoder=None, **options) -> tuple[Checkpoint, tuple[str, ...]]:
+def convert(
+    source: str | Path | None,
+    output: str | Path,
+    to: str = "native",
+    *,
+    decoder: str | Path | None = None,
+    **options,
+) -> tuple[Checkpoint, tuple[str, ...]]:
     """Reads a checkpoint of any known format, or puts one together from parts, and writes it as `to`.
 
     Args:
-      source: directory or hub id; None with `decoder` and the options `vision`, `vision2`, `preset`, `dtype`, which are the
-        parts of a model and how they are joined (see `parts.from_parts`).
+      source: directory or hub id of a whole checkpoint. None if a model is put together from parts:
+        from `decoder` and the options `vision`, `vision2`, `preset` and `dtype` (see `assemble.from_parts`).
       output: new directory.
       to: "native", "omnifusion" or "llava".
+      decoder: directory or hub id of a language model; None with `source`.
       options: those of `load.load_checkpoint`: dtype, vision, vision2, assign, preset, format.
-    Returns: the checkpoint, and the names of its parts that were initialised, since nothing had them.
+
+    Returns: the checkpoint, and the names of its parts that were initialised because no source had them.
 
     Raises:
-      CheckpointError: the source cannot be read, or `to` has no place for it, or `output` exists.
-      ConfigError: the options do not go together.
+      CheckpointError: the source cannot be read, the format `to` cannot hold it, or `output` exists.
+      ConfigError: the options contradict each other.
     """
     one_of("to", to, WRITERS)
     checkpoint, fresh = read(source, decoder, options)
@@ -38,7 +47,8 @@ def convert(source, output, to="native", *, decoder=None, **options) -> tuple[Ch
     return checkpoint, fresh
 
 
-def read(source, decoder, options):
+def read(source, decoder, options) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The checkpoint at `source`, or the one put together from `decoder` and the other parts in `options`."""
     options = {name: value for name, value in options.items() if value is not None}
     check(
         bool(source) != bool(decoder),
@@ -50,8 +60,9 @@ def read(source, decoder, options):
             "vision" in options and not whole,
             "--decoder needs --vision, and takes no --assign and no --format",
         )
-        names = {"preset": "name"}
-        return from_parts(decoder, **{names.get(name, name): value for name, value in options.items()})
+        if "preset" in options:
+            options["name"] = options.pop("preset")  # what `from_parts` calls it
+        return from_parts(decoder, **options)
     found = load_checkpoint(source, **options)
     if "decoder" in found.parts:
         check_tokenizer(found.tokenizer, found.config.decoder, source)

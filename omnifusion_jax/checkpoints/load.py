@@ -1,8 +1,10 @@
-"""Checkpoints of every known format, and the parts that training starts from."""
+"""Reads checkpoints of every known format, and the parts that training starts from."""
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+
+import jax
 
 from omnifusion_jax.checkpoints import native
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint, check_tokenizer
@@ -22,18 +24,17 @@ from omnifusion_jax.errors import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A way in which models are kept in directories."""
+    """A way of keeping a model in a directory."""
 
-    knows: Callable[[Path], bool]  # whether a directory is one; reads settings and names only
-    read: Callable[
-        ..., tuple[ModelConfig, dict[str, Lazy], Path | None]
-    ]  # (directory, dtype, **options): as `Checkpoint` has them
-    known_by: str  # files that make a directory one
-    options: tuple[str, ...] = ()  # of `load_checkpoint`, that `read` takes
+    knows: Callable[[Path], bool]  # whether a directory has this format; reads settings and names only
+    # (directory, dtype, **options) to (config, arrays, tokenizer) as `Checkpoint` has them
+    read: Callable[..., tuple[ModelConfig, dict[str, Lazy], Path | None]]
+    known_by: str  # the files by which a directory is recognised
+    options: tuple[str, ...] = ()  # the options of `load_checkpoint` that `read` takes
 
 
 RELEASE = "tuned-model/, tokenizer/, projection.pt, special_embeddings.pt"
-FORMATS = {  # the first that knows a directory reads it
+FORMATS = {  # the first format that knows a directory reads it
     "native": Format(native.is_native, native.read, "arrays/ and config.json"),
     "llava": Format(is_llava, read_llava, "config.json of type llava or llava_next"),
     "omnifusion-phase1": Format(
@@ -41,31 +42,43 @@ FORMATS = {  # the first that knows a directory reads it
     ),
     "omnifusion": Format(original.locate, original.read, RELEASE, ("vision", "assign")),
 }
-ALONE = {  # sources that are a part of a model: what they are, and how convert takes them
+ALONE = {  # sources that are one part of a model: (how they are recognised, how convert takes them)
     "a vision tower": (vision_towers.is_encoder, "--vision={} --decoder=LANGUAGE_MODEL"),
     "a language model": (language_models.is_decoder, "--decoder={} --vision=VISION_TOWER"),
 }
 
 
 def load_checkpoint(
-    source, vision=None, dtype=None, mesh=None, *, vision2=None, assign=None, preset=None, format=None
+    source: str | Path,
+    vision: str | Path | None = None,
+    dtype=None,
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    vision2: str | Path | None = None,
+    assign: str | Path | None = None,
+    preset: str | None = None,
+    format: str | None = None,
 ) -> Checkpoint:
-    """Reads a checkpoint, recognising its format.
+    """Reads a checkpoint and recognises its format.
 
     Args:
-      source: directory or hub id (org/name, org/name:folder): a native checkpoint (which may hold some parts
-        only), a LLaVA of transformers, an original OmniFusion directory, or what its phase 1 writes.
+      source: directory or hub id (org/name, org/name:folder) of a native checkpoint (which may hold only some
+        parts of a model), a LLaVA of transformers, an original OmniFusion model, or what phase 1 of the
+        original code writes.
       vision: vision tower as `load_encoder` takes it, for original directories that hold none.
-      vision2: the second one, for the two-encoder model.
-      assign: JSON file that tells the tensors of its adapter, see checkpoints/omnifusion/two_encoders.py; None: found out.
-      preset: the model that the original's phase 1 was run for; None: the published one.
-      format: a name in FORMATS, to read the source as that one or not at all; None: recognised.
-      dtype: "bfloat16", "float32" or a numpy type of the arrays; None keeps what is stored.
-      mesh: over which the arrays are spread as they are read: no process reads or holds more than its devices' share. None: nothing is read yet.
+      vision2: the second vision tower, for the two-encoder model.
+      assign: JSON file that says which tensor of the two-encoder adapter is which, see
+        checkpoints/omnifusion/two_encoders.py. None works it out from the tensors.
+      preset: the model for which phase 1 of the original code was run. None takes the model that
+        omnifusion.json names, or the published one.
+      format: a name in FORMATS; a source of any other format is refused. None takes every format.
+      dtype: "bfloat16", "float32" or a numpy type of the arrays. None keeps the stored types.
+      mesh: devices over which the arrays are spread as they are read; no process reads or holds more than the
+        share of its own devices. None reads no values yet.
 
     Raises:
-      CheckpointError: the source is not there, of no known format, unsafe, or incomplete, or its tokenizer is
-        not of its decoder.
+      CheckpointError: the source is missing, of no known format, unsafe or incomplete, or its tokenizer does
+        not fit its decoder.
     """
     directory = hub.local(source, files=True)
     towers = [hub.local(tower, files=True) for tower in (vision or VISION.get(source), vision2) if tower]
@@ -77,11 +90,8 @@ def load_checkpoint(
         raise CheckpointError(
             f"{source}: of the format {name}, not {format}, which has {wanted}. Leave out format (--format)"
         )
-    options = {
-        option: value
-        for option, value in {"vision": towers, "assign": assign, "preset": preset}.items()
-        if value
-    }
+    given = {"vision": towers, "assign": assign, "preset": preset}
+    options = {option: value for option, value in given.items() if value}
     if unused := [option for option in options if option not in FORMATS[name].options]:
         said, flags = " and ".join(unused), ", --".join(unused)
         raise CheckpointError(
@@ -94,57 +104,63 @@ def load_checkpoint(
     return checkpoint
 
 
-def format_of(directory):
-    """The name of a directory's format in FORMATS; None for no known one, and for a file."""
+def format_of(directory: Path) -> str | None:
+    """The name in FORMATS of a directory's format; None for a file, or if no format knows the directory."""
     if not directory.is_dir():
         return None
     return next((name for name, format in FORMATS.items() if format.knows(directory)), None)
 
 
-def what_else(source, path):
-    """What a source is that is no checkpoint."""
+def what_else(source, path: Path) -> str:
+    """Says what a source is if it is not a checkpoint; the end of an error message."""
     for what, (test, how) in ALONE.items():
         if test(path):
             return (
-                f"{what} alone, not a whole model. To put one together: python -m omnifusion_jax.convert {how.format(source)} --output=DIR. "
-                "Training takes the parts as --config.parts_from.image/encoders/0 and --config.parts_from.decoder"
+                f"{what} alone, not a whole model. To put one together: "
+                f"python -m omnifusion_jax.convert {how.format(source)} --output=DIR. "
+                "Training takes the parts as --config.parts_from.image/encoders/0 and "
+                "--config.parts_from.decoder"
             )
+    if not path.is_dir():
+        return "not a directory, and not a vision tower's file either"
     known = "; ".join(f"{name}: {format.known_by}" for name, format in FORMATS.items())
-    return (
-        f"a checkpoint of no known format ({known})"
-        if path.is_dir()
-        else "not a directory, and not a vision tower's file either"
-    )
+    return f"a checkpoint of no known format ({known})"
 
 
-def load_trained(source, model: ModelConfig) -> tuple[ModelConfig, dict, Path | None]:
-    """What training goes on from: (the config it was made with, {path: Lazy}, tokenizer directory or None).
+def load_trained(source: str | Path, model: ModelConfig) -> tuple[ModelConfig, dict[str, Lazy], Path | None]:
+    """What training continues from: (the config it was made with, {path: Lazy}, tokenizer directory or None).
 
     Args:
-      source: a native directory, of a whole model or of what phase 1 trained; or what phase 1 of the original
-        code writes, which says little of the model that it belongs to.
-      model: the config of the model that is to be trained, which says what the source does not.
+      source: a native directory of a whole model or of the parts that phase 1 trained; or what phase 1 of the
+        original code writes, which says little about the model that it belongs to.
+      model: the config of the model to be trained, which supplies what the source does not say.
 
     Raises:
-      CheckpointError: it is neither, or not of a model of these sizes.
+      CheckpointError: the source is neither, or belongs to a model of other sizes.
     """
     directory = hub.local(source)
     if phase1.is_phase1(directory):
-        return *phase1.read_for(
-            model, directory, "Train the model that they were made for: --config.model.preset=NAME"
-        ), None
+        advice = "Train the model that they were made for: --config.model.preset=NAME"
+        return *phase1.read_for(model, directory, advice), None
     if not native.is_native(directory):
         raise CheckpointError(
-            f"{source}: training goes on from a native checkpoint (config.json and arrays/), or from projection.pt and special_embeddings.pt of the "
-            f"original's phase 1. Convert other formats first: python -m omnifusion_jax.convert --source={source} --output=DIR"
+            f"{source}: training goes on from a native checkpoint (config.json and arrays/), "
+            "or from projection.pt and special_embeddings.pt of the original's phase 1. "
+            f"Convert other formats first: python -m omnifusion_jax.convert --source={source} --output=DIR"
         )
     return native.read(directory)
 
 
-def load_encoder(source, path="image/encoders/0", dtype=None) -> tuple[EncoderConfig, dict]:
-    """(config, {"PATH/...": Lazy}) of a vision tower, or of a native directory's first encoder of pictures.
+def load_encoder(
+    source: str | Path, path: str = "image/encoders/0", dtype=None
+) -> tuple[EncoderConfig, dict[str, Lazy]]:
+    """(config, {"PATH/...": Lazy}) of a vision tower, or of the first image encoder of a native directory.
 
-    A vision tower is a directory, a file, or a hub id, of a family in `vision_towers.VISION_FAMILIES`. Raises CheckpointError.
+    A vision tower is a directory, a file or a hub id of a family in `vision_towers.VISION_FAMILIES`.
+    `path` is where the arrays belong in the model that takes them.
+
+    Raises:
+      CheckpointError: the source is neither, or is incomplete.
     """
     directory, first = hub.local(source, files=True), "image/encoders/0"
     if not native.is_native(directory):
@@ -153,10 +169,14 @@ def load_encoder(source, path="image/encoders/0", dtype=None) -> tuple[EncoderCo
     return config.image.encoders[0], {name.replace(first, path, 1): a for name, a in arrays.items()}
 
 
-def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:
-    """(config, {"decoder/...": Lazy}, tokenizer directory or None) of a Hugging Face Mistral or Llama directory or hub id, or of a native directory.
+def load_decoder(source: str | Path, dtype=None) -> tuple[DecoderConfig, dict[str, Lazy], Path | None]:
+    """(config, {"decoder/...": Lazy}, tokenizer directory or None) of a language model.
 
-    Raises CheckpointError.
+    The source is a directory or hub id of a Hugging Face language model (of a family in
+    `decoders.language_models`), or a native directory.
+
+    Raises:
+      CheckpointError: the source is neither, or is incomplete.
     """
     directory = hub.local(source)
     tokenizer = fast_tokenizer(directory)
@@ -166,7 +186,8 @@ def load_decoder(source, dtype=None) -> tuple[DecoderConfig, dict, Path | None]:
     return config.decoder, arrays, tokenizer
 
 
-def native_part(directory, part, dtype):
+def native_part(directory: Path, part: str, dtype) -> tuple[ModelConfig, dict[str, Lazy]]:
+    """The model's config, and the arrays of one of its parts by path."""
     config, arrays = native.open_native(directory, dtype)
     found = {path: a for path, a in arrays.items() if path.startswith(f"{part}/")}
     if not found:

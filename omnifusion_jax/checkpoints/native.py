@@ -1,14 +1,16 @@
 """The library's own checkpoint directory.
 
     arrays/        Orbax, a plain nested dict by path, no framework types
-    config.json    {"version": 1, "parts": ["image/adapter", "special"], "model": {...}}: what is there, and the ModelConfig it belongs to
+    config.json    {"version": 1, "parts": ["image/adapter", "special"], "model": {...}}
     tokenizer.json, tokenizer_config.json, ...    the tokenizer's files, where there is one
 
-Phase-1 checkpoints hold only what was trained; `parts` says so.
+In config.json, `model` is the ModelConfig of the whole model, and `parts` lists which of its parts are there:
+checkpoints of phase 1 hold only what was trained.
 """
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -28,40 +30,42 @@ from omnifusion_jax.errors import CheckpointError
 VERSION = 1
 
 
-def save_native(directory, config: ModelConfig, arrays, tokenizer_dir=None):
-    """Writes whole parts of a model: {path: Lazy, numpy or jax array}. The directory has its name only when it is complete.
+def save_native(
+    directory: str | Path, config: ModelConfig, arrays: Mapping, tokenizer_dir: str | Path | None = None
+):
+    """Writes whole parts of a model. The directory gets its name only once it is complete.
 
-    Every process of a job calls this, with global arrays.
+    `arrays` maps paths to Lazy, numpy or jax arrays. Every process of a job calls this, with global arrays.
 
     Raises:
-      CheckpointError: the directory exists and is not empty, the disk is full, or the arrays are not whole parts of the model that `config`
-        describes.
+      CheckpointError: the directory exists and is not empty, the disk is full, or the arrays are not whole
+        parts of the model that `config` describes.
     """
     parts = sorted(set(map(part_of, arrays)))
     check(arrays, config, parts, directory)
     directory = Path(directory).absolute()
-    check_free(directory)  # in every process: one that stopped alone would leave the others waiting
-    first = jax.process_index() == 0  # it alone makes and names the directory
-    size = (
-        sum(a.nbytes for a in arrays.values()) if jax.process_count() == 1 else 0
-    )  # or one refuses, and the others wait for it
-    with (
-        written_beside(directory, size) if first else contextlib.nullcontext(unfinished(directory)) as partial
-    ):
+    check_free(directory)  # in every process: if only one stopped here, the others would wait for it forever
+    first = jax.process_index() == 0  # this process alone makes and names the directory
+    # The free space is checked only in a job of one process, for the same reason: the first would stop alone
+    size = sum(a.nbytes for a in arrays.values()) if jax.process_count() == 1 else 0
+    staged = written_beside(directory, size) if first else contextlib.nullcontext(unfinished(directory))
+    with staged as partial:
         multihost_utils.sync_global_devices(f"{directory} begun")
         write(partial / "arrays", arrays)
         if first:
             if tokenizer_dir is not None:
                 copy_tokenizer(tokenizer_dir, partial)
-            write_json(
-                partial / "config.json",
-                {"version": VERSION, "parts": parts, "model": dataclasses.asdict(config)},
-            )
+            values = {"version": VERSION, "parts": parts, "model": dataclasses.asdict(config)}
+            write_json(partial / "config.json", values)
     multihost_utils.sync_global_devices(f"{directory} named")
 
 
 def write(directory, arrays):
-    """The Orbax directory. jax arrays are written by all processes, others in little memory by the first; either way a layer can be read alone."""
+    """Writes the Orbax directory so that each layer can be read alone.
+
+    All processes write jax arrays together. Other arrays are written chunk by chunk, in little memory, by the
+    first process.
+    """
     if not all(isinstance(a, jax.Array) for a in arrays.values()):
         return chunks.save(directory, nested(arrays))
     by_layer = ocp.SaveArgs(chunk_byte_size=chunks.CHUNK_BYTES, shard_axes=(0,))
@@ -70,28 +74,33 @@ def write(directory, arrays):
         checkpointer.save(directory, nested(arrays), save_args=nested(how))
 
 
-def read(directory, dtype=None):
-    """(ModelConfig, {path: Lazy}, tokenizer directory or None). Raises CheckpointError as `open_native` does."""
+def read(directory: str | Path, dtype=None) -> tuple[ModelConfig, dict[str, Lazy], Path | None]:
+    """(ModelConfig, {path: Lazy}, tokenizer directory or None).
+
+    Raises:
+      CheckpointError: as for `open_native`.
+    """
     return *open_native(directory, dtype), fast_tokenizer(directory)
 
 
-def open_native(directory, dtype=None):
-    """What is there: (ModelConfig, {path: Lazy}); values are read when they are used.
+def open_native(directory: str | Path, dtype=None) -> tuple[ModelConfig, dict[str, Lazy]]:
+    """(ModelConfig, {path: Lazy}) of the parts in a directory. Values are read when they are used.
 
     Args:
       directory: written by `save_native`, on any number of devices.
-      dtype: type of the arrays; None keeps what is stored.
+      dtype: type of the arrays; None keeps the stored types.
 
     Raises:
-      CheckpointError: config.json is not one of this library, or arrays are missing, too many or misshapen (all are
-        listed). Damage to values shows when they are read, as a CheckpointError too.
+      CheckpointError: config.json was not written by this library, or arrays are missing, superfluous or
+        misshapen (all are listed). Damaged values raise a CheckpointError too, when they are read.
     """
     directory = Path(directory).absolute()
     config, stored = stored_arrays(directory)
     return config, {path: reader(directory, path, a).astype(dtype or a.dtype) for path, a in stored.items()}
 
 
-def reader(directory, path, a):
+def reader(directory: Path, path: str, a) -> Lazy:
+    """The array at `path` as a Lazy; `a` has its shape and dtype."""
     source = chunks.stored(directory / "arrays", path.replace("/", "."), a.shape, a.dtype)
 
     def read(spans):
@@ -102,7 +111,7 @@ def reader(directory, path, a):
 
 
 def stored_arrays(directory):
-    """The config, and shape and type of every array that is there; they are whole parts of the model."""
+    """(ModelConfig, {path: shape and type}) of a directory, which must hold whole parts of the model."""
     config, parts = read_config(directory)
     with ocp.StandardCheckpointer() as checkpointer, named_errors(directory):
         stored = flat(checkpointer.metadata(directory / "arrays").item_metadata.tree)
@@ -117,16 +126,17 @@ def named_errors(directory):
     except Exception as error:  # Orbax raises a bare Exception for damaged data
         first_line = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{directory}/arrays cannot be read ({type(error).__name__}: {first_line:.200}). Copy or save it again."
+            f"{directory}/arrays cannot be read ({type(error).__name__}: {first_line:.200}). "
+            "Copy or save it again."
         ) from error
 
 
-def is_native(directory):
+def is_native(directory: str | Path) -> bool:
     return (Path(directory) / "arrays").is_dir() and (Path(directory) / "config.json").is_file()
 
 
-def read_config(directory) -> tuple[ModelConfig, list[str]]:
-    """The model's config, and which of its `parts` are there."""
+def read_config(directory: str | Path) -> tuple[ModelConfig, list[str]]:
+    """The model's config, and the names of its parts that are there."""
     file = Path(directory) / "config.json"
     if not is_native(directory):
         raise CheckpointError(f"{directory}: not a native checkpoint, which has config.json and arrays/")
@@ -139,8 +149,12 @@ def read_config(directory) -> tuple[ModelConfig, list[str]]:
     return config, values["parts"]
 
 
-def check(arrays, config, parts, where):
-    """Compares the arrays' paths and shapes with those of the model's `parts`; every difference is in the CheckpointError."""
+def check(arrays, config: ModelConfig, parts, where):
+    """Compares the paths and shapes of the arrays with those of the model's `parts`.
+
+    Raises:
+      CheckpointError: they differ; all differences are listed.
+    """
     wanted = shapes_of(config, *parts)
     problems = [f"{path}: missing" for path in wanted.keys() - arrays.keys()]
     problems += [f"{path}: the model has no such array" for path in arrays.keys() - wanted.keys()]

@@ -1,4 +1,4 @@
-"""A tokenizer's files: copied with a model, and made readable where only the sentencepiece model is there."""
+"""Tokenizer files: copied along with a model, and converted where there is only a sentencepiece model."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from omnifusion_jax.errors import CheckpointError
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 SPACE = "\u2581"  # sentencepiece's mark for a space
-PROBES = (
+PROBES = (  # texts on which a converted tokenizer must agree with sentencepiece
     "This is a dialog.\n",
     "  two  spaces",
     " a\tb ",
@@ -25,16 +25,20 @@ PROBES = (
 )
 
 
-def copy_tokenizer(source, target):
+def copy_tokenizer(source: str | Path, target: str | Path):
+    """Copies those of FILES that are in the directory `source` to the directory `target`."""
     for name in FILES:
         if (Path(source) / name).is_file():
             shutil.copyfile(Path(source) / name, Path(target) / name)
 
 
-def fast_tokenizer(directory) -> Path | None:
-    """A directory with tokenizer.json: this one, or a cached conversion of its tokenizer.model. None where neither is there.
+def fast_tokenizer(directory: str | Path) -> Path | None:
+    """A directory with tokenizer.json: this one, or one with a conversion of its tokenizer.model.
 
-    Conversions are kept in `$XDG_CACHE_HOME/omnifusion_jax`, by content.
+    None if neither file is there. Conversions are cached in `$XDG_CACHE_HOME/omnifusion_jax`, by content.
+
+    Raises:
+      CheckpointError: tokenizer.model cannot be converted, or the cache cannot be written.
     """
     directory = Path(directory)
     if (directory / "tokenizer.json").is_file():
@@ -46,42 +50,48 @@ def fast_tokenizer(directory) -> Path | None:
     converted = caches / "omnifusion_jax" / f"tokenizer-{hashlib.sha256(content).hexdigest()[:16]}"
     if not converted.is_dir():
         converted.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=converted.parent
-        ) as partial:  # its own: several processes may start at once
+        # Every process writes into a directory of its own, because several may start at once
+        with tempfile.TemporaryDirectory(dir=converted.parent) as partial:
             copy_tokenizer(directory, partial)
             from_sentencepiece(directory / "tokenizer.model").save(str(Path(partial) / "tokenizer.json"))
-            with contextlib.suppress(OSError):  # another one was faster, with the same content
+            with contextlib.suppress(OSError):  # another process was faster, with the same content
                 os.rename(partial, converted)
-                os.mkdir(partial)  # what the context removes
+                os.mkdir(partial)  # the TemporaryDirectory removes it on exit
     if not converted.is_dir():
         raise CheckpointError(
-            f"{converted}: the converted tokenizer cannot be written there. Set XDG_CACHE_HOME to a folder that can be written."
+            f"{converted}: the converted tokenizer cannot be written there. "
+            "Set XDG_CACHE_HOME to a folder that can be written."
         )
     return converted
 
 
-def token_id(directory, token):
-    """The id of `token` in a directory's tokenizer.json, or that it gets when it is added."""
+def token_id(directory: str | Path, token: str) -> int:
+    """The id of `token` in a directory's tokenizer.json, or the id it would get if it were added."""
     tokenizer = Tokenizer.from_file(str(Path(directory) / "tokenizer.json"))
     tokenizer.add_special_tokens([token])
     return tokenizer.token_to_id(token)
 
 
-def special_id(directory, role, default):
-    """The id of the token that tokenizer_config.json gives for a role such as "eos_token"; `default` is its text where it says none."""
+def special_id(directory: str | Path, role: str, default: str) -> int:
+    """The id of the token that tokenizer_config.json names for a role such as "eos_token".
+
+    `default` is the token's text if the file names none.
+    """
     file = Path(directory) / "tokenizer_config.json"
     token = (read_json(file) if file.is_file() else {}).get(role) or default
     return token_id(directory, token["content"] if isinstance(token, dict) else token)
 
 
-def from_sentencepiece(file) -> Tokenizer:
-    """The same tokenizer as a `tokenizers.Tokenizer`: byte-pair encoding with byte fallback, and a space before every text, as Llama has it.
+def from_sentencepiece(file: str | Path) -> Tokenizer:
+    """The tokenizer of a sentencepiece model file, as a `tokenizers.Tokenizer`.
 
-    (transformers 5 converts such files too, but treats runs of spaces and a space at the start unlike sentencepiece.)
+    The model must be of Llama's kind: byte-pair encoding with byte fallback, and a space before every text.
+    (transformers 5 converts such files too, but it treats runs of spaces and a leading space differently from
+    sentencepiece.)
 
     Raises:
-      CheckpointError: the file is damaged, or not of that kind: the result is compared with sentencepiece on a few texts.
+      CheckpointError: the file is damaged, or is of another kind; to find out, the result is compared with
+        sentencepiece on a few texts.
     """
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
@@ -91,34 +101,34 @@ def from_sentencepiece(file) -> Tokenizer:
         ) from error
     ids = {pieces.id_to_piece(i): i for i in range(len(pieces))}
     unknown = pieces.id_to_piece(pieces.unk_id())
-    tokenizer = Tokenizer(
-        models.BPE(ids, merges(pieces, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    )
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(piece, normalized=False, special=True)
-            for piece, i in ids.items()
-            if pieces.is_control(i) or pieces.is_unknown(i)
-        ]
-    )
+    model = models.BPE(ids, merges(pieces, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    special = [piece for piece, i in ids.items() if pieces.is_control(i) or pieces.is_unknown(i)]
+    tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     for text in PROBES:
-        if (ours := tokenizer.encode(text).ids) != (theirs := pieces.encode(text)):
+        ours, theirs = tokenizer.encode(text).ids, pieces.encode(text)
+        if ours != theirs:
             raise CheckpointError(
-                f"{file}: not a byte-pair model like Llama's: {text!r} is {theirs}, converted {ours}. Provide a tokenizer.json."
+                f"{file}: not a byte-pair model like Llama's: {text!r} is {theirs}, converted {ours}. "
+                "Provide a tokenizer.json."
             )
     return tokenizer
 
 
 def merges(pieces, ids):
-    """Every pair of pieces that joins to a piece: the likelier result first, as sentencepiece joins, and among equals the longer left half."""
+    """Every pair of pieces whose concatenation is a piece, in the order in which the pairs are merged.
+
+    The pair with the likelier result comes first, as in sentencepiece; among equals, the one with the longer
+    left half.
+    """
     found = []
     for piece, i in ids.items():
-        halves = [(piece[:n], piece[n:]) for n in range(len(piece) - 1, 0, -1)]
-        found += [
-            (-pieces.get_score(i), -len(a), -len(b), (a, b)) for a, b in halves if a in ids and b in ids
-        ]
+        for n in range(len(piece) - 1, 0, -1):
+            left, right = piece[:n], piece[n:]
+            if left in ids and right in ids:
+                found.append((-pieces.get_score(i), -len(left), -len(right), (left, right)))
     return [pair for *_, pair in sorted(found, key=lambda row: row[:3])]

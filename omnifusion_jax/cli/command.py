@@ -1,4 +1,4 @@
-"""What the command lines share."""
+"""What the command lines share: how flags are parsed, and how errors and --help are printed."""
 
 import inspect
 import os
@@ -16,8 +16,10 @@ MISSING = re.compile(r"flag --(\S+)=None: Flag --\1 must have a value other than
 
 
 def run(main, *sections, argv=None):
-    """`absl.app.run` with the FieldFlags that `main` has, except that an error raised on purpose is one line on stderr
-    and exit status 1, without a traceback, and that --help ends with 0.
+    """Runs `main` as `absl.app.run` does, with its FieldFlags `sections`.
+
+    Two things differ: an OmniFusionError is one line on stderr and exit status 1, without a traceback; and
+    --help ends with status 0.
     """
 
     def guarded(argv):
@@ -35,21 +37,23 @@ def run(main, *sections, argv=None):
             sys.exit()
         return parsed(argv, [flag.name for flag in own], sections)
 
-    logging.set_verbosity(logging.WARNING)  # checkpointing would print a page a save
+    logging.set_verbosity(logging.WARNING)  # or Orbax prints a page at every save
     app.run(guarded, argv, flags_parser=parse)
 
 
-def show(text):
+def show(text: str):
+    """Prints a text; the reader may stop early, as in `--help | head`."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # whoever reads has read enough: --help | head
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parsed(argv, known, sections=(), flag_values=flags.FLAGS):
-    """Takes the flags from `argv`. Exits with one line where one is wrong.
+    """Takes the flags from `argv` and returns the other words. Exits with one line if a flag is wrong.
 
-    Args: known: names of flags that are suggested instead, besides those of `sections`.
+    Args:
+      known: names of flags that may be suggested instead of an unknown one, besides those of `sections`.
     """
     try:
         argv = flag_values.read_flags_from_files(argv, force_gnu=False)  # --flagfile
@@ -57,13 +61,16 @@ def parsed(argv, known, sections=(), flag_values=flags.FLAGS):
             argv = section.take(argv)
         rest = flag_values(argv)
     except flags.UnrecognizedFlagError as error:
-        there = [*known, *(f"{section.name}.{path}" for section in sections for path in section.fields)]
+        there = list(known)
+        for section in sections:
+            there += [f"{section.name}.{path}" for path in section.fields]
         meant = nearest(error.flagname, there)
         advice = f"is --{meant} meant? --help lists all" if meant else "--help lists those there are"
         sys.exit(f"error: there is no flag --{error.flagname}; {advice}")
     except (flags.Error, ValueError) as error:  # ValueError: --noNAME=value, and ConfigError
         message = MISSING.sub(r"--\1 is missing; --help says what it is", str(error))
-        sys.exit(f"error: {message.removeprefix('flag ')}".replace("\n", ". "))  # one a flag that is missing
+        # every missing flag has a line of its own
+        sys.exit(f"error: {message.removeprefix('flag ')}".replace("\n", ". "))
     if len(rest) > 1:
         sys.exit(f"error: unexpected {' '.join(rest[1:])}: flags are written --NAME=value; --help lists them")
     return rest

@@ -1,4 +1,4 @@
-"""What --help prints: a command's flags, and the fields that are flags too, with type, default and meaning."""
+"""What --help prints: a command's flags, and the config fields that are flags too, each with its meaning."""
 
 import dataclasses
 import textwrap
@@ -8,63 +8,61 @@ import typing
 from omnifusion_jax.fields import fields, options, values
 
 WIDTH = 110
-COLUMNS = (30, 12, 14)  # field, type, default; the meaning has the rest
+COLUMNS = (30, 12, 14)  # of field, type, default; the meaning takes the rest
 
 
-def page(introduction, flags, sections=()):
-    """Args: flags: those of absl; sections: each a `name` and `defaults`, a dataclass of which each field is a flag too."""
-    lines = [
-        introduction,
-        "",
-        *(
-            row((f"--{flag.name}",), flag.help + (f" Default: {flag.default}." if flag.default else ""))
-            for flag in flags
-        ),
-    ]
+def page(introduction: str, flags, sections=()) -> str:
+    """The whole text.
+
+    Args:
+      flags: those of absl.
+      sections: each has a `name` and `defaults`, a dataclass every field of which is a flag too.
+    """
+    lines = [introduction, ""]
+    for flag in flags:
+        default = f" Default: {flag.default}." if flag.default else ""
+        lines.append(row((f"--{flag.name}",), flag.help + default))
     for section in sections:
-        known, defaults = (
-            fields(section.defaults),
-            values(section.defaults),
-        )  # the latter not of parts that are None
-        rows = [
-            row((path, spelt(known[path].kind), short(value)), known[path].meaning)
-            for path, value in defaults.items()
-        ]
-        lines += ["", heading(section.name), "", row(("FIELD", "type", "default"), ""), *rows]
+        known = fields(section.defaults)
+        lines += ["", heading(section.name), "", row(("FIELD", "type", "default"), "")]
+        for path, value in values(section.defaults).items():  # `known` has fields of parts that are None too
+            cells = (path, spelt(known[path].kind), short(value))
+            lines.append(row(cells, known[path].meaning))
     return "\n".join(lines)
 
 
-def heading(section):
+def heading(section: str) -> str:
     defaults = "; a config has defaults of its own" if section == "config" else ""
     return f"--{section}.FIELD=value, a list in quotes: '[1, 2]'{defaults}"
 
 
-def row(cells, meaning):
-    """Cells in their columns, then the meaning, on as many lines as it takes."""
+def row(cells: tuple[str, ...], meaning: str) -> str:
+    """Cells in their columns, then the meaning, on as many lines as it needs."""
     widths = COLUMNS[: len(cells)]
     start = "  " + " ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)) + " "
     if not meaning:
         return start.rstrip()
-    return textwrap.fill(
-        meaning, WIDTH, initial_indent=start, subsequent_indent=" " * (2 + sum(widths) + len(widths))
-    )
+    indent = " " * (2 + sum(widths) + len(widths))
+    return textwrap.fill(meaning, WIDTH, initial_indent=start, subsequent_indent=indent)
 
 
-def spelt(kind):
-    """A type as it is annotated; a tuple is typed as a list, a part that may be missing as "build" or None."""
+def spelt(kind) -> str:
+    """A type, as the user types its values: a list for a tuple, "build" for a part that may be None."""
     names = {types.NoneType: "None", tuple: "list", dict: "dict"}
     found = [typing.get_origin(option) or option for option in options(kind)]
-    return " | ".join(
-        "build" if dataclasses.is_dataclass(option) else names.get(option) or option.__name__
-        for option in found
-    )
+    words = []
+    for option in found:
+        is_config = dataclasses.is_dataclass(option)
+        words.append("build" if is_config else names.get(option) or option.__name__)
+    return " | ".join(words)
 
 
-def short(value, room=COLUMNS[2]):
-    """A value as one would type it, cut where it is too long for its column."""
+def short(value, room: int = COLUMNS[2]) -> str:
+    """A value as the user would type it, cut if it is too long for its column."""
     text = value if isinstance(value, str) and value.isprintable() and value else repr(lists(value))
     return text if len(text) <= room else f"{text[: room - 3]}..."
 
 
 def lists(value):
+    """The value with lists for its tuples, at every depth."""
     return [lists(inner) for inner in value] if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Configs over which the command line has been laid: --NAME.FIELD=value."""
+"""Flags that override fields of configs: --NAME.FIELD=value."""
 
 import dataclasses
 import itertools
@@ -18,26 +18,32 @@ from omnifusion_jax.models.presets import keep, resolve
 from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.shipped import load
 
-flags.disclaim_key_flags()  # a flag defined through this file belongs to the command line that asks for it
+# A flag defined by this file belongs to the command line that asks for it.
+flags.disclaim_key_flags()
 
 
 class FieldFlags:
-    """Flags --NAME.FIELD=value for every field of a dataclass and of those in it; --NAME.FIELD.KEY=value for what a dict holds.
+    """Flags --NAME.FIELD=value for every field of a dataclass and of the dataclasses in it.
 
-    What is typed is checked when flags are parsed, and is {path: value} in `given`; config_flags sets it.
+    An entry of a field that is a dict is --NAME.FIELD.KEY=value. Values are checked when flags are parsed,
+    and kept in `given`, {path: value}; `over` sets them in a config, through config_flags.
     """
 
-    def __init__(self, name, defaults):
+    def __init__(self, name: str, defaults):
         self.name, self.defaults, self.fields, self.given = name, defaults, fields(defaults), {}
 
-    def take(self, argv):
-        """Reads the words that are flags of these fields, and returns the others. Raises ConfigError."""
+    def take(self, argv: list[str]) -> list[str]:
+        """Reads the words that are flags of these fields, and returns the others.
+
+        Raises: ConfigError for a value that is missing or of another type than its field's.
+        """
         self.given, rest, words = {}, [], iter(argv)
         for word in words:
             match = re.fullmatch(rf"--?(no)?{self.name}\.([\w./]+)(?:=(.*))?", word, re.DOTALL)
             no, path, text = match.groups() if match else (None, None, None)
             kind = path and self.kind(path)
-            if kind is None or (no and (kind is not bool or text is not None)):
+            misused_no = no and (kind is not bool or text is not None)  # --noFIELD is for truth values alone
+            if kind is None or misused_no:
                 rest.append(word)
                 continue
             name = f"--{self.name}.{path}"
@@ -51,57 +57,58 @@ class FieldFlags:
                 raise ConfigError(f"{name}={text}: {error}") from None
         return rest
 
-    def kind(self, path):
-        """What the field at a path takes; None where there is none."""
+    def kind(self, path: str):
+        """The type of the field at a path; None if there is no such field."""
         if path in self.fields:
             return self.fields[path].kind
         field = self.fields.get(path.partition(".")[0])
         return str | None if field and typing.get_origin(field.kind) is dict else None
 
     def over(self, config, define=config_flags.DEFINE_config_dataclass):
-        """A config with what was given: a copy of a dataclass, or the ConfigDict itself."""
+        """A config with the given values: a copy of a dataclass, or the ConfigDict itself.
+
+        Raises: ConfigError for a field of a part that is None.
+        """
         entries = {path: value for path, value in self.given.items() if path not in self.fields}  # of dicts
-        given = sorted(
-            (path, value) for path, value in self.given.items() if path not in entries
-        )  # a part before its fields
-        words = [
-            self.name,
-            *(f"--{self.name}.{indexed(path)}={value}" for path, value in given if plain(value)),
-        ]
+        given = [(path, value) for path, value in self.given.items() if path not in entries]
+        given.sort()  # puts a part before its fields
+        words = [self.name]
+        words += [f"--{self.name}.{indexed(path)}={value}" for path, value in given if plain(value)]
         here = flags.FlagValues()
         try:
             config = define(self.name, config, flag_values=here, sys_argv=words)
             here(words)
-        except ValueError as error:  # a field of a part that is not there
+        except ValueError as error:  # a field of a part that is None
             raise ConfigError(str(error)) from None
         for path, value in given:
-            if not plain(value):  # which config_flags does not read
+            if not plain(value):
                 config_path.set_value(indexed(path), config.value, value)
         for path, value in entries.items():
             name, _, key = path.partition(".")
-            held = getattr(config.value, name)
-            setattr(
-                config.value,
-                name,
-                {**held, key: value} if value is not None else {k: v for k, v in held.items() if k != key},
-            )
+            held = dict(getattr(config.value, name))
+            if value is None:
+                held.pop(key, None)
+            else:
+                held[key] = value
+            setattr(config.value, name, held)
         return config.value
 
 
-def plain(value):
+def plain(value) -> bool:
+    """Whether config_flags can read a value from text."""
     return value is not None and not isinstance(value, dict)
 
 
-def indexed(path):
-    """image.encoders.0.patch as config_flags has it: image.encoders[0].patch."""
+def indexed(path: str) -> str:
+    """A path as config_flags writes it: image.encoders[0].patch for image.encoders.0.patch."""
     return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", path)
 
 
 class ConfigFlags(FieldFlags):
     """--config, a name or a file, and --config.FIELD: `value` is a TrainConfig.
 
-    Which fields there are depends on the file, on the preset and on the kind of adapter that the command line names, in
-    whatever order.
+    Which fields there are depends on the file, the preset and the kind of adapter that the command line
+    names; the order of flags does not matter.
     """
 
     def __init__(self, flag_values=flags.FLAGS):
@@ -120,38 +127,43 @@ class ConfigFlags(FieldFlags):
         self.fields = fields(self.defaults if source is None else self.begun(load(source)))
         return super().take(argv)
 
-    def begun(self, config):
-        """A config with the preset and the kinds that the command line names, whose fields the other flags are of."""
+    def begun(self, config: TrainConfig) -> TrainConfig:
+        """Sets the preset and the adapters that the command line names.
+
+        They decide which fields there are; the other flags set those.
+        """
         preset, *kinds = self.choices.values()
         config.model.preset = preset or config.model.preset
         config.model = resolve(config.model)
         for path, kind in zip(KINDS, kinds, strict=True):
             if kind is not None:
                 part = attrgetter(path.removesuffix(".adapter.kind"))(config)
-                old, part.adapter = part.adapter, make_adapter(kind)
+                old = part.adapter
+                part.adapter = make_adapter(kind)
                 keep(old, type(old)(), part.adapter)
                 part.adapter.kind = kind
         return config
 
     @property
-    def file(self):
-        """What the file says, before the command line changes it: a TrainConfig of one's own each time."""
+    def file(self) -> TrainConfig:
+        """The config file's TrainConfig, without the changes of the command line, made anew each time."""
         return load(self.source.value)
 
     @property
-    def value(self):
+    def value(self) -> TrainConfig:
         return self.over(self.begun(self.file))
 
 
-# What decides which other fields there are
+# The fields that decide which other fields there are
 KINDS = tuple(f"model.{name}.adapter.kind" for name in ModelConfig().streams)
 
 
-def said(argv, name):
-    """The value of the last flag --NAME among words; None where there is none."""
+def said(argv: list[str], name: str) -> str | None:
+    """The value of the last flag --NAME among words; None if there is none."""
     found = None
     for word, following in itertools.zip_longest(argv, argv[1:]):
-        if match := re.fullmatch(rf"--?{re.escape(name)}(?:=(.*))?", word, re.DOTALL):
+        match = re.fullmatch(rf"--?{re.escape(name)}(?:=(.*))?", word, re.DOTALL)
+        if match:
             found = match[1] if match[1] is not None else following
     return found
 
@@ -166,14 +178,14 @@ class GenerationFlags(FieldFlags):
         )
 
     @property
-    def value(self):
+    def value(self) -> GenerationConfig:
         start = GenerationConfig.official() if self.official.value else self.defaults
-        settings = ConfigDict(dataclasses.asdict(start))  # for it is frozen itself
+        settings = ConfigDict(dataclasses.asdict(start))  # since a GenerationConfig is frozen
         return GenerationConfig(**self.over(settings, config_flags.DEFINE_config_dict))
 
 
 class MeshFlags(FieldFlags):
-    """--mesh.data, --mesh.fsdp, --mesh.tensor: `value` is the mesh; one device needs none: None."""
+    """--mesh.data, --mesh.fsdp, --mesh.tensor: `value` is a mesh, or None for one device."""
 
     def __init__(self):
         super().__init__("mesh", MeshConfig(data=1, fsdp=1, tensor=1))

@@ -1,6 +1,7 @@
 """Every setting of models, data, training and generation, as plain dataclasses.
 
-A config file builds a `TrainConfig`, the command line changes fields (types are kept, unknown names are refused), `validate()` checks the whole.
+A config file builds a `TrainConfig`, the command line changes fields (types are kept, unknown names are
+refused), and `validate()` checks the whole.
 """
 
 from omnifusion_jax.config.base import check, from_dict, one_of, same_settings, to_json, tuples, variant

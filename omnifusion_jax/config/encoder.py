@@ -1,4 +1,4 @@
-"""Vision transformers."""
+"""The config of an encoder: a vision transformer."""
 
 import dataclasses
 
@@ -12,13 +12,15 @@ HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and standard deviation
 
 @dataclasses.dataclass(unsafe_hash=True)  # modules carry it as static data
 class EncoderConfig:
-    """A vision transformer. The defaults are CLIP's; what SigLIP, DINOv2 and InternViT do otherwise are fields."""
+    """A vision transformer.
+
+    The defaults are CLIP's; fields say what SigLIP, DINOv2 and InternViT do differently.
+    """
 
     kind: str = "vit"  # a row of tables.ENCODERS
     image_size: int = 336  # pixels a side
-    shortest_edge: int | None = (
-        None  # image.fit=crop: pixels of the shortest edge before the centre is cut out; None: image_size
-    )
+    # image.fit=crop: pixels of the shortest edge before the centre is cut out; None: image_size
+    shortest_edge: int | None = None
     patch: int = 14  # pixels a side of a patch
     width: int = 1024  # of an embedding
     layers: int = 24  # blocks
@@ -32,67 +34,65 @@ class EncoderConfig:
     registers: int = 0  # tokens after the class token, without a position (arXiv 2309.16588)
     patch_bias: bool = False  # of the map from pixels
     qkv_bias: bool = True  # of queries, keys and values
-    key_bias: bool = True  # false: queries and values alone have one, as in EVA-02 and Whisper
+    key_bias: bool = True  # of keys; false: only queries and values have one, as in EVA-02 and Whisper
     qk_norm: bool = False  # an RMS norm of queries and keys over all heads at once
     layer_scale: bool = False  # a trained factor for every channel of what a block adds
     pre_norm: bool = True  # a norm before the first block
     post_norm: bool = True  # a norm after the last block
-    position_grid: int | None = (
-        None  # patches a side that the positions were trained for; None: those of image_size
-    )
-    rope_theta: float | None = (
-        None  # rotary positions by row and column: base of their wavelengths; None: there are none
-    )
+    # patches a side that the positions were trained for; None: those of image_size
+    position_grid: int | None = None
+    # base of the wavelengths of rotary positions by row and column; None: there are none
+    rope_theta: float | None = None
     rope_grid: int | None = None  # patches a side that rotary positions count in; None: those of image_size
-    position_resize: str = "bicubic"  # how they come to those of image_size: a row of nn/resize.py
-    mean: tuple[float, float, float] = CLIP_MEAN  # of red, green and blue in [0, 1]: taken away from pixels
-    std: tuple[float, float, float] = CLIP_STD  # by which they are then divided
-    feature_layer: int = (
-        -2
-    )  # hidden state that is handed on: 0 is the input of the first block, -1 the output of the last
-    feature_norm: bool = False  # the post norm is applied to features too
+    # how trained positions are resized to the patches of image_size: a row of nn/resize.py
+    position_resize: str = "bicubic"
+    mean: tuple[float, float, float] = CLIP_MEAN  # of red, green and blue in [0, 1]: subtracted from pixels
+    std: tuple[float, float, float] = CLIP_STD  # of red, green and blue: pixels are then divided by it
+    # hidden state that is handed on: 0 is the input of the first block, -1 the output of the last
+    feature_layer: int = -2
+    feature_norm: bool = False  # the post norm is applied to the features too
     keep_class_token: bool = False  # the class token is a feature row too
 
     @property
-    def side(self):
+    def side(self) -> int:
         """Patches a side."""
         return self.image_size // self.patch
 
     @property
-    def patches(self):
+    def patches(self) -> int:
+        """Patches of an image."""
         return self.side**2
 
     @property
-    def resized(self):
-        """Whether positions come from another grid."""
+    def resized(self) -> bool:
+        """Whether positions are resized from a grid of another size."""
         return self.grid != self.side
 
     @property
-    def grid(self):
+    def grid(self) -> int:
         """Patches a side of the position table."""
         return self.position_grid or self.side
 
     @property
-    def positions(self):
+    def positions(self) -> int:
         """Rows of the position table."""
         return self.class_token + self.grid**2
 
     @property
-    def rows(self):
-        """Feature rows an image gives."""
+    def rows(self) -> int:
+        """Feature rows of an image."""
         return self.patches + self.keep_class_token
 
     @property
-    def view(self):
-        """How it looks at a picture: (pixels a side, pixels of the shortest edge before the crop)."""
+    def view(self) -> tuple[int, int]:
+        """How a picture is prepared: (pixels a side, pixels of the shortest edge before the crop)."""
         return self.image_size, self.shortest_edge or self.image_size
 
     def canonical(self):
-        """A copy in which nothing is said twice: None where a field has the value that None stands for."""
+        """A copy with None in each field that has the value which None stands for."""
         edge = None if self.shortest_edge == self.image_size else self.shortest_edge
-        return dataclasses.replace(
-            self, shortest_edge=edge, position_grid=self.position_grid if self.resized else None
-        )
+        grid = self.position_grid if self.resized else None
+        return dataclasses.replace(self, shortest_edge=edge, position_grid=grid)
 
     def validate(self):
         ENCODERS[self.kind]
@@ -104,11 +104,8 @@ class EncoderConfig:
             rotates,
             "encoder.rope_theta needs heads of a width that 4 divides: pairs for rows and for columns",
         )
-        one_of(
-            "encoder.position_resize",
-            self.position_resize,
-            ("bicubic", "bicubic_antialias", "bicubic_offset"),
-        )
+        resizes = ("bicubic", "bicubic_antialias", "bicubic_offset")
+        one_of("encoder.position_resize", self.position_resize, resizes)
         check(
             self.image_size >= self.patch,
             f"encoder.image_size {self.image_size} is less than encoder.patch {self.patch}",
@@ -133,8 +130,5 @@ class EncoderConfig:
         )
 
 
-HANDED_ON = (
-    "feature_layer",
-    "feature_norm",
-    "keep_class_token",
-)  # of an EncoderConfig: which of its features a model takes
+# The fields of an EncoderConfig that say which of its features a model takes
+HANDED_ON = ("feature_layer", "feature_norm", "keep_class_token")

@@ -9,7 +9,8 @@ from omnifusion_jax.config.base import check
 class GenerationConfig:
     """How answers are drawn. Greedy by default.
 
-    `num_beams` > 1 is beam search with the semantics of Hugging Face's `generate`. Sampling starts with `temperature` > 0.
+    With `num_beams` > 1 it is beam search, with the semantics of Hugging Face's `generate`; with
+    `temperature` > 0 it is sampling.
     """
 
     max_new_tokens: int = 128  # of an answer, the end of sequence included
@@ -19,19 +20,22 @@ class GenerationConfig:
     top_p: float = 1.0  # sampling: the likeliest tokens that have this probability together
     early_stopping: bool = False  # beams: stop as soon as num_beams candidates are finished
     length_penalty: float = 1.0  # beams: score is the sum of log probabilities over length ** length_penalty
-    repetition_penalty: float = (
-        1.0  # scores of generated tokens are divided by it, negative ones multiplied; 1: off
-    )
-    no_repeat_ngram_size: int = 0  # 0: off
+    # scores of generated tokens are divided by it, negative ones multiplied; 1: off
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0  # no sequence of so many tokens is generated twice; 0: off
     banned: tuple[str, ...] = ()  # strings that may not be produced, as the tokenizer cuts them
     banned_tokens: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be produced
-    ban_newline: bool = False  # the bare newline token, which `banned` misses where the tokenizer puts a space before a newline
-    forced_eos: bool = False  # the last possible token is the end-of-sequence token
+    # the bare newline token is banned, which `banned` misses if the tokenizer puts a space before a newline
+    ban_newline: bool = False
+    forced_eos: bool = False  # the last token that max_new_tokens allows is the end-of-sequence token
     seed: int = 0  # of sampling
 
     @classmethod
     def official(cls):
-        """The recipe published with OmniFusion-1.1: three beams, 50 tokens, no newline, no free-standing colon."""
+        """The recipe published with OmniFusion-1.1.
+
+        Three beams, 50 tokens, no newline, no free-standing colon.
+        """
         return cls(
             max_new_tokens=50,
             num_beams=3,

@@ -1,4 +1,4 @@
-"""A model: streams of media, special vectors, a decoder."""
+"""The config of a model: streams of media, special vectors, a decoder."""
 
 import dataclasses
 import re
@@ -9,49 +9,58 @@ from omnifusion_jax.config.streams import ImageConfig, StreamConfig
 from omnifusion_jax.tables import LAYOUTS
 
 
-def part_of(path):
-    """The part that a parameter is of: image/encoders/0/patch/kernel is of image/encoders/0."""
+def part_of(path: str) -> str:
+    """The part that a parameter belongs to: image/encoders/0 for image/encoders/0/patch/kernel."""
     return re.match(r"\w+/(encoders/\d+|adapter)(?=/)|\w+", path)[0]
 
 
 @dataclasses.dataclass
 class ModelConfig:
-    """Streams turn media into token embeddings, a decoder reads them among text. A new kind of media is a field here."""
+    """Streams turn media into token embeddings, and a decoder reads these among text.
+
+    A new kind of media is a new StreamConfig here.
+    """
 
     preset: str = "omnifusion-1.1"  # a row of PRESETS (docs/presets.md)
     # the preset that filled the fields below; when `preset` is changed, they are filled anew
     filled_from: str = "omnifusion-1.1"
     image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
-    layout: str = "omnifusion"  # of a dialogue in tokens: or original, text, template (docs/data.md)
-    image_place: str = "prefix"  # of pictures: before the first turn, or "mark": where the text marks them; "template" has its own
-    prompt: str = "This is a dialog with AI assistant.\n"  # what stands before the first turn
+    layout: str = "omnifusion"  # how a dialogue becomes tokens; or original, text, template (docs/data.md)
+    # where pictures stand: before the first turn; or "mark": where the text marks them.
+    # The layouts "original" and "template" have places of their own
+    image_place: str = "prefix"
+    prompt: str = "This is a dialog with AI assistant.\n"  # text before the first turn
     user: str = "User:"  # layout "text": what marks the turns of the user
-    bot: str = "AI:"  # likewise, the turns of the model
+    bot: str = "AI:"  # layout "text": what marks the turns of the model
     template: str = ""  # layout "template": a chat template in Jinja, as Hugging Face has them
     image_token: str = "<image>"  # layout "template": what the template puts where a picture belongs
 
     @property
-    def streams(self):
-        """{name: StreamConfig}"""
+    def streams(self) -> dict[str, StreamConfig]:
+        """The streams of media by name."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in found.items() if isinstance(value, StreamConfig)}
 
     @property
-    def special(self):
-        """Names of the trained vectors that stand in sequences, in the order in which `Batch.index` counts them."""
-        return LAYOUTS[self.layout].vectors + tuple(
-            name for stream in self.streams.values() for name in stream.special
-        )
+    def special(self) -> tuple[str, ...]:
+        """Names of the special vectors, in the order in which `Batch.index` counts them."""
+        of_streams = tuple(name for stream in self.streams.values() for name in stream.special)
+        return LAYOUTS[self.layout].vectors + of_streams
 
     @property
-    def parts(self):
-        """{path: config} of what a model is made of, as its parameters are called: image/encoders/0, image/adapter, special, decoder."""
+    def parts(self) -> dict:
+        """The configs of the model's parts, by the path under which their parameters lie.
+
+        The paths are image/encoders/0 and so on, image/adapter, special and decoder.
+        """
         found = {}
         for name, stream in self.streams.items():
             found |= {f"{name}/encoders/{i}": encoder for i, encoder in enumerate(stream.encoders)}
             found[f"{name}/adapter"] = stream.adapter
-        return found | ({"special": self.special} if self.special else {}) | {"decoder": self.decoder}
+        if self.special:
+            found["special"] = self.special
+        return found | {"decoder": self.decoder}
 
     def validate(self):
         self.decoder.validate()

@@ -1,4 +1,4 @@
-"""A run: its data, its optimizer, where it runs and what it leaves."""
+"""The config of a run: its data, its optimizer, its devices and what it writes."""
 
 import dataclasses
 import re
@@ -12,10 +12,10 @@ from omnifusion_jax.tables import OBJECTIVES
 @dataclasses.dataclass
 class OptimizerConfig:
     name: str = "adamw"  # or adafactor
-    learning_rate: float = 1e-3  # the highest; factors of train_parts come on top
-    weight_decay: float = 0.0  # adamw: share of a matrix, times the learning rate, that a step takes away
+    learning_rate: float = 1e-3  # the highest; multiplied by the factors of train_parts
+    weight_decay: float = 0.0  # adamw: a step takes this share of a matrix, times the learning rate, away
     schedule: str = "cosine"  # to zero at the horizon; or constant
-    warmup: float = 0.01  # share of the horizon, in which the learning rate rises from zero
+    warmup: float = 0.01  # share of the horizon in which the learning rate rises from zero
     horizon: float = 1.0  # length of the schedule, in runs; at 8 the run ends after an eighth of it
     clip: float | None = 1.0  # largest global gradient norm; None: no clipping
     beta2: float = 0.999  # adamw: how slowly the mean of squared gradients forgets
@@ -38,14 +38,14 @@ class OptimizerConfig:
 class DataConfig:
     path: str = ""  # LLaVA JSON or JSONL, or synthetic:<kind>
     images: str = ""  # folder that image names are relative to
-    num_workers: int = 0  # processes that read and lay out; 0: threads of this one
-    shuffle: bool = True  # anew in every epoch, by `seed`
+    num_workers: int = 0  # processes that read and lay out dialogues; 0: threads of this process
+    shuffle: bool = True  # in a new order every epoch, drawn from `seed`
     on_bad_sample: str = "raise"  # or skip: left out, counted, reported; the run stops above `bad_share`
-    bad_share: float = 0.01  # skip: share of the records that may be bad; one bad record always may
-    # every record's text and picture header, while the step compiles, in processes of its own; or off
+    bad_share: float = 0.01  # skip: share of the records that may be bad; one bad record is always allowed
+    # check every record's text and picture header while the step compiles, in processes of its own; or off
     check: str = "first_epoch"
     max_length: int = 2048  # tokens of a laid-out dialogue, feature rows included
-    max_pixels: int = 50_000_000  # larger pictures are refused by their header
+    max_pixels: int = 50_000_000  # larger pictures are refused, by what their header says
 
     def validate(self):
         one_of("data.on_bad_sample", self.on_bad_sample, ("raise", "skip"))
@@ -56,14 +56,15 @@ class DataConfig:
         )
         check(
             bool(self.path),
-            "data.path is empty: give a LLaVA JSON file, --config.data.path=dialogues.json --config.data.images=FOLDER",
+            "data.path is empty: give a LLaVA JSON file, "
+            "--config.data.path=dialogues.json --config.data.images=FOLDER",
         )
 
 
 @dataclasses.dataclass
 class MeshConfig:
     data: int = 1  # copies of the parameters
-    fsdp: int = -1  # devices that a copy is spread over; -1: whatever devices remain
+    fsdp: int = -1  # devices that a copy is spread over; -1: all devices that remain
     tensor: int = 1  # devices that share the heads and hidden widths of the decoder
 
     def validate(self):
@@ -77,11 +78,12 @@ class MeshConfig:
 @dataclasses.dataclass
 class CheckpointConfig:
     every_steps: int = 500  # how often the state of the run is saved; 0: by time alone
-    every_minutes: float = (
-        0.0  # besides; 0: by steps alone. With both 0 it is saved at the end and where the run is stopped
-    )
-    keep: int = 2  # the newest so many states; while one is written there is one more
-    final: str = "trained"  # parts, is what the finished run writes to WORKDIR/model; or the complete model
+    # how often besides, by the clock; 0: by steps alone.
+    # With both 0 the state is saved at the end and when the run is stopped
+    every_minutes: float = 0.0
+    keep: int = 2  # how many of the newest states are kept; while one is written there is one more
+    # what the finished run writes to WORKDIR/model: the parts that were trained; or complete: the whole model
+    final: str = "trained"
 
     def validate(self):
         check(
@@ -94,7 +96,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass
 class EvalConfig:
-    path: str = ""  # questions with answers, as data.path; empty: no evaluation
+    path: str = ""  # questions with answers, in the form of data.path; empty: no evaluation
     images: str = ""  # folder that image names are relative to
     count: int = 0  # questions asked; 0: all
     every_steps: int = 0  # 0: at the end only
@@ -117,14 +119,14 @@ class EvalConfig:
 class TrainConfig:
     seed: int = 0  # of fresh parameters, the order of the data and dropout
     steps: int = 1000  # of the optimizer
-    batch_size: int = 256  # dialogues a step, over all devices and accumulation steps
-    grad_accum: int = 1  # portions that a step's dialogues are taken in, one after the other
+    batch_size: int = 256  # dialogues a step, over all devices and micro-batches
+    grad_accum: int = 1  # micro-batches that a step's dialogues are split into, one after the other
     loss_mean_rows: int = 0  # 0: one mean over a step's targets; n: the mean of the means over n rows each
-    objective: str = (
-        "answers"  # or patches: a bare encoder names what covers each patch of synthetic pictures
-    )
+    # what is learned: answers; or patches: a bare encoder names what covers each patch of synthetic pictures
+    objective: str = "answers"
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    # {part: directory or hub id}, of the parts image/encoders/0 and so on, and decoder; others are fresh, unless init_from has them
+    # {part: directory or hub id}, of the parts image/encoders/0 and so on, and decoder;
+    # others are fresh, unless init_from has them
     parts_from: dict[str, str] = dataclasses.field(default_factory=dict)
     init_from: str | None = None  # native directory, or what the original's phase 1 writes
     tokenizer: str | None = None  # directory with tokenizer.json; None: that of init_from or of the decoder
@@ -140,7 +142,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
-    def validate(self):
+    def validate(self) -> "TrainConfig":
+        """Checks the whole config and returns it. Raises ConfigError for the first thing that cannot work."""
         for section in (self.model, self.optimizer, self.data, self.mesh, self.checkpoint, self.eval):
             section.validate()
         for name in ("steps", "batch_size", "grad_accum", "log_every", "max_bad_steps"):

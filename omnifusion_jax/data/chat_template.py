@@ -1,7 +1,8 @@
-"""A chat template, as checkpoints on the Hugging Face Hub bring it, rendered to token ids."""
+"""Renders dialogues to token ids with a chat template, as checkpoints on the Hugging Face Hub bring one."""
 
 import functools
 import re
+from collections.abc import Sequence
 
 import jinja2
 import numpy as np
@@ -13,26 +14,40 @@ PROBE, MARK = "probe", MARKS["image"]
 
 
 class Template:
-    """Renders dialogues with a Jinja `source` in which `image_token` marks a picture.
+    """Renders dialogues with the Jinja template `source`, which writes `image_token` for a picture.
 
-    Text between the marks is encoded in one go. The beginning-of-sequence token comes first where the tokenizer adds one and the template does not.
-    Raises DataError for a template that cannot be rendered.
+    The whole rendered text is encoded at once. It starts with the beginning-of-sequence token if the
+    tokenizer adds one and the template does not.
+
+    Raises:
+      DataError: the template cannot be rendered, or loses pictures or text.
     """
 
-    def __init__(self, source, image_token, tokenizer):
+    def __init__(self, source: str, image_token: str, tokenizer):
         self.source, self.image_token, self.tokenizer = source, image_token, tokenizer
         self.image_id = tokenizer.mark(image_token)
         question = [("user", MARK + PROBE)]
         forms = [form for form in FORMS if proper(self.try_render(question, form), image_token)]
         if not forms:
             raise DataError(
-                f"the chat template puts neither {image_token!r} nor the text of a turn where they belong; correct model.template"
+                f"the chat template puts neither {image_token!r} nor the text of a turn where they belong; "
+                "correct model.template"
             )
         self.form = forms[0]
 
-    def __call__(self, turns, ask, where):
-        """(ids int32[n], loss weights float32[n]) of turns ("user", "assistant" or "system", text with a mark for each
-        picture).
+    def __call__(
+        self, turns: Sequence[tuple[str, str]], ask: bool, where: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids int32[n] and loss weights float32[n] of a dialogue.
+
+        Args:
+          turns: (role, text), where the role is "user", "assistant" or "system" and the text has a mark for
+            each picture.
+          ask: ends with the template's generation prompt; no token is then a target.
+          where: names the dialogue in errors.
+
+        Raises:
+          DataError: the template cannot render the turns, leaves out the system's, or changes earlier ones.
         """
         text = self.render(turns, self.form, ask, where)
         if any(role == "system" and said.strip() not in text for role, said in turns):
@@ -42,31 +57,35 @@ class Template:
         ids, offsets = self.tokenizer.encode_all(text)
         weights = np.zeros(len(ids), np.float32)
         for i, (role, _) in enumerate(turns):
-            if role == "assistant" and not ask:
-                before, after = (self.render(turns[:n], self.form, n == i, where) for n in (i, i + 1))
-                if not (text.startswith(before) and text.startswith(after)):
-                    raise DataError(
-                        f"{where}: the chat template changes earlier turns when another follows; it cannot be trained on"
-                    )
-                weights[
-                    (offsets[:, 0] >= len(before))
-                    & (offsets[:, 1] > len(before))
-                    & (offsets[:, 1] <= len(after))
-                ] = 1
+            if role != "assistant" or ask:
+                continue
+            # an answer is what the template writes between its generation prompt and the end of the turn
+            before = self.render(turns[:i], self.form, True, where)
+            after = self.render(turns[: i + 1], self.form, False, where)
+            if not (text.startswith(before) and text.startswith(after)):
+                raise DataError(
+                    f"{where}: the chat template changes earlier turns when another follows; "
+                    "it cannot be trained on"
+                )
+            starts, ends = offsets[:, 0], offsets[:, 1]
+            weights[(starts >= len(before)) & (ends > len(before)) & (ends <= len(after))] = 1
         return ids, weights
 
     def render(self, turns, form, ask, where):
+        """The text that the template makes of `turns`, whose content has one of FORMS. Raises DataError."""
         messages = [{"role": role, "content": form(text, self.image_token)} for role, text in turns]
         try:
-            return renderer()(
+            rendered = renderer()(
                 [messages], chat_template=self.source, add_generation_prompt=ask, **self.tokenizer.names
-            )[0][0]
+            )
+            return rendered[0][0]  # (texts, positions), the text of the only dialogue
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise DataError(
                 f"{where}: the chat template cannot render this dialogue ({error!s:.200})"
             ) from error
 
     def try_render(self, turns, form):
+        """The same with a generation prompt, or "" if the template cannot render it."""
         try:
             return self.render(turns, form, True, "the chat template")
         except DataError:
@@ -74,11 +93,12 @@ class Template:
 
 
 def proper(text, image_token):
+    """Whether a rendered text holds PROBE and one picture, and no list of parts that was printed as it is."""
     return text.count(PROBE) == 1 and text.count(image_token) == 1 and "'type'" not in text
 
 
 def in_parts(text, image_token):
-    """Pictures first where they stand before the text, and among it where it marks them."""
+    """The content as a list of parts: pictures where the text marks them, and the text around them."""
     pieces = re.split(f"({re.escape(MARK)})", text)
     return [
         {"type": "image"} if piece == MARK else {"type": "text", "text": piece} for piece in pieces if piece
@@ -86,19 +106,17 @@ def in_parts(text, image_token):
 
 
 def in_one_string(text, image_token):
-    """A picture that stands before the text has a line of its own."""
+    """The content as one string, in which pictures before the text have a line of their own."""
     first = re.match(f"({re.escape(MARK)})*", text)[0]
     return (first.replace(MARK, f"{MARK}\n") + text[len(first) :]).replace(MARK, image_token)
 
 
-FORMS = (
-    in_parts,
-    in_one_string,
-)  # templates of vision-language models take the former, those of language models the latter
+# Templates of vision-language models take content in parts, those of language models take one string.
+FORMS = (in_parts, in_one_string)
 
 
 @functools.cache
 def renderer():
-    from transformers.utils.chat_template_utils import render_jinja_template  # heavy, and rarely needed
+    from transformers.utils.chat_template_utils import render_jinja_template  # heavy, rarely needed
 
     return render_jinja_template

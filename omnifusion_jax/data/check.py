@@ -1,7 +1,7 @@
-"""What is wrong with a data set, found without decoding a picture: every record is laid out, with the sizes that headers give.
+"""Checks a whole data set without decoding pictures: lays out every record with the sizes that headers give.
 
-In processes of its own, so that a run compiles and even trains meanwhile. Records go there in portions: a million of
-them cost this process no second copy, and a worker is done with one portion before it gets the next.
+It does so in worker processes, so that a run compiles and even trains meanwhile. Records are sent in
+portions, and a worker finishes one before it gets the next: a million records need no second copy in memory.
 """
 
 import contextlib
@@ -10,33 +10,40 @@ import re
 import threading
 import time
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 from omnifusion_jax.data.ahead import PATIENCE, Worker, pack
 from omnifusion_jax.data.sources import ENDLESS
 from omnifusion_jax.errors import OmniFusionError
 
-PORTION = 200  # records
-EXAMPLES = 3  # of each reason
-NICE = 10  # training goes first
+PORTION = 200  # records sent to a worker at a time
+EXAMPLES = 3  # shown for each reason
+NICE = 10  # training has priority
 
 
 class Report:
-    """How many of `records` were `checked`, how many are `bad`, and `reasons`: {reason: (count, first examples)}."""
+    """The result so far: how many of `records` were `checked` and how many of these are `bad`, by `reasons`.
 
-    def __init__(self, records):
+    `failed` is None, or the message of the error that ended the check early.
+    """
+
+    def __init__(self, records: int):
         self.records, self.checked, self.found, self.failed = records, 0, {}, None
         self.lock = threading.Lock()
 
-    def add(self, count, problems):
-        """`count` records were checked; `problems` holds (index, what is wrong) for those that cannot be used."""
+    def add(self, count: int, problems: list[tuple[int, str]]) -> None:
+        """Adds `count` checked records; `problems` holds (index, problem) for those that cannot be used."""
         with self.lock:
             self.checked += count
             for index, problem in problems:
-                number, examples = self.found.get(reason(problem), (0, []))
-                self.found[reason(problem)] = number + 1, sorted([*examples, (index, problem)])[:EXAMPLES]
+                name = reason(problem)
+                number, examples = self.found.get(name, (0, []))
+                self.found[name] = number + 1, sorted([*examples, (index, problem)])[:EXAMPLES]
 
     @property
-    def reasons(self):
+    def reasons(self) -> dict[str, tuple[int, list[str]]]:
+        """{reason: (number of records, messages of the first ones)}, the most frequent reason first."""
         with self.lock:
             ordered = sorted(self.found.items(), key=lambda item: (-item[1][0], item[0]))
             return {
@@ -44,28 +51,31 @@ class Report:
             }
 
     @property
-    def bad(self):
+    def bad(self) -> int:
         with self.lock:
             return sum(number for number, _ in self.found.values())
 
     @property
-    def done(self):
+    def done(self) -> bool:
         return self.failed is not None or self.checked == self.records
 
     def __str__(self):
-        whole = (
-            f"{self.records:,}" if self.checked == self.records else f"{self.checked:,} of {self.records:,}"
-        )
-        lines = [
-            f"data: {whole} records checked (text, headers of pictures), {f'{self.bad:,} cannot be used:' if self.bad else 'nothing wrong'}"
-        ]
+        everything = self.checked == self.records
+        checked = f"{self.records:,}" if everything else f"{self.checked:,} of {self.records:,}"
+        found = f"{self.bad:,} cannot be used:" if self.bad else "nothing wrong"
+        lines = [f"data: {checked} records checked (text, headers of pictures), {found}"]
         for name, (number, examples) in self.reasons.items():
             lines += [f"  {number:,} x {name}", *(f"      {example}" for example in examples)]
-        return "\n".join([*lines, f"  The check itself ended early: {self.failed}"] if self.failed else lines)
+        if self.failed:
+            lines.append(f"  The check itself ended early: {self.failed}")
+        return "\n".join(lines)
 
 
-def reason(problem):
-    """What a message of an error has in common with those of other records: its first sentence, without place, names and numbers."""
+def reason(problem: str) -> str:
+    """What an error message shares with those of other records.
+
+    This is its first sentence, without the place, quoted names and numbers.
+    """
     unnamed = re.sub(r"""(?<!\w)("[^"]*"|'[^']*')""", '"..."', problem.rstrip(". "))
     first = re.split(r"\. (?=[A-Z])", unnamed, maxsplit=1)[0]
     return re.sub(r"\d[\d,.]*", "#", first.rsplit(": ", 1)[-1])
@@ -73,17 +83,21 @@ def reason(problem):
 
 @dataclasses.dataclass
 class Problems:
-    """[(index, Dialogue)] to [(index, what is wrong)] of those that `prepare` refuses."""
+    """Turns [(index, Dialogue)] into [(index, problem)] of the dialogues that `prepare` refuses."""
 
-    prepare: object
+    prepare: Callable
 
     def __call__(self, dialogues):
-        return [
-            (index, problem) for index, dialogue in dialogues if (problem := refusal(self.prepare, dialogue))
-        ]
+        found = []
+        for index, dialogue in dialogues:
+            problem = refusal(self.prepare, dialogue)
+            if problem:
+                found.append((index, problem))
+        return found
 
 
 def refusal(function, argument):
+    """The message of the OmniFusionError that `function(argument)` raises, or None."""
     try:
         function(argument)
     except OmniFusionError as error:
@@ -92,15 +106,18 @@ def refusal(function, argument):
 
 
 class Check:
-    """Goes through a source in `processes` worker processes, from now on; `wait` gives the Report so far.
+    """Checks a source in the background, in `processes` worker processes; `wait` gives the Report so far.
+
+    `close` ends the check and may be called more than once. It is also called when nothing refers to the
+    Check any more, and before Python exits.
 
     Args:
-      source: has a length and gives the Dialogue at an index, or raises OmniFusionError. It is read in threads of this process.
-      prepare: a data.layout.Prepare; pictures are only outlined (data.pictures.ImageProcessor.outline).
-    `close` ends it, and may be called again; it is also called when nothing refers to it any more, and before Python exits.
+      source: has a length and gives the Dialogue at an index, or raises OmniFusionError. It is read in
+        threads of this process.
+      prepare: a data.layout.Prepare; its `outlined` form is used, which reads only the headers of pictures.
     """
 
-    def __init__(self, source, prepare, processes=1):
+    def __init__(self, source: Any, prepare: Any, processes: int = 1):
         self.report, self.closed = Report(len(source)), threading.Event()
         function = pack(Problems(prepare.outlined()))
         workers = [Worker(function, NICE) for _ in range(processes)]
@@ -114,16 +131,17 @@ class Check:
         for thread in threads:
             thread.start()
 
-    def wait(self, seconds=None):
-        """The Report, when all is checked or `seconds` have passed."""
+    def wait(self, seconds: float | None = None) -> Report:
+        """The Report, once all records are checked or `seconds` have passed."""
         until = None if seconds is None else time.monotonic() + seconds
         for thread in self.threads:
-            thread.join(until and max(0.0, until - time.monotonic()))
+            left = None if until is None else max(0.0, until - time.monotonic())
+            thread.join(left)
         return self.report
 
 
 class Portions:
-    """The ranges of indices that are still to be checked, for several threads."""
+    """An iterator over the ranges of indices still to be checked, which several threads share."""
 
     def __init__(self, records):
         self.starts, self.records, self.lock = iter(range(0, records, PORTION)), records, threading.Lock()
@@ -138,7 +156,7 @@ class Portions:
 
 
 def work(worker, source, portions, report, closed):
-    """A thread's work: one worker process, portion by portion."""
+    """A thread's work: reads portions of the source and has one worker process check them."""
     with contextlib.closing(worker):
         try:
             for portion in portions:
@@ -150,21 +168,25 @@ def work(worker, source, portions, report, closed):
                         problems.append((i, str(error)))
                 worker.send(dialogues)
                 report.add(len(portion), problems + worker.receive())
-        except Exception as error:  # of the check, not of the data: training can do without it, but nobody shall take it for done
+        except Exception as error:
+            # An error of the check, not of the data. Training can do without the check, but must not take it
+            # for complete.
             if not closed.is_set():
                 report.failed = str(error)
 
 
 def end(closed, workers, threads):
+    """Ends all threads and processes of a Check."""
     closed.set()
     for worker in workers:
         worker.process.kill()
     until = time.monotonic() + PATIENCE
     for thread in threads:
-        if thread is not threading.current_thread():  # garbage is collected wherever it happens to be
+        # the garbage collector may call this in any thread, and none can join itself
+        if thread is not threading.current_thread():
             thread.join(max(0.0, until - time.monotonic()))
 
 
-def start_check(source, prepare, processes):
-    """A Check of all the source holds; None for synthetic pictures, which have no end."""
+def start_check(source: Any, prepare: Any, processes: int) -> Check | None:
+    """Starts a Check of the whole source; None for synthetic pictures, which have no end."""
     return Check(source, prepare, max(1, processes)) if len(source) < ENDLESS else None

@@ -1,6 +1,7 @@
-"""Pictures: a file, a PIL image or an array becomes an RGB image, and that becomes the uint8 square a vision tower takes.
+"""Opens pictures as upright RGB images and fits them into the uint8 squares that encoders take.
 
-NumPy and Pillow only: data workers need no accelerator. Scaling to [0, 1] and normalising are left to the device.
+NumPy and Pillow alone do this, since data workers have no accelerator. Scaling to [0, 1] and normalising are
+left to the device.
 """
 
 import base64
@@ -11,6 +12,7 @@ import os
 import re
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -21,11 +23,14 @@ from omnifusion_jax.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_FILE_BYTES = 1 << 29  # 50 million uncompressed 16-bit RGBA pixels are 400 MB
-LONGEST_NAME = 256  # of a path that a message repeats whole: it can be looked up; of what is longer, and of URLs, 60 characters are shown
-LONGEST = 128  # squares in a row: no more of a strip is resized around the one that stays
-MAX_PADDED = 1 << 14  # a square of so many pixels a side takes 1 GB
+# Characters of a path that a message shows in full, so that it can be looked up; of longer ones, and of URLs
+# over 60 characters, it shows the beginning.
+LONGEST_NAME = 256
+LONGEST = 128  # squares: a longer strip is shortened before it is resized for the sake of its central square
+MAX_PADDED = 1 << 14  # pixels: a square with this side takes 1 GB
 
-# What a Pillow error means to the user; the first row that fits. Pillow's own text can hold memory addresses and is never repeated.
+# What a Pillow error means to the user; the first row that fits counts. Pillow's own text can hold memory
+# addresses and is never repeated.
 FAULTS = (
     (
         UnidentifiedImageError,
@@ -39,34 +44,43 @@ FAULTS = (
     ),
 )
 
-ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lie on their side
+ORIENTATION = 0x0112  # the EXIF tag; with values 5 to 8 the picture lies on its side
 
 _warning_filters = threading.Lock()  # they belong to the whole process, and pictures are read in threads
 
 
-def open_image(source, *, max_pixels=50_000_000):
+def open_image(
+    source: str | os.PathLike | Image.Image | np.ndarray, *, max_pixels: int = 50_000_000
+) -> Image.Image:
     """Opens one picture as an upright RGB `PIL.Image.Image` that shares no memory with `source`.
 
-    Args:
-      source: path of a JPEG, PNG, WebP, BMP, TIFF or GIF file; such a file as a data URL (`data:image/png;base64,...`); a PIL image; or
-        uint8[height, width], [height, width, 3 or 4]. Other URLs are not fetched.
-      max_pixels: largest width * height, read from the header before any pixel is decoded. Pillow itself stops at 2 * `Image.MAX_IMAGE_PIXELS`.
+    EXIF orientation is applied. Alpha is dropped, not composited, as `CLIPImageProcessor` did in transformers
+    4.37, with which OmniFusion was trained. 16-bit grey is scaled from 0..65535 to 0..255, and so are 32-bit
+    integers within that range; float grey is refused.
 
-    EXIF orientation is applied. Alpha is dropped, not composited, as `CLIPImageProcessor` did in transformers 4.37, which OmniFusion was trained
-    with. 16-bit grey is scaled from 0..65535 to 0..255, 32-bit integers as well if they stay in that range; float grey is refused.
+    Args:
+      source: path of a JPEG, PNG, WebP, BMP, TIFF or GIF file; such a file as a data URL
+        (`data:image/png;base64,...`); a PIL image; or uint8[height, width], [height, width, 3 or 4]. Other
+        URLs are not fetched.
+      max_pixels: largest width * height, checked in the header before any pixel is decoded. Pillow itself
+        stops at 2 * `Image.MAX_IMAGE_PIXELS`.
 
     Raises:
-      DataError: whatever is wrong with `source`; the message names it and says what to do. Animations and multi-page files are refused too.
+      DataError: `source` cannot be used, which includes animations and multi-page files. The message names it
+        and says what to do.
     """
     with _named_faults(source):
         return _rgb(ImageOps.exif_transpose(_opened(_read(source), max_pixels)))
 
 
-def image_size(source, *, max_pixels=50_000_000):
-    """(width, height) of the upright picture that `open_image` makes of `source`, from the header of its file: no pixel is decoded.
+def image_size(
+    source: str | os.PathLike | Image.Image | np.ndarray, *, max_pixels: int = 50_000_000
+) -> tuple[int, int]:
+    """(width, height) of the picture that `open_image` gives, read from the header without decoding pixels.
 
-    Raises DataError for whatever the header shows to be wrong. Not seen are damage further on, levels of grey that have no scale, and an orientation
-    that a PNG file gives after its pixels.
+    Raises:
+      DataError: the header shows that `source` cannot be used. It does not show damage further on, integer
+        grey beyond 0..65535, or an orientation that a PNG file stores after its pixels.
     """
     with _named_faults(source), contextlib.ExitStack() as files:
         opened = _read(source, lambda path: files.enter_context(open(path, "rb")))
@@ -75,39 +89,54 @@ def image_size(source, *, max_pixels=50_000_000):
         return image.size[::-1] if _lies(image) else image.size
 
 
-def is_data_url(source):
+def is_data_url(source: object) -> bool:
     """Whether this is a string that holds a file itself, `data:image/png;base64,...`."""
     return isinstance(source, str) and source[:5].lower() == "data:"
 
 
-def is_url(source):
-    """Whether this is a string that begins as a URL, `https://`, `s3://`, ...; data URLs are not meant."""
+def is_url(source: object) -> bool:
+    """Whether this is a string that begins like a URL, `https://`, `s3://`, ...; data URLs do not count."""
     return isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
 
 
-def short(source):
-    """A name for messages: a path as it is; a URL, a data URL or what is too long for a path by its beginning, and how long it is."""
+def short(source: str | os.PathLike) -> str | bytes:
+    """A name for messages: the path or URL itself, or its beginning and its length if it is too long to show.
+
+    Data URLs are always shortened.
+    """
     name = os.fspath(source)
-    if isinstance(name, bytes) or not (
-        is_data_url(name) or (is_url(name) and len(name) > 60) or len(name) > LONGEST_NAME
-    ):
+    if isinstance(name, bytes):
+        return name
+    long_url = is_url(name) and len(name) > 60
+    if not (is_data_url(name) or long_url or len(name) > LONGEST_NAME):
         return name
     return f"{name[:40]}... ({len(name):,} characters)"
 
 
-def fit(image, size, how="crop", shortest=None, fill=(0, 0, 0)):
-    """uint8[size, size, 3] of an RGB PIL image: by `how`, a key of `FITS`, at least a square of `shortest` pixels, and of that the centre.
+def fit(
+    image: Image.Image,
+    size: int,
+    how: str = "crop",
+    shortest: int | None = None,
+    fill: tuple[int, int, int] | None = (0, 0, 0),
+) -> np.ndarray:
+    """Resizes an RGB PIL image in one of the ways of `FITS` and cuts out its centre: uint8[size, size, 3].
+
+    All resizing is bicubic. The result equals that of transformers' Pillow classes before rescaling: "crop"
+    that of `CLIPImageProcessorPil` and `BitImageProcessorPil`, "pad" that of `LlavaImageProcessorPil` with
+    `do_pad` (off by default there, though LLaVA-1.5, arXiv:2310.03744, was trained with it), "squash" that of
+    `SiglipImageProcessorPil`.
 
     Args:
-      shortest: the shortest edge before the centre is cut out, at least `size`, which it is by default (DINOv2: 256 for 224).
-      fill: RGB, 0 to 255, of what "pad" adds. LLaVA's is `tuple(int(255 * m) for m in mean)` of the mean that pictures are normalised with.
-
-    All resizing is bicubic. Equals what transformers' Pillow classes give before rescaling: "crop" `CLIPImageProcessorPil` and
-    `BitImageProcessorPil`, "pad" `LlavaImageProcessorPil` with `do_pad` (off by default there, though LLaVA-1.5, arXiv:2310.03744, was trained
-    with it), "squash" `SiglipImageProcessorPil`.
+      size: pixels a side of the result.
+      how: a key of `FITS`.
+      shortest: pixels of the shortest edge before the centre is cut out, at least `size`, which is the
+        default (DINOv2 has 256 for a size of 224).
+      fill: RGB colour, 0 to 255, of what "pad" adds. LLaVA's is `tuple(int(255 * m) for m in mean)`, of the
+        mean with which pictures are normalised.
 
     Raises:
-      DataError: a picture too long to be padded to a square.
+      DataError: the picture is too long to be padded to a square.
     """
     edge = shortest or size
     assert edge >= size, f"shortest {edge} is less than size {size}: black edges"
@@ -117,10 +146,10 @@ def fit(image, size, how="crop", shortest=None, fill=(0, 0, 0)):
 
 
 def _crop(image, edge, _):
-    """Shortest edge to `edge`, the long edge rounded down.
+    """Resizes the shortest edge to `edge` and the other in proportion, rounded down.
 
-    Of a strip longer than `LONGEST` squares whole squares are left out at both ends first (resized entire, 1 x 3000 would take 1.4 GB at 336), which
-    moves the centre by less than 1/200 pixel.
+    A strip longer than `LONGEST` squares first loses whole squares at both ends: resized as a whole, 1 x 3000
+    pixels would take 1.4 GB at 336. This moves the centre by less than 1/200 pixel.
     """
     short = min(image.size)
     spare = tuple(max(0, side // short - LONGEST) // 2 * short for side in image.size)
@@ -129,86 +158,89 @@ def _crop(image, edge, _):
     return image.resize(tuple(edge * side // short for side in image.size), Image.Resampling.BICUBIC)
 
 
-def padded(size):
-    """Pixels a side of the square that "pad" makes of (width, height). Raises DataError where it would be too large."""
+def padded(size: tuple[int, int]) -> int:
+    """The side in pixels of the square to which "pad" pads (width, height).
+
+    Raises:
+      DataError: it is larger than MAX_PADDED.
+    """
     if max(size) > MAX_PADDED:
-        what = f"{size[0]} x {size[1]} pixels cannot be padded to a square: the long side may have {MAX_PADDED:,}"
-        raise DataError(f"{what}. Scale it down or cut it.")
+        raise DataError(
+            f"{size[0]} x {size[1]} pixels cannot be padded to a square: "
+            f"the long side may have {MAX_PADDED:,}. Scale it down or cut it."
+        )
     return max(size)
 
 
 def _pad(image, edge, fill):
-    """The middle of a square of `fill`, an odd pixel more below or to the right, and that to `edge` x `edge`."""
-    (width, height), long = image.size, padded(image.size)
+    """Centres the picture in a square of colour `fill` and resizes that to `edge` x `edge`.
+
+    An odd pixel of padding goes below or to the right.
+    """
+    width, height = image.size
+    long = padded(image.size)
     square = Image.new("RGB", (long, long), fill)
     square.paste(image, ((long - width) // 2, (long - height) // 2))
     return _squash(square, edge, fill)
 
 
 def _squash(image, edge, _):
-    """All of it to `edge` x `edge`, the aspect not kept."""
-    if image.height > LONGEST * max(
-        image.width, edge
-    ):  # Pillow before 13 would begin with the width, at full height: 6.7 GB for 5 million pixels
+    """Resizes the whole picture to `edge` x `edge`, whatever its aspect."""
+    # Pillow before 13 resizes the width first, at full height: 6.7 GB for a strip of 5 million pixels
+    if image.height > LONGEST * max(image.width, edge):
         image = image.resize((image.width, edge), Image.Resampling.BICUBIC)
     return image.resize((edge, edge), Image.Resampling.BICUBIC)
 
 
-FITS = {
-    "crop": _crop,
-    "pad": _pad,
-    "squash": _squash,
-}  # (image, edge, fill) -> a PIL image of `edge` x `edge` or larger on one side
+# (image, edge, fill) -> a PIL image of `edge` x `edge`, or larger on one side
+FITS = {"crop": _crop, "pad": _pad, "squash": _squash}
 
 
 @contextlib.contextmanager
-def _named_faults(source):
-    """Turns every failure inside into a DataError that names the source."""
+def _named_faults(source) -> Iterator[None]:
+    """Turns every error inside into a DataError that names the source."""
     try:
         yield
     except MemoryError:  # the machine's fault, not the picture's
         raise
-    except Exception as error:  # decoders meet hostile bytes and raise nearly anything
-        name = (
-            short(source)
-            if isinstance(source, (str, os.PathLike))
-            else getattr(source, "filename", "") or "the given image"
-        )
-        text = (
-            error
-            if isinstance(error, DataError)
-            else next(text for kind, text in FAULTS if isinstance(error, kind))
-        )
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        if isinstance(source, (str, os.PathLike)):
+            name = short(source)
+        else:
+            name = getattr(source, "filename", "") or "the given image"
+        if isinstance(error, DataError):
+            text = error
+        else:
+            text = next(text for kind, text in FAULTS if isinstance(error, kind))
         raise DataError(f"{name}: {text}") from error
 
 
 def _opened(file, max_pixels):
-    """A PIL image of a file, of which only the header has been read, and checked."""
+    """The PIL image of a file, with only its header read and checked."""
     with _warning_filters, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # above all Pillow's own of many pixels: max_pixels decides
+        warnings.simplefilter("ignore")  # above all Pillow's of too many pixels, on which max_pixels decides
         image = file if isinstance(file, Image.Image) else Image.open(file, formats=FORMATS)
         _check(image, max_pixels)
     return image
 
 
 def _lies(image):
-    """Whether width and height of an image whose header has been read change places when it is set upright."""
-    if image.format == "TIFF":  # Pillow gives its upright size
+    """Whether setting the image upright exchanges its width and height, from its header."""
+    if image.format == "TIFF":  # Pillow gives the upright size
         return False
-    if (
-        image.format == "PNG" and "exif" not in image.info
-    ):  # Pillow would decode the picture to look for it behind the pixels
+    # without EXIF data in front Pillow would decode a PNG file to look for it behind the pixels
+    if image.format == "PNG" and "exif" not in image.info:
         return False
     return image.getexif().get(ORIENTATION) in range(5, 9)
 
 
 def _whole(path):
-    """The file in memory. Pillow opens pictures behind a lock, where a slow disk must not hold up other threads."""
+    """The file in memory: Pillow opens it under a lock, where a slow disk would hold up other threads."""
     return io.BytesIO(Path(path).read_bytes())
 
 
 def _read(source, opening=_whole):
-    """A PIL image, or a file: what `opening` makes of a path."""
+    """The source as a PIL image or as a file for Pillow, which `opening` opens if the source is a path."""
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
@@ -222,20 +254,18 @@ def _read(source, opening=_whole):
     if is_url(source):
         raise DataError("not fetched: download it, and give the path of the file.")
     if not os.path.isfile(source):
-        raise DataError(
-            "a folder or device. Give a picture file."
-            if os.path.exists(source)
-            else "there is no such file. Check the name."
-        )
-    if not 0 < (size := os.path.getsize(source)) <= MAX_FILE_BYTES:
-        raise DataError(
-            f"a file of {size:,} bytes; 1 to {MAX_FILE_BYTES:,} are allowed. "
-            + ("Scale it down." if size else "Empty: copy it again.")
-        )
+        if os.path.exists(source):
+            raise DataError("a folder or device. Give a picture file.")
+        raise DataError("there is no such file. Check the name.")
+    size = os.path.getsize(source)
+    if not 0 < size <= MAX_FILE_BYTES:
+        advice = "Scale it down." if size else "Empty: copy it again."
+        raise DataError(f"a file of {size:,} bytes; 1 to {MAX_FILE_BYTES:,} are allowed. {advice}")
     return opening(source)
 
 
 def _from_data_url(url):
+    """The bytes of the file that a data URL holds."""
     header, comma, payload = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise DataError(
@@ -243,7 +273,8 @@ def _from_data_url(url):
         )
     if len(payload) > MAX_FILE_BYTES * 4 // 3:
         raise DataError(
-            f"a data URL of {len(payload):,} characters; at most {MAX_FILE_BYTES:,} bytes are allowed. Scale the picture down."
+            f"a data URL of {len(payload):,} characters; at most {MAX_FILE_BYTES:,} bytes are allowed. "
+            "Scale the picture down."
         )
     try:
         data = base64.b64decode("".join(unquote(payload).split()), validate=True)
@@ -265,7 +296,8 @@ def _from_array(array):
         )
     if array.size == 0 or array.ndim < 2 or array.shape[2:] not in ((), (3,), (4,)):
         raise DataError(
-            f"an array of shape {list(array.shape)}. Give [height, width], [height, width, 3] or [height, width, 4], none of them 0."
+            f"an array of shape {list(array.shape)}. "
+            "Give [height, width], [height, width, 3] or [height, width, 4], none of them 0."
         )
     return Image.fromarray(array)
 
@@ -274,11 +306,11 @@ def _check(image, max_pixels):
     width, height = image.size
     if not 0 < width * height <= max_pixels:
         raise DataError(
-            f"{width} x {height} pixels; 1 to {max_pixels:,} (max_pixels) are allowed. Scale it, or change the limit."
+            f"{width} x {height} pixels; 1 to {max_pixels:,} (max_pixels) are allowed. "
+            "Scale it, or change the limit."
         )
-    frames = (
-        1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    )  # MPO: a camera's JPEG with previews behind the picture
+    # MPO is a camera's JPEG; the frames after its first are previews
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         raise DataError(
             f"an animation or a document of {frames} frames. Save the frame you mean as a picture of its own."
@@ -291,13 +323,15 @@ def _check_levels(image):
 
 
 def _rgb(image):
+    """The image as 8-bit RGB without alpha."""
     _check_levels(image)
     if image.mode.startswith("I"):  # older Pillow versions would clip 16-bit grey to white
         grey = np.asarray(image).astype(np.int32)
         if grey.min() < 0 or grey.max() > 65535:
             raise DataError(
-                f"its grey values from {grey.min()} to {grey.max()} have no fixed white level. Save it with 8 or 16 bits."
+                f"its grey values from {grey.min()} to {grey.max()} have no fixed white level. "
+                "Save it with 8 or 16 bits."
             )
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    image.info.pop("transparency", None)  # dropped like any alpha; Pillow would try to keep it, and warn
+    image.info.pop("transparency", None)  # dropped like alpha; Pillow would try to keep it, and warn
     return image.convert("RGB")

@@ -1,57 +1,58 @@
-"""Where everything stands in a sequence.
+"""Lays dialogues out: what stands where in a sequence.
 
-    omnifusion  prompt | SOI | image features | EOI | USER | text | BOT | answer </s> | USER | text | BOT | ...
+    omnifusion  prompt | SOI | image features | EOI | USER | text | BOT | answer </s> | USER | text | ...
     original    the same, as the published loader has it
     text        prompt | SOI | image features | EOI | "User:" text "AI:" | answer </s> | ...
-    template    what the model's chat template writes, image features where it marks a picture
+    template    what the model's chat template writes, with image features where it marks a picture
 
-SOI to EOI is there for each picture: before the first turn, or with model.image_place=mark where the text marks it. USER,
-BOT, SOI and EOI are trained vectors, not tokens. Every piece of text is encoded alone and without a beginning-of-sequence
-token, but for "template", where all text is one piece.
+Each picture has its own SOI to EOI, before the first turn or, with model.image_place=mark, where the text
+marks it. USER, BOT, SOI and EOI are trained vectors, not tokens. Every piece of text is encoded on its own
+and without a beginning-of-sequence token, except in "template", where all text is one piece.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, UNKNOWN, Sample
+from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, UNKNOWN, Sample, Tile
 from omnifusion_jax.data.chat_template import Template
-from omnifusion_jax.data.dialogues import MARKS, ROLES
-from omnifusion_jax.data.pictures import ImageProcessor
+from omnifusion_jax.data.dialogues import MARKS, ROLES, Dialogue
+from omnifusion_jax.data.pictures import ImageProcessor, Prepared
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import LAYOUTS
 
 MARK = MARKS["image"]
-LENSES = {"image": ImageProcessor}  # what prepares the media of each stream
+PROCESSORS = {"image": ImageProcessor}  # the class that prepares the media of a stream
 ANSWER = "assistant"
 
 
 class Style(NamedTuple):
     """A row of LAYOUTS."""
 
-    vectors: tuple[str, ...]  # the trained vectors that it has
-    # (Layout, Dialogue, turns, features of each media item, ask) to pieces of the sequence, as `Layout.text` and
-    # `Layout.special` make them
+    vectors: tuple[str, ...]  # names of its trained vectors
+    # (Layout, Dialogue, turns, features of each media item, ask) -> pieces of the sequence, each of them
+    # (tokens, kind, index, weights) as `Layout.text`, `Layout.special` and `Layout.features` make them
     arrange: Callable
 
 
 class Layout:
-    """Lays dialogues out, as `config.layout` says.
+    """Lays dialogues out in the way that `config.layout` names.
 
-    "original" takes text as it is (a literal "<image>" is text, and so is a space) and one picture; in LLaVA's form, the
-    only one that the published loader knows, whoever is not "human" is the assistant; no end of sequence follows an answer,
-    a target that the tokenizer does not know costs nothing, and what exceeds `max_length` is cut off.
+    "original" takes one picture, and text as it is: a literal "<image>" is text, and so is white space. In
+    LLaVA's form, the only one that the published loader knows, every speaker but "human" is the assistant. No
+    end-of-sequence token follows an answer, a target that the tokenizer does not know adds nothing to the
+    loss, and a sequence longer than `max_length` is cut off.
 
-    The others count and remove the marks of LLaVA data, the end-of-sequence token follows every answer and is
-    a target, and a dialogue that is too long, starts with the assistant or leaves nothing to learn is a
-    DataError. "template" alone has a place for a system's turn.
+    The other layouts count the marks of LLaVA data and remove them. An end-of-sequence token follows every
+    answer and is a target. A dialogue that is too long, starts with the assistant or has no answer to learn
+    from raises DataError. Only "template" has a place for a system's turn.
     """
 
-    def __init__(self, tokenizer, config, max_length):
-        # It holds what it needs of the config and no more: processes that only read have no use for JAX.
+    def __init__(self, tokenizer, config, max_length: int):
+        # It keeps only what it needs of the config, because worker processes do without JAX.
         self.tokenizer, self.max_length = tokenizer, max_length
         self.name, self.vectors, self.streams = config.layout, config.special, tuple(config.streams)
         self.user, self.bot, self.placed = config.user, config.bot, config.image_place == "mark"
@@ -61,49 +62,63 @@ class Layout:
             Template(config.template, config.image_token, tokenizer) if config.layout == "template" else None
         )
 
-    def __call__(self, dialogue, prepared, ask=False):
-        """A Dialogue and its media, Prepared, to a Sample. `ask`: the answer that comes next is the model's to give."""
+    def __call__(self, dialogue: Dialogue, prepared: Sequence[Prepared], ask: bool = False) -> Sample:
+        """The Sample of a dialogue and its prepared media.
+
+        Args:
+          prepared: one for each of `dialogue.media`.
+          ask: the dialogue ends with a question, and the sequence where the model's answer begins.
+
+        Raises:
+          DataError: the dialogue does not suit this layout, or is too long.
+        """
         turns = self.check(dialogue, len(prepared), ask)
         features = list(self.features([media.stream for media in dialogue.media], prepared))
         parts = LAYOUTS[self.name].arrange(self, dialogue, turns, features, ask)
         tokens, kind, index, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
-        media = {}
+        items = {}  # {stream: views of each item}
         for (stream, _), one in zip(dialogue.media, prepared, strict=True):
-            media.setdefault(stream, []).append(one.views)
+            items.setdefault(stream, []).append(one.views)
         media = {
-            stream: tuple(map(np.concatenate, zip(*views, strict=True))) for stream, views in media.items()
+            stream: tuple(map(np.concatenate, zip(*views, strict=True))) for stream, views in items.items()
         }
         media_positions = sum(len(one.order) for one in prepared)
-        return self.within_length(
-            Sample(tokens, kind, index, weights, media, len(prepared), media_positions), dialogue.where, ask
-        )
+        sample = Sample(tokens, kind, index, weights, media, len(prepared), media_positions)
+        return self.within_length(sample, dialogue.where, ask)
 
     def in_vectors(self, dialogue, turns, media, ask):
+        """Pieces of a sequence in which trained vectors mark the speakers."""
         rest = iter(media)
         yield from self.opening(rest)
         for role, text in turns:
-            yield self.special("bot" if role == ANSWER else "user")
-            yield from [self.answer(text)] if role == ANSWER else self.among(text, rest)
+            if role == ANSWER:
+                yield self.special("bot")
+                yield self.answer(text)
+            else:
+                yield self.special("user")
+                yield from self.among(text, rest)
         if ask:
             yield self.special("bot")
 
     def in_words(self, dialogue, turns, media, ask):
+        """Pieces of a sequence in which words, `user` and `bot`, mark the speakers."""
         rest = iter(media)
         yield from self.opening(rest)
         for i, (role, text) in enumerate(turns):
-            answered = ask if i + 1 == len(turns) else turns[i + 1][0] == ANSWER
-            yield from (
-                [self.answer(text)]
-                if role == ANSWER
-                else self.among(self.user + text + self.bot * answered, rest)
-            )
+            if role == ANSWER:
+                yield self.answer(text)
+            else:
+                answered = ask if i + 1 == len(turns) else turns[i + 1][0] == ANSWER
+                yield from self.among(self.user + text + (self.bot if answered else ""), rest)
 
     def in_template(self, dialogue, turns, media, ask):
+        """Pieces of a sequence that a chat template writes, with features in place of its image tokens."""
         ids, targets = self.template(turns, ask, dialogue.where)
         here = np.flatnonzero(ids == self.template.image_id)
         if len(here) != len(media):
             raise DataError(
-                f"{dialogue.where}: the chat template marks {len(here)} pictures, the dialogue has {len(media)}"
+                f"{dialogue.where}: the chat template marks {len(here)} pictures, "
+                f"the dialogue has {len(media)}"
             )
         ends = [*here, len(ids)]
         yield self.text(ids[: ends[0]], targets[: ends[0]])
@@ -112,23 +127,27 @@ class Layout:
             yield self.text(ids[start + 1 : end], targets[start + 1 : end])
 
     def opening(self, media):
-        """The prompt, and what stands before the first turn."""
+        """The prompt, and all media unless they stand at their marks."""
         yield self.text(self.prompt)
-        for features in () if self.placed else media:
-            yield from self.enclosed(features)
+        if not self.placed:
+            for features in media:
+                yield from self.enclosed(features)
 
     def among(self, text, media):
-        """A turn of the user, with the next of the media at each of its marks."""
-        for i, piece in enumerate(text.split(MARK) if self.placed else [text]):
+        """A turn of the user, with the next media item at each of its marks."""
+        pieces = text.split(MARK) if self.placed else [text]
+        for i, piece in enumerate(pieces):
             if i:
                 yield from self.enclosed(next(media))
             if piece or not i:
                 yield self.text(self.tokenizer.encode(piece))
 
     def enclosed(self, features):
+        """The features of a media item between SOI and EOI."""
         yield from (self.special("soi"), features, self.special("eoi"))
 
     def answer(self, text):
+        """An answer, whose tokens are targets."""
         ids = self.tokenizer.encode(text)
         if not self.original:
             return self.text([*ids, self.tokenizer.eos], weight=1.0)
@@ -136,6 +155,7 @@ class Layout:
         return tokens, np.where(tokens == self.tokenizer.unk, UNKNOWN, kind).astype(np.int32), index, weights
 
     def text(self, ids, weight=0.0):
+        """Text as (tokens, kind, index, weights), each [n]; `weight` is that of its tokens as targets."""
         n = len(ids)
         return (
             np.array(ids, np.int32),
@@ -145,6 +165,7 @@ class Layout:
         )
 
     def special(self, name):
+        """A trained vector as (tokens, kind, index, weights), each [1]."""
         index = self.vectors.index(name)
         return (
             np.array([self.tokenizer.pad], np.int32),
@@ -154,7 +175,10 @@ class Layout:
         )
 
     def features(self, streams, prepared):
-        """The positions of each media item; feature rows are counted through all items of its stream."""
+        """Yields (tokens, kind, index, weights) of each media item.
+
+        Feature rows are numbered through all items of a stream.
+        """
         first = dict.fromkeys(streams, 0)
         for stream, one in zip(streams, prepared, strict=True):
             n, newline = len(one.order), one.order < 0
@@ -166,6 +190,7 @@ class Layout:
             first[stream] += one.rows
 
     def within_length(self, sample, where, ask):
+        """The sample; one too long is cut off ("original" in training) or raises DataError."""
         n = len(sample.tokens)
         if n <= self.max_length:
             return sample
@@ -175,7 +200,7 @@ class Layout:
         raise DataError(f"{where}: {n} tokens, but max_length is {self.max_length}. {advice}")
 
     def read(self, dialogue):
-        """The turns as this layout takes them, ("user", "assistant" or "system", text). Raises DataError."""
+        """The turns as this layout takes them: ("user", "assistant" or "system", text). Raises DataError."""
         if self.original and dialogue.marked:
             return [("user" if role == "human" else ANSWER, text) for role, text in dialogue.turns]
         for i, (role, _) in enumerate(dialogue.turns):
@@ -187,27 +212,30 @@ class Layout:
         return [(ROLES[role], self.words(text, dialogue)) for role, text in dialogue.turns]
 
     def words(self, text, dialogue):
-        """A turn's text: with its marks where media stand at them, without them where they stand elsewhere."""
+        """A turn's text, with its marks if this layout puts media there and without them otherwise."""
         if self.template or self.placed:
             return without_breaks(text)
         return text if self.original and not dialogue.parted else without_marks(text)
 
     def marked(self, dialogue):
-        """The dialogue with all marks where its media stand: where it has none, they are put before the first turn that
-        may show something."""
+        """The dialogue with a mark for each media item.
+
+        If its text has no marks, they are put before the text of the first turn that is not the system's.
+        """
         if self.original or not dialogue.media or any(MARK in text for _, text in dialogue.turns):
             return dialogue
         first = next((i for i, (role, _) in enumerate(dialogue.turns) if role != "system"), 0)
+        marks = f"{MARK}\n" * len(dialogue.media)
         turns = [
-            (role, f"{MARK}\n" * len(dialogue.media) * (i == first) + text)
-            for i, (role, text) in enumerate(dialogue.turns)
+            (role, marks + text if i == first else text) for i, (role, text) in enumerate(dialogue.turns)
         ]
         return dataclasses.replace(dialogue, turns=tuple(turns))
 
-    def messages(self, dialogue):
-        """The turns as a Request holds them: a model is asked in the words that it was taught with.
+    def messages(self, dialogue: Dialogue) -> list[dict]:
+        """The turns as `messages` of a Request: a model is asked in the words that it was trained with.
 
-        Raises DataError.
+        Raises:
+          DataError: the turns do not suit this layout.
         """
         if not self.original:
             check_marks(dialogue)
@@ -218,30 +246,31 @@ class Layout:
         ]
 
     def check(self, dialogue, items, ask):
-        """What `read` gives, if it can be laid out. Raises DataError."""
+        """The turns as `read` gives them, if they can be laid out. Raises DataError if not."""
         where = dialogue.where
         if self.original and items > 1:
             raise DataError(
-                f"{where}: {items} pictures, but layout 'original' has place for one. Give one picture a dialogue, or another model.layout"
+                f"{where}: {items} pictures, but layout 'original' has place for one. "
+                "Give one picture a dialogue, or another model.layout"
             )
         for i, (_, text) in enumerate(dialogue.turns):
             if not (text if self.original else text.strip()):
                 raise DataError(f"{where}: turn {i} is empty. Remove the turn or write its text")
         if not self.original:
             check_marks(dialogue)
-        elif dialogue.parted and (
-            later := [i for i, (_, text) in enumerate(dialogue.turns) if i and MARK in text]
-        ):
-            raise DataError(
-                f"{where}: turn {later[0]} shows a picture, but layout 'original' shows it before the first turn. Move it there"
-            )
+        elif dialogue.parted:
+            later = [i for i, (_, text) in enumerate(dialogue.turns) if i and MARK in text]
+            if later:
+                raise DataError(
+                    f"{where}: turn {later[0]} shows a picture, but layout 'original' shows it before the "
+                    "first turn. Move it there"
+                )
         interleaved = self.template or self.placed
         turns = self.read(self.marked(dialogue) if interleaved else dialogue)
         spoken = [role for role, _ in turns if role != "system"]
         if ask and spoken[-1:] != ["user"]:
-            raise DataError(
-                f"{where}: the last turn is the {(spoken or ['system'])[-1]}'s. End with a question"
-            )
+            last = spoken[-1] if spoken else "system"
+            raise DataError(f"{where}: the last turn is the {last}'s. End with a question")
         if self.original:
             return turns
         if spoken[:1] == [ANSWER]:
@@ -250,7 +279,8 @@ class Layout:
             )
         if not ask and ANSWER not in spoken:
             raise DataError(
-                f"{where}: no turn of the assistant, hence nothing to learn from. Add an answer or remove the dialogue"
+                f"{where}: no turn of the assistant, hence nothing to learn from. "
+                "Add an answer or remove the dialogue"
             )
         for i, (role, text) in enumerate(turns):
             if not without_marks(text):
@@ -271,28 +301,31 @@ LAYOUTS["template"] = Style((), Layout.in_template)
 
 @dataclasses.dataclass
 class Prepare:
-    """Dialogue to Sample: `processors` prepare the media of each stream, `layout` makes the sequence."""
+    """Turns a Dialogue into a Sample: `processors` prepare its media, `layout` makes the sequence."""
 
-    layout: object
-    processors: dict
+    layout: Layout
+    processors: dict[str, Callable[..., Prepared]]  # by stream, such as an ImageProcessor
 
     @classmethod
-    def of(cls, tokenizer, config, max_length, **settings):
-        """For a ModelConfig; `settings` are those of the processors."""
-        return cls(
-            Layout(tokenizer, config, max_length),
-            {name: LENSES[name].of(stream, **settings) for name, stream in config.streams.items()},
-        )
+    def of(cls, tokenizer, config, max_length: int, **settings) -> Self:
+        """The Prepare of a ModelConfig; `settings` go to the processor of every stream."""
+        layout = Layout(tokenizer, config, max_length)
+        return cls(layout, {name: PROCESSORS[name].of(c, **settings) for name, c in config.streams.items()})
 
-    def __call__(self, dialogue, ask=False):
-        """Raises DataError, which begins with where the dialogue comes from."""
+    def __call__(self, dialogue: Dialogue, ask: bool = False) -> Sample:
+        """The Sample of a dialogue; `ask` as in Layout.
+
+        Raises:
+          DataError: the dialogue or its media cannot be used; the message begins with `dialogue.where`.
+        """
         try:
             prepared = [self.processor(stream)(source) for stream, source in dialogue.media]
         except DataError as error:
             raise DataError(f"{dialogue.where}: {error}") from error
         return self.layout(dialogue, prepared, ask)
 
-    def processor(self, stream):
+    def processor(self, stream: str) -> Callable[..., Prepared]:
+        """What prepares the media of a stream. Raises DataError for a stream that the model does not have."""
         if stream not in self.processors:
             raise DataError(
                 f"this model takes no media of the kind {stream!r}, only {', '.join(self.processors)}"
@@ -300,22 +333,22 @@ class Prepare:
         return self.processors[stream]
 
     @property
-    def tiles(self):
-        """{stream: Tile}, for batches."""
+    def tiles(self) -> dict[str, Tile]:
+        """{stream: Tile}, which `batch.collate` needs."""
         return {
             stream: processor.tile(self.layout.streams.index(stream))
             for stream, processor in self.processors.items()
         }
 
-    def outlined(self):
-        """The same that only looks at headers."""
+    def outlined(self) -> Self:
+        """A Prepare that reads only the headers of media, so that its Samples have tiles without pixels."""
         return dataclasses.replace(
             self, processors={stream: processor.outline for stream, processor in self.processors.items()}
         )
 
 
 def content_parts(text):
-    """What a message says: text, or the list of its parts where it shows pictures."""
+    """The content of a message: the text itself, or a list of parts if it marks pictures."""
     if MARK not in text:
         return text
     pieces = re.split(f"({re.escape(MARK)})", text)
@@ -325,21 +358,27 @@ def content_parts(text):
 
 
 def check_marks(dialogue):
-    """Raises DataError unless the text of a Dialogue marks as many pictures as it has; messages need no marks."""
-    marks, images = sum(text.count(MARK) for _, text in dialogue.turns), len(dialogue.images)
+    """Raises DataError unless a dialogue has as many marks as pictures; messages may also have none."""
+    marks = sum(text.count(MARK) for _, text in dialogue.turns)
+    images = len(dialogue.images)
     if marks != images and (dialogue.marked or marks):
+        marks_noun = "mark" if marks == 1 else "marks"
+        files_noun = "file" if images == 1 else "files"
         raise DataError(
-            f'{dialogue.where}: the text has {marks} {MARK} {"mark" if marks == 1 else "marks"} but "image" lists {images} '
-            f"{'file' if images == 1 else 'files'}. Add the missing file or remove a mark"
+            f'{dialogue.where}: the text has {marks} {MARK} {marks_noun} but "image" lists {images} '
+            f"{files_noun}. Add the missing file or remove a mark"
         )
 
 
-def without_marks(text):
+def without_marks(text: str) -> str:
+    """The text without its marks and the line breaks that set them apart."""
     if MARK not in text:
         return text
     return text.replace(MARK + "\n", "").replace("\n" + MARK, "").replace(MARK, "").strip()
 
 
 def without_breaks(text):
-    """Marks without the line break that sets them apart, as LLaVA's data have it."""
-    return text.replace(MARK + "\n", MARK).replace("\n" + MARK, MARK).strip() if MARK in text else text
+    """The text with its marks, but without the line breaks with which LLaVA's data set them apart."""
+    if MARK not in text:
+        return text
+    return text.replace(MARK + "\n", MARK).replace("\n" + MARK, MARK).strip()

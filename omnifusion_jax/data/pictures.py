@@ -1,7 +1,7 @@
-"""A picture as a model takes it: the pixels for every encoder, and the order in which its features enter a sequence."""
+"""Prepares pictures for a model: pixels for every encoder, and the order of feature rows in a sequence."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -12,20 +12,20 @@ from omnifusion_jax.data.tiles import best_grid, most, order, tiles
 
 
 class Prepared(NamedTuple):
-    """A media item as its stream takes it."""
+    """A media item, ready for the encoders of its stream."""
 
-    views: tuple[np.ndarray, ...]  # for each view its tiles, of a picture uint8[tiles, size, size, 3]
-    order: (
-        np.ndarray
-    )  # int32: feature rows, counted through the tiles, as they stand in a sequence; below 0 a special vector
-    rows: int  # feature rows of all its tiles
+    views: tuple[np.ndarray, ...]  # its tiles in each view; of a picture uint8[tiles, size, size, 3]
+    # int32[positions]: the feature row that stands at each of its positions in a sequence, numbered through
+    # all tiles, or data.tiles.NEWLINE for the trained newline vector
+    order: np.ndarray
+    rows: int  # feature rows of all tiles
 
 
 @dataclasses.dataclass
 class ImageProcessor:
-    """Anything that `open_image` takes to a Prepared picture. Raises DataError.
+    """Turns any source that `open_image` takes into a Prepared picture. Raises DataError.
 
-    It holds what it needs of a model's config and no more: processes that only read have no use for JAX.
+    It keeps only what it needs of a model's config, because worker processes do without JAX.
     """
 
     views: tuple[View, ...]
@@ -33,34 +33,32 @@ class ImageProcessor:
     grids: tuple[tuple[int, int], ...]
     unpad: bool
     newline: bool
-    rows: int  # of one tile
-    side: int | None  # of the grid that they are
+    rows: int  # feature rows of one tile
+    side: int | None  # rows a side of the square grid that they form, None if they form none
     max_pixels: int = 50_000_000
 
     @classmethod
-    def of(cls, c: ImageConfig, max_pixels=50_000_000):
+    def of(cls, c: ImageConfig, max_pixels: int = 50_000_000) -> Self:
         return cls(c.views, c.fit, c.grids, c.unpad, c.newline, c.rows, c.side, max_pixels)
 
     @property
-    def room(self):
-        """Tiles that a picture takes at most."""
+    def room(self) -> int:
+        """The largest number of tiles of a picture."""
         return most(self.grids) if self.fit == "tiles" else 1
 
     @property
-    def positions(self):
-        """Positions that a picture takes at most."""
+    def positions(self) -> int:
+        """The largest number of positions that a picture takes in a sequence."""
         if self.fit != "tiles":
             return self.rows
-        return self.rows + max(
-            rows * columns * self.rows + (rows * self.side if self.newline else 0)
-            for rows, columns in self.grids
-        )
+        newlines = self.side if self.newline else 0  # for each row of tiles
+        return self.rows + max(rows * columns * self.rows + rows * newlines for rows, columns in self.grids)
 
-    def tile(self, number):
-        """What batches must know of it."""
+    def tile(self, number: int) -> Tile:
+        """What batches need to know of its tiles; `number` is that of the stream."""
         return Tile(number, tuple((view.size, view.size, 3) for view in self.views), np.uint8, self.rows)
 
-    def __call__(self, source):
+    def __call__(self, source) -> Prepared:
         picture = open_image(source, max_pixels=self.max_pixels)
         if self.fit == "tiles":
             return self.prepared((tiles(picture, self.views[0].size, self.grids),), picture.size)
@@ -69,10 +67,11 @@ class ImageProcessor:
         )
         return self.prepared(views, picture.size)
 
-    def outline(self, source):
-        """The same with tiles of no pixels: all that its place in a sequence depends on, from the header of its file alone.
+    def outline(self, source) -> Prepared:
+        """The same with tiles of 0 x 0 pixels, from the file's header alone: enough to lay out a sequence.
 
-        Raises DataError for what the header shows. A file that is damaged further on is found out when it is read.
+        Raises:
+          DataError: the header shows that `source` cannot be used. It does not show damage further on.
         """
         size = image_size(source, max_pixels=self.max_pixels)
         count = 1
@@ -84,12 +83,9 @@ class ImageProcessor:
         return self.prepared(tuple(np.zeros((count, 0, 0, 3), np.uint8) for _ in self.views), size)
 
     def prepared(self, views, size):
-        """Of a picture of (width, height) pixels."""
+        """The tiles of a picture of (width, height) pixels with the order of their feature rows."""
         rows = len(views[0]) * self.rows
         if not (self.newline or self.unpad):
             return Prepared(views, np.arange(rows, dtype=np.int32), rows)
-        return Prepared(
-            views,
-            order(size[::-1], self.grids, self.views[0].size, self.side, self.newline, self.unpad),
-            rows,
-        )
+        by_line = order(size[::-1], self.grids, self.views[0].size, self.side, self.newline, self.unpad)
+        return Prepared(views, by_line, rows)

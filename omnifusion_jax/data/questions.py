@@ -2,7 +2,7 @@
 
 from omnifusion_jax.data.synthetic import COLOURS, PLACES, SHAPES, SIZES
 
-# Russian: shape -> (nominative, genitive plural, gender); adjectives -> forms by gender
+# Russian: shape -> (nominative, genitive plural, gender); adjective -> its forms by gender (0 m, 1 f, 2 n)
 RU_SHAPES = {
     "circle": ("круг", "кругов", 0),
     "square": ("квадрат", "квадратов", 0),
@@ -36,7 +36,7 @@ RU_PLACES = (
 
 
 class English:
-    """How one language puts things; `Russian` has the same members."""
+    """The words and sentences of one language; `Russian` has the same members."""
 
     describe = "Describe the picture."
     written = "What is written?"
@@ -93,11 +93,16 @@ class Russian:
 LANGUAGES = (English, Russian)
 
 
-def caption(scene, language):
+def caption(scene, language) -> str:
+    """What there is in a scene, thing by thing."""
     parts = [f"{language.name(t.size, t.colour, t.shape)} {language.places[t.place]}" for t in scene.things]
     if scene.text:
         parts.append(language.says.format(scene.text))
     return ", ".join(parts)
+
+
+# Each of the following asks one kind of question about a scene: (question, answer), or None if the scene
+# allows no such question.
 
 
 def colour(scene, language, rng):
@@ -119,21 +124,22 @@ def where(scene, language, rng):
 
 def size(scene, language, rng):
     thing = pick(rng, unnamed_twice(scene))
-    return thing and (
-        language.size_of(thing.colour, thing.shape),
-        language.adjective(thing.size, thing.shape),
-    )
+    if thing is None:
+        return None
+    return language.size_of(thing.colour, thing.shape), language.adjective(thing.size, thing.shape)
 
 
 def what_at(scene, language, rng):
-    things = [t.place for t in scene.things]
-    place = pick(rng, [p for p in range(9) if scene.at(p) is None] if rng.random() < 0.2 else things)
+    if rng.random() < 0.2:
+        places = [p for p in range(9) if scene.at(p) is None]
+    else:
+        places = [t.place for t in scene.things]
+    place = pick(rng, places)
     if place is None:
         return None
     thing = scene.at(place)
-    return language.what_at(place), language.name(
-        thing.size, thing.colour, thing.shape
-    ) if thing else language.nothing
+    answer = language.name(thing.size, thing.colour, thing.shape) if thing else language.nothing
+    return language.what_at(place), answer
 
 
 def count(scene, language, rng):
@@ -141,12 +147,13 @@ def count(scene, language, rng):
 
 
 def count_of(scene, language, rng):
-    shape = pick(rng, [t.shape for t in scene.things]) if rng.random() < 0.75 else pick(rng, SHAPES)
+    shapes = [t.shape for t in scene.things] if rng.random() < 0.75 else SHAPES
+    shape = pick(rng, shapes)
     return language.count_of(shape), str(sum(t.shape == shape for t in scene.things))
 
 
 def exists(scene, language, rng):
-    """Half of the time something that is there; else one of its two properties is another's."""
+    """Asks half of the time for a thing that is there, else with its colour or its shape drawn anew."""
     thing = pick(rng, scene.things)
     colour, shape = thing.colour, thing.shape
     if rng.random() < 0.5:
@@ -159,14 +166,16 @@ def exists(scene, language, rng):
 
 
 def written(scene, language, rng):
-    return (language.written, scene.text or language.nothing) if scene.text or rng.random() < 0.15 else None
+    if not scene.text and rng.random() >= 0.15:  # seldom asked where nothing is written
+        return None
+    return language.written, scene.text or language.nothing
 
 
 KINDS = (colour, shape, where, size, what_at, count, count_of, exists, written)
 
 
-def questions(scene, rng, number):
-    """`number` different questions as (question, answer), each in a language drawn for it."""
+def questions(scene, rng, number: int) -> list[tuple[str, str]]:
+    """`number` different questions as (question, answer), each in a language drawn at random."""
     found = {}
     while len(found) < number:
         language = LANGUAGES[rng.integers(2)]
@@ -177,15 +186,17 @@ def questions(scene, rng, number):
 
 
 def pick(rng, options):
+    """One of the options at random, None if there are none."""
     return options[rng.integers(len(options))] if len(options) else None
 
 
 def unique(values):
+    """The values that occur only once."""
     return [v for v in values if values.count(v) == 1]
 
 
 def unnamed_twice(scene):
-    """Things that colour and shape tell apart from all others."""
+    """The things of a scene whose colour and shape no other has."""
     names = [(t.colour, t.shape) for t in scene.things]
     return [t for t in scene.things if names.count((t.colour, t.shape)) == 1]
 

@@ -1,6 +1,6 @@
-"""Where dialogues come from. A source has a length and gives the `Dialogue` at an index, the same one every time.
+"""Where dialogues come from: a source has a length and always gives the same `Dialogue` at an index.
 
-Its `fingerprint`, if it has one, is a string that other data does not share: a run that goes on asks for the same one.
+It may have a `fingerprint`, a string that differs for other data; a continued run requires the same one.
 """
 
 import hashlib
@@ -17,27 +17,30 @@ ENDLESS = 2**30  # synthetic samples in an epoch
 
 
 class JsonSource:
-    """A LLaVA JSON list or a JSONL file, held in memory; pictures are named relative to `images`.
+    """A LLaVA JSON list or a JSONL file, held in memory; pictures are named relative to the folder `images`.
 
-    `fingerprint` is of the file's text, not of the pictures that it names.
+    The `fingerprint` covers the text of the file, not the pictures that it names.
+
+    Raises:
+      DataError: the file cannot be read or has no dialogues. A broken record raises it when asked for.
     """
 
-    def __init__(self, path, images=""):
+    def __init__(self, path: str | Path, images: str | Path = ""):
         self.path, self.images = Path(path), Path(images)
         self.records = self.read()
         if not self.records:
             raise DataError(f"{path} holds no dialogues")
 
     def read(self):
-        """[(where, record or None, problem or None)]: a broken line is known at once and reported when its turn comes."""
+        """[(where, record, None)] of the file, and for broken lines [(where, None, problem)]."""
         if self.path.is_dir():
             inside = sorted(file for file in self.path.iterdir() if file.suffix in (".json", ".jsonl"))
-            raise DataError(
-                f"{self.path} is a folder: give the file in it, e.g. {inside[0] if inside else self.path / 'dialogues.json'}"
-            )
+            example = inside[0] if inside else self.path / "dialogues.json"
+            raise DataError(f"{self.path} is a folder: give the file in it, e.g. {example}")
         if not self.path.is_file():
             raise DataError(
-                f"{self.path} does not exist: data.path names a LLaVA JSON or JSONL file, or synthetic:captions"
+                f"{self.path} does not exist: data.path names a LLaVA JSON or JSONL file, "
+                "or synthetic:captions"
             )
         text = read_text(self.path)
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -49,11 +52,13 @@ class JsonSource:
             records = json.loads(text)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{self.path}:{error.lineno}: not JSON ({error.msg}). A file with one object a line must be named .jsonl"
+                f"{self.path}:{error.lineno}: not JSON ({error.msg}). "
+                "A file with one object a line must be named .jsonl"
             ) from None
         if not isinstance(records, list):
             raise DataError(
-                f"{self.path}: a list of dialogues is expected, this is a {type(records).__name__}. Put it in [ ]"
+                f"{self.path}: a list of dialogues is expected, this is a {type(records).__name__}. "
+                "Put it in [ ]"
             )
         return [(f"{self.path}[{i}]", record, None) for i, record in enumerate(records)]
 
@@ -67,15 +72,21 @@ class JsonSource:
     def __len__(self):
         return len(self.records)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> Dialogue:
         where, record, problem = self.records[i]
         if problem:
             raise DataError(problem)
         return from_record(record, where, self.images)
 
 
-def read_text(path):
-    """The text of a file, whose lines are to be split at "\\n" alone: JSON strings may hold all else that `splitlines` takes for an end of line."""
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, to be split into lines at "\\n" alone.
+
+    `splitlines` would also split at characters that JSON strings may hold.
+
+    Raises:
+      DataError: the file is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -99,7 +110,8 @@ def anything(scene, rng):
     return captions(scene, rng) if rng.random() < 0.2 else several_questions(scene, rng)
 
 
-SYNTHETIC = {  # kind -> (split, what is said, whether the picture is replaced by its map in words)
+# kind -> (split, what is said, whether a map in words replaces the picture)
+SYNTHETIC = {
     "captions": ("train", captions, False),
     "questions": ("train", several_questions, False),
     "text": ("train", anything, True),
@@ -109,9 +121,12 @@ SYNTHETIC = {  # kind -> (split, what is said, whether the picture is replaced b
 
 
 class SyntheticSource:
-    """Dialogues about pictures drawn on the fly; `side` is the number of patches a side, for maps in words."""
+    """Dialogues about pictures drawn on the fly, of a kind in SYNTHETIC.
 
-    def __init__(self, kind, side):
+    `side` is the number of patches a side, for maps in words. Raises DataError for an unknown kind.
+    """
+
+    def __init__(self, kind: str, side: int):
         if kind not in SYNTHETIC:
             raise DataError(f"there is no synthetic:{kind}; choose from {', '.join(SYNTHETIC)}")
         self.kind, self.side, self.fingerprint = kind, side, f"synthetic:{kind}"
@@ -120,13 +135,11 @@ class SyntheticSource:
     def __len__(self):
         return ENDLESS
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> Dialogue:
         scene, rng = synthetic.scene_and_rng(i, self.split)
-        turns = [
-            turn
-            for question, answer in self.say(scene, rng)
-            for turn in (("user", question), ("assistant", answer))
-        ]
+        turns = []
+        for question, answer in self.say(scene, rng):
+            turns += [("user", question), ("assistant", answer)]
         if self.in_words:
             turns[0] = ("user", " ".join([*synthetic.patch_words(scene, self.side), turns[0][1]]))
         media = () if self.in_words else (Media(IMAGE, synthetic.render(scene, rng)),)
@@ -138,12 +151,18 @@ def synthetic_source(rest, images, side):
     return SyntheticSource(rest, side)
 
 
-def open_source(path, images, side):
-    """A file, or what a row of SOURCES opens: `synthetic:captions` is its row "synthetic", given "captions", `images`, and
-    the number of patches a side of a picture. Raises DataError."""
+def open_source(path: str, images: str, side: int):
+    """The source at a path: a JSON or JSONL file, or what a row of SOURCES opens.
+
+    `synthetic:captions` calls the row "synthetic" with "captions", `images` and `side`, the number of patches
+    a side of a picture.
+
+    Raises:
+      DataError: the source does not exist or cannot be read.
+    """
     if is_url(path) or is_data_url(path):
         raise DataError(f"data.path={short(path)} is not fetched: download it, and give the path of the file")
     name, colon, rest = path.partition(":")
-    return (
-        SOURCES[name](rest, images, side) if colon and name in SOURCES.names() else JsonSource(path, images)
-    )
+    if colon and name in SOURCES.names():
+        return SOURCES[name](rest, images, side)
+    return JsonSource(path, images)

@@ -1,8 +1,9 @@
 """Pictures drawn on the fly, and what there is to say about them.
 
-A picture is a grid of three by three places. Shapes differ in kind, colour and size; a number or a short word may stand in one row, one character
-a place. Everything about sample `i` of a split follows from `i` alone. Of every colour and shape one place is held out: training never shows it, and
-every picture of the held-out split shows at least one such combination.
+A picture is a grid of three by three places. Things differ in shape, colour and size. A number or a short
+word may stand in one row, one character in each place. Everything about sample `i` of a split follows from
+`i` alone. For every colour and shape one place is held out: training never shows this combination, and every
+picture of the held-out split shows at least one of them.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-SIZE, CELL = 96, 32  # pixels: picture and place
+SIZE, CELL = 96, 32  # pixels a side of a picture and of a place
 COLOURS = {
     "red": (225, 45, 45),
     "green": (45, 185, 60),
@@ -45,20 +46,21 @@ class Scene:
     text: str = ""  # a number or a word; character k stands in column k
     row: int = 0  # of the text
 
-    def at(self, place):
-        """The Thing, the character or None at a place."""
+    def at(self, place: int) -> Thing | str | None:
+        """What stands at a place: a Thing, a character or nothing."""
         column, row = place % 3, place // 3
         if row == self.row and column < len(self.text):
             return self.text[column]
         return next((t for t in self.things if t.place == place), None)
 
 
-def held_out(colour, shape, place):
-    """Whether training never sees this combination: one place in nine of every colour and shape."""
+def held_out(colour: str, shape: str, place: int) -> bool:
+    """Whether training never shows this combination: one place in nine for every colour and shape."""
     return (2 * tuple(COLOURS).index(colour) + 5 * SHAPES.index(shape) + place) % len(PLACES) == 0
 
 
-def draw_scene(rng, split):
+def draw_scene(rng, split: str) -> Scene:
+    """A random scene of one to four things, and sometimes a text."""
     text, row, free = "", 0, list(range(9))
     if rng.random() < 0.4:
         text = str(rng.integers(0, 1000)) if rng.random() < 0.6 else str(rng.choice(WORDS))
@@ -67,24 +69,23 @@ def draw_scene(rng, split):
     places = rng.permutation(free)[: rng.integers(1, 5)]
     things = []
     for place in places:
-        wanted = (
-            split == "held-out" and not things
-        )  # the first thing of a held-out picture is a held-out combination
+        # the first thing of a held-out picture is a held-out combination, its other things may be
+        wanted = split == "held-out" and not things
         while True:
-            thing = Thing(
-                str(rng.choice(list(SIZES))),
-                str(rng.choice(list(COLOURS))),
-                str(rng.choice(SHAPES)),
-                int(place),
-            )
+            size = str(rng.choice(list(SIZES)))
+            colour = str(rng.choice(list(COLOURS)))
+            shape = str(rng.choice(SHAPES))
+            thing = Thing(size, colour, shape, int(place))
             hidden = held_out(thing.colour, thing.shape, thing.place)
-            if hidden if wanted else (not hidden or split == "held-out"):
+            fits = hidden if wanted else (not hidden or split == "held-out")
+            if fits:
                 break
         things.append(thing)
     return Scene(tuple(sorted(things, key=lambda t: t.place)), text, row)
 
 
 def star(x, y, r):
+    """The ten corners of a star around (x, y)."""
     angles = np.pi * (np.arange(10) / 5 - 0.5)
     radii = np.where(np.arange(10) % 2, 0.45 * r, 1.1 * r)
     return list(zip(x + radii * np.cos(angles), y + radii * np.sin(angles), strict=True))
@@ -103,21 +104,18 @@ DRAW = {
 FONT = ImageFont.load_default(26)
 
 
-def render(scene, rng):
-    """uint8[96, 96, 3]: dark noisy ground, colours and places a little off."""
+def render(scene: Scene, rng) -> np.ndarray:
+    """Draws a scene: uint8[96, 96, 3], dark noisy ground, places, sizes and colours a little off."""
     ground = rng.integers(0, 70, 3)
     image = Image.new("RGB", (SIZE, SIZE), tuple(int(g) for g in ground))
     pen = ImageDraw.Draw(image)
     for thing in scene.things:
         shift = rng.integers(-2, 3, 2)
-        x, y = (
-            CELL * thing.place % SIZE + CELL / 2 + shift[0],
-            CELL * (thing.place // 3) + CELL / 2 + shift[1],
-        )
+        x = CELL * thing.place % SIZE + CELL / 2 + shift[0]
+        y = CELL * (thing.place // 3) + CELL / 2 + shift[1]
         colour = np.clip(np.array(COLOURS[thing.colour]) + rng.integers(-15, 16, 3), 0, 255)
-        DRAW[thing.shape](
-            pen, x, y, SIZES[thing.size] + int(rng.integers(-1, 2)), tuple(int(c) for c in colour)
-        )
+        radius = SIZES[thing.size] + int(rng.integers(-1, 2))
+        DRAW[thing.shape](pen, x, y, radius, tuple(int(c) for c in colour))
     for column, character in enumerate(scene.text):
         shift = rng.integers(-2, 3, 2)
         at = (CELL * column + CELL / 2 + shift[0], CELL * scene.row + CELL / 2 + shift[1])
@@ -126,15 +124,20 @@ def render(scene, rng):
     return np.clip(np.asarray(image, np.int16) + noise, 0, 255).astype(np.uint8)
 
 
-def cell_word(content):
-    """What stands in a place, in one short word: "rC" a large red circle, "rc" a small one, "k" the letter k, "H" the digit 7 (A is 0), "empty"."""
+LETTERS = {"circle": "c", "square": "s", "triangle": "t", "star": "a", "cross": "x", "ring": "o"}
+
+
+def cell_word(content: Thing | str | None) -> str:
+    """One short word for what stands in a place.
+
+    "rC" is a large red circle, "rc" a small one, "k" the letter k, "H" the digit 7 ("A" is 0); "empty" says
+    that nothing stands there.
+    """
     if content is None:
         return "empty"
     if isinstance(content, str):
         return "ABCDEFGHIJ"[int(content)] if content.isdigit() else content
-    letter = {"circle": "c", "square": "s", "triangle": "t", "star": "a", "cross": "x", "ring": "o"}[
-        content.shape
-    ]
+    letter = LETTERS[content.shape]
     return content.colour[0] + (letter.upper() if content.size == "large" else letter)
 
 
@@ -145,13 +148,13 @@ CELL_WORDS = (
 )
 
 
-def patch_words(scene, side):
-    """The scene as a map: the word of the place that each of side x side patches lies in, row by row."""
+def patch_words(scene: Scene, side: int) -> list[str]:
+    """A map of the scene: the word of the place where each of side x side patches lies, row by row."""
     cells = [cell_word(scene.at(place)) for place in range(9)]
     return [cells[3 * (3 * i // side) + 3 * j // side] for i in range(side) for j in range(side)]
 
 
-def scene_and_rng(index, split):
-    """Sample `index` of a split: its scene, and the generator that draws and asks."""
+def scene_and_rng(index: int, split: str) -> tuple[Scene, np.random.Generator]:
+    """The scene of sample `index` of a split, and the generator for drawing it and asking about it."""
     rng = np.random.default_rng([SPLITS.index(split), index])
     return draw_scene(rng, split), rng

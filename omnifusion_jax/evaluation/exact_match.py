@@ -1,7 +1,7 @@
-"""Asks a model the questions of a data set and counts the answers that it gives back exactly.
+"""Asks a model the questions of a data set, and counts the answers that equal the truth exactly.
 
-A layout that teaches no end of an answer ("original") leaves a model talking until it is stopped. There an
-answer is cut to as many tokens as the truth has, and the figure `cut_to_truth` says how many answers went on.
+The layout "original" does not teach where an answer ends, so that a model talks until it is stopped. There an
+answer is cut to as many tokens as the truth has, and the figure `cut_to_truth` says how many were longer.
 """
 
 import itertools
@@ -18,25 +18,26 @@ from omnifusion_jax.errors import DataError
 
 
 class Record(NamedTuple):
-    """One question with what the model said; `blind` is what it said to a blank picture, None where that was not asked."""
+    """One question, with what the model answered."""
 
     images: tuple
     question: str
     truth: str
     answer: str
-    blind: str | None = None
+    blind: str | None = None  # the answer to a blank picture; None: that was not asked
 
     @property
-    def right(self):
+    def right(self) -> bool:
         return self.answer.strip() == self.truth.strip()
 
 
 def questions(dialogue, layout):
-    """Every assistant turn after a user's as (Request of the true turns before it, question, truth)."""
+    """Yields every assistant turn that follows a user's: (Request, question, truth).
+
+    The Request holds the true turns before the answer, and the pictures that they show.
+    """
     messages, turns = layout.messages(dialogue), layout.read(dialogue)
-    shown = sum(
-        pictures(message) for message in messages
-    )  # those that stand at their turns; else all belong to the first
+    shown = sum(pictures(message) for message in messages)  # 0: all pictures belong to the first turn
     for i, (role, truth) in enumerate(turns):
         if role == "assistant" and i and turns[i - 1][0] == "user":
             count = sum(pictures(message) for message in messages[:i]) if shown else len(dialogue.images)
@@ -44,13 +45,11 @@ def questions(dialogue, layout):
             yield Request(messages=messages[:i], images=list(dialogue.images[:count])), asked, truth
 
 
-def pictures(message):
-    """How many the parts of a message show."""
-    return (
-        sum(part["type"] == "image" for part in message["content"])
-        if isinstance(message["content"], list)
-        else 0
-    )
+def pictures(message: dict) -> int:
+    """How many pictures stand among the parts of a message."""
+    if not isinstance(message["content"], list):
+        return 0
+    return sum(part["type"] == "image" for part in message["content"])
 
 
 def blank(image):
@@ -59,19 +58,21 @@ def blank(image):
 
 
 def exact_match(model, source, count=0, *, batch_size=64, max_new_tokens=32, blind=False):
-    """Greedy answers to the first `count` questions of a source (0: all of a finite one).
+    """Asks the first `count` questions of a source (0: all of a finite one), and decodes greedily.
 
-    Returns figures {"accuracy", "questions", with `blind` "blind_accuracy", and "cut_to_truth" where the
-    layout teaches no end} and the list of Records. An answer counts when it equals the truth exactly, outer
-    spaces aside. Raises DataError for a dialogue that cannot be used, or when there is no question.
+    An answer is right when it equals the truth exactly, apart from outer spaces.
+
+    Args:
+      model: an inference.model.Model.
+      blind: ask every question about blank pictures too.
+    Returns: (figures, [Record]). The figures are "accuracy", "questions", with `blind` "blind_accuracy", and
+      "cut_to_truth" when the layout does not teach where an answer ends.
+    Raises: DataError for a dialogue that cannot be used, or when there is no question.
     """
     layout, tokenizer = model.prepare.layout, model.tokenizer
     dialogues = (source[i] for i in range(len(source)))
-    asked = list(
-        itertools.islice(
-            itertools.chain.from_iterable(questions(d, layout) for d in dialogues), count or None
-        )
-    )
+    every = itertools.chain.from_iterable(questions(dialogue, layout) for dialogue in dialogues)
+    asked = list(itertools.islice(every, count or None))
     if not asked:
         raise DataError("the evaluation data hold no question: an assistant's turn after a user's")
     requests, texts, truths = map(list, zip(*asked, strict=True))
@@ -79,22 +80,22 @@ def exact_match(model, source, count=0, *, batch_size=64, max_new_tokens=32, bli
     lengths = [None] * len(requests)
     if layout.original:
         coded = [tokenizer.encode(truth) for truth in truths]
-        truths, lengths = [tokenizer.decode(ids) for ids in coded], list(map(len, coded))
+        truths = [tokenizer.decode(ids) for ids in coded]
+        lengths = [len(ids) for ids in coded]
 
     def answer(requests):
-        answers = [a.tokens for a in model.generate(requests, generation, batch_size=batch_size)]
-        cut = sum(n is not None and len(tokens) > n for tokens, n in zip(answers, lengths, strict=True))
-        return [tokenizer.decode(tokens[:n]) for tokens, n in zip(answers, lengths, strict=True)], cut
+        """(texts, how many of them were cut)"""
+        found = [a.tokens for a in model.generate(requests, generation, batch_size=batch_size)]
+        cut = sum(n is not None and len(tokens) > n for tokens, n in zip(found, lengths, strict=True))
+        return [tokenizer.decode(tokens[:n]) for tokens, n in zip(found, lengths, strict=True)], cut
 
-    (answers, cut), dark = answer(requests), [None] * len(requests)
+    answers, cut = answer(requests)
+    dark = [None] * len(requests)
     if blind:
-        dark, _ = answer(
-            [Request(messages=r.messages, images=[blank(image) for image in r.images]) for r in requests]
-        )
+        blanks = [Request(messages=r.messages, images=list(map(blank, r.images))) for r in requests]
+        dark, _ = answer(blanks)
     columns = zip(requests, texts, truths, answers, dark, strict=True)
-    records = [
-        Record(tuple(r.images), text, truth, answer, other) for r, text, truth, answer, other in columns
-    ]
+    records = [Record(tuple(request.images), *rest) for request, *rest in columns]
     figures = {"accuracy": sum(r.right for r in records) / len(records), "questions": len(records)}
     if layout.original:
         figures["cut_to_truth"] = cut

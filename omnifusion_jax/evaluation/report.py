@@ -1,4 +1,7 @@
-"""report.html of a run: loss curves and a page of pictures with question, answer and truth. One file, nothing to load."""
+"""report.html of a run: loss curves, and pictures with question, answer and truth.
+
+It is one file that loads nothing else.
+"""
 
 import base64
 import html
@@ -10,24 +13,28 @@ from omnifusion_jax.data.images import open_image
 
 SHOWN = 60  # pictures
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 74rem; padding: 0 1rem; color: #222; background: #fafafa }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 74rem; padding: 0 1rem; \
+color: #222; background: #fafafa }
 h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-table { border-collapse: collapse } td { padding: .15rem 1.2rem .15rem 0 } td + td { font-variant-numeric: tabular-nums }
+table { border-collapse: collapse } td { padding: .15rem 1.2rem .15rem 0 } \
+td + td { font-variant-numeric: tabular-nums }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .8rem }
-.card { background: #fff; border: 1px solid #ddd; border-left: .3rem solid #2a8a4a; border-radius: .3rem; padding: .6rem; overflow-wrap: anywhere }
+.card { background: #fff; border: 1px solid #ddd; border-left: .3rem solid #2a8a4a; \
+border-radius: .3rem; padding: .6rem; overflow-wrap: anywhere }
 .card.wrong { border-left-color: #c43a31 }
-.card img { width: 8rem; height: 8rem; object-fit: contain; display: block; margin-bottom: .4rem; background: #eee }
+.card img { width: 8rem; height: 8rem; object-fit: contain; \
+display: block; margin-bottom: .4rem; background: #eee }
 .card b { font-weight: 600 } .faint { color: #777 }
 svg text { font: 12px system-ui, sans-serif; fill: #666 }
 """
 
 
-def write_report(workdir, records, earlier=None):
+def write_report(workdir: str | Path, records, earlier: str | Path | None = None):
     """Writes WORKDIR/report.html from its metrics.jsonl and summary.json.
 
     Args:
-      records: evaluation.exact_match.Records in the order to show; may be empty.
-      earlier: workdir of the phase before, whose loss curve is shown too, or None.
+      records: a list of evaluation.exact_match.Records in the order to show; may be empty.
+      earlier: the workdir of the phase before, whose loss curve is shown too, or None.
     """
     workdir = Path(workdir)
     figures = json.loads((workdir / "summary.json").read_text())
@@ -35,36 +42,39 @@ def write_report(workdir, records, earlier=None):
         f"<tr><td>{html.escape(name)}</td><td>{show(value)}</td></tr>" for name, value in figures.items()
     )
     runs = [run for run in (earlier, workdir) if run and (Path(run) / "metrics.jsonl").is_file()]
-    curves = "".join(
-        f"<h2>Loss: {html.escape(Path(run).name)}</h2>{curve(read_losses(Path(run) / 'metrics.jsonl'))}"
-        for run in runs
-    )
+    curves = ""
+    for run in map(Path, runs):
+        curves += f"<h2>Loss: {html.escape(run.name)}</h2>{curve(read_losses(run / 'metrics.jsonl'))}"
     cards = "".join(card(record) for record in records[:SHOWN])
-    answers = (
-        f"<h2>The first {min(SHOWN, len(records))} of {len(records)} questions</h2><div class=grid>{cards}</div>"
-        if records
-        else ""
+    answers = ""
+    if records:
+        shown = min(SHOWN, len(records))
+        answers = f"<h2>The first {shown} of {len(records)} questions</h2><div class=grid>{cards}</div>"
+    title = html.escape(workdir.name)
+    body = f"<h1>{title}</h1><table>{rows}</table>{curves}{answers}"
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+        f"<style>{STYLE}</style><body>{body}</body></html>"
     )
-    body = f"<h1>{html.escape(workdir.name)}</h1><table>{rows}</table>{curves}{answers}"
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(workdir.name)}</title><style>{STYLE}</style><body>{body}</body></html>"
     (workdir / "report.html").write_text(page, encoding="utf-8")
 
 
-def show(value):
+def show(value) -> str:
     return f"{value:.4f}" if isinstance(value, float) else html.escape(str(value))
 
 
-def read_losses(path):
-    """[(step, loss)] of a metrics.jsonl."""
+def read_losses(path: Path) -> list[tuple[int, float]]:
+    """[(step, loss)] of a metrics.jsonl, without steps that had no finite loss."""
     lines = (json.loads(line) for line in path.read_text().splitlines())
     return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
 
 
-def curve(points, width=900, height=220, left=48, bottom=24):
-    """An SVG line of [(step, loss)] with a scale from zero."""
+def curve(points: list[tuple[int, float]], width=900, height=220, left=48, bottom=24) -> str:
+    """An SVG line through [(step, loss)], with a loss scale from zero."""
     if len(points) < 2:
         return "<p class=faint>fewer than two logged steps</p>"
-    last, top = points[-1][0], max(loss for _, loss in points) * 1.05 or 1.0
+    last = points[-1][0]
+    top = max(loss for _, loss in points) * 1.05 or 1.0
     x = lambda step: left + (width - left - 8) * step / last
     y = lambda loss: 8 + (height - bottom - 8) * (1 - loss / top)
     line = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in points)
@@ -81,17 +91,22 @@ def curve(points, width=900, height=220, left=48, bottom=24):
         for step, anchor in marks
     )
     path = f'<polyline points="{line}" fill="none" stroke="#2b62c4" stroke-width="2"/>'
-    return f'<svg viewBox="0 0 {width} {height}" width="100%" style="max-width:{width}px;background:#fff">{grid}{scale}{steps}{path}</svg>'
+    style = f"max-width:{width}px;background:#fff"
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="100%" style="{style}">{grid}{scale}{steps}{path}</svg>'
+    )
 
 
-def thumbnail(image):
+def thumbnail(image) -> str:
+    """An <img> that holds a small copy of a picture."""
     picture, file = open_image(image), io.BytesIO()
     picture.thumbnail((256, 256))
     picture.save(file, "PNG")
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
-def card(record):
+def card(record) -> str:
+    """A picture with its question, the answer, and the truth when the answer is wrong."""
     lines = [
         f"<div>{html.escape(record.question)}</div>",
         f"<div><b>{html.escape(record.answer) or '&nbsp;'}</b></div>",
@@ -100,4 +115,6 @@ def card(record):
         lines.append(f"<div class=faint>truth: {html.escape(record.truth)}</div>")
     if record.blind is not None:
         lines.append(f"<div class=faint>to a blank picture: {html.escape(record.blind)}</div>")
-    return f"<div class='card{'' if record.right else ' wrong'}'>{''.join(map(thumbnail, record.images[:1]))}{''.join(lines)}</div>"
+    wrong = "" if record.right else " wrong"
+    picture = "".join(map(thumbnail, record.images[:1]))
+    return f"<div class='card{wrong}'>{picture}{''.join(lines)}</div>"

@@ -1,62 +1,70 @@
-"""A file of requests to a file of answers, in order, continued where an earlier run stopped."""
+"""Answers a file of requests in order, and continues where an earlier run stopped."""
 
 import json
 import os
+from pathlib import Path
 from typing import NamedTuple
 
+from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request, from_record
 from omnifusion_jax.data.sources import read_text
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference import header
-from omnifusion_jax.inference.model import Answer
+from omnifusion_jax.inference.model import Answer, Model
 
-START = b'{"id": '  # of every answer
+START = b'{"id": '  # how every answer begins
 
 
 class Summary(NamedTuple):
     answers: int  # in the file of answers
-    errors: int  # of them
-    kept: int  # of them were there already
-    retried: int  # of those were errors and have been tried again
+    errors: int  # answers that are errors
+    kept: int  # answers that were already there
+    retried: int  # kept answers that were errors and have been tried again
 
 
-def answer_file(model, source, target, images, generation, batch_size=16, retry_errors=False):
-    """Answers the request lines of `source` into `target`, in their order.
+def answer_file(
+    model: Model,
+    source: Path,
+    target: Path,
+    images: str | Path,
+    generation: GenerationConfig,
+    batch_size: int = 16,
+    retry_errors: bool = False,
+) -> Summary:
+    """Answers the request lines of `source` and writes the answers to `target` in the same order.
 
-    An answer is a line {"id", "text", "tokens", "finish_reason", "error"}.
-    A file beside it, `TARGET.header.json`, says what made the answers: model, settings, folder of pictures. A
-    run that was cut off goes on if they are the same; a bad line gets an answer that tells its error and
-    never stops the others.
+    An answer is a line {"id", "text", "tokens", "finish_reason", "error"}. A file beside it,
+    `TARGET.header.json`, says what made the answers: model, settings and folder of pictures. If these are
+    still the same, a run that was cut off continues. The answer to a bad line holds its error; the other
+    lines are answered all the same.
 
     Args:
-      source: JSONL of {"id", "images", "messages"}, or of LLaVA records, whose last assistant turn is left
-        for the model to give.
-      images: folder that names of pictures are relative to.
-      retry_errors: lines of `target` that are errors are tried again and replaced; all others stay as they
-        are, byte for byte.
+      source: JSONL of {"id", "images", "messages"}, or of LLaVA records, whose last assistant turn is removed
+        for the model to answer.
+      images: the folder to which names of pictures are relative.
+      retry_errors: requests whose answers in `target` are errors are tried again and the answers replaced;
+        all other answers stay the same, byte for byte.
 
-    Returns a Summary. Raises DataError when `source` is missing, `target` does not belong to it, or another
-    model or other settings made it.
+    Raises:
+      DataError: `source` is missing, `target` does not belong to it, or `target` was made by another model or
+        with other settings.
     """
     if not source.is_file():
         raise DataError(f"{source} does not exist: it should hold one request a line")
-    lines = [
-        (f"{source}:{n}", line) for n, line in enumerate(read_text(source).split("\n"), 1) if line.strip()
-    ]
+    numbered = enumerate(read_text(source).split("\n"), 1)
+    lines = [(f"{source}:{n}", line) for n, line in numbered if line.strip()]
     if target.resolve() == source.resolve():
         raise DataError(f"{target} is the file of requests: give another output")
     target.parent.mkdir(parents=True, exist_ok=True)
-    rows, made, texts = (
-        finished(target, lines),
-        header.header(model, images, generation),
-        [line for _, line in lines],
-    )
+    rows = finished(target, lines)
+    made = header.header(model, images, generation)
+    texts = [line for _, line in lines]
     failed, kept = list(map(is_error, rows)), len(rows)
     if rows:
         theirs = header.read(target)
         header.agree(target, theirs, made)
         header.check_requests(target, theirs, texts, failed)
-        os.truncate(target, sum(map(len, rows)))  # a line that was cut off
+        os.truncate(target, sum(map(len, rows)))  # removes a last line that was cut off
     else:
         header.write(target, made, header.Asked())
         target.write_bytes(b"")
@@ -65,10 +73,11 @@ def answer_file(model, source, target, images, generation, batch_size=16, retry_
     def answer(chosen):
         return answer_lines(model, [lines[i] for i in chosen], images, generation, batch_size)
 
-    for chosen in portions(again, 4 * batch_size):  # portions, so that a cut-off run loses little
+    for chosen in portions(again, 4 * batch_size):  # portions, so that a run that is cut off loses little
         for i, row in zip(chosen, answer(chosen), strict=True):
             rows[i], failed[i] = row, is_error(row)
-        header.write(target, made, header.Asked())  # claims nothing while the two files are not of one time
+        # Until both files are written they do not match, so the header claims no answered requests.
+        header.write(target, made, header.Asked())
         header.replace(target, b"".join(rows))
     asked = header.Asked().add(texts[:kept], failed)
     header.write(target, made, asked)
@@ -83,22 +92,20 @@ def answer_file(model, source, target, images, generation, batch_size=16, retry_
 
 
 def portions(indices, size):
+    """Slices of at most `size` indices."""
     return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
 def answer_lines(model, lines, images, generation, batch_size):
-    """The rows, as bytes, that answer some lines (where, text)."""
+    """The answers to lines (where, text), as rows of bytes."""
     read = [(where, *read_line(line, where, images, model.prepare.layout)) for where, line in lines]
     requests = [request for _, request, _, error in read if error is None]
-    answers, rows = (
-        enumerate(model.generate(requests, generation, batch_size=batch_size, on_error="record")),
-        [],
-    )
+    answers = enumerate(model.generate(requests, generation, batch_size=batch_size, on_error="record"))
+    rows = []
     for where, _, name, error in read:
         i, answer = next(answers) if error is None else (None, Answer(finish_reason="error", error=error))
-        error = answer.error and answer.error.replace(
-            f"request {i}", where, 1
-        )  # its place in the file, not in the portion
+        # The error names the request's place in the portion; what a reader needs is its place in the file.
+        error = answer.error and answer.error.replace(f"request {i}", where, 1)
         row = {
             "id": name,
             "text": answer.text,
@@ -106,9 +113,8 @@ def answer_lines(model, lines, images, generation, batch_size):
             "finish_reason": answer.finish_reason,
             "error": error,
         }
-        rows.append(
-            (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-        )  # half a character, as JSON spells it
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        rows.append(line.encode(errors="backslashreplace"))  # a lone surrogate is escaped, as in JSON
     return rows
 
 
@@ -117,13 +123,14 @@ def is_error(row):
 
 
 def finished(target, lines):
-    """The whole answers that `target` holds, as bytes with their line ends.
+    """The complete answers in `target`, as rows of bytes with their line ends.
 
-    Raises DataError when they answer other requests, or are no answers.
+    Raises:
+      DataError: the file holds answers to other requests, or something other than answers.
     """
     if not target.exists():
         return []
-    data = target.read_bytes()  # a cut may run through a character
+    data = target.read_bytes()  # not text: a file that was cut off may end within a character
     *rows, rest = split(data)
     try:
         answers = [json.loads(row) for row in rows]
@@ -145,7 +152,7 @@ def finished(target, lines):
 
 
 def split(data):
-    """Lines of bytes with their ends, and what follows the last end."""
+    """The lines of `data` with their line ends, and last of all what follows the last line end."""
     *lines, rest = data.split(b"\n")
     return [*(line + b"\n" for line in lines), rest]
 
@@ -161,7 +168,7 @@ def line_id(line, where):
 
 
 def read_line(line, where, images, layout):
-    """(Request or None, id, what is wrong or None)."""
+    """(Request or None, id, error message or None) of a line."""
     name = line_id(line, where)
     try:
         dialogue = from_record(json.loads(line), where, images)

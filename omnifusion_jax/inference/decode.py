@@ -1,6 +1,7 @@
-"""The sampler: one program reads the prompts, one writes tokens. Both serve batches, streams, greedy decoding, sampling and beams.
+"""Decoding: one program reads the prompts, another generates tokens.
 
-Prompts stand at the right end of their rows, so that all rows write their next token at the same index of the cache.
+Both serve batches and streams, greedy decoding, sampling and beam search. Prompts are padded on the left,
+so that all rows write their next token at the same index of the cache.
 """
 
 from functools import partial
@@ -10,18 +11,18 @@ import jax
 import jax.numpy as jnp
 
 from omnifusion_jax.inference.beam import Beams
-from omnifusion_jax.inference.logits import Knobs
+from omnifusion_jax.inference.logits import Knobs, Rules
 from omnifusion_jax.inference.sampling import Draws, keys
 from omnifusion_jax.nn.attend import AttentionSpec, Places
 from omnifusion_jax.sharding import constrain
 
 
 class State(NamedTuple):
-    """Everything between two tokens. A beam is a row of its own here: `rows` is batch * beams."""
+    """All that decoding keeps between two tokens. Each beam is a row here: `rows` is batch * beams."""
 
     step: jax.Array  # int32[]: tokens chosen so far
     knobs: Knobs
-    cache: list  # one (key, value) pair a layer, [rows, kv_heads, prompt + room, head_dim]
+    cache: list  # one (key, value) pair for each layer, [rows, kv_heads, prompt + room, head_dim]
     segments: jax.Array  # int32[rows, prompt + room]; 0 is padding before a prompt
     positions: jax.Array  # int32[rows, prompt + room]
     search: Draws | Beams
@@ -29,33 +30,40 @@ class State(NamedTuple):
 
 @jax.jit
 def embed(model, batch):
-    """Token embeddings [rows, seq, width] of a `batch.Batch`: the encoder and the adapter run here, once a request."""
+    """Token embeddings [batch, seq, width] of a `batch.Batch`.
+
+    The encoders and adapters run here, once for each request.
+    """
     return model.embed(batch)
 
 
 @partial(jax.jit, static_argnames="rules")
-def start(decoder, x, segments, positions, words, knobs, rules):
-    """Reads the prompts and chooses each one's first token.
+def start(decoder, x, segments, positions, words, knobs: Knobs, rules: Rules) -> State:
+    """Reads the prompts and chooses the first token of each answer.
 
-    x [batch, prompt, width] and int32[batch, prompt] of segments and positions, padded on the left; a row
-    without segments is blank and stays so. `decoder` has its layers in list form. `words` uint32[batch, 2]
-    stand for the requests, see `sampling.words`.
+    `x` is [batch, prompt, width]; segments and positions are int32[batch, prompt]. All are padded on the
+    left; a row that is all padding is blank and stays so. `decoder` has its layers in list form. `words`,
+    uint32[batch, 2], stand for the requests (see `sampling.words`).
     """
     beams, room = rules.num_beams, rules.room
     c, (batch, prompt) = decoder.config, segments.shape
     empty, first = decoder.init_cache(batch, prompt, x.dtype), jnp.zeros(batch, jnp.int32)
     hidden, cache = decoder(x, AttentionSpec.of(segments, positions, c.window), spread(empty), first)
 
-    def widen(a):  # a prompt is read once, then every beam gets its copy
+    def widen(a):  # a prompt is read once, and every beam gets a copy
         return jnp.repeat(a, beams, axis=0)
+
+    def lengthen(a):
+        return widen(jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0))))
 
     search = (Beams if beams > 1 else Draws).start(~segments.any(1), keys(knobs.seed, words), rules)
     search = search.choose(widen(decoder.logits(hidden[:, -1])), 0, knobs, rules)
     return State(
         step=jnp.int32(1),
         knobs=knobs,
-        cache=spread(jax.tree.map(lambda a: widen(jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0)))), cache)),
-        # Slots that are not written yet lie in the future of every query: causality hides them, so these two never change.
+        cache=spread(jax.tree.map(lengthen, cache)),
+        # Slots of the cache that are not written yet lie in the future of every query, so causal attention
+        # hides them; segments and positions therefore never change.
         segments=widen(jnp.pad(segments, ((0, 0), (0, room)), constant_values=1)),
         positions=widen(jnp.concatenate([positions, positions[:, -1:] + 1 + jnp.arange(room)], axis=1)),
         search=search,
@@ -63,10 +71,11 @@ def start(decoder, x, segments, positions, words, knobs, rules):
 
 
 @partial(jax.jit, static_argnames="rules", donate_argnames="state")
-def advance(decoder, state, until, rules):
-    """Chooses tokens until every row is done or `until` of them are there: the limit for whole answers, one more than `state.step` in a stream.
+def advance(decoder, state: State, until, rules: Rules) -> State:
+    """Chooses tokens until every row is done or has `until` of them.
 
-    `state` is donated: what it held is gone.
+    For whole answers `until` is the limit of tokens, in a stream it is `state.step + 1`. `state` is
+    donated: its arrays cannot be used afterwards.
     """
     prompt = state.segments.shape[1] - rules.room
 
@@ -74,16 +83,14 @@ def advance(decoder, state, until, rules):
         return (state.step < jnp.minimum(until, state.knobs.limit)) & ~state.search.done.all()
 
     def body(state):
-        cache = reorder(
-            state.cache, state.search.parents, prompt
-        )  # before anything is written: done after, XLA would copy the whole cache
+        # The cache is reordered before anything is written; otherwise XLA would copy all of it.
+        cache = reorder(state.cache, state.search.parents, prompt)
         at = jnp.full(len(state.positions), prompt + state.step - 1)
         x = decoder.embed_tokens(state.search.last(state.step))[:, None]  # [rows, 1, width]
         here = jnp.take_along_axis(state.positions, at[:, None], axis=1)
         query = Places(jnp.ones_like(here), here, here)
-        spec = AttentionSpec(
-            query, Places(state.segments, state.positions, state.positions), decoder.config.window
-        )
+        key = Places(state.segments, state.positions, state.positions)
+        spec = AttentionSpec(query, key, decoder.config.window)
         hidden, cache = decoder(x, spec, cache, at)
         search = state.search.choose(decoder.logits(hidden[:, 0]), state.step, state.knobs, rules)
         return state._replace(step=state.step + 1, cache=spread(cache), search=search)
@@ -92,12 +99,15 @@ def advance(decoder, state, until, rules):
 
 
 def spread(cache):
-    """The cache over the devices of a mesh, rows and heads apart; without a mesh as it is."""
+    """Spreads rows and heads of the cache over the devices of a mesh; without a mesh it changes nothing."""
     return jax.tree.map(lambda a: constrain(a, "batch", "kv_heads", None, None), cache)
 
 
 def reorder(cache, parents, prompt):
-    """Each row's cache becomes that of its parent. Beams of one request share its prompt, so only what follows it moves."""
+    """Gives each row the cache of its parent.
+
+    Beams of one request share the cache of its prompt, so only what follows the prompt moves.
+    """
     if parents is None:
         return cache
     return jax.tree.map(lambda a: a.at[:, :, prompt:].set(a[:, :, prompt:][parents]), cache)

@@ -1,4 +1,7 @@
-"""What makes a model's answers, in a few words: equal for equal models, however they are spread."""
+"""A short description of what in a model determines its answers.
+
+It is equal for equal models, however their parameters are spread over devices.
+"""
 
 import dataclasses
 import hashlib
@@ -9,11 +12,14 @@ import jax.numpy as jnp
 
 from omnifusion_jax.nn import nnx
 
-UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by bytes
+UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by size in bytes
 
 
-def fingerprint(model):
-    """{"weights", "tokenizer": hashes, "dtype", "config": every field} of an inference.model.Model."""
+def fingerprint(model) -> dict:
+    """The fingerprint of an inference.model.Model, as JSON holds it.
+
+    {"weights": hash, "tokenizer": hash, "dtype": its name, "config": every field}
+    """
     sums = jax.device_get({path: checksum(a) for path, a in nnx.parameters(model.module).items()})
     weights = {path: [int(sums[path])] for path in sorted(sums)}
     return {
@@ -25,15 +31,15 @@ def fingerprint(model):
 
 
 def digest(value):
-    """A short hash of something JSON can hold."""
+    """A short hash of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @jax.jit
 def checksum(a):
-    """uint32[]: a sum over the bits of every element, scrambled with its place.
+    """The sum uint32[] of every element's bits, scrambled together with its index.
 
-    Integers add up to the same in any order, hence on any mesh.
+    The sum of integers does not depend on their order, and hence not on the mesh.
     """
     bits = jax.lax.bitcast_convert_type(a, UNSIGNED[a.dtype.itemsize]).astype(jnp.uint32)
     place = jnp.zeros(a.shape, jnp.uint32)
@@ -43,7 +49,7 @@ def checksum(a):
 
 
 def scramble(x):
-    """MurmurHash3's finaliser: a permutation of 32-bit numbers in which each bit moves half of the others."""
+    """MurmurHash3's finaliser, a permutation of 32-bit numbers; each bit affects half of the others."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ (x >> shift)) * jnp.uint32(factor)
     return x ^ (x >> 16)

@@ -1,24 +1,31 @@
-"""The file beside a file of answers: what made them. Answers of other makings are not mixed with them."""
+"""The header: a file beside a file of answers that says what made them.
+
+It keeps answers that were made in another way from being mixed with them.
+"""
 
 import dataclasses
 import hashlib
 import json
 import os
+from pathlib import Path
 
+from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference.fingerprint import fingerprint
 
 FORMAT = 1
-NAMES = ("model", "config.preset", "config.filled_from")  # told, not compared: they change no answer
-SHOWN = 12  # differences that are listed
+# Fields that are written but not compared, since they change no answer
+NAMES = ("model", "config.preset", "config.filled_from")
+SHOWN = 12  # how many differences an error lists
 
 
-def beside(target):
+def beside(target: Path) -> Path:
+    """The path of the header of a file of answers."""
     return target.with_name(target.name + ".header.json")
 
 
-def header(model, images, generation):
-    """What the answers of a Model follow from, besides the requests, as JSON has it."""
+def header(model, images, generation: GenerationConfig) -> dict:
+    """Everything except the requests that determines the answers of a Model, as values of JSON."""
     made = {
         "format": FORMAT,
         "model": model.name,
@@ -29,8 +36,12 @@ def header(model, images, generation):
     return json.loads(json.dumps(made))
 
 
-def read(target):
-    """The header beside a file that holds answers. Raises DataError where it is lost or damaged."""
+def read(target: Path) -> dict:
+    """The header of a file that holds answers.
+
+    Raises:
+      DataError: the header is missing or damaged.
+    """
     file = beside(target)
     advice = "Put it back if you have it; else give another output, or remove this one"
     if not file.is_file():
@@ -46,28 +57,24 @@ def read(target):
     return found
 
 
-def write(target, made, asked):
+def write(target: Path, made: dict, asked):
+    """Writes the header of `target`; `asked` is an Asked of the answered requests."""
     made = {**made, "requests": asked.told()}
-    replace(
-        beside(target),
-        (json.dumps(made, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace"),
-    )
+    text = json.dumps(made, ensure_ascii=False, indent=1) + "\n"
+    replace(beside(target), text.encode(errors="backslashreplace"))
 
 
 class Asked:
     """A running hash of the requests that have been answered.
 
-    Errors are left out of it: such a line may be corrected and tried again.
+    Requests whose answers are errors are left out, since they may be corrected and tried again.
     """
 
     def __init__(self):
         self.count, self.hash = 0, hashlib.sha256()
 
     def add(self, lines, failed):
-        """Goes on with lines of text, of which `failed` (bool each) say that the answer is an error.
-
-        Returns itself.
-        """
+        """Adds request lines and returns itself; `failed` says of each whether its answer is an error."""
         for line, fails in zip(lines, failed, strict=True):
             self.count += 1
             self.hash.update(b"" if fails else line.strip().encode(errors="surrogatepass"))
@@ -78,7 +85,7 @@ class Asked:
 
 
 def replace(file, content):
-    """Writes a file at once: whoever reads it, or cuts this short, has the old or the new."""
+    """Replaces a file in one step, so that a run that is cut off leaves the old content or the new."""
     new = file.with_name(file.name + ".new")
     with open(new, "wb") as out:
         out.write(content)
@@ -87,24 +94,35 @@ def replace(file, content):
     os.replace(new, file)
 
 
-def check_requests(target, theirs, lines, failed):
-    """Raises DataError where a request is not what it was when it was answered, as far as the header knows."""
+def check_requests(target: Path, theirs: dict, lines, failed):
+    """Checks that the requests whose answers the header counts have not changed since.
+
+    Raises:
+      DataError: a request was changed after it was answered.
+    """
     n = theirs["requests"].get("answered")
     if n in range(len(failed) + 1) and Asked().add(lines[:n], failed[:n]).told() != theirs["requests"]:
         raise DataError(
-            f"{target}: one of the first {n} requests was changed after it was answered. Give another output, or remove this one"
+            f"{target}: one of the first {n} requests was changed after it was answered. "
+            "Give another output, or remove this one"
         )
 
 
-def agree(target, theirs, ours):
-    """Raises DataError with the settings in which the answers there were made otherwise."""
-    old, new = flat({key: value for key, value in theirs.items() if key != "requests"}), flat(ours)
+def agree(target: Path, theirs: dict, ours: dict):
+    """Checks that the answers in `target` were made as ours would be.
+
+    Raises:
+      DataError: they were not; the message lists the settings that differ.
+    """
+    made = {key: value for key, value in theirs.items() if key != "requests"}
+    old, new = flat(made), flat(ours)
     wrong = [name for name in {**old, **new} if name not in NAMES and old.get(name) != new.get(name)]
     if not wrong:
         return
     wrong = [name for name in NAMES[:1] if old.get(name) != new.get(name)] + wrong
     lines = [f"  {name}: {show(old, name)} -> {show(new, name)}" for name in wrong[:SHOWN]]
-    lines += [f"  and {len(wrong) - SHOWN} more"] * (len(wrong) > SHOWN)
+    if len(wrong) > SHOWN:
+        lines.append(f"  and {len(wrong) - SHOWN} more")
     advice = f"Run with the settings in {beside(target).name}, give another output, or remove this one"
     raise DataError(
         f"{target} was made by another model or with other settings:\n" + "\n".join(lines) + f"\n{advice}"
@@ -112,20 +130,18 @@ def agree(target, theirs, ours):
 
 
 def flat(value, name=""):
-    """{"a.b": leaf} of nested objects."""
+    """The leaves of nested dicts by dotted path, {"a.b": leaf}."""
     if not isinstance(value, dict):
         return {name: value}
-    return {
-        path: leaf
-        for key, inner in value.items()
-        for path, leaf in flat(inner, f"{name}.{key}" if name else key).items()
-    }
+    found = {}
+    for key, inner in value.items():
+        found |= flat(inner, f"{name}.{key}" if name else key)
+    return found
 
 
 def show(values, name):
     text = json.dumps(values[name], ensure_ascii=False) if name in values else "nothing"
-    return (
-        text
-        if len(text) <= 120
-        else f"{text[:50]} ... {text[-50:]} ({hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]})"
-    )
+    if len(text) <= 120:
+        return text
+    short = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]  # tells apart what is left out
+    return f"{text[:50]} ... {text[-50:]} ({short})"

@@ -1,14 +1,17 @@
-"""A model that answers."""
+"""A model with a tokenizer, ready to answer requests."""
 
 import contextlib
 import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from omnifusion_jax.config import GenerationConfig, ModelConfig, check, one_of
+from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.layout import Prepare
+from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference import decode, prompts, streaming
 from omnifusion_jax.inference.logits import knobs, rules
@@ -23,16 +26,15 @@ GREEDY = GenerationConfig()
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the model said, or why it could not."""
+    """An answer of the model, or the error that prevented it."""
 
     text: str = ""
-    tokens: list[int] = dataclasses.field(
-        default_factory=list
-    )  # exactly those that were generated, the end-of-sequence token included where it was
-    finish_reason: str = "stop"  # "stop": the model ended it; "length": the limit did, be it by a forced end of sequence; "error"
-    logprob: float = (
-        0.0  # sum of the tokens' log probabilities by the model's own distribution, before any rule bent it
-    )
+    # exactly the generated tokens, with the end-of-sequence token if it was generated
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    # "stop": the model ended the answer; "length": the limit did, also by a forced end of sequence; "error"
+    finish_reason: str = "stop"
+    # sum of the tokens' log probabilities under the model's distribution, before any logits processor
+    logprob: float = 0.0
     error: str | None = None
 
 
@@ -44,15 +46,28 @@ def forward(model, batch):
 class Model:
     """An OmniFusion model ready to answer: a `ModelConfig`, its parameters by path and a `Tokenizer`.
 
-    Where the parameters are spread over a mesh, requests and the KV cache are as well: rows by its axes
-    `data` and `fsdp`, heads by `tensor`.
+    If the parameters are spread over a mesh, requests and the KV cache are too: rows over the axes `data` and
+    `fsdp`, heads over `tensor`.
     """
 
-    def __init__(self, config: ModelConfig, arrays, tokenizer, dtype="float32", name=""):
-        """`arrays`: every parameter by path, layers stacked, NumPy or JAX; kept as `dtype`, "float32" or
-        "bfloat16" (else ConfigError).
+    def __init__(
+        self,
+        config: ModelConfig,
+        arrays: Mapping[str, np.ndarray | jax.Array],
+        tokenizer: Tokenizer,
+        dtype: str = "float32",
+        name: str = "",
+    ):
+        """Loads the parameters.
 
-        `name` is what the model is called where its answers are kept.
+        Args:
+          arrays: every parameter by path, with stacked layers.
+          dtype: "float32" or "bfloat16", in which the parameters are kept.
+          name: the name of the model that is written beside its answers.
+
+        Raises:
+          ConfigError: the dtype is another one.
+          CheckpointError: `arrays` does not hold exactly the model's parameters.
         """
         one_of("dtype", dtype, ("float32", "bfloat16"))
         self.config, self.tokenizer, self.dtype, self.name = config, tokenizer, dtype, name
@@ -62,17 +77,25 @@ class Model:
         module.decoder.layers = unstack(module.decoder.layers)
         self.module = jax.tree.map(jnp.asarray, cast(module, dtype))
 
-    def generate(self, requests, generation=GREEDY, *, batch_size=16, on_error="raise"):
-        """Answers a list of Requests, or one. Returns `list[Answer]` in their order.
+    def generate(
+        self,
+        requests: Request | Iterable[Request],
+        generation: GenerationConfig = GREEDY,
+        *,
+        batch_size: int = 16,
+        on_error: str = "raise",
+    ) -> list[Answer]:
+        """Answers a list of Requests, or a single one. Returns a list of Answers in the same order.
 
-        Requests of similar length share a batch of at most `batch_size`; an answer does not depend on its
-        neighbours. All pictures are in memory at once (at 336 pixels 340 kB each): give very long lists in
-        portions. What is drawn at random follows from `generation.seed` and a request's id, or from its place
-        in the list where it has none.
+        Requests of similar length share a batch of at most `batch_size`; an answer does not depend on the
+        other requests of its batch. All pictures are in memory at once (340 kB each at 336 pixels): give
+        very long lists in portions. Random draws depend on `generation.seed` and the id of the request, or
+        on its place in the list if it has no id.
 
-        Raises DataError for a request that cannot be used, counted from 0 (`request 3`); with
-        `on_error="record"` its Answer tells the error, and the others are answered. Raises ConfigError for a
-        `generation` that does not fit the vocabulary.
+        Raises:
+          DataError: a request cannot be used; the message counts requests from 0 (`request 3`). With
+            `on_error="record"` the error is kept in the request's Answer, and the others are answered.
+          ConfigError: `generation` does not fit the vocabulary, or `on_error` is unknown.
         """
         one_of("on_error", on_error, ("raise", "record"))
         answers, samples, follow = {}, {}, self._rules(generation)
@@ -89,32 +112,38 @@ class Model:
             state = self._start([samples[i] for i in chunk], names, generation, follow)
             state = self._advance(state, generation.max_new_tokens, follow)
             columns = jax.device_get(state.search.best())
-            answers.update(
-                (i, self._answer(generation, *row)) for i, *row in zip(chunk, *columns, strict=False)
-            )  # blank rows are left out
+            for i, *row in zip(chunk, *columns, strict=False):  # blank rows at the end are left out
+                answers[i] = self._answer(generation, *row)
         return [answers[i] for i in sorted(answers)]
 
-    def stream(self, request, generation=GREEDY):
-        """Yields the answer's text piece by piece, never a part of a character; together the pieces are the text that `generate` gives.
+    def stream(self, request: Request, generation: GenerationConfig = GREEDY) -> Iterator[str]:
+        """Yields the text of the answer piece by piece.
 
-        Raises DataError for a request that cannot be used and ConfigError for beams, before anything is yielded.
+        A piece never holds part of a character. Joined, the pieces are the text that `generate` gives.
+
+        Raises (when called, before anything is yielded):
+          DataError: the request cannot be used.
+          ConfigError: `generation` asks for beams or does not fit the vocabulary.
         """
         check(
             generation.num_beams == 1,
-            f"streaming needs num_beams=1, not {generation.num_beams}: which beam wins is known at the end only",
+            f"streaming needs num_beams=1, not {generation.num_beams}: "
+            "which beam wins is known at the end only",
         )
         follow = self._rules(generation)
         sample = self._question(request, "request", generation)
         state = self._start([sample], [0 if request.id is None else str(request.id)], generation, follow)
         return streaming.pieces(self.tokenizer, self._tokens(state, generation, follow))
 
-    def logits(self, requests, *, batch_size=4):
-        """Scores of every next token to a list of Requests, or one, without sampling: a list of float32[T,
-        vocab] NumPy arrays.
+    def logits(self, requests: Request | Iterable[Request], *, batch_size: int = 4) -> list[np.ndarray]:
+        """Logits at every position of a list of Requests, or of a single one, without generating.
 
-        T is the length of the whole laid-out sequence, feature rows and special vectors included. The last
-        turn may be the assistant's; else the sequence ends where an answer would begin. Raises DataError for
-        a request that cannot be used.
+        Returns an array float32[T, vocab] for each request. T is the length of the whole laid-out sequence,
+        feature rows and special vectors included. The last turn may be the assistant's; otherwise the
+        sequence ends where an answer would begin.
+
+        Raises:
+          DataError: a request cannot be used.
         """
         samples = {
             i: prompts.lay_out(request, f"request {i}", self.prepare)
@@ -125,53 +154,54 @@ class Model:
             batch = self._assemble([samples[i] for i in chunk], left=False)
             with self._spread():
                 scores = np.asarray(forward(self.module, batch))
-            found.update((i, scores[row, : len(samples[i].tokens)].copy()) for row, i in enumerate(chunk))
+            for row, i in enumerate(chunk):
+                found[i] = scores[row, : len(samples[i].tokens)].copy()  # a view would keep the whole batch
         return [found[i] for i in sorted(found)]
 
     def _rules(self, generation):
-        return rules(
-            generation, self.tokenizer, self.config.decoder.vocab, prompts.bucket(generation.max_new_tokens)
-        )
+        room = prompts.bucket(generation.max_new_tokens)
+        return rules(generation, self.tokenizer, self.config.decoder.vocab, room)
 
     def _question(self, request, where, generation):
-        """A Sample that ends where the answer begins, with room for it."""
+        """The Sample of a request, which ends where the answer begins.
+
+        Raises:
+          DataError: the request cannot be used, or the model has no room for the answer.
+        """
         sample = prompts.lay_out(request, where, self.prepare, ask=True)
         length, new, most = len(sample.tokens), generation.max_new_tokens, self.config.decoder.max_length
         if length + new > most:
             raise DataError(
-                f"{where}: {length} tokens and max_new_tokens {new} exceed the model's {most}. Shorten the dialogue or the answer"
+                f"{where}: {length} tokens and max_new_tokens {new} exceed the model's {most}. "
+                "Shorten the dialogue or the answer"
             )
         return sample
 
     def _start(self, samples, names, generation, follow):
+        """The state after the first token of each sample; `names` are what random draws depend on."""
         batch = self._assemble(samples, left=True)
         drawn = np.zeros((len(batch.tokens), 2), np.uint32)
         drawn[: len(names)] = [words(name) for name in names]
+        decoder, settings = self.module.decoder, knobs(generation, follow.room)
         with self._spread():
             x = decode.embed(self.module, batch)
-            return decode.start(
-                self.module.decoder,
-                x,
-                batch.segments,
-                batch.positions,
-                drawn,
-                knobs(generation, follow.room),
-                follow,
-            )
+            return decode.start(decoder, x, batch.segments, batch.positions, drawn, settings, follow)
 
     def _advance(self, state, until, follow):
         with self._spread():
             return decode.advance(self.module.decoder, state, np.int32(until), follow)
 
     def _assemble(self, samples, left):
-        """The Batch of some Samples, each row where it is worked on."""
+        """The Batch of some Samples, with rows spread over the mesh if there is one."""
         if self.mesh is None:
             return prompts.assemble(samples, self.prepare, left)
         batch = prompts.assemble(samples, self.prepare, left, ways(self.mesh, "batch"))
-        return jax.tree.map(
-            lambda a: jax.device_put(a, sharding(self.mesh, ("batch", *(None,) * (a.ndim - 1)), a.shape)),
-            batch,
-        )
+
+        def put(a):
+            axes = ("batch", *(None,) * (a.ndim - 1))
+            return jax.device_put(a, sharding(self.mesh, axes, a.shape))
+
+        return jax.tree.map(put, batch)
 
     def _spread(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -188,7 +218,6 @@ class Model:
 
     def _answer(self, generation, tokens, length, logprob):
         tokens = tokens[:length].tolist()
-        ended = tokens[-1:] == [self.tokenizer.eos] and not (
-            generation.forced_eos and length == generation.max_new_tokens
-        )
+        forced = generation.forced_eos and length == generation.max_new_tokens
+        ended = tokens[-1:] == [self.tokenizer.eos] and not forced
         return Answer(self.tokenizer.decode(tokens), tokens, "stop" if ended else "length", float(logprob))

@@ -1,26 +1,34 @@
-"""Requests become batches of few shapes, so that programs compiled for one request serve the next."""
+"""Turns requests into batches of few shapes, so that programs compiled for one request serve the next."""
+
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from omnifusion_jax.batch import Sample, collate
+from omnifusion_jax.batch import Batch, Sample, collate
 from omnifusion_jax.data.dialogues import Request, from_request
+from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.errors import DataError
 
 STEP = 64  # lengths are rounded up to a multiple of this
 HUMAN = ("human", "user")
 
-BLANK = Sample(*(np.zeros(0, t) for t in (np.int32, np.int32, np.int32, np.float32)), {})  # fills a batch
+# A sample without tokens, which fills a batch up
+BLANK = Sample(*(np.zeros(0, t) for t in (np.int32, np.int32, np.int32, np.float32)), {})
 
 
-def bucket(length):
+def bucket(length: int) -> int:
     """`length` rounded up to a multiple of STEP."""
     return -(-length // STEP) * STEP
 
 
-def lay_out(request, where, prepare, ask=None):
-    """A Request to a Sample, by a data.layout.Prepare. `ask` None: the model is to speak next unless the assistant has the last turn.
+def lay_out(request: Request, where: str, prepare: Prepare, ask: bool | None = None) -> Sample:
+    """The Sample of a Request.
 
-    Raises DataError, which begins with `where`, for a picture that cannot be opened and a dialogue that cannot be laid out.
+    `ask` says whether the model speaks next; None: it does unless the assistant has the last turn.
+
+    Raises:
+      DataError: a picture cannot be opened or the dialogue cannot be laid out. The message begins with
+        `where`.
     """
     if not isinstance(request, Request):
         raise DataError(f"{where} is a {type(request).__name__}, not a Request")
@@ -28,29 +36,34 @@ def lay_out(request, where, prepare, ask=None):
     return prepare(dialogue, ask=dialogue.turns[-1][0] in HUMAN if ask is None else ask)
 
 
-def as_list(requests):
-    """A Request alone is a list of one."""
+def as_list(requests: Request | Iterable[Request]) -> list[Request]:
+    """Requests as a list; a single Request becomes a list of one."""
     return [requests] if isinstance(requests, Request) else list(requests)
 
 
-def chunks(samples, batch_size):
-    """Lists of at most `batch_size` keys of `samples` (a dict), longest samples first: neighbours need about the same room."""
+def chunks(samples: Mapping[int, Sample], batch_size: int) -> list[list[int]]:
+    """Lists of at most `batch_size` keys of `samples`.
+
+    The longest samples come first, so that those of one list need about the same room.
+    """
     order = sorted(samples, key=lambda i: -len(samples[i].tokens))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def assemble(samples, prepare, left, ways=1):
-    """A Batch with room for the longest text, rounded up to a multiple of STEP; its rows are a power of two, blank ones fill it up.
+def assemble(samples: list[Sample], prepare: Prepare, left: bool, ways: int = 1) -> Batch:
+    """A Batch of samples, with text padded on the left or on the right.
 
-    Rows that are to be spread `ways` ways are a multiple of that besides, and each way has a pool of media of its own.
-    Where there are media, there is room for as many tiles and positions as an item may have at most: how many it has changes
-    no shape.
+    Its length has room for the longest text, rounded up to a multiple of STEP. Its number of rows is a
+    power of two, rounded up to a multiple of `ways`, the number of pieces that the rows are spread over;
+    blank rows fill it up, and each piece has its own pool of media. For each media item there is room for
+    the largest number of tiles and positions that an item may have, so the shapes do not depend on how many
+    it has.
     """
-    rows = -(-(1 << (len(samples) - 1).bit_length()) // ways) * ways
+    power = 1 << (len(samples) - 1).bit_length()
+    rows = -(-power // ways) * ways
     items = max(s.items for s in samples)
     processors = prepare.processors.values()
-    length = bucket(max(len(s.tokens) - s.media_positions for s in samples)) + items * max(
-        (processor.positions for processor in processors), default=0
-    )
+    text = bucket(max(len(s.tokens) - s.media_positions for s in samples))
+    length = text + items * max((processor.positions for processor in processors), default=0)
     usual = items * max((processor.room for processor in processors), default=0)
     return collate(samples + [BLANK] * (rows - len(samples)), length, prepare.tiles, ways, usual, left)

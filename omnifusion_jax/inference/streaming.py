@@ -1,16 +1,20 @@
-"""Text that grows token by token."""
+"""Decodes text that grows token by token."""
 
 import re
+from collections.abc import Iterable, Iterator
 
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how vocabularies with byte fallback name a piece that is one byte
-INCOMPLETE = "\ufffd"  # what decoders put where bytes do not make a character (yet)
+from omnifusion_jax.data.tokenizer import Tokenizer
+
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how vocabularies with byte fallback name the token of a single byte
+INCOMPLETE = "\ufffd"  # what decoders write for bytes that do not make a character (yet)
 
 
-def final_text(tokenizer, tokens):
+def final_text(tokenizer: Tokenizer, tokens: list[int]) -> str:
     """The part of `tokenizer.decode(tokens)` that no further token can change.
 
-    A character may take several tokens. A run of single bytes is decoded as a whole (one byte more can undo it), so it is held back until something
-    else follows; so is a character that is not complete.
+    A character may take several tokens. A run of single bytes is decoded as a whole, and one more byte can
+    change all of it, so the run is held back until another token follows. An incomplete character is held
+    back too.
     """
     end = len(tokens)
     while end and runs_on(tokenizer, tokens[end - 1]):
@@ -19,12 +23,15 @@ def final_text(tokenizer, tokens):
 
 
 def runs_on(tokenizer, token):
-    """Whether bytes before and after `token` would be decoded together: it is a byte itself, or decoding leaves it out."""
+    """Whether bytes before and after `token` are decoded together.
+
+    They are if the token is a byte itself, or if decoding leaves it out.
+    """
     return bool(BYTE.fullmatch(tokenizer.backend.id_to_token(token) or "")) or not tokenizer.decode([token])
 
 
-def pieces(tokenizer, tokens):
-    """Yields the text of an iterable of token ids bit by bit; together the bits are `tokenizer.decode` of all."""
+def pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """Yields the text of token ids piece by piece; joined, the pieces are `tokenizer.decode` of all ids."""
     seen, sent = [], 0
     for token in tokens:
         seen.append(token)

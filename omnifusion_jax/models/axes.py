@@ -5,7 +5,8 @@ import re
 from omnifusion_jax import sharding
 from omnifusion_jax.config import check
 
-# A module of your own whose parameters have names of their own brings rows for them: AXES.append((pattern, names))
+# A dimension named "_" stays whole on each device. If your own module has parameters with other names, add
+# rows for them: AXES.append((pattern, names)).
 AXES = [
     (r"image/encoders/\d+/patch/kernel", "_ _ _ vision_embed"),
     (r"image/encoders/\d+/(class_token|patch/bias|(pre|post)_norm/(scale|bias))", "_"),
@@ -17,7 +18,8 @@ AXES = [
     (r"image/encoders/\d+/layers/feed_forward/(gate|up)/kernel", "layers vision_embed vision_mlp"),
     (r"image/encoders/\d+/layers/feed_forward/down/kernel", "layers vision_mlp vision_embed"),
     (
-        r"image/encoders/\d+/layers/((feed_forward/(gate|up|down)|attention/out)/bias|scale\d|norm\d/(scale|bias))",
+        r"image/encoders/\d+/layers/"
+        r"((feed_forward/(gate|up|down)|attention/out)/bias|scale\d|norm\d/(scale|bias))",
         "layers _",
     ),
     (r"image/adapter/(layer/)?attention/(query|key|value)/kernel", "vision_embed heads head_dim"),
@@ -32,7 +34,10 @@ AXES = [
     (r"image/adapter/mixes/\d+/layers/weight", "layers"),
     (r"image/adapter/mixes/\d+/layers/(bias|norm/(scale|bias))", "layers _"),
     (
-        r"image/adapter/(mixes/\d+|projections/\d+|(layer/)?attention/out|(layer/feed_forward/)?up|layer/feed_forward/down|linear)/bias",
+        r"image/adapter/"
+        r"(mixes/\d+|projections/\d+|(layer/)?attention/out|"
+        r"(layer/feed_forward/)?up|layer/feed_forward/down|linear)"
+        r"/bias",
         "_",
     ),
     (r"image/adapter/(layer/|mixes/\d+/)?(\w+_)?norm\d?/(scale|bias)", "_"),
@@ -53,8 +58,12 @@ AXES = [
 ]
 
 
-def axes(path):
-    """Names of the dimensions of the parameter at `path`. Raises ConfigError unless exactly one row matches."""
+def axes(path: str) -> list[str]:
+    """Names of the dimensions of the parameter at `path`.
+
+    Raises:
+      ConfigError: not exactly one row of AXES matches the path.
+    """
     hits = [names.split() for pattern, names in AXES if re.fullmatch(pattern, path)]
     check(
         len(hits) == 1,
@@ -64,5 +73,5 @@ def axes(path):
 
 
 def placements(mesh, arrays):
-    """{path: NamedSharding} of parameters by path (arrays, or anything with a shape)."""
+    """{path: NamedSharding} for parameters by path, which are arrays or anything else with a shape."""
     return {path: sharding.sharding(mesh, axes(path), a.shape) for path, a in arrays.items()}

@@ -1,7 +1,8 @@
-"""One decoder for the families of Llama, Mistral and Qwen: grouped-query attention, rotary positions, RMSNorm, SwiGLU.
+"""One decoder for the Llama, Mistral and Qwen families.
 
-What they do otherwise are fields of DecoderConfig. A decoder of your own is a row of `tables.DECODERS`; a model asks of
-it `embed_tokens`, `__call__`, `logits` and `init_cache`, and its parameter `embed`, [vocab, width].
+It has grouped-query attention, rotary positions, RMSNorm and SwiGLU; fields of DecoderConfig say where the
+families differ. Your own decoder is a row of `tables.DECODERS`. It needs `embed_tokens`, `__call__`, `logits`
+and `init_cache`, and a parameter `embed` [vocab, width].
 """
 
 import jax.numpy as jnp
@@ -20,7 +21,9 @@ from omnifusion_jax.tables import DECODERS
 
 
 class Block(nnx.Module):
-    def __init__(self, c: DecoderConfig, *, rngs):
+    """Attention and a feed-forward part, each after an RMSNorm and added to the residual stream."""
+
+    def __init__(self, c: DecoderConfig, *, rngs: nnx.Rngs):
         self.scale = c.residual_scale
         self.norm1, self.norm2 = RMSNorm(c.width, c.eps), RMSNorm(c.width, c.eps)
         bias = ("query", "key", "value") if c.qkv_bias else ()
@@ -28,7 +31,7 @@ class Block(nnx.Module):
         self.attention = Attention(c.width, c.heads, c.head_dim, c.kv_heads, bias, norm, rngs=rngs)
         self.feed_forward = FeedForward(c.width, c.mlp, "swiglu", bias=False, rngs=rngs)
 
-    def __call__(self, x, spec, turn, cache=None, at=None):
+    def __call__(self, x, spec, turn, cache=None, at=None):  # [batch, seq, width]
         x = constrain(x, "batch", None, None)
         y, cache = self.attention(self.norm1(x), spec, turn=turn, cache=cache, at=at)
         x = x + scaled(y, self.scale)
@@ -40,12 +43,12 @@ def scaled(x, factor):
 
 
 class Decoder(nnx.Module):
-    """Token embeddings [batch, seq, width] to hidden states; `logits` turns those into scores over the vocabulary.
+    """Turns token embeddings [batch, seq, width] into hidden states, and `logits` those into scores.
 
-    Where the head is tied, it is the table of embeddings: one array, with one gradient.
+    A tied head is the embedding table itself: one array, with one gradient.
     """
 
-    def __init__(self, c: DecoderConfig, *, rngs):
+    def __init__(self, c: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = c
         self.embed = dense(rngs, c.vocab, c.width, fan_in=c.width)
         self.layers = nnx.stacked(lambda rngs: Block(c, rngs=rngs), c.layers, rngs)
@@ -54,34 +57,41 @@ class Decoder(nnx.Module):
 
     @property
     def dtype(self):
-        """Of what is computed; the table of embeddings may be kept in another."""
+        """The dtype of the computation; the embedding table may be kept in another one."""
         return self.norm.scale[...].dtype
 
     def embed_tokens(self, tokens):
-        """int32[...] to [..., width]."""
+        """Token ids int32[...] to their embeddings [..., width]."""
         return scaled(self.embed[...][tokens].astype(self.dtype), self.config.embed_scale)
 
     def __call__(self, x, spec: AttentionSpec, cache=None, at=None, remat="none"):
-        """Hidden states after the last norm, and the cache with the new keys and values of row b written from index
-        at[b], int32[batch], on.
+        """Hidden states [batch, seq, width] after the last norm, and the cache with the new keys and values.
 
-        `cache` is what `init_cache` makes, for the list form of the stack, or None. With a cache, `spec` describes its
-        whole length on the key side.
+        Args:
+          x: embeddings [batch, seq, width].
+          spec: what attends to what; with a cache, its key side describes the whole length of the cache.
+          cache: what `init_cache` makes, for the list form of the stack; or None.
+          at: int32[batch], the index of the cache from which row b's new keys and values are written.
+          remat: a row of `nn.stack.REMAT`.
         """
         c = self.config
         frequency = frequencies(c.head_dim // 2, c.rope_theta, c.rope_scaling)
         turn = lambda a: rotary(a, spec.query.positions, frequency)
-        x, cache = run_stack(self.layers, x, lambda layer, x, kv: layer(x, spec, turn, kv, at), cache, remat)
+        step = lambda layer, x, kv: layer(x, spec, turn, kv, at)
+        x, cache = run_stack(self.layers, x, step, cache, remat)
         return self.norm(x), cache
 
-    def init_cache(self, batch, length, dtype):
-        """Room for `length` positions: a list of one (key, value) pair a layer, [batch, kv_heads, length, head_dim]."""
+    def init_cache(self, batch: int, length: int, dtype):
+        """An empty cache for `length` positions, as a list with one (key, value) pair for each layer.
+
+        Keys and values are [batch, kv_heads, length, head_dim].
+        """
         c = self.config
         empty = jnp.zeros((batch, c.kv_heads, length, c.head_dim), dtype)
         return [(empty, empty)] * c.layers
 
     def logits(self, x):
-        """[..., width] to float32[..., vocab]."""
+        """Hidden states [..., width] to scores float32[..., vocab]."""
         head = self.embed[...].astype(self.dtype).T if self.head is None else self.head[...]
         found = jnp.einsum("...d,dv->...v", x, head, preferred_element_type=jnp.float32)
         return scaled(found, self.config.logit_scale)

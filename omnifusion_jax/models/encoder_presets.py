@@ -6,7 +6,7 @@ from functools import partial
 from omnifusion_jax.config import HALF, IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
 from omnifusion_jax.errors import ConfigError
 
-CLIP = EncoderConfig  # its defaults
+CLIP = EncoderConfig  # its defaults are CLIP's
 SIGLIP = partial(
     EncoderConfig,
     activation="gelu_tanh",
@@ -18,13 +18,31 @@ SIGLIP = partial(
     std=HALF,
 )
 DINOV2 = partial(
-    EncoderConfig, image_size=224, shortest_edge=256, activation="gelu", eps=1e-6, patch_bias=True, layer_scale=True, pre_norm=False,
-    position_grid=37, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-)  # fmt: skip
+    EncoderConfig,
+    image_size=224,
+    shortest_edge=256,
+    activation="gelu",
+    eps=1e-6,
+    patch_bias=True,
+    layer_scale=True,
+    pre_norm=False,
+    position_grid=37,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+)
 INTERN = partial(
-    EncoderConfig, image_size=448, activation="gelu", eps=1e-6, patch_bias=True, layer_scale=True, pre_norm=False, post_norm=False,
-    mean=IMAGENET_MEAN, std=IMAGENET_STD, feature_layer=-1,
-)  # fmt: skip
+    EncoderConfig,
+    image_size=448,
+    activation="gelu",
+    eps=1e-6,
+    patch_bias=True,
+    layer_scale=True,
+    pre_norm=False,
+    post_norm=False,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+    feature_layer=-1,
+)
 SMALL = {"width": 384, "heads": 6, "mlp": 1536, "layers": 12}
 BASE = {"width": 768, "heads": 12, "mlp": 3072, "layers": 12}
 LARGE = {"width": 1024, "heads": 16, "mlp": 4096, "layers": 24}
@@ -53,8 +71,12 @@ PUBLISHED = {
 }
 
 
-def encoder(name) -> EncoderConfig:
-    """A fresh, changeable EncoderConfig. Raises ConfigError for an unknown name."""
+def encoder(name: str) -> EncoderConfig:
+    """A fresh EncoderConfig that the caller may change.
+
+    Raises:
+      ConfigError: the name is unknown.
+    """
     if name not in PUBLISHED:
         raise ConfigError(f"there is no encoder {name!r}; choose from {', '.join(PUBLISHED)}")
     return dataclasses.replace(PUBLISHED[name])

@@ -1,28 +1,31 @@
-"""A bare encoder with a head that reads its patches."""
+"""A bare encoder with a head that classifies its patches."""
 
+from omnifusion_jax.config import EncoderConfig, ModelConfig
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.init import dense
 
 
 class Tower(nnx.Module):
-    """An encoder at its place in a model."""
+    """An encoder under the path that it has in a whole model."""
 
-    def __init__(self, c, *, rngs):
+    def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
         self.encoders = nnx.List([VisionTransformer(c, rngs=rngs)])
 
 
 class PatchReader(nnx.Module):
-    """A bare encoder and a linear map that names what stands where each patch lies."""
+    """A bare encoder and a linear map that predicts what is at the place of each patch."""
 
-    def __init__(self, c, words, *, rngs):
-        self.image = Tower(c.image.encoders[0], rngs=rngs)
-        self.head = dense(rngs, c.image.encoders[0].width, words, fan_in=c.image.encoders[0].width)
+    def __init__(self, c: ModelConfig, words: int, *, rngs: nnx.Rngs):
+        encoder = c.image.encoders[0]
+        self.image = Tower(encoder, rngs=rngs)
+        self.head = dense(rngs, encoder.width, words, fan_in=encoder.width)
 
     def __call__(self, images):
-        """uint8[batch, size, size, 3] to logits [batch, patches, words].
+        """Maps uint8[batch, size, size, 3] to logits [batch, patches, words].
 
-        One head reads the layer that adapters read and the last one, so that no block of the encoder stays untaught.
+        The head reads the sum of the layer that adapters read and the last layer, so that every block of the
+        encoder is trained.
         """
         encoder = self.image.encoders[0]
         states = encoder.hidden_states(images)

@@ -1,4 +1,8 @@
-"""Whole models by name: encoders from models/encoder_presets.py, an adapter, a decoder, and how they are shown pictures and dialogues."""
+"""Whole models by name.
+
+A preset has encoders from models/encoder_presets.py, an adapter and a decoder, and says how pictures are
+prepared and dialogues are laid out.
+"""
 
 import dataclasses
 
@@ -18,7 +22,8 @@ DECODERS = {
 
 CLIP = "clip-vit-l-14-336"
 BOTH = (CLIP, "dinov2-l")
-# Rows of the report (arXiv 2404.06212), whatever their decoder: what differs from CLIP-L/14-336 with a transformer adapter
+# Rows of the report's tables (arXiv 2404.06212) for any decoder: how they differ from CLIP-L/14-336 with a
+# transformer adapter.
 ROWS = {
     "bigg": {"encoders": ("clip-vit-bigg-14",)},  # tables 3 and 4
     "clip-l": {},
@@ -32,25 +37,28 @@ ROWS = {
 
 
 def pictures(encoders=(CLIP,), adapter="transformer", **settings):
-    """A fresh ImageConfig; `adapter` is a kind, or its settings."""
+    """A fresh ImageConfig of named encoders; `adapter` is a kind of adapter, or its settings."""
     adapter = make_adapter(adapter) if isinstance(adapter, str) else adapter
     return ImageConfig(tuple(map(vision, encoders)), adapter, **settings)
 
 
 def model(decoder, image=None, **settings):
-    """A fresh ModelConfig: nothing in it is shared with the tables. `image`: what `pictures` takes."""
+    """A fresh ModelConfig that shares nothing with the tables; `image` holds arguments of `pictures`."""
     return ModelConfig(decoder=dataclasses.replace(decoder), image=pictures(**(image or {})), **settings)
 
 
 def llava(decoder, template, **image):
-    """LLaVA-1.5 (arXiv 2310.03744), as converted for Hugging Face: the vocabulary is padded, a two-layer adapter as wide as the decoder."""
+    """LLaVA-1.5 (arXiv 2310.03744) as converted for Hugging Face.
+
+    The vocabulary is padded, and the two-layer adapter is as wide as the decoder.
+    """
     decoder = dataclasses.replace(DECODERS[decoder], vocab=32064)
     image["adapter"] = make_adapter("mlp", mlp=decoder.width)
     return model(decoder, image, layout="template", prompt="", template=TEMPLATES[template])
 
 
 def tiny():
-    """OmniFusion-1.1 small enough to train on two CPU cores: 96-pixel pictures, 36 patches."""
+    """An OmniFusion-1.1 that is small enough to train on two CPU cores: 96-pixel pictures, 36 patches."""
     return ModelConfig(
         image=ImageConfig(
             (EncoderConfig(image_size=96, patch=16, width=128, layers=5, heads=4, mlp=512),),
@@ -63,13 +71,16 @@ def tiny():
 
 
 def research():
-    """What the research code of OmniFusion-1.0 ran: features of CLIP-bigG's last block, turns marked in words."""
+    """The model of OmniFusion-1.0's research code.
+
+    It has features of CLIP-bigG's last block, and turns are marked in words.
+    """
     c = model(DECODERS["mistral-7b"], {"encoders": ("clip-vit-bigg-14",)}, layout="text")
     c.image.encoders[0].feature_layer = -1
     return c
 
 
-REPORTED = ("mistral-7b", "vicuna-7b", "vicuna-13b")  # decoders
+REPORTED = ("mistral-7b", "vicuna-7b", "vicuna-13b")  # the report's decoders
 PRESETS = {
     "omnifusion-tiny": tiny,
     "omnifusion-1.0": lambda: model(DECODERS["mistral-7b"]),  # the released weights have the parts of 1.1
@@ -89,17 +100,24 @@ PRESETS = {
 }
 
 
-def preset(name) -> ModelConfig:
-    """A fresh, changeable ModelConfig. Raises ConfigError for an unknown name."""
+def preset(name: str) -> ModelConfig:
+    """A fresh ModelConfig that the caller may change.
+
+    Raises:
+      ConfigError: the name is unknown.
+    """
     if name not in PRESETS:
         raise ConfigError(f"there is no model preset {name!r}; choose from {', '.join(PRESETS)}")
     return dataclasses.replace(PRESETS[name](), preset=name, filled_from=name)
 
 
 def resolve(c: ModelConfig) -> ModelConfig:
-    """Follows a changed preset name (`--config.model.preset=omnifusion-tiny`).
+    """Applies a changed preset name (`--config.model.preset=omnifusion-tiny`).
 
-    Fields that were changed against the preset that filled them keep their values, where the new one has them.
+    Fields that differ from the preset that filled them keep their values if the new preset has them too.
+
+    Raises:
+      ConfigError: the preset is unknown.
     """
     if c.preset == c.filled_from:
         return c
@@ -109,19 +127,19 @@ def resolve(c: ModelConfig) -> ModelConfig:
 
 
 def keep(ours, theirs, now):
-    """Brings to `now` the fields of `ours` that differ from `theirs`, and those of the configs in them; of a part that
-    is another one now, its adapter of another kind for one, the fields that both have."""
+    """Copies to `now` the fields of `ours` that differ from `theirs`, also within nested configs.
+
+    Where a nested config has another class now, such as an adapter of another kind, only the fields that both
+    classes have are copied.
+    """
     for field in dataclasses.fields(ours):
         mine, other, new = (getattr(c, field.name, None) for c in (ours, theirs, now))
         if field.name in ("preset", "filled_from") or mine == other or not hasattr(now, field.name):
             continue
+        of_configs = isinstance(mine, tuple) and any(map(dataclasses.is_dataclass, mine))
         if dataclasses.is_dataclass(mine) and type(mine) is type(other) and dataclasses.is_dataclass(new):
             keep(mine, other, new)
-        elif (
-            isinstance(mine, tuple)
-            and any(map(dataclasses.is_dataclass, mine))
-            and len(mine) == len(other) == len(new)
-        ):
+        elif of_configs and len(mine) == len(other) == len(new):
             for triple in zip(mine, other, new, strict=True):
                 keep(*triple)
         else:

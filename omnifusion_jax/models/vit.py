@@ -1,5 +1,8 @@
-"""The vision transformer of CLIP (arXiv 2103.00020), SigLIP (2303.15343), DINOv2 (2304.07193), InternViT (2312.14238)
-and EVA-02 (2303.11331), read at any layer."""
+"""One vision transformer for several families, whose features are read at any layer.
+
+The families are CLIP (arXiv 2103.00020), SigLIP (2303.15343), DINOv2 (2304.07193), InternViT (2312.14238) and
+EVA-02 (2303.11331).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +21,17 @@ from omnifusion_jax.sharding import constrain
 from omnifusion_jax.tables import ENCODERS
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
-ORDERS = {  # of a block: what is added to x, by a norm and the layer that it belongs to
+# What a block adds to x, given a norm and the layer (attention or feed-forward part) that it belongs to
+ORDERS = {
     "pre": lambda norm, layer, x: layer(norm(x)),
     "post": lambda norm, layer, x: norm(layer(x)),
 }
 
 
 class Block(nnx.Module):
-    def __init__(self, c: EncoderConfig, *, rngs):
+    """Attention and a feed-forward part, each with a norm and added to the residual stream."""
+
+    def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = c
         biases = {"query": c.qkv_bias, "key": c.qkv_bias and c.key_bias, "value": c.qkv_bias, "out": True}
         bias = [name for name, there in biases.items() if there]
@@ -37,7 +43,8 @@ class Block(nnx.Module):
 
     def __call__(self, x, turn=None):  # [batch, seq, width]
         x, order = constrain(x, "batch", None, None), ORDERS[self.config.norm_order]
-        x = x + scaled(order(self.norm1, lambda x: self.attention(x, turn=turn)[0], x), self.scale1)
+        attention = lambda x: self.attention(x, turn=turn)[0]
+        x = x + scaled(order(self.norm1, attention, x), self.scale1)
         return x + scaled(order(self.norm2, self.feed_forward, x), self.scale2)
 
 
@@ -47,9 +54,9 @@ def scaled(x, scale):
 
 @ENCODERS.row("vit")
 class VisionTransformer(nnx.Module):
-    """Images to hidden states. Hidden state 0 is the input of the first block, i the output of block i."""
+    """Turns images into hidden states: 0 is the input of the first block, i the output of block i."""
 
-    def __init__(self, c: EncoderConfig, *, rngs):
+    def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = c
         self.patch = Linear((c.patch, c.patch, 3), c.width, c.patch_bias, rngs=rngs)
         self.class_token = dense(rngs, c.width, fan_in=c.width) if c.class_token else None
@@ -64,38 +71,39 @@ class VisionTransformer(nnx.Module):
         return self.patch.kernel[...].dtype
 
     def block(self):
-        """A step of `run_stack`: (block, x, anything) to (x, None)."""
-        c = self.config
-        turn = (
-            over_grid(c.side, c.rope_grid or c.side, c.rope_theta, c.class_token + c.registers)
-            if c.rope_theta
-            else None
-        )
+        """The step of `run_stack` that runs one block: (block, x, anything) to (x, None)."""
+        c, turn = self.config, None
+        if c.rope_theta:
+            turn = over_grid(c.side, c.rope_grid or c.side, c.rope_theta, c.class_token + c.registers)
         return lambda layer, x, _=None: (layer(x, turn), None)
 
     def patches(self, images):
-        """uint8[batch, size, size, 3] to [batch, patches, width]. Normalised here: a quarter of the transfer of floats."""
+        """Maps uint8[batch, size, size, 3] to embeddings [batch, patches, width].
+
+        Pixels are normalised here rather than before they are transferred, since uint8 takes a quarter of the
+        bytes of float32.
+        """
         c = self.config
         pixels = (images.astype(jnp.float32) / 255 - jnp.array(c.mean)) / jnp.array(c.std)
-        pixels = pixels[:, : c.side * c.patch, : c.side * c.patch]  # what is less than a patch is not seen
+        pixels = pixels[:, : c.side * c.patch, : c.side * c.patch]  # a rest smaller than a patch is cut off
         pixels = pixels.reshape(-1, c.side, c.patch, c.side, c.patch, 3).astype(self.dtype)
         return self.patch(pixels.swapaxes(2, 3)).reshape(len(images), c.patches, -1)
 
     def grid_positions(self):
-        """[patches, width], brought to the grid of this image size."""
+        """Position embeddings of the patches, [patches, width], resized to the grid of this image size."""
         c, table = self.config, self.position[...][self.config.class_token :]
         if not c.resized:
             return table
         matrix = jnp.array(resize_matrix(c.position_grid, c.side, c.position_resize))
         grid = table.reshape(c.position_grid, c.position_grid, -1).astype(jnp.float32)
-        return (
-            jnp.einsum("ip,jq,pqd->ijd", matrix, matrix, grid, precision="highest")
-            .reshape(c.patches, -1)
-            .astype(table.dtype)
-        )
+        grid = jnp.einsum("ip,jq,pqd->ijd", matrix, matrix, grid, precision="highest")
+        return grid.reshape(c.patches, -1).astype(table.dtype)
 
     def embed(self, images):
-        """uint8[batch, size, size, 3] to hidden state 0, [batch, seq, width]: the class token, the registers, the patches."""
+        """Maps uint8[batch, size, size, 3] to hidden state 0, [batch, seq, width].
+
+        Its sequence is the class token, the registers, then the patches.
+        """
         c = self.config
         x = self.patches(images) + self.grid_positions()
         first = [self.class_token[...][None] + self.position[...][:1]] if c.class_token else []
@@ -106,16 +114,20 @@ class VisionTransformer(nnx.Module):
         return x if self.pre_norm is None else self.pre_norm(x)
 
     def features(self, state):
-        """The rows of a hidden state that are handed on, [batch, rows, width]."""
+        """The feature rows of a hidden state, [batch, rows, width].
+
+        They are the patches, after the class token if it is kept.
+        """
         c = self.config
         patches = state[:, c.class_token + c.registers :]
         return jnp.concatenate([state[:, :1], patches], axis=1) if c.keep_class_token else patches
 
     def fold(self, images, each, start, items=None, skip=0):
-        """Threads `start` through the hidden states from number `skip` on, as they come up: `acc, y = each(acc, state, items[i])`.
+        """Calls `acc, y = each(acc, state, items[i])` on every hidden state from number `skip` on, in order.
 
-        Returns the last `acc`, and the ys stacked. `items` is a tree of arrays with a leading axis, one row a state. No state outlives its turn,
-        unless `each` keeps it.
+        The first `acc` is `start`. `items` is a tree of arrays whose leading axis has one entry for each of
+        these states. Returns the last `acc`, and the ys stacked. No state is kept beyond its call, unless
+        `each` keeps it.
         """
         block = self.block()
         x, _ = run_stack(first_layers(self.layers, skip), self.embed(images), block)
@@ -126,17 +138,19 @@ class VisionTransformer(nnx.Module):
             acc, y = each(carry[1], x, item)
             return (x, acc), y
 
-        (_, acc), ys = run_stack(
-            last_layers(self.layers, skip), (x, acc), step, jax.tree.map(lambda a: a[1:], items)
-        )
+        items = jax.tree.map(lambda a: a[1:], items)
+        (_, acc), ys = run_stack(last_layers(self.layers, skip), (x, acc), step, items)
         return acc, jax.tree.map(lambda y, rest: jnp.concatenate([y[None], rest]), first, ys)
 
     def hidden_states(self, images):
-        """All layers + 1 of them, [layers + 1, batch, seq, width]."""
+        """All hidden states, [layers + 1, batch, seq, width]."""
         return self.fold(images, lambda acc, state, _: (acc, state), None)[1]
 
     def __call__(self, images):
-        """uint8[batch, size, size, 3] to features [batch, rows, width] of the configured layer; blocks above it do not run."""
+        """Maps uint8[batch, size, size, 3] to features [batch, rows, width] of the configured layer.
+
+        Blocks above that layer do not run.
+        """
         c = self.config
         depth = c.feature_layer if c.feature_layer >= 0 else c.layers + 1 + c.feature_layer
         x, _ = run_stack(first_layers(self.layers, depth), self.embed(images), self.block())

@@ -1,7 +1,7 @@
-"""Who may look at whom, and the one entry to attention that obeys."""
+"""Which tokens may attend to which, and the function through which all attention runs."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,44 +11,46 @@ from omnifusion_jax.tables import Table
 
 
 class Places(NamedTuple):
-    """What attention knows of each token."""
+    """What attention knows about each token."""
 
     segments: jax.Array  # int32[batch, n]; 0 is padding
     positions: jax.Array  # int32[batch, n], counted from 0 in each segment
-    order: jax.Array  # int32[batch, n]: a token sees those of its own number and of lower ones
+    order: jax.Array  # int32[batch, n]: a token sees tokens with its own number and with lower ones
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionSpec:
-    """Attention inside segments, from later tokens to earlier ones, within a window. Small arrays: a mask is made only
-    where a kernel needs one.
+    """Attention within segments, from later tokens to earlier ones, optionally within a window.
 
-    Queries and keys are described apart, so that one spec serves training (the same sequence twice) and decoding (new
-    tokens against a cache). Without either, every query sees every key.
+    The spec holds small arrays; a dense mask is made only in a kernel that needs one. Queries and keys are
+    described apart, so that one spec serves training (the same sequence twice) and decoding (new tokens
+    against a cache). Without `query` and `key`, every query sees every key.
     """
 
     query: Places | None = None
     key: Places | None = None
-    # a query sees the last `window` positions, its own included; None: all
+    # a query sees the last `window` positions, including its own; None: all
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
     kernel: str = dataclasses.field(default="dense", metadata={"static": True})  # a row of KERNELS
 
     @classmethod
-    def of(cls, segments, positions, window=None, later=None):
-        """Of one sequence, int32[batch, n] each.
+    def of(cls, segments, positions, window: int | None = None, later=None) -> Self:
+        """The spec of a sequence that attends to itself; segments, positions and `later` are int32[batch, n].
 
-        `later` says where the order goes up, as in big_vision's `mask_ar`: 1 where a token is hidden from those
-        before it, 0 where it belongs to the block of the one before, whose tokens see each other both ways. None: 1
-        everywhere, which is causal. So 0 0 0 1 1 is a prefix of three that is read both ways, and two causal tokens.
+        `later` says where the order goes up, as in big_vision's `mask_ar`: 1 where a token is hidden from
+        those before it, 0 where it belongs to the block of the token before it, whose tokens all see each
+        other. None means 1 everywhere, which is causal. So 0 0 0 1 1 is a prefix of three tokens that see
+        each other, and two causal tokens.
         """
         order = positions if later is None else jnp.cumsum(later, axis=1)
         here = Places(segments, positions, order)
         return cls(here, here, window)
 
     def mask(self):
-        """bool[batch, query, key]; None where nothing is hidden. Two dialogues and a pad in one row (segments
-        1 1 2 2 0) give
+        """The dense mask bool[batch, query, key], or None if nothing is hidden.
+
+        Two dialogues and a pad in one row (segments 1 1 2 2 0) give
 
         1 . . . .
         1 1 . . .
@@ -67,20 +69,23 @@ class AttentionSpec:
 EVERYTHING = AttentionSpec()
 
 
-def attend(q, k, v, spec=EVERYTHING, dropout=(0.0, None)):
-    """Softmax attention, as `spec` says, by the kernel that it names.
+def attend(q, k, v, spec: AttentionSpec = EVERYTHING, dropout=(0.0, None)):
+    """Softmax attention under `spec`, computed by the kernel that it names.
 
-    q [batch, kv_heads, group, query, head_dim], k and v [batch, kv_heads, key, head_dim]; `dropout` is (rate, key), of
-    the probabilities. Returns the shape of q. A kernel that cannot honour what is asked of it raises ConfigError.
+    q [batch, kv_heads, group, query, head_dim], k and v [batch, kv_heads, key, head_dim]; `dropout` is the
+    (rate, key) of dropout on the probabilities. Returns an array of q's shape.
+
+    Raises:
+      ConfigError: the kernel is unknown, or cannot do what is asked of it.
     """
     return KERNELS[spec.kernel](q, k, v, spec, dropout)
 
 
 def dense(q, k, v, spec, dropout):
-    """All scores at once, scores and softmax in float32.
+    """The kernel that computes all scores at once; scores and softmax are float32.
 
-    A padding row masks everything: it is filled with the smallest finite number, since the NaN of minus infinity would
-    reach real rows through 0 * NaN.
+    In a padding row everything is masked. Masked scores are the smallest finite number rather than minus
+    infinity, which would make such a row NaN and reach real rows through 0 * NaN.
     """
     scores = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if (mask := spec.mask()) is not None:

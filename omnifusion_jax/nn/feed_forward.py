@@ -13,21 +13,23 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
-GATES = {"swiglu": jax.nn.silu}  # activations of a second map, which the first is multiplied by
+GATES = {"swiglu": jax.nn.silu}  # activations of the gate, which `up` is multiplied by
 
 
 class FeedForward(nnx.Module):
-    """[..., width] to [..., width] by way of `hidden`: up, an activation, down. Gated (arXiv 2002.05202), where the
-    activation is a row of GATES."""
+    """A linear map up to width `hidden`, an activation, and a linear map down to the width it came from.
 
-    def __init__(self, width, hidden, activation, bias=True, init=NORMAL, *, rngs):
+    It is gated (arXiv 2002.05202) if the activation is a row of GATES.
+    """
+
+    def __init__(self, width: int, hidden: int, activation: str, bias=True, init=NORMAL, *, rngs: nnx.Rngs):
         self.activation = activation
         self.gate = Linear(width, hidden, bias, init, rngs=rngs) if activation in GATES else None
         self.up = Linear(width, hidden, bias, init, rngs=rngs)
         self.down = Linear(hidden, width, bias, init, rngs=rngs)
 
     def __call__(self, x, rate=0.0, key=None):
-        """`rate` and `key`: dropout of the hidden values."""
+        """Maps x [..., width] to [..., width]; `rate` and `key` are for dropout on the hidden values."""
         y = self.up(x)
         y = ACTIVATIONS[self.activation](y) if self.gate is None else GATES[self.activation](self.gate(x)) * y
         return self.down(drop(y, rate, key))

@@ -1,5 +1,6 @@
-"""Fresh parameters."""
+"""How fresh parameters are drawn."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,27 +9,29 @@ import jax.numpy as jnp
 from omnifusion_jax.nn import nnx
 
 
-def dense(rngs, *shape, fan_in):
-    """A kernel drawn from N(0, 1/fan_in)."""
+def dense(rngs: nnx.Rngs, *shape: int, fan_in: int) -> nnx.Param:
+    """A kernel drawn from N(0, 1/fan_in), where 1/fan_in is the variance."""
     return nnx.Param(jax.random.normal(rngs.params(), shape) * fan_in**-0.5)
 
 
-def zeros(*shape):
+def zeros(*shape: int) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape))
 
 
-def ones(*shape):
+def ones(*shape: int) -> nnx.Param:
     return nnx.Param(jnp.ones(shape))
 
 
 def linear(rngs, *shape, fan_in):
-    """Weight or bias of `torch.nn.Linear`: U(-b, b) with b = 1 / sqrt(fan_in)."""
+    """The weight or bias of `torch.nn.Linear`: U(-b, b) with b = 1 / sqrt(fan_in)."""
     return uniform(rngs, shape, fan_in**-0.5)
 
 
 def packed(rngs, *shape, fan_in):
-    """A share of `torch.nn.MultiheadAttention.in_proj_weight`: Xavier's bound, of all [3 * fan_in,
-    fan_in]."""
+    """A third of `torch.nn.MultiheadAttention.in_proj_weight`: queries, keys or values.
+
+    The bound is Xavier's for the whole weight [3 * fan_in, fan_in].
+    """
     return uniform(rngs, shape, (6 / (3 * fan_in + fan_in)) ** 0.5)
 
 
@@ -37,10 +40,10 @@ def uniform(rngs, shape, bound):
 
 
 class Init(NamedTuple):
-    """How parameters are drawn: functions (rngs, *shape, fan_in) -> Param."""
+    """How a linear map is drawn: two functions (rngs, *shape, fan_in) -> Param."""
 
-    kernel: object  # of a linear map
-    bias: object
+    kernel: Callable[..., nnx.Param]
+    bias: Callable[..., nnx.Param]
 
 
 def no_bias(rngs, *shape, fan_in):
@@ -51,11 +54,11 @@ NORMAL = Init(dense, no_bias)
 
 
 class Inits(NamedTuple):
-    """What fresh modules are drawn by."""
+    """How the linear maps of a module are drawn."""
 
-    linear: Init
-    qkv: Init  # queries, keys and values of an attention
-    out: Init  # what follows an attention
+    linear: Init  # those outside of attention
+    qkv: Init  # projections to queries, keys and values
+    out: Init  # the output projection of attention
 
 
 INITS = {

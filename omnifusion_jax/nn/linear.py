@@ -5,17 +5,25 @@ import math
 import jax.numpy as jnp
 
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.nn.init import NORMAL
+from omnifusion_jax.nn.init import NORMAL, Init
 
 
 class Linear(nnx.Module):
-    """x [..., *ins] to [..., *outs]: `kernel` [*ins, *outs] and, if there is one, `bias` [*outs].
+    """Maps x [..., *ins] to [..., *outs] by a `kernel` [*ins, *outs] and optionally a `bias` [*outs].
 
-    Kernels keep heads and head_dim apart, so that a sharding rule can name each of them and no reshape hides one.
+    Kernels keep heads and head_dim apart, so that a sharding rule can name each of them and no reshape
+    hides one.
     """
 
-    def __init__(self, ins, outs, bias=True, init=NORMAL, *, rngs):
-        """`ins` and `outs`: an int, or a tuple of them."""
+    def __init__(
+        self,
+        ins: int | tuple[int, ...],
+        outs: int | tuple[int, ...],
+        bias: bool = True,
+        init: Init = NORMAL,
+        *,
+        rngs: nnx.Rngs,
+    ):
         ins, outs = ((n,) if isinstance(n, int) else tuple(n) for n in (ins, outs))
         fan_in = math.prod(ins)
         self.contracted = len(ins)

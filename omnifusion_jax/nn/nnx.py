@@ -1,8 +1,11 @@
 """The only file that touches `flax.nnx`.
 
-Modules are plain pytrees here: they go through `jax.jit`, `jax.grad` and `jax.lax.scan` as they are, a forward pass changes nothing in them, and
-outside of them parameters are a flat dict `{"decoder/layers/mlp/gate": array}`, which is what optimizers, checkpoints and sharding rules see.
+Modules are plain pytrees here. They pass through `jax.jit`, `jax.grad` and `jax.lax.scan` as they are, and
+a forward pass changes nothing in them. Optimizers, checkpoints and sharding rules see their parameters as a
+flat dict `{"decoder/layers/mlp/gate": array}`.
 """
+
+from collections.abc import Callable, Mapping
 
 import jax
 from flax import nnx
@@ -12,22 +15,25 @@ from omnifusion_jax.errors import CheckpointError
 Module, Param, Rngs, List, eval_shape = nnx.Module, nnx.Param, nnx.Rngs, nnx.List, nnx.eval_shape
 
 
-def parameters(module):
-    """The module's arrays (or `ShapeDtypeStruct`s) by path, sorted as the module declares them."""
+def parameters(module: Module) -> dict[str, jax.Array]:
+    """The module's arrays (or `ShapeDtypeStruct`s) by path, in the order that the module declares."""
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(module))}
 
 
-def with_parameters(module, arrays):
-    """A copy of `module` (which may be abstract) that holds `arrays`, a dict by path covering every parameter exactly."""
+def with_parameters(module: Module, arrays: Mapping[str, jax.Array]) -> Module:
+    """A copy of `module`, which may be abstract, with the parameters `arrays` by path.
+
+    Raises:
+      CheckpointError: `arrays` has other paths than the module.
+    """
     graph, state = nnx.split(module)
     paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
     if missing := set(paths) ^ set(arrays):
-        raise CheckpointError(
-            f"parameters given and parameters of {type(module).__name__} differ in {', '.join(sorted(missing))}"
-        )
+        names = ", ".join(sorted(missing))
+        raise CheckpointError(f"parameters given and parameters of {type(module).__name__} differ in {names}")
     return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), [arrays[path] for path in paths]))
 
 
-def stacked(make, n, rngs):
-    """`n` modules made by `make(rngs=...)`, as one module whose every array has a leading `layers` axis."""
+def stacked(make: Callable[..., Module], n: int, rngs: Rngs) -> Module:
+    """One module of `n` that `make(rngs=...)` makes; its arrays all have a leading `layers` axis."""
     return nnx.vmap(lambda r: make(rngs=r))(rngs.split(n))

@@ -1,4 +1,4 @@
-"""Normalisation, computed in float32 whatever the input's type."""
+"""Normalisation, computed in float32 whatever the dtype of the input."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from omnifusion_jax.nn.init import ones, zeros
 
 
 class LayerNorm(nnx.Module):
-    def __init__(self, width, eps):
+    def __init__(self, width: int, eps: float):
         self.scale, self.bias, self.eps = ones(width), zeros(width), eps
 
     def __call__(self, x):  # [..., width]
@@ -19,7 +19,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    def __init__(self, width, eps):
+    def __init__(self, width: int, eps: float):
         self.scale, self.eps = ones(width), eps
 
     def __call__(self, x):  # [..., width]
@@ -29,9 +29,9 @@ class RMSNorm(nnx.Module):
 
 
 class HeadsNorm(nnx.Module):
-    """RMS norm over all heads at once, as InternViT has it."""
+    """RMS norm over all heads at once, as in InternViT."""
 
-    def __init__(self, heads, size, eps):
+    def __init__(self, heads: int, size: int, eps: float):
         self.scale, self.eps = ones(heads, size), eps
 
     def __call__(self, x):  # [batch, heads, seq, head_dim]

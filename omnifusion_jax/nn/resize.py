@@ -1,11 +1,12 @@
-"""Resampling of a grid, as separable matrices: what PyTorch's `interpolate` computes, to rounding.
+"""Resizing of a grid by one matrix for each axis.
 
-Libraries differ in how they bring position embeddings to another image size, and the choice belongs to the weights:
+The result equals that of PyTorch's `interpolate` up to rounding. Libraries differ in how they resize position
+embeddings to another image size, and weights need the way that they were trained with:
 
     bicubic            transformers (DINOv2, SigLIP, InternViT): Keys' cubic with a = -0.75, no antialiasing
-    bicubic_antialias  timm, and DINOv2 with registers: a = -0.5, the kernel widened when there is less room
-    bicubic_offset     the original DINOv2: "bicubic" of a grid 0.1 larger than the one that is read off
-    bilinear           not of positions, but of features
+    bicubic_antialias  timm, and DINOv2 with registers: a = -0.5, with a wider kernel when the grid shrinks
+    bicubic_offset     the original DINOv2: "bicubic" with the scale of a grid that is 0.1 larger
+    bilinear           for features, not for position embeddings
 """
 
 import jax.numpy as jnp
@@ -15,12 +16,13 @@ import numpy as np
 def cubic(x, a):
     """Keys' convolution kernel (IEEE TASSP 29, 1981)."""
     x = np.abs(x)
-    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
 def plain(old, new, scale):
-    """`scale` is new over old, as far as the coordinates are concerned."""
+    """Bicubic without antialiasing; coordinates are scaled by `scale`, which is about new / old."""
     centre = (np.arange(new) + 0.5) / scale - 0.5
     taps = np.floor(centre).astype(int)[:, None] + np.arange(-1, 3)  # [new, 4]
     matrix = np.zeros((new, old))
@@ -29,7 +31,7 @@ def plain(old, new, scale):
 
 
 def antialiased(old, new):
-    """What lies outside counts for nothing, and the rest is normalised."""
+    """Bicubic with antialiasing: samples outside the grid are left out, and the other weights sum to 1."""
     wide = max(old / new, 1.0)
     distance = (np.arange(old) + 0.5) - (np.arange(new) + 0.5)[:, None] * old / new
     matrix = cubic(distance / wide, -0.5)
@@ -49,15 +51,16 @@ RESIZE = {
 }
 
 
-def resize_matrix(old, new, how):
-    """float32[new, old] that brings `old` samples to `new` along one axis."""
+def resize_matrix(old: int, new: int, how: str) -> np.ndarray:
+    """The matrix float32[new, old] that resizes an axis from `old` to `new` samples, by a row of RESIZE."""
     return RESIZE[how](old, new).astype(np.float32)
 
 
-def resize_rows(x, rows, how):
-    """The rows of a square grid, [batch, n, width], as those of another one, [batch, rows, width]."""
+def resize_rows(x, rows: int, how: str):
+    """Resizes a square grid given as its rows, from [batch, n, width] to [batch, rows, width]."""
     old, new = (round(n**0.5) for n in (x.shape[1], rows))
     if old == new:
         return x
-    matrix, grid = jnp.array(resize_matrix(old, new, how), x.dtype), x.reshape(len(x), old, old, -1)
+    matrix = jnp.array(resize_matrix(old, new, how), x.dtype)
+    grid = x.reshape(len(x), old, old, -1)
     return jnp.einsum("ip,jq,bpqd->bijd", matrix, matrix, grid).reshape(len(x), rows, -1)

@@ -1,5 +1,7 @@
-"""Rotary position embedding (arXiv 2104.09864): of a text in the half-split form of the Llama family, of a grid in the
-interleaved form of EVA-02."""
+"""Rotary position embedding (arXiv 2104.09864).
+
+Text uses the half-split form of the Llama family, a grid of patches the interleaved form of EVA-02.
+"""
 
 import math
 
@@ -8,24 +10,28 @@ import jax.numpy as jnp
 from omnifusion_jax.config import RopeScaling
 
 
-def frequencies(half, theta, scaling: RopeScaling | None = None):
-    """Radians a position, float32[half]: theta ** -(i / half), and those of Llama 3.1 where they are scaled."""
+def frequencies(half: int, theta: float, scaling: RopeScaling | None = None):
+    """Radians per position, float32[half]: theta ** -(i / half), scaled as in Llama 3.1 if asked for."""
     found = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
     return found if scaling is None else stretched(found, scaling)
 
 
 def stretched(found, c: RopeScaling):
-    """Low frequencies divided by `factor`, high ones kept, those between mixed, as transformers'
-    `_compute_llama3_parameters` has it."""
-    turns = (
-        c.trained_length * found / (2 * math.pi)
-    )  # of a frequency, over the positions it was first trained for
+    """Divides low frequencies by `factor`, keeps high ones and blends those between.
+
+    This is `_compute_llama3_parameters` of transformers.
+    """
+    # Full turns of each frequency over the positions that the model was first trained for
+    turns = c.trained_length * found / (2 * math.pi)
     kept = jnp.clip((turns - c.low) / (c.high - c.low), 0, 1)
     return found * (kept + (1 - kept) / c.factor)
 
 
 def rotary(x, positions, frequency):
-    """Rotates x [batch, heads..., seq, head_dim] by its positions int32[batch, seq]; angles in float32."""
+    """Rotates x [batch, heads..., seq, head_dim] by its positions int32[batch, seq], with float32 angles.
+
+    `frequency` is float32[head_dim / 2], in radians per position.
+    """
     half = x.shape[-1] // 2
     angle = positions[:, :, None] * frequency  # [batch, seq, half]
     angle = jnp.expand_dims(angle, tuple(range(1, x.ndim - 2)))
@@ -34,11 +40,12 @@ def rotary(x, positions, frequency):
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def over_grid(side, trained_side, theta, skipped):
-    """What rotates x [batch, heads, seq, head_dim] of `skipped` tokens and then side * side patches, by row and column.
+def over_grid(side: int, trained_side: int, theta: float, skipped: int):
+    """A function that rotates x [batch, heads, seq, head_dim] by the row and column of each patch.
 
-    The first half of the pairs (2i, 2i + 1) turns by the row, the second by the column, in units of the grid that it
-    was trained for (arXiv 2303.11331, section 2.1).
+    The sequence is `skipped` tokens, which stay as they are, and then side * side patches. The first half
+    of the channel pairs (2i, 2i + 1) turns by the row, the second half by the column, both counted in units
+    of the grid that the model was trained for (arXiv 2303.11331, section 2.1).
     """
 
     def turn(x):

@@ -1,7 +1,7 @@
 """What a run learns: the rows of `tables.OBJECTIVES`.
 
-An objective of your own is a class as `base.Objective` describes it, an instance of which is put into the table in a file
-that your config file imports.
+To add one, write a class as `base.Objective` describes it, and put an instance of it into the table, in a
+file that your config file imports.
 """
 
 from omnifusion_jax.objectives import answers, patches

@@ -1,8 +1,9 @@
-"""Dialogues about media: the answers are learned."""
+"""The objective "answers": a model learns the answers in dialogues about media."""
 
 import functools
 import math
 
+from omnifusion_jax.config import TrainConfig
 from omnifusion_jax.data.check import start_check
 from omnifusion_jax.data.describe import describe
 from omnifusion_jax.data.layout import Prepare
@@ -17,13 +18,15 @@ from omnifusion_jax.training.loss import answer_loss
 
 
 class Answers:
+    """See objectives.base.Objective."""
+
     rows, text, module = 1, True, OmniFusion
 
     def loss(self, module, batch, key, remat):
         return answer_loss(module.decoder, module.hidden(batch, key, remat), batch)
 
     def ignorance(self, config, tokenizer):
-        """All words are equally likely."""
+        """ln of the vocabulary: all tokens are equally likely."""
         return math.log(tokenizer.vocab)
 
     def batches(self, config, tokenizer):
@@ -31,20 +34,21 @@ class Answers:
         source = open_source(c.path, c.images, config.model.image.encoders[0].side)
         prepare = Prepare.of(tokenizer, config.model, c.max_length, max_pixels=c.max_pixels)
         print(describe(source, prepare, tokenizer))
-        print(
-            f"The loss of a model that knows nothing is ln {tokenizer.vocab} = {self.ignorance(config, tokenizer):.1f}."
-        )
+        ignorance = self.ignorance(config, tokenizer)
+        print(f"The loss of a model that knows nothing is ln {tokenizer.vocab} = {ignorance:.1f}.")
+        check = None
+        if c.check == "first_epoch":
+            check = functools.partial(start_check, source, prepare, c.num_workers)
         return Batches(
             source,
             prepare,
             length=c.max_length,
             tiles=prepare.tiles,
-            usual=max(processor.room for processor in prepare.processors.values()),  # one item a dialogue
+            # tiles of a usual dialogue: those of one media item
+            usual=max(processor.room for processor in prepare.processors.values()),
             on_bad_sample=c.on_bad_sample,
             bad_share=c.bad_share,
-            check=functools.partial(start_check, source, prepare, c.num_workers)
-            if c.check == "first_epoch"
-            else None,
+            check=check,
             **common(config),
         )
 
@@ -68,15 +72,15 @@ class Answers:
         return evaluate
 
 
-def common(config):
-    """Settings of `Batches` that follow from the run alone."""
+def common(config: TrainConfig) -> dict:
+    """The arguments of `Batches` that are the same for every objective."""
     mesh = make_mesh(**vars(config.mesh))
     return {
         "batch_size": config.batch_size,
         "seed": config.seed,
         "shuffle": config.data.shuffle,
         "num_workers": config.data.num_workers,
-        "pools": config.grad_accum * ways(mesh, "batch"),  # one for each portion and device
+        "pools": config.grad_accum * ways(mesh, "batch"),  # one for each micro-batch and device
     }
 
 

@@ -6,25 +6,36 @@ from omnifusion_jax.config import ModelConfig, TrainConfig
 
 
 class Objective(Protocol):
-    """All that differs between runs that learn different things; the loop knows none of it.
+    """Everything that depends on what a run learns; the training loop knows nothing about it.
 
-    `tokenizer` is a data.tokenizer.Tokenizer, or None where the objective needs no text.
+    `tokenizer` is a data.tokenizer.Tokenizer, or None when the objective needs no text.
     """
 
-    rows: int  # of a batch for each example; those of one example share a pool, and so stay together when portions are taken
-    text: bool  # whether a tokenizer must be there
+    # rows of a batch for each example; they share a pool, and so stay together in one micro-batch
+    rows: int
+    text: bool  # whether a tokenizer is needed
 
     def module(self, c: ModelConfig, *, rngs):
-        """The module that holds the parameters, at the paths of `c.parts`; what it has besides is no part of a model."""
+        """The module that holds the parameters of a model, at the paths of `c.parts`.
+
+        It may hold others, which are not saved with the model.
+        """
 
     def batches(self, config: TrainConfig, tokenizer):
-        """An iterator as data.pipeline.Batches."""
+        """An iterator like data.pipeline.Batches."""
 
     def loss(self, module, batch, key, remat):
-        """(sum, count) over the targets of a batch: whoever accumulates divides once. `key` is for dropout."""
+        """The sum of the loss over the targets of a batch, and their count, by which the caller divides.
+
+        `key` is for dropout; `remat` says what a decoder layer keeps for its backward pass
+        (TrainConfig.remat).
+        """
 
     def ignorance(self, config: TrainConfig, tokenizer) -> float:
         """The loss of a module that knows nothing."""
 
     def evaluator(self, config: TrainConfig, tokenizer):
-        """A function from parameters by path to (figures by name, evaluation.exact_match.Records to show), or None."""
+        """A function from {path: parameter} to ({name: figure}, records to show), or None for no evaluation.
+
+        The records are evaluation.exact_match.Records.
+        """

@@ -1,4 +1,7 @@
-"""A bare encoder names what covers each patch of synthetic pictures: how the bundled encoder was made."""
+"""The objective "patches": a bare encoder learns to name what covers each patch of synthetic pictures.
+
+The bundled encoder was made this way.
+"""
 
 import math
 
@@ -13,28 +16,34 @@ from omnifusion_jax.training.loss import token_loss
 
 
 class Patches:
+    """See objectives.base.Objective."""
+
     rows, text = 1, False
 
     def module(self, c, *, rngs):
         return PatchReader(c, len(CELL_WORDS), rngs=rngs)
 
     def loss(self, module, batch, key, remat):
-        pictures = batch.media["image"][0]  # [pools, pictures, size, size, 3], one a row
-        there = batch.tokens > 0  # a place that holds nothing costs nothing
-        return token_loss(
-            module(pictures.reshape(-1, *pictures.shape[2:])), batch.tokens, batch.weights, there
-        )
+        pictures = batch.media["image"][0]  # [pools, pictures, size, size, 3], one picture a row
+        logits = module(pictures.reshape(-1, *pictures.shape[2:]))
+        covered = batch.tokens > 0  # an empty patch costs nothing
+        return token_loss(logits, batch.tokens, batch.weights, covered)
 
     def ignorance(self, config, tokenizer):
         return math.log(len(CELL_WORDS))
 
     def batches(self, config, tokenizer):
-        side, tile = config.model.image.encoders[0].side, ImageProcessor.of(config.model.image).tile(0)
+        image = config.model.image
+        side, tile = image.encoders[0].side, ImageProcessor.of(image).tile(0)
         return Batches(PatchSource(side), keep, length=side * side, tiles={"image": tile}, **common(config))
 
     def evaluator(self, config, tokenizer):
         count = config.eval.count
-        return count and (lambda arrays: (patch_accuracy(config.model, arrays, count), []))
+
+        def evaluate(arrays):
+            return patch_accuracy(config.model, arrays, count), []
+
+        return evaluate if count else None
 
 
 OBJECTIVES["patches"] = Patches()

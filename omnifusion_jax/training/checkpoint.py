@@ -1,26 +1,29 @@
-"""Saving and resuming a run: the training state and the position in the data, by Orbax."""
+"""Saves and restores a run with Orbax: the training state and the position in the data."""
 
 import errno
 import os
 import shutil
 import time
+from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
+from omnifusion_jax.config import CheckpointConfig
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.training.workdir import writing
 
-# by their words: errors of tensorstore carry no errno
+# Errors of tensorstore carry no errno, so they are recognised by their words.
 UNREACHABLE = [os.strerror(n) for n in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)]
 
 
 class Checkpoints:
-    """`WORKDIR/checkpoints/<step>`, written in the background. `c` is a CheckpointConfig."""
+    """The checkpoints of a run in `WORKDIR/checkpoints/<step>`, written in the background."""
 
-    def __init__(self, directory, c):
+    def __init__(self, directory: Path, c: CheckpointConfig):
         self.directory, self.every_steps, self.every_seconds = directory, c.every_steps, 60 * c.every_minutes
-        # what a killed run or a full disk left half written goes; finished checkpoints go only once a newer one is finished
+        # Orbax removes what a killed run or a full disk left half written. It removes a finished checkpoint
+        # only once a newer one is finished.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=c.keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
@@ -28,21 +31,24 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(directory, options=options)
         self.saved_at = time.monotonic()
 
-    def due(self, step):
+    def due(self, step: int) -> bool:
+        """Whether the state after `step` should be saved, by the number of steps or by the clock."""
         by_time = self.every_seconds and time.monotonic() - self.saved_at >= self.every_seconds
         return bool(by_time or (self.every_steps and step % self.every_steps == 0))
 
-    def save(self, step, state, position):
-        """Unless that step is there. `position` is JSON-serialisable. Raises CheckpointError for this or the save before, if it failed."""
+    def save(self, step: int, state, position: dict):
+        """Saves the state after `step`, unless it is saved already. `position` is JSON-serialisable.
+
+        Raises: CheckpointError when this save failed, or the one before it.
+        """
         if step == self.manager.latest_step():
             return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state._asdict()), position=ocp.args.JsonSave(position)
         )
         with writing(self.directory):
-            probe = (
-                self.directory / "probe"
-            )  # where no directory can be made, Orbax's threads would wait minutes for theirs
+            # Where no directory can be made, Orbax's threads would wait minutes for theirs: fail at once.
+            probe = self.directory / "probe"
             probe.mkdir(exist_ok=True)
             probe.rmdir()
             self.manager.wait_until_finished()
@@ -50,22 +56,30 @@ class Checkpoints:
             self.manager.save(step, args=items, force=True)
         self.saved_at = time.monotonic()
 
-    def check_space(self, size):
-        """Raises CheckpointError where a checkpoint of `size` bytes does not fit: said beforehand, it is one message and not one a thread."""
-        if (free := shutil.disk_usage(self.directory).free) < size:
+    def check_space(self, size: int):
+        """Raises CheckpointError when a checkpoint of `size` bytes does not fit on the disk.
+
+        Checked beforehand, this gives one message; while writing, every thread would give one.
+        """
+        free = shutil.disk_usage(self.directory).free
+        if free < size:
             raise CheckpointError(
-                f"{self.directory} cannot be written: a checkpoint needs {size:,} bytes, {free:,} are free. Finished checkpoints are whole. "
-                "Make room, and run the same command again"
+                f"{self.directory} cannot be written: a checkpoint needs {size:,} bytes, {free:,} are free. "
+                "Finished checkpoints are whole. Make room, and run the same command again"
             )
 
     def restore(self, state, shardings):
-        """The newest (state, position) that can be read, placed as `shardings` says on whatever devices there are now, or None.
+        """Restores the newest checkpoint that can be read, on whatever devices there are now.
 
-        Newer ones that cannot be read are named, and kept under `checkpoints.damaged`. `state` gives the shapes.
+        Newer ones that cannot be read are reported and moved to `checkpoints.damaged`.
 
+        Args:
+          state: a TrainState that gives the shapes and dtypes.
+          shardings: a TrainState of shardings; the restored arrays are placed by them.
+        Returns: (state, position), or None when there is no checkpoint.
         Raises:
-          CheckpointError: none of them can be read, the newest may be whole but is out of reach, or one was made by a run of other
-            shapes. Nothing is moved then.
+          CheckpointError: no checkpoint can be read; or the newest cannot be reached, but may be whole; or
+            one was made by a run with other shapes. Nothing is moved then.
         """
         target = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings
@@ -77,16 +91,14 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()
                 )
                 found = self.manager.restore(step, args=how)
-            except (
-                MemoryError,
-                jax.errors.JaxRuntimeError,
-            ):  # too large for this machine, and not to blame for it
-                raise
-            except Exception as error:  # Orbax raises whatever the damaged file led it to
-                if words := next((words for words in UNREACHABLE if words in str(error)), None):
+            except (MemoryError, jax.errors.JaxRuntimeError):
+                raise  # the state is too large for this machine, which does not mean that it is damaged
+            except Exception as error:  # a damaged file can make Orbax raise anything
+                words = next((words for words in UNREACHABLE if words in str(error)), None)
+                if words:
                     raise CheckpointError(
-                        f"{self.directory}/{step} cannot be read now: {words}. It may be whole: see to the disk or the permissions, and run "
-                        "the same command again"
+                        f"{self.directory}/{step} cannot be read now: {words}. It may be whole: "
+                        "see to the disk or the permissions, and run the same command again"
                     ) from error
                 self.same_shapes(step, target)
                 damaged[step] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
@@ -97,17 +109,21 @@ class Checkpoints:
             lines = "".join(f"\n  {self.directory}/{step}: {reason}" for step, reason in damaged.items())
             raise CheckpointError(
                 f"no checkpoint of this run can be read:{lines}\n"
-                "Nothing was changed. Copy one of them back from where it is whole, or begin anew in another --workdir"
+                "Nothing was changed. Copy one of them back from where it is whole, "
+                "or begin anew in another --workdir"
             )
         return None
 
-    def same_shapes(self, step, target):
-        """Raises CheckpointError where the arrays of a checkpoint have other names or shapes than those of this run: it is not damaged then."""
+    def same_shapes(self, step: int, target):
+        """Raises CheckpointError when a checkpoint's arrays have other names or shapes than this run's.
+
+        Such a checkpoint is not damaged: it belongs to another run.
+        """
         try:
             stored = shapes(
                 ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / "state").tree
             )
-        except Exception:  # damaged so much that not even that can be read
+        except Exception:  # so damaged that not even the shapes can be read
             return
         needed = shapes(target)
         wrong = [
@@ -118,12 +134,13 @@ class Checkpoints:
         if wrong:
             more = f"\n  and {len(wrong) - 10} more" if len(wrong) > 10 else ""
             raise CheckpointError(
-                f"{self.directory}/{step} was made by a run of another model, freeze table or optimizer:{''.join(wrong[:10])}{more}\n"
+                f"{self.directory}/{step} was made by a run of another model, freeze table or optimizer:"
+                f"{''.join(wrong[:10])}{more}\n"
                 "Give the settings that it was made with, or another --workdir for a new run"
             )
 
-    def set_aside(self, damaged, step):
-        """Moves damaged checkpoints out of the way of those to come, and says so."""
+    def set_aside(self, damaged: dict[int, str], step: int):
+        """Moves damaged checkpoints, {step: reason}, out of the way of new ones, and reports each."""
         for bad, reason in damaged.items():
             place = self.directory.with_name("checkpoints.damaged") / str(bad)
             while place.exists():
@@ -132,26 +149,27 @@ class Checkpoints:
                 place.parent.mkdir(exist_ok=True)
                 (self.directory / str(bad)).rename(place)
             print(
-                f"checkpoint {bad} cannot be read ({reason}). It is kept as {place}; the run goes on from step {step}",
+                f"checkpoint {bad} cannot be read ({reason}). It is kept as {place}; "
+                f"the run goes on from step {step}",
                 flush=True,
             )
         if damaged:
             self.manager.reload()
 
     def close(self):
-        """Waits for what is being written. Raises CheckpointError when that failed."""
+        """Waits until everything is written. Raises CheckpointError when that failed."""
         with writing(self.directory):
             self.manager.close()
 
 
-def newest(directory):
-    """The step of the newest checkpoint in `directory`, whole or not; None where there is none."""
+def newest(directory: Path) -> int | None:
+    """The step of the newest checkpoint in `directory`, whole or not; None when there is none."""
     steps = [int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit()]
     return max(steps, default=None)
 
 
-def shapes(tree):
-    """{path: shape} of what has a shape."""
+def shapes(tree) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of the leaves of a tree that have a shape."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

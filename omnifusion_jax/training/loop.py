@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from omnifusion_jax import sharding
-from omnifusion_jax.config import check, part_of
+from omnifusion_jax.config import TrainConfig, check, part_of
 from omnifusion_jax.errors import CheckpointError, OmniFusionError
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
@@ -26,8 +26,15 @@ class NotFinite(OmniFusionError):
     """Too many steps had a NaN or infinite loss."""
 
 
-def fill(config, mesh, given):
-    """Every parameter of the run, sharded: `given` ones as they are, the others fresh from the seed."""
+def fill(config: TrainConfig, mesh, given: dict):
+    """Makes every parameter of a run, sharded over `mesh`.
+
+    The parameters in `given`, {path: array}, are taken out of it and used as they are; the others are drawn
+    from the seed.
+
+    Returns: (the objective's module with shapes for parameters, {path: parameter}).
+    Raises: CheckpointError when a given parameter has another shape than the module's.
+    """
     module = OBJECTIVES[config.objective].module
     skeleton = nnx.eval_shape(lambda: module(config.model, rngs=nnx.Rngs(0)))
     shapes = nnx.parameters(skeleton)
@@ -48,46 +55,47 @@ def fill(config, mesh, given):
         return {path: arrays[path] for path in missing}
 
     arrays = jax.jit(fresh, out_shardings=missing)()
-    arrays |= {
-        path: jax.device_put(given.pop(path), placed[path]) for path in shapes if path in given
-    }  # a large model is not held twice
+    for path in shapes:
+        if path in given:  # taken out, so that a large model is not held twice
+            arrays[path] = jax.device_put(given.pop(path), placed[path])
     return skeleton, {path: arrays[path] for path in shapes}
 
 
-def summary(trained, frozen):
-    """Lines that say what is trained and what is not, with counts."""
+def summary(trained: dict, frozen: dict) -> list[str]:
+    """Lines that say which parts are trained and which are frozen, with their numbers of parameters."""
     lines = []
     for name, arrays in (("trained", trained), ("frozen", frozen)):
         for part in sorted(set(map(part_of, arrays))):
-            lines.append(
-                f"{name:8} {part:16} {sum(a.size for path, a in arrays.items() if part_of(path) == part):>15,}"
-            )
+            count = sum(a.size for path, a in arrays.items() if part_of(path) == part)
+            lines.append(f"{name:8} {part:16} {count:>15,}")
     return lines
 
 
-def train(config, workdir, batches, given, on_eval=None, allow_change=False, stop=None):
+def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allow_change=False, stop=None):
     """Runs `config.steps` steps, resuming from `workdir` when it holds a checkpoint.
 
     Args:
-      batches: iterator with `state()`, `restore(state)` and `checked()`, as data.pipeline.Batches.
-      given: parameters by path to start from, taken out of the dict; the others are drawn.
-      on_eval: called as on_eval(arrays) every `eval.every_steps` steps; what it returns, figures by name, is logged.
-      allow_change: go on although the data set has another number of records than when the run was saved.
+      batches: an iterator with `state()`, `restore(state)` and `checked()`, like data.pipeline.Batches.
+      given: {path: array} of the parameters to start from, taken out of the dict; the others are drawn.
+      on_eval: called as on_eval(arrays) every `eval.every_steps` steps; it returns {name: figure} to log.
+      allow_change: go on although the data set is not the one that the run was saved with.
       stop: a signals.Stop that may end the run after a step, whose state is then saved; None: nothing does.
-    Returns: (trained, frozen), arrays by path; trained ones are float32.
-    Raises: NotFinite after `max_bad_steps` skipped steps; CheckpointError where no checkpoint fits or can be read, or none can be written;
-      ConfigError for another data set; Stopped.
+    Returns: (trained, frozen), two dicts {path: array}; trained arrays are float32.
+    Raises:
+      NotFinite: `max_bad_steps` steps were skipped.
+      CheckpointError: no checkpoint fits or can be read, or none can be written.
+      ConfigError: the data set is another one, or the mesh does not fit the batch.
+      Stopped: `stop` ended the run.
     """
     stop, objective = stop or Stop(), OBJECTIVES[config.objective]
     mesh = sharding.make_mesh(**vars(config.mesh))
-    rows, shards = (
-        config.batch_size * objective.rows // config.grad_accum,
-        mesh.shape["data"] * mesh.shape["fsdp"],
-    )
+    rows = config.batch_size * objective.rows // config.grad_accum
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     devices = f"{shards} devices (mesh.data * mesh.fsdp)"
     check(
         rows % shards == 0,
-        f"batch_size / grad_accum is {rows} rows at a time, which {devices} cannot share evenly. Change one of them",
+        f"batch_size / grad_accum is {rows} rows at a time, which {devices} cannot share evenly. "
+        "Change one of them",
     )
     skeleton, arrays = fill(config, mesh, given)
     trained, frozen = freeze.split(config.train_parts, arrays)
@@ -101,17 +109,16 @@ def train(config, workdir, batches, given, on_eval=None, allow_change=False, sto
     placed = state_shardings(mesh, shapes)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     position = {"data": batches.state(), "interval": None}
-    if (found := checkpoints.restore(shapes, placed)) is not None:
+    found = checkpoints.restore(shapes, placed)
+    if found is not None:
         state, position = found
         same_data(position["data"], batches.state(), allow_change)
         batches.restore(position["data"])
         stop.step = int(state.step)
-        left = (
-            f"resuming from step {stop.step}"
-            if stop.step < config.steps
-            else f"all {stop.step} steps are done: nothing is left to train"
-        )
-        print(left, flush=True)
+        if stop.step < config.steps:
+            print(f"resuming from step {stop.step}", flush=True)
+        else:
+            print(f"all {stop.step} steps are done: nothing is left to train", flush=True)
     else:
         state = jax.jit(lambda p: init_state(optimizer, p), out_shardings=placed)(trained)
         write_config(config, workdir)
@@ -129,20 +136,11 @@ def train(config, workdir, batches, given, on_eval=None, allow_change=False, sto
     )
     step = jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     monitor = Monitor(workdir, config.steps, int(state.step), config.log_every, position["interval"])
+    spread = batch_sharding(mesh)
     with stop.deferred():
         try:
             state = run(
-                config,
-                workdir,
-                step,
-                state,
-                frozen,
-                batches,
-                checkpoints,
-                monitor,
-                batch_sharding(mesh),
-                on_eval,
-                stop,
+                config, workdir, step, state, frozen, batches, checkpoints, monitor, spread, on_eval, stop
             )
         finally:
             monitor.close()
@@ -151,9 +149,10 @@ def train(config, workdir, batches, given, on_eval=None, allow_change=False, sto
 
 
 def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, placed, on_eval, stop):
-    """Dispatches steps ahead of reading their metrics: those of step n are read while n + 1 runs.
+    """Runs the steps that are left, and returns the last state.
 
-    Where the run is asked to stop, the last step's state is saved, and Stopped goes on.
+    The metrics of step n are read only while step n + 1 runs, so that the device never waits for this
+    process. When the run is asked to stop, the state of its last step is saved, and Stopped is raised again.
     """
     begun, unread = int(state.step), None
     read = functools.partial(report, config, monitor, before_run=int(state.bad_steps))
@@ -166,15 +165,14 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
             monitor.log(n, on_eval({**state.params, **frozen}))
 
     def settle(n, saves):
-        """Everything of step n: its metrics read, its state saved."""
-        jax.block_until_ready(state)  # the time it takes is the step's
+        """Finishes step n: reads its metrics, and saves its state if `saves`."""
+        jax.block_until_ready(state)  # this wait counts as time of the step
         read(unread)
         with monitor.pause():
             if saves:
                 checkpoints.save(n, state, {"data": position, "interval": monitor.interval()})
-                write_config(
-                    config, workdir
-                )  # not before: until now the checkpoints were of the config that stood there
+                # Not before: until now the file was the config that the checkpoints were made with.
+                write_config(config, workdir)
                 stop.step = n
 
     def save():
@@ -184,7 +182,7 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
     done, position, programs = begun, batches.state(), {}
     try:
         if evaluates(begun) and not monitor.evaluated(begun):
-            evaluate(begun)  # it was cut off
+            evaluate(begun)  # the evaluation after the resumed step was cut off
         for n in range(begun + 1, config.steps + 1):
             stop.check()
             before = time.perf_counter()
@@ -200,7 +198,7 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
                     stop.check()
             if n == begun + 1:
                 with monitor.pause():
-                    batches.checked()  # what is wrong with the data shows before the first step
+                    batches.checked()  # bad data is reported before the first step
                     stop.check()
             with jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"):
                 state, metrics = programs[shapes](state, frozen, batch)
@@ -220,31 +218,42 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
 
 
 def following(batches, stop, save):
-    """The next batch; where there is none, what was learned so far is saved before the error goes on.
+    """The next batch. When there is none, calls `save` and raises the error again.
 
-    Worker processes may have been stopped by the signal that is to stop the run: their failure is then no error.
+    Raises: Stopped when the run was asked to stop.
     """
     try:
         return next(batches)
     except Exception:
+        # The signal that asks the run to stop may have ended worker processes too; that is no error.
         stop.check()
         save()
         if stop.step:
             print(
-                f"no next batch: the state after step {stop.step} is saved, and the same command goes on from there",
+                f"no next batch: the state after step {stop.step} is saved, "
+                "and the same command goes on from there",
                 flush=True,
             )
         raise
 
 
 def report(config, monitor, step, before_run):
-    """Reads the metrics of `step`, a pair (number, arrays) or None; raises NotFinite when too many steps of this run were bad."""
+    """Gives the metrics of a step to the monitor.
+
+    Args:
+      step: (number, {name: array}), or None when there is nothing to read.
+      before_run: how many bad steps were skipped before this run.
+    Raises: NotFinite when this run has had `max_bad_steps` bad steps.
+    """
     if step is None:
         return
-    n, metrics = step[0], {name: value.item() for name, value in jax.device_get(step[1]).items()}
+    n, arrays = step
+    metrics = {name: value.item() for name, value in jax.device_get(arrays).items()}
     monitor.step(n, metrics)
-    if (bad := metrics["bad"] - before_run) >= config.max_bad_steps:
+    bad = metrics["bad"] - before_run
+    if bad >= config.max_bad_steps:
         raise NotFinite(
-            f"step {n}: {bad} steps had a NaN or infinite loss or gradient and were skipped; max_bad_steps is {config.max_bad_steps}. "
+            f"step {n}: {bad} steps had a NaN or infinite loss or gradient and were skipped; "
+            f"max_bad_steps is {config.max_bad_steps}. "
             "Lower optimizer.learning_rate, check the data, or set compute_dtype=float32"
         )

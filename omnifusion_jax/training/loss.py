@@ -1,56 +1,62 @@
-"""Cross-entropy over target tokens, as a sum and a count: whoever accumulates divides once."""
+"""Cross-entropy over target tokens, as a sum and a count, so that accumulation can divide once at the end."""
 
 import jax
 import jax.numpy as jnp
 
-from omnifusion_jax.batch import UNKNOWN
+from omnifusion_jax.batch import UNKNOWN, Batch
 
 
-def token_loss(logits, targets, weights, costs=True):
-    """float32[..., vocab], int32[...], float32[...] to (weighted sum of -log p, sum of weights).
+def token_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array, costs: jax.Array | bool = True):
+    """The weighted sum of -log p over all targets, and the sum of their weights: two float32 scalars.
 
-    `costs` bool[...]: a target of which that is false adds nothing to the former and its weight to the latter.
+    Args:
+      logits: float32[..., vocab].
+      targets: int32[...].
+      weights: float32[...].
+      costs: bool[...]; a target where it is false adds nothing to the loss, but its weight to the count.
     """
     nll = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jnp.sum(weights * jnp.where(costs, nll, 0.0)), weights.sum()
 
 
-def by_rows(weights, rows):
-    """Loss weights [batch, ...] that make the mean over target tokens one of the means over `rows` rows each.
+def by_rows(weights: jax.Array, rows: int) -> jax.Array:
+    """Rescales loss weights [batch, ...] so that the loss is the mean of the means over `rows` rows each.
 
-    So the published code averages: over micro-batches of 4 rows (phase 1) or 1 (phase 2), then over accumulation steps
-    and devices. Weights of such a group add up to 1. A group without targets, whose mean is NaN there, counts for
-    nothing.
+    The weights of each group of rows then add up to 1. The published code averages like this: over
+    micro-batches of 4 rows (phase 1) or 1 (phase 2), then over accumulation steps and devices. There the mean
+    of a group without targets is NaN; here such a group counts for nothing.
     """
     groups = weights.reshape(len(weights) // rows, -1)
     count = groups.sum(axis=1, keepdims=True)
     return (groups / jnp.where(count == 0, 1, count)).reshape(weights.shape)
 
 
-def answer_loss(decoder, hidden, batch, chunk=512):
-    """The loss of a laid-out batch from hidden states [batch, seq, width]: position t predicts token t + 1. A target of
-    the kind UNKNOWN costs nothing yet counts, as in the published loss.
+def answer_loss(decoder, hidden: jax.Array, batch: Batch, chunk: int = 512):
+    """The loss of a batch, as `token_loss` gives it, from hidden states [batch, seq, width].
 
-    Logits exist for `chunk` positions at a time, in the backward pass too, so that [batch, seq, vocab] never does.
+    Position t predicts token t + 1. A target of the kind UNKNOWN costs nothing but counts, as in the
+    published loss. Logits exist for `chunk` positions at a time, in the backward pass too, so that an array
+    [batch, seq, vocab] is never made.
     """
     length = hidden.shape[1]
-    padded = -(-length // chunk) * chunk if length > chunk else length
-    pieces = max(1, padded // chunk)
+    pieces, padded = 1, length
+    if length > chunk:
+        pieces = -(-length // chunk)  # rounded up
+        padded = pieces * chunk
 
-    def split(
-        a, shift=0
-    ):  # [batch, seq, ...] to [pieces, batch, chunk, ...]; the last position predicts nothing
+    def split(a, shift=0):
+        """[batch, seq, ...] from position `shift` on, as [pieces, batch, chunk, ...]."""
+        # padding: the last position predicts nothing
         a = jnp.pad(a[:, shift:], [(0, 0), (0, padded - length + shift)] + [(0, 0)] * (a.ndim - 2))
         return a.reshape(a.shape[0], pieces, -1, *a.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
     def add(total, piece):
         x, targets, weights, kind = piece
-        return jax.tree.map(
-            jnp.add, total, token_loss(decoder.logits(x), targets, weights, kind != UNKNOWN)
-        ), None
+        sums = token_loss(decoder.logits(x), targets, weights, kind != UNKNOWN)
+        return jax.tree.map(jnp.add, total, sums), None
 
     zero = (jnp.zeros(()), jnp.zeros(()))
-    return jax.lax.scan(
-        add, zero, (split(hidden), split(batch.tokens, 1), split(batch.weights, 1), split(batch.kind, 1))
-    )[0]
+    inputs = (split(hidden), split(batch.tokens, 1), split(batch.weights, 1), split(batch.kind, 1))
+    total, _ = jax.lax.scan(add, zero, inputs)
+    return total

@@ -1,9 +1,11 @@
-"""What a run says while it goes on: metrics.jsonl, TensorBoard, and one live line."""
+"""What a run reports while it goes on: metrics.jsonl, TensorBoard, and one live line."""
 
 import contextlib
 import json
 import math
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,14 +18,17 @@ from omnifusion_jax.training.workdir import writing
 COLUMNS = "loss {loss:.4f}  {tokens_per_s:,.0f} tok/s  {images_per_s:,.0f} img/s  input {input_wait:.0%}"
 
 
-def read_rows(path):
-    """The lines of a metrics.jsonl as dicts, without one that was cut off."""
+def read_rows(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl as dicts, without one that was cut off; [] when there is no file."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def resumed(path, start):
-    """The file, opened for more lines, without those of steps after `start`, which a resumed run does again, and a line that was cut off."""
+def resumed(path: Path, start: int):
+    """Opens a metrics.jsonl for more lines, and first removes those that a resumed run writes again.
+
+    These are the lines of steps after `start`, and a last line that was cut off.
+    """
     kept = [row for row in read_rows(path) if row["step"] <= start]
     beside = path.with_suffix(".new")
     beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -32,13 +37,13 @@ def resumed(path, start):
 
 
 class Board:
-    """Scalars for TensorBoard, written at once: a writer in a thread would wait for ever once the disk is full."""
+    """Writes scalars for TensorBoard, without a thread: it would wait for ever once the disk is full."""
 
     def __init__(self, directory):
         directory.mkdir(exist_ok=True)
         self.writer = EventsWriter(str(directory / "events"))
 
-    def add(self, step, figures):
+    def add(self, step: int, figures: Mapping[str, float]):
         for name, value in figures.items():
             self.writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         self.writer.flush()
@@ -48,20 +53,25 @@ class Board:
 
 
 class Monitor:
-    """Collects the scalars of each step and writes their figures every `every` steps, as `{"step": 10, "train/loss": 2.31, ...}`.
+    """Collects the scalars of each step, and writes a line of figures every `every` steps.
 
-    The first step has a line of its own, with the loss before anything is learned. Figures of an interval: loss
-    is the mean over its target tokens of finite steps (with `loss_mean_rows` that of the steps' means, each
-    counted by its target tokens); input_wait the share of its time in which this process waited for data (the
-    device may still have worked on the step before). Compilation, saving and evaluation are not in its time: see
-    `pause`.
+    A line of metrics.jsonl is `{"step": 10, "train/loss": 2.31, ...}`. The first step has a line of its own,
+    with the loss before anything is learned. Each line covers the interval since the line before it:
+
+    - loss: the mean over the target tokens of its finite steps (with `loss_mean_rows` the mean of the steps'
+      losses, each weighted by its number of target tokens);
+    - input_wait: the share of its time in which this process waited for data (the device may still have been
+      working on the step before).
+
+    Compilation, saving and evaluation do not count as its time: see `pause`.
 
     Args:
-      start: the step that the run goes on from; lines of later ones are removed.
+      steps: the number of steps of the whole run.
+      start: the step that the run goes on from; lines of later steps are removed.
       begun: what `interval()` gave at that step, or None.
     """
 
-    def __init__(self, workdir, steps, start, every, begun=None):
+    def __init__(self, workdir: Path, steps: int, start: int, every: int, begun: dict | None = None):
         self.workdir, self.every, self.steps = workdir, every, steps
         with writing(workdir):
             self.file = resumed(workdir / "metrics.jsonl", start)
@@ -80,8 +90,11 @@ class Monitor:
         if begun is not None:
             self.since, self.wait, self.sums = self.since - begun["seconds"], begun["wait"], begun["sums"]
 
-    def interval(self):
-        """What is collected since the last line, JSON-serialisable: a run that goes on from here writes the lines it would have written."""
+    def interval(self) -> dict:
+        """What was collected since the last line, JSON-serialisable.
+
+        Given as `begun` to a resumed run, it makes that run write the same lines as an uninterrupted one.
+        """
         return {"seconds": time.perf_counter() - self.since, "wait": self.wait, "sums": self.sums}
 
     def reset(self):
@@ -90,14 +103,14 @@ class Monitor:
 
     @contextlib.contextmanager
     def pause(self):
-        """Time in here does not count."""
+        """Excludes the time in this context from the interval."""
         before = time.perf_counter()
         try:
             yield
         finally:
             self.since += time.perf_counter() - before
 
-    def step(self, step, metrics):
+    def step(self, step: int, metrics: Mapping[str, float]):
         """Takes the metrics of the finished step `step` (numbers, not device arrays)."""
         broken = not math.isfinite(metrics["loss"])
         self.sums["loss"] += 0.0 if broken else metrics["loss"] * metrics["targets"]
@@ -123,16 +136,15 @@ class Monitor:
             self.console.print(f"step {step}/{self.steps}  {COLUMNS.format(**figures)}")
         self.reset()
 
-    def log(self, step, figures):
-        figures = {
-            name: value for name, value in figures.items() if math.isfinite(value)
-        }  # JSON has no NaN: what was not finite is left out
+    def log(self, step: int, figures: Mapping[str, float]):
+        """Writes the finite figures (JSON has no NaN) as one line, and to TensorBoard."""
+        figures = {name: value for name, value in figures.items() if math.isfinite(value)}
         with writing(self.workdir):
             self.file.write(json.dumps({"step": step, **figures}) + "\n")
             self.board.add(step, figures)
 
-    def evaluated(self, step):
-        """Whether there is a line with figures of an evaluation after `step`."""
+    def evaluated(self, step: int) -> bool:
+        """Whether metrics.jsonl has the figures of an evaluation after `step`."""
         rows = read_rows(self.workdir / "metrics.jsonl")
         return any(row["step"] == step and any(name.startswith("eval/") for name in row) for row in rows)
 

@@ -1,4 +1,4 @@
-"""Optimizers and schedules, all of them Optax's."""
+"""Optimizers and learning-rate schedules, built from Optax."""
 
 import re
 
@@ -10,10 +10,10 @@ from omnifusion_jax.config import OptimizerConfig, check
 from omnifusion_jax.models.axes import axes
 from omnifusion_jax.training.freeze import factor
 
-# Whether weight decay pulls a parameter to zero. It is for what multiplies features: kernels and embedding
-# tables, as in transformers' trainer. Norms and biases keep their level. Vectors that are added to features
-# or stand among them (positions, tokens, queries) carry information of their own, as in timm. Factors whose
-# zero would switch a part off (layer scale, weights of the mix) are left alone too.
+# Whether weight decay pulls a parameter towards zero. It is meant for what multiplies features: kernels and
+# embedding tables, as in transformers' trainer. Norms and biases are left alone. So are vectors that are
+# added to features or stand among them (positions, tokens, queries), which carry information of their own,
+# as in timm; and factors that would switch a part off at zero (layer scale, weights of the mix).
 DECAY = [
     (r".*/kernel|decoder/(embed|head)|head", True),  # head: of a bare encoder
     (r"image/encoders/\d+/(class_token|registers|position|layers/scale\d)", False),
@@ -24,25 +24,30 @@ DECAY = [
 ]
 
 
-def decays(path):
-    """Whether weight decay touches the parameter at `path`. Raises ConfigError unless exactly one row of DECAY matches."""
+def decays(path: str) -> bool:
+    """Whether weight decay applies to the parameter at `path`.
+
+    Raises: ConfigError unless exactly one row of DECAY matches.
+    """
     hits = [answer for pattern, answer in DECAY if re.fullmatch(pattern, path)]
     check(
         len(hits) == 1,
-        f"{path}: {len(hits)} rows of training.optimizer.DECAY match, exactly one must. Append one, or correct it",
+        f"{path}: {len(hits)} rows of training.optimizer.DECAY match, exactly one must. "
+        "Append one, or correct it",
     )
     return hits[0]
 
 
 def decayed(params):
+    """The mask {path: whether it decays} that Optax takes."""
     return {path: decays(path) for path in params}
 
 
-def schedule(c: OptimizerConfig, steps):
-    """Step to learning rate: linear warm-up over a share of the horizon, then a cosine to zero or a constant.
+def schedule(c: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The learning rate by step: a linear warm-up, then a cosine to zero or a constant.
 
-    The horizon is `c.horizon * steps`. The published code counts the batches of every device, so that on 8 devices
-    its runs end at an eighth of it.
+    The horizon is `c.horizon * steps`; the warm-up is a share of it. The published code counts the batches of
+    every device, so that on 8 devices its runs end at an eighth of their horizon.
     """
     horizon = round(c.horizon * steps)
     warmup = round(c.warmup * horizon)
@@ -50,39 +55,43 @@ def schedule(c: OptimizerConfig, steps):
         "cosine": lambda: optax.cosine_decay_schedule(c.learning_rate, max(1, horizon - warmup)),
         "constant": lambda: optax.constant_schedule(c.learning_rate),
     }[c.schedule]()
-    return (
-        optax.join_schedules([optax.linear_schedule(0.0, c.learning_rate, warmup), main], [warmup])
-        if warmup
-        else main
-    )
+    if not warmup:
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, c.learning_rate, warmup), main], [warmup])
 
 
-def matrices(path, a):
-    """A parameter as [layers, in, out] (vectors: [layers, size]): one matrix a layer, as PyTorch keeps it. `layers` is 1 outside a stack."""
-    names = axes(path)
-    layers = a.shape[0] if names[0] == "layers" else 1
-    inner = a.shape[1:] if names[0] == "layers" else a.shape
-    if len(inner) < 2 or path.endswith(("/bias", "scale")):  # vectors elsewhere, whose heads are apart here
+def matrices(path: str, a: jax.Array) -> jax.Array:
+    """A parameter as one matrix per layer, as PyTorch keeps it.
+
+    The result is [layers, in, out], or [layers, size] for a vector; outside a stack `layers` is 1.
+    """
+    stacked = axes(path)[0] == "layers"
+    layers = a.shape[0] if stacked else 1
+    inner = a.shape[1:] if stacked else a.shape
+    if len(inner) < 2 or path.endswith(("/bias", "scale")):  # a bias or scale may have a dimension for heads
         return a.reshape(layers, -1)
-    # heads are on the input side of an output projection, else on the output side
-    into = a.shape[-1] if path.endswith("/out/kernel") else None
-    return a.reshape(layers, -1, into) if into else a.reshape(layers, inner[0], -1)
+    if path.endswith("/out/kernel"):  # an output projection has its heads on the input side
+        return a.reshape(layers, -1, a.shape[-1])
+    return a.reshape(layers, inner[0], -1)
 
 
-def together(paths):
-    """Lists of paths by name. `torch.nn.TransformerEncoderLayer` keeps queries, keys and values in one matrix; else a
-    path is alone."""
+def together(paths) -> dict[str, list[str]]:
+    """Groups the paths of parameters that share one matrix in PyTorch, by a name for each group.
+
+    `torch.nn.TransformerEncoderLayer` keeps queries, keys and values together. Every other path is alone.
+    """
     found = {}
     for path in sorted(paths):
-        found.setdefault(
-            re.sub(r"(adapter/layer/attention)/(query|key|value)/", r"\1/in_proj/", path), []
-        ).append(path)
+        name = re.sub(r"(adapter/layer/attention)/(query|key|value)/", r"\1/in_proj/", path)
+        found.setdefault(name, []).append(path)
     return found
 
 
-def per_matrix(rule):
-    """Applies an Optax rule to each layer's matrix alone, as PyTorch keeps it: for rules whose result depends on the
-    whole array, as Adafactor's factors and sizes."""
+def per_matrix(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies an Optax rule to the matrix of each layer alone, as PyTorch keeps it.
+
+    This is for rules whose result depends on the whole array, like Adafactor's factors and parameter sizes.
+    """
 
     def side_by_side(arrays, paths):
         return jnp.concatenate([matrices(path, arrays[path]) for path in paths], axis=-1)
@@ -95,18 +104,21 @@ def per_matrix(rule):
     def update(updates, state, params):
         found = {}
         for name, paths in together(updates).items():
-            one, state_of_one = jax.vmap(rule.update)(
+            joined, joined_state = jax.vmap(rule.update)(
                 side_by_side(updates, paths), state[name], side_by_side(params, paths)
             )
-            found |= dict(zip(paths, jnp.split(one, len(paths), axis=-1), strict=True))
-            state = {**state, name: state_of_one}
+            found |= dict(zip(paths, jnp.split(joined, len(paths), axis=-1), strict=True))
+            state = {**state, name: joined_state}
         return {path: found[path].reshape(u.shape) for path, u in updates.items()}, state
 
     return optax.GradientTransformation(init, update)
 
 
 def adafactor(rate, c):
-    """As transformers' `Adafactor(relative_step=False)`: scaled by parameter size, update clipped at 1, every matrix factored, no momentum."""
+    """Adafactor as transformers' `Adafactor(relative_step=False)`.
+
+    Updates are scaled by parameter size and clipped at 1, every matrix is factored, there is no momentum.
+    """
     return per_matrix(optax.adafactor(rate, min_dim_size_to_factor=1))
 
 
@@ -116,8 +128,8 @@ RULES = {
 }
 
 
-def make_optimizer(c: OptimizerConfig, steps, train_parts):
-    """Clip by global norm, the rule, then the part's own factor."""
+def make_optimizer(c: OptimizerConfig, steps: int, train_parts) -> optax.GradientTransformation:
+    """Clips by the global norm, applies the rule `c.name`, then each parameter's factor in `train_parts`."""
 
     def scale(updates, state, params=None):
         return {path: u * factor(train_parts, path) for path, u in updates.items()}, state

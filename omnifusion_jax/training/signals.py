@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run ends at a place from which it can go on."""
+"""SIGTERM and Ctrl-C: they end a run at a point from which it can be resumed."""
 
 import contextlib
 import os
@@ -6,32 +6,36 @@ import signal
 import sys
 import threading
 
-STATUS = {
-    signal.SIGTERM: 0,
-    signal.SIGINT: 130,
-}  # a scheduler's stop is no failure; 130 is the shell's word for Ctrl-C
+# Exit statuses: being stopped by a scheduler is no failure; 130 is what shells use for Ctrl-C.
+STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
 class Stopped(BaseException):
-    """The run was asked to stop. Not an Exception: nobody between the signal and the command line takes it for an error."""
+    """The run was asked to stop.
+
+    It is not an Exception, so that no handler between the signal and the command line takes it for an error.
+    """
 
 
 class Stop:
     """A context in which signals ask the run to stop.
 
-    Ordinarily the first signal raises Stopped wherever the program is. Inside `deferred()` it is only noted, and `check()` raises it.
-    A second Ctrl-C ends the process at once; a thread sees to that, since Python's own handlers wait while XLA compiles or computes.
-    Outside the main thread signals cannot be caught, and nothing is changed.
+    The first signal raises Stopped wherever the program is; inside `deferred()` it is only noted, and
+    `check()` raises Stopped. A second Ctrl-C ends the process at once. A thread does this, since Python's
+    own handlers wait while XLA compiles or computes. Outside the main thread signals cannot be caught, and
+    this does nothing.
 
-    asked: the signal that came, or None. step: the last step whose state is saved, 0 for none; the loop keeps it.
+    Attributes:
+      asked: the signal that came, or None.
+      step: the last step whose state is saved, 0 for none; the training loop sets it.
     """
 
     def __init__(self):
         self.asked, self.step, self.holds = None, 0, False
 
     @property
-    def status(self):
-        """The exit status that fits the signal."""
+    def status(self) -> int:
+        """The exit status for the signal that came."""
         return STATUS[self.asked]
 
     def __enter__(self):
@@ -55,12 +59,15 @@ class Stop:
             os.close(self.ear)
 
     def note(self, number, frame):
-        first, self.asked = self.asked is None, self.asked or signal.Signals(number)
-        if first and not self.holds:
+        """The handler of a signal: the first one raises Stopped, unless that is deferred."""
+        if self.asked is not None:
+            return
+        self.asked = signal.Signals(number)
+        if not self.holds:
             raise Stopped
 
     def listen(self):
-        """Reads the numbers of signals as they come."""
+        """Reads the numbers of signals as they come, in a thread."""
         interrupts = 0
         while byte := os.read(self.ear, 1):
             interrupts += byte[0] == signal.SIGINT
@@ -74,13 +81,16 @@ class Stop:
                 os._exit(STATUS[signal.SIGINT])
 
     def check(self):
-        """Raises Stopped when a signal came."""
+        """Raises Stopped when a signal has come."""
         if self.asked:
             raise Stopped
 
     @contextlib.contextmanager
     def deferred(self, holds=True):
-        """In here signals are noted for `check()`; with `holds=False`, inside such a block, they raise again. Ends with a check."""
+        """A context in which signals are only noted for `check()`, which is called at its end.
+
+        With `holds=False`, inside such a context, signals raise Stopped again.
+        """
         before, self.holds = self.holds, holds
         try:
             if not holds:

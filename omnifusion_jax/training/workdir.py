@@ -1,23 +1,24 @@
-"""The directory of a run: one run at a time, and one message where it cannot be written to."""
+"""The directory of a run: only one run may use it, and a failed write gives one clear message."""
 
 import contextlib
 import errno
 import fcntl
 import os
 import socket
+from pathlib import Path
 
 from omnifusion_jax.errors import CheckpointError, ConfigError
 
-# by their words: errors of tensorstore, and of Orbax's threads, carry no errno
+# Errors of tensorstore and of Orbax's threads carry no errno, so they are recognised by their words.
 REFUSED = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)]
 
 
 @contextlib.contextmanager
-def writing(what):
-    """Turns a full disk or a missing permission, met while `what` is written, into a CheckpointError that says so."""
+def writing(what: Path):
+    """A context that writes `what`: a full disk or a missing permission becomes a CheckpointError."""
     try:
         yield
-    except Exception as error:  # Orbax and tensorstore raise what they like
+    except Exception as error:  # Orbax and tensorstore raise many kinds
         reason = next((words for words in REFUSED if words in str(error)), None)
         if reason is None:
             raise
@@ -28,16 +29,17 @@ def writing(what):
 
 
 @contextlib.contextmanager
-def locked(workdir):
-    """Holds WORKDIR/lock. Raises ConfigError at once where another process does.
+def locked(workdir: Path):
+    """A context that holds WORKDIR/lock. Raises ConfigError at once when another process holds it.
 
-    The operating system gives the lock back however the holder ends; the file stays and means nothing by itself. Between hosts that
-    share a file system the lock holds as far as that system's do (NFS from version 4). Where there are no locks at all, that is said.
+    The operating system releases the lock however the holder ends; the file stays, and means nothing by
+    itself. Between hosts that share a file system the lock works if that system supports it (NFS does from
+    version 4). Where there are no locks at all, a warning is printed.
     """
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "lock").touch()
-    with open(workdir / "lock", "r+") as file:  # not emptied yet: it names the holder
+    with open(workdir / "lock", "r+") as file:  # "r+" does not empty the file, which names the holder
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

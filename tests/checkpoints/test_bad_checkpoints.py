@@ -85,6 +85,13 @@ def test_quantized_weights(source, method, where):
     refused(lambda: load_decoder(directory), *words)
 
 
+@pytest.mark.parametrize("name", ["quantization_config", "text_config", "vision_config"])
+def test_settings_that_are_no_objects(source, name):
+    file = source / "tuned-model/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: ["gptq"]}))
+    refused(lambda: load_checkpoint(source), f"tuned-model/config.json: {name} is ['gptq'], not an object")
+
+
 class Evil:
     def __init__(self, marker):
         self.marker = marker

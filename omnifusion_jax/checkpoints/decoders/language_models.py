@@ -1,6 +1,7 @@
-"""Language models of Hugging Face by family, Mistral, Llama, Qwen2 and Qwen3: tensor names and config.json."""
+"""Tensor names and config.json of the language models of Hugging Face: Mistral, Llama, Qwen2 and Qwen3."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
 from omnifusion_jax.checkpoints.mapping.tensors import from_foreign
 from omnifusion_jax.checkpoints.mapping.transforms import MATRIX, SAME, split, split_in, split_out
+from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.checkpoints.storage.settings import read_json, require
 from omnifusion_jax.checkpoints.storage.weights import open_tensors
 from omnifusion_jax.config import DecoderConfig, ModelConfig, RopeScaling
@@ -28,7 +30,7 @@ FIELDS = {  # theirs: ours
     "rms_norm_eps": "eps",
     "tie_word_embeddings": "tied",
 }
-ROPE = {  # theirs: ours, of the type "llama3"
+ROPE = {  # theirs: ours, for rope scaling of the type "llama3"
     "factor": "factor",
     "low_freq_factor": "low",
     "high_freq_factor": "high",
@@ -40,15 +42,15 @@ ROPE = {  # theirs: ours, of the type "llama3"
 class Family:
     """A model type of config.json."""
 
-    architecture: str
-    defaults: dict  # of transformers' config, for a file that leaves a field out; None for key-value heads: as many as heads
-    fixed: dict = dataclasses.field(
-        default_factory=dict
-    )  # fields of DecoderConfig that all its models have in common
-    window: bool = False  # whether sliding_window says our `window`
-    only: dict = dataclasses.field(
-        default_factory=dict
-    )  # settings of its own with which our decoder computes something else
+    architecture: str  # the class that is written into config.json
+
+    # transformers' values of what config.json leaves out. None for key-value heads: as many as heads.
+    defaults: dict
+    # Fields of DecoderConfig that all models of the family share, with their values.
+    fixed: dict = dataclasses.field(default_factory=dict)
+    window: bool = False  # whether the setting sliding_window is our `window`
+    # Supported values of settings that only this family has.
+    only: dict = dataclasses.field(default_factory=dict)
 
 
 SIZES = {
@@ -100,7 +102,7 @@ FAMILIES = Table(
         ),
     },
 )
-ONLY = {  # settings with which our decoder computes something else
+ONLY = {  # supported values; models with others compute what our decoder does not
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -108,8 +110,8 @@ ONLY = {  # settings with which our decoder computes something else
 }
 
 
-def table(c: DecoderConfig, path="decoder"):
-    """Rows of everything that a decoder of these families can have; the engine leaves out those it has not."""
+def table(c: DecoderConfig, path: str = "decoder") -> dict[str, tuple]:
+    """The table for the parameters that a decoder of config `c` has, with our paths under `path`."""
     layer, attention, ours = "model.layers.{}.", "model.layers.{}.self_attn.", path + "/layers/"
     heads = {
         "q": ("query", (c.kv_heads, c.group, c.head_dim)),
@@ -123,11 +125,9 @@ def table(c: DecoderConfig, path="decoder"):
             rows[f"{attention}{name}_proj.bias"] = (f"{ours}attention/{projection}/bias", split(*dims))
         if c.qk_norm and projection != "value":
             rows[f"{attention}{name}_norm.weight"] = (f"{ours}attention/{projection}_norm/scale", SAME)
+    out = split_in(c.kv_heads, c.group, c.head_dim)
     rows |= {
-        attention + "o_proj.weight": (
-            ours + "attention/out/kernel",
-            split_in(c.kv_heads, c.group, c.head_dim),
-        ),
+        attention + "o_proj.weight": (ours + "attention/out/kernel", out),
         layer + "mlp.gate_proj.weight": (ours + "feed_forward/gate/kernel", MATRIX),
         layer + "mlp.up_proj.weight": (ours + "feed_forward/up/kernel", MATRIX),
         layer + "mlp.down_proj.weight": (ours + "feed_forward/down/kernel", MATRIX),
@@ -138,27 +138,32 @@ def table(c: DecoderConfig, path="decoder"):
     return rows if c.tied else rows | {HEAD: (f"{path}/head", MATRIX)}
 
 
-def without_copy(tensors, c: DecoderConfig, where, prefix=""):
-    """The tensors, whose names begin with `prefix`, without the copy of the embeddings that some files of a tied head hold.
+def without_copy(
+    tensors: Mapping[str, np.ndarray], c: DecoderConfig, where: str | Path, prefix: str = ""
+) -> Mapping[str, np.ndarray]:
+    """The tensors without the copy of the embeddings that some files hold as the head, where it is tied.
+
+    The names of the tensors begin with `prefix`.
 
     Raises:
-      CheckpointError: it is no copy.
+      CheckpointError: the head is tied, and is not a copy of the embeddings.
     """
     head, embed = prefix + HEAD, prefix + EMBED
     if not c.tied or head not in tensors:
         return tensors
     if embed in tensors and not np.array_equal(np.asarray(tensors[head]), np.asarray(tensors[embed])):
         raise CheckpointError(
-            f"{where}: tie_word_embeddings is true, but {head} is not {embed}. Set it to false, or remove the head"
+            f"{where}: tie_word_embeddings is true, but {head} is not {embed}. "
+            "Set it to false, or remove the head"
         )
     return {name: a for name, a in tensors.items() if name != head}
 
 
-def decoder_config(hf, where="config.json") -> DecoderConfig:
-    """From the config.json of a model of one of FAMILIES, of transformers 4 or 5.
+def decoder_config(hf: dict, where: str | Path = "config.json") -> DecoderConfig:
+    """The config that the config.json of a model of one of FAMILIES describes, from transformers 4 or 5.
 
     Raises:
-      CheckpointError: a setting our decoder does not have.
+      CheckpointError: our decoder does not support a setting.
     """
     kind = hf.get("model_type", "mistral")
     require({"model_type": kind}, {"model_type": tuple(FAMILIES)}, where)
@@ -166,20 +171,24 @@ def decoder_config(hf, where="config.json") -> DecoderConfig:
     require(hf, ONLY | family.only, where)
     values = {theirs: hf.get(theirs, family.defaults[theirs]) for theirs in FIELDS}
     values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
-    config = DecoderConfig(
-        family=kind, **family.fixed, **{FIELDS[theirs]: value for theirs, value in values.items()}
-    )
+    ours = {FIELDS[theirs]: value for theirs, value in values.items()}
+    config = DecoderConfig(family=kind, **family.fixed, **ours)
     config.window = hf.get("sliding_window", family.defaults["sliding_window"]) if family.window else None
     config.head_dim = hf.get("head_dim") or family.defaults.get("head_dim") or config.width // config.heads
-    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}  # transformers 4, 5
+    # transformers 4 writes rope_scaling, transformers 5 rope_parameters.
+    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     config.rope_theta = float(rope.get("rope_theta", hf.get("rope_theta", 10000.0)))
     config.rope_scaling = rope_scaling(rope, where)
     config.validate()
     return config
 
 
-def rope_scaling(rope, where):
-    """RopeScaling, or None, of what config.json says."""
+def rope_scaling(rope: dict, where: str | Path) -> RopeScaling | None:
+    """The rope scaling that config.json describes, or None where it describes none.
+
+    Raises:
+      CheckpointError: the type is not supported, or a setting of it is missing.
+    """
     kind = rope.get("rope_type", rope.get("type", "default"))
     require({"rope scaling": kind}, {"rope scaling": ("default", "llama3")}, where)
     if kind == "default":
@@ -189,11 +198,16 @@ def rope_scaling(rope, where):
     return RopeScaling(**{ours: rope[theirs] for theirs, ours in ROPE.items()})
 
 
-def decoder_json(c: DecoderConfig, dtype, ends=None):
-    """The config.json of the language model alone; `ends` are its bos_token_id and eos_token_id.
+def decoder_json(c: DecoderConfig, dtype: str, ends: dict | None = None) -> dict:
+    """The config.json of the language model alone.
+
+    Args:
+      c: the decoder.
+      dtype: of the weights, as config.json names it.
+      ends: bos_token_id and eos_token_id; None gives 1 and 2.
 
     Raises:
-      CheckpointError: no model of its family computes this.
+      CheckpointError: no model of the family computes what `c` says.
     """
     family = FAMILIES[c.family]
     written = {
@@ -209,31 +223,31 @@ def decoder_json(c: DecoderConfig, dtype, ends=None):
         **({"sliding_window": c.window} if family.window else {}),
     }
     if c.rope_scaling:
-        written["rope_scaling"] = {"rope_type": "llama3"} | {
-            theirs: getattr(c.rope_scaling, ours) for theirs, ours in ROPE.items()
-        }
+        scaling = {theirs: getattr(c.rope_scaling, ours) for theirs, ours in ROPE.items()}
+        written["rope_scaling"] = {"rope_type": "llama3", **scaling}
     back = decoder_config(written)
-    lost = [
-        field.name for field in dataclasses.fields(c) if getattr(back, field.name) != getattr(c, field.name)
-    ]
+    names = [field.name for field in dataclasses.fields(c)]
+    lost = [name for name in names if getattr(back, name) != getattr(c, name)]
     if lost:
         told = ", ".join(f"{name}={getattr(c, name)!r}" for name in lost)
         raise CheckpointError(
-            f"a language model of the family {c.family} has no {told}; decoder.family may be one of {', '.join(FAMILIES)}"
+            f"a language model of the family {c.family} has no {told}; "
+            f"decoder.family may be one of {', '.join(FAMILIES)}"
         )
     return written
 
 
-def is_decoder(directory):
+def is_decoder(directory: str | Path) -> bool:
     file = Path(directory) / "config.json"
     return file.is_file() and read_json(file).get("model_type") in FAMILIES
 
 
-def read(directory, dtype=None):
-    """(DecoderConfig, {"decoder/...": Lazy}) of a directory of one of FAMILIES.
+def read(directory: str | Path, dtype=None) -> tuple[DecoderConfig, dict[str, Lazy]]:
+    """The config and the arrays, by path ("decoder/..."), of a directory with a model of one of FAMILIES.
 
     Raises:
-      CheckpointError: it is no such directory, a setting is not supported, or tensors do not fit (all are listed).
+      CheckpointError: there is no such model, a setting is not supported, or tensors do not fit
+        (all are listed).
     """
     file = Path(directory) / "config.json"
     if not file.is_file():

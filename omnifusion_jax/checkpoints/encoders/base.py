@@ -1,9 +1,11 @@
-"""What files of vision transformers have in common: tables made from names alone, and pictures prepared by the same few settings."""
+"""What the families of vision transformers have in common: tables of tensors made from their names alone."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
+
+import numpy as np
 
 from omnifusion_jax.checkpoints.mapping.shapes import encoder_shapes
 from omnifusion_jax.checkpoints.mapping.tensors import destinations, from_foreign
@@ -16,12 +18,13 @@ from omnifusion_jax.checkpoints.mapping.transforms import (
     split_in,
     split_out,
 )
+from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.checkpoints.storage.weights import open_tensors
 from omnifusion_jax.config import EncoderConfig
 
-CONVOLUTION = Transform(
-    lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)
-)  # [out, 3, p, p] <-> [p, p, 3, out]
+# torch [out, 3, p, p] <-> ours [p, p, 3, out]
+CONVOLUTION = Transform(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
+
 QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
 QKV_KERNEL, QKV_BIAS = (tuple(f"{path}/{name}" for path in QKV) for name in ("kernel", "bias"))
 
@@ -31,35 +34,38 @@ def ones_before(n):
     return Transform(lambda a: a.reshape(a.shape[n:]), lambda a: a.reshape(*(1,) * n, *a.shape))
 
 
-BATCHED = {
-    "class_token": ones_before(2),
-    "position": ones_before(1),
-    "registers": ones_before(1),
-}  # most libraries keep a batch axis there
+# Most libraries keep a batch axis in these.
+BATCHED = {"class_token": ones_before(2), "position": ones_before(1), "registers": ones_before(1)}
 
 
-def named(tensors=(), linear=(), norms=()):
-    """{name of a tensor: our path}, from names of tensors, of layers with a weight and a bias, and of norms. Several paths are a packed tensor."""
+def named(tensors=(), linear=(), norms=()) -> dict[str, str | tuple[str, ...]]:
+    """Our path by the name of a foreign tensor; a packed tensor has several paths.
+
+    Args:
+      tensors: our paths by names of tensors.
+      linear: our paths by names of layers with a weight and a bias.
+      norms: our paths by names of norms with a scale and a bias.
+    """
     found = dict(tensors)
     for theirs, ours in dict(linear).items():
-        for name, of in (("weight", "kernel"), ("bias", "bias")):
-            found[f"{theirs}.{name}"] = (
-                tuple(f"{path}/{of}" for path in ours) if isinstance(ours, tuple) else f"{ours}/{of}"
-            )
+        for name, parameter in (("weight", "kernel"), ("bias", "bias")):
+            if isinstance(ours, tuple):
+                found[f"{theirs}.{name}"] = tuple(f"{path}/{parameter}" for path in ours)
+            else:
+                found[f"{theirs}.{name}"] = f"{ours}/{parameter}"
     for theirs, ours in dict(norms).items():
         found |= {f"{theirs}.weight": f"{ours}/scale", f"{theirs}.bias": f"{ours}/bias"}
     return found
 
 
-def transforms(c: EncoderConfig):
-    """How arrays of other libraries come to our shapes, by our path; those of other paths have them already."""
+def transforms(c: EncoderConfig) -> dict[str, Transform]:
+    """The transforms between arrays of other libraries and ours, by our path. Other paths need none."""
     heads, attention = (c.heads, c.width // c.heads), "layers/attention/"
+    by_head = (*QKV_BIAS, attention + "query_norm/scale", attention + "key_norm/scale")
     return {
         "patch/kernel": CONVOLUTION,
         **dict.fromkeys(QKV_KERNEL, split_out(*heads)),
-        **dict.fromkeys(
-            (*QKV_BIAS, attention + "query_norm/scale", attention + "key_norm/scale"), split(*heads)
-        ),
+        **dict.fromkeys(by_head, split(*heads)),
         attention + "out/kernel": split_in(*heads),
         **{f"layers/feed_forward/{name}/kernel": MATRIX for name in ("up", "gate", "down")},
     }
@@ -67,30 +73,36 @@ def transforms(c: EncoderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A way in which vision towers are kept. A subclass says whether a path is one, and what its settings are."""
+    """A format in which vision towers are stored.
 
-    styles: Callable[
-        [EncoderConfig], tuple[dict, ...]
-    ]  # what tensors are called, as `named` gives it; of several styles the first is written
+    A subclass recognises the directories and files of its family, and reads their settings.
+    """
+
+    # The names of tensors, as `named` gives them. A family may have several styles; the first one is written.
+    styles: Callable[[EncoderConfig], tuple[dict, ...]]
     ignored: tuple[str, ...] = ()  # regexes of tensors that hold nothing of the tower
-    prefix: str = ""  # what names may or may not begin with
-    batched: bool = False  # class token, registers and positions have a batch axis
+    prefix: str = ""  # what names may begin with, or may leave out
+    batched: bool = False  # whether class token, registers and positions have a batch axis
 
-    known_by: ClassVar[str]
+    known_by: ClassVar[str]  # for errors: how a directory or a file of this family is recognised
 
     def knows(self, path: Path) -> bool:
-        """Whether a directory or a file is of this family. Reads settings and names only."""
+        """Whether a directory or a file is of this family. Only settings and names are read."""
         raise NotImplementedError
 
     def settings(self, path: Path) -> tuple[EncoderConfig, str]:
-        """(config, how it is used to see pictures fitted: a value of ImageConfig.fit). Raises CheckpointError for what ours does not compute."""
+        """The encoder's config, and how its pictures are fitted to a square (a value of ImageConfig.fit).
+
+        Raises:
+          CheckpointError: a setting is not supported.
+        """
         raise NotImplementedError
 
-    def tensors(self, path: Path):
+    def tensors(self, path: Path) -> Mapping[str, np.ndarray]:
         return open_tensors(path)
 
-    def table(self, c: EncoderConfig, path="image/encoders/0", style=0):
-        """The rows of the parameters that the config has."""
+    def table(self, c: EncoderConfig, path: str = "image/encoders/0", style: int = 0) -> dict[str, Fused]:
+        """The table for the parameters that an encoder of config `c` has, with our paths under `path`."""
         shapes, how = encoder_shapes(c), transforms(c) | (BATCHED if self.batched else {})
         rows = {}
         for name, ours in self.styles(c)[style].items():
@@ -99,8 +111,10 @@ class Family:
                 rows[name] = Fused(*((f"{path}/{part}", how.get(part, SAME)) for part in parts))
         return rows
 
-    def read(self, source: Path, dtype=None, path="image/encoders/0"):
-        """(EncoderConfig, {path: Lazy}).
+    def read(
+        self, source: Path, dtype=None, path: str = "image/encoders/0"
+    ) -> tuple[EncoderConfig, dict[str, Lazy]]:
+        """The encoder's config, and its arrays by path (under `path`).
 
         Raises:
           CheckpointError: a setting is not supported, or tensors do not fit (all are listed).
@@ -110,12 +124,12 @@ class Family:
         shapes = {f"{path}/{name}": shape for name, shape in encoder_shapes(config).items()}
         given = {name.removeprefix(self.prefix) for name in tensors}
         tables = [self.table(config, path, style) for style in range(len(self.styles(config)))]
-        likest = max(
-            tables,
-            key=lambda rows: sum(
-                name.removeprefix(self.prefix) in given for name in destinations(rows, shapes)
-            ),
+
+        def matches(table):
+            return sum(name.removeprefix(self.prefix) in given for name in destinations(table, shapes))
+
+        best = max(tables, key=matches)
+        arrays = from_foreign(
+            tensors, best, shapes, source, ignore=self.ignored, prefix=self.prefix, dtype=dtype
         )
-        return config, from_foreign(
-            tensors, likest, shapes, source, ignore=self.ignored, prefix=self.prefix, dtype=dtype
-        )
+        return config, arrays

@@ -1,9 +1,9 @@
-"""CLIP of Hugging Face: `CLIPModel` and `CLIPVisionModel`."""
+"""CLIP as Hugging Face stores it: `CLIPModel` and `CLIPVisionModel`."""
 
 from omnifusion_jax.checkpoints.encoders import hugging_face
 from omnifusion_jax.checkpoints.encoders.base import named
 
-PREFIX = "vision_model."  # public files have it; transformers 5 drops it in memory
+PREFIX = "vision_model."  # public files have it, and transformers 5 drops it in memory
 LAYER = PREFIX + "encoder.layers.{}."
 NAMES = named(
     tensors={

@@ -1,4 +1,7 @@
-"""DINOv2, with and without registers: of Hugging Face, and the original files, which hold tensors and no settings."""
+"""DINOv2 with and without registers, as Hugging Face stores it and as its authors do.
+
+The original files hold tensors and no settings.
+"""
 
 import dataclasses
 
@@ -18,7 +21,7 @@ FIXED = {
 FIELDS = {**BLOCK, "image_size": ("image_size", 224), "qkv_bias": ("qkv_bias", True)}
 LAYER = "encoder.layer.{}."
 
-# Names of attention and of the gated feed-forward part: in public files, and with transformers 5
+# Names of the attention and of the gated feed-forward block: in public files, and since transformers 5.
 PUBLIC = ("attention.query", "attention.key", "attention.value", "output.dense")
 PUBLIC_GATED = {
     "weights_in": ("layers/feed_forward/gate", "layers/feed_forward/up"),
@@ -33,6 +36,7 @@ LATER_GATED = {
 
 
 def names(attention, feed_forward):
+    """The names of all tensors, with those of the attention's layers and the feed-forward's as given."""
     attention = dict(zip(attention, (*QKV, "layers/attention/out"), strict=True))
     return named(
         tensors={
@@ -52,23 +56,24 @@ def names(attention, feed_forward):
 
 
 def styles(c: EncoderConfig):
-    gated = c.activation == "swiglu"
-    return names(PUBLIC, PUBLIC_GATED if gated else timm.MLP), names(
-        LATER, LATER_GATED if gated else timm.MLP
-    )
+    if c.activation == "swiglu":
+        return names(PUBLIC, PUBLIC_GATED), names(LATER, LATER_GATED)
+    return names(PUBLIC, timm.MLP), names(LATER, timm.MLP)
 
 
 def feed_forward(hf, where):
-    """A gated one has two thirds of the width, made a multiple of 8."""
+    """The fields of EncoderConfig that describe the feed-forward block.
+
+    A gated block has two thirds of the hidden width, rounded up to a multiple of 8.
+    """
     hidden = int(hf.get("hidden_size", 768) * hf.get("mlp_ratio", 4))
-    return (
-        {"mlp": (int(hidden * 2 / 3) + 7) // 8 * 8, "activation": "swiglu"}
-        if hf.get("use_swiglu_ffn")
-        else {"mlp": hidden}
-    )
+    if hf.get("use_swiglu_ffn"):
+        return {"mlp": (int(hidden * 2 / 3) + 7) // 8 * 8, "activation": "swiglu"}
+    return {"mlp": hidden}
 
 
-def feed_forward_json(c):
+def feed_forward_json(c: EncoderConfig):
+    """The settings of config.json from which `feed_forward` reads the same fields."""
     if c.activation != "swiglu":
         return {"mlp_ratio": round(c.mlp / c.width)}
     return {"mlp_ratio": round(c.mlp / c.width * 3 / 2), "use_swiglu_ffn": True, "hidden_act": "gelu"}
@@ -100,12 +105,15 @@ DINOV2_WITH_REGISTERS = HuggingFace(
     fields={**FIELDS, "patch_size": ("patch", 16), "num_register_tokens": ("registers", 4)},
 )
 
-HEAD_DIM = 64  # of every published size
+HEAD_DIM = 64  # in every published size
 
 
 @dataclasses.dataclass(frozen=True)
 class Hub(Family):
-    """A file of the original code. Sizes come from shapes; pictures are 224 pixels wide, as that code's evaluation takes them."""
+    """A file of the original code.
+
+    Sizes come from the shapes of tensors. Pictures are 224 pixels wide, as in that code's evaluation.
+    """
 
     known_by = "one file with the names of the original DINOv2"
 

@@ -1,21 +1,20 @@
-"""Vision towers as transformers keeps them: config.json, preprocessor_config.json, and weights of one family."""
+"""Vision towers as transformers stores them: config.json, preprocessor_config.json, and weights."""
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 from omnifusion_jax.checkpoints.encoders.base import Family
-from omnifusion_jax.checkpoints.storage.settings import read_json, require
+from omnifusion_jax.checkpoints.storage.settings import read_json, require, section
 from omnifusion_jax.config import HANDED_ON, EncoderConfig
 from omnifusion_jax.errors import CheckpointError
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-VALUES = {
-    "hidden_act": ACTIVATIONS,
-    "norm_type": {"layer_norm": "layer", "rms_norm": "rms"},
-}  # theirs: ours; others are numbers
+# Settings whose values are words, theirs: ours. The values of other settings are numbers or truth values.
+VALUES = {"hidden_act": ACTIVATIONS, "norm_type": {"layer_norm": "layer", "rms_norm": "rms"}}
 BICUBIC = 3  # Pillow's number
 
-BLOCK = {  # names that most families share
+BLOCK = {  # the `fields` that most families share
     "hidden_size": ("width", 768),
     "num_hidden_layers": ("layers", 12),
     "num_attention_heads": ("heads", 12),
@@ -26,26 +25,26 @@ BLOCK = {  # names that most families share
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFace(Family):
-    """A family by its model type."""
+    """A family that is known by its model type."""
 
-    model_types: tuple[str, ...] = ()  # of config.json; the last is written
-    architecture: str = ""  # the class that is written down with it
-    fixed: dict = dataclasses.field(
-        default_factory=dict
-    )  # settings of EncoderConfig that all of the family share
-    fields: dict = dataclasses.field(
-        default_factory=dict
-    )  # setting of config.json: (field of EncoderConfig, default of the library)
-    required: dict = dataclasses.field(
-        default_factory=dict
-    )  # setting of config.json: values with which it computes what ours does
-    more: Callable = lambda settings, where: {}  # fields of EncoderConfig that follow from several settings
-    more_json: Callable = lambda c: {}  # settings of config.json, likewise
-    blank: dict = dataclasses.field(
-        default_factory=dict
-    )  # tensors that the library wants and never uses: name to shape, of an EncoderConfig
-    resizes: bool = False  # positions follow the size of the picture, and config.json has the size that they were trained for
-    fit: str = "crop"  # where there is no preprocessor_config.json
+    model_types: tuple[str, ...] = ()  # of config.json; the last one is written
+    architecture: str = ""  # the class that is written into config.json
+
+    # Fields of EncoderConfig that the whole family shares, with their values.
+    fixed: dict = dataclasses.field(default_factory=dict)
+    # By setting of config.json: (field of EncoderConfig, default of the library).
+    fields: dict = dataclasses.field(default_factory=dict)
+    # By setting of config.json: the values with which the model computes what ours does.
+    required: dict = dataclasses.field(default_factory=dict)
+    # `more` gives fields of EncoderConfig that follow from several settings of config.json,
+    # `more_json` settings that follow from several fields.
+    more: Callable = lambda settings, where: {}
+    more_json: Callable = lambda c: {}
+    # Tensors that the library wants and never uses: functions from EncoderConfig to their shapes, by name.
+    blank: dict = dataclasses.field(default_factory=dict)
+    # Whether positions are resized to the picture; config.json then has the size that they were trained for.
+    resizes: bool = False
+    fit: str = "crop"  # how pictures are fitted where there is no preprocessor_config.json
 
     @property
     def known_by(self):
@@ -56,22 +55,32 @@ class HuggingFace(Family):
         return file.is_file() and read_json(file).get("model_type") in self.model_types
 
     def settings(self, path):
-        preprocessor = path / "preprocessor_config.json"
-        preprocessor = read_json(preprocessor) if preprocessor.is_file() else None
+        file = path / "preprocessor_config.json"
+        preprocessor = read_json(file) if file.is_file() else None
         config = self.encoder_config(read_json(path / "config.json"), preprocessor, path / "config.json")
-        return config, view(preprocessor, config.image_size, path)[2] if preprocessor else self.fit
+        if not preprocessor:
+            return config, self.fit
+        _, _, fit = view(preprocessor, config.image_size, path)
+        return config, fit
 
-    def encoder_config(self, hf, preprocessor=None, where="config.json") -> EncoderConfig:
-        """From config.json, of the whole model or of the vision tower alone, and preprocessor_config.json where there is one.
+    def encoder_config(
+        self, hf: dict, preprocessor: dict | None = None, where: str | Path = "config.json"
+    ) -> EncoderConfig:
+        """The config that config.json and preprocessor_config.json describe.
+
+        Args:
+          hf: config.json, of the whole model or of the vision tower alone.
+          preprocessor: preprocessor_config.json, where there is one.
+          where: the file, for errors.
 
         Raises:
-          CheckpointError: a setting our vision tower or our preprocessing does not have.
+          CheckpointError: our encoder or our preprocessing does not support a setting.
         """
         require(hf, {"model_type": self.model_types}, where)
-        hf = {**hf["vision_config"], **(hf.get("vision_config_dict") or {})} if "vision_config" in hf else hf
-        hf = {
-            name: side(value) if name in ("image_size", "patch_size") else value for name, value in hf.items()
-        }
+        if "vision_config" in hf:
+            hf = section(hf, "vision_config", where) | section(hf, "vision_config_dict", where)
+        squares = ("image_size", "patch_size")
+        hf = {name: side(value) if name in squares else value for name, value in hf.items()}
         choices = {name: tuple(values) for name, values in VALUES.items()}
         require(hf, {"num_channels": (3,), **choices, **self.required}, where)
         config = EncoderConfig(**self.fixed)
@@ -88,25 +97,22 @@ class HuggingFace(Family):
         return config.canonical()
 
     def prepare(self, config, preprocessor, where):
+        """Sets how the encoder sees pictures. A family that does not resize positions has one size only."""
         trained_for = config.image_size
         apply_view(config, preprocessor, where)
         if not self.resizes and config.image_size != trained_for:
-            sizes = (
-                trained_for,
-                {"height": trained_for, "width": trained_for},
-                {"shortest_edge": trained_for},
-            )
+            square = {"height": trained_for, "width": trained_for}
+            sizes = (trained_for, square, {"shortest_edge": trained_for})
             require(preprocessor, {"crop_size": sizes, "size": sizes}, where)
         config.position_grid = trained_for // config.patch
 
-    def encoder_json(self, c: EncoderConfig, dtype):
+    def encoder_json(self, c: EncoderConfig, dtype: str) -> dict:
         """The config.json of the tower alone."""
         written = {name: getattr(c, field) for name, (field, _) in self.fields.items()}
         for name, values in VALUES.items():
             if name in written:
-                written[name] = {ours: theirs for theirs, ours in values.items()}.get(
-                    written[name], written[name]
-                )
+                by_ours = {ours: theirs for theirs, ours in values.items()}
+                written[name] = by_ours.get(written[name], written[name])
         written["image_size"] = c.position_grid * c.patch if c.resized else c.image_size
         about = {
             "architectures": [self.architecture],
@@ -121,23 +127,24 @@ class HuggingFace(Family):
             **self.more_json(c),
         }
 
-    def obstacles(self, c: EncoderConfig):
-        """Why a model of this family cannot be `c`; empty where it can."""
+    def obstacles(self, c: EncoderConfig) -> str:
+        """Why a model of this family cannot compute what `c` says; empty where it can."""
         try:
             back = self.encoder_config(self.encoder_json(c, "float32"), preprocessor_json(c))
         except CheckpointError as error:
             return str(error)
-        free, c = HANDED_ON if c.resized else (*HANDED_ON, "position_resize"), c.canonical()
+        free = HANDED_ON if c.resized else (*HANDED_ON, "position_resize")
+        c = c.canonical()
         names = [field.name for field in dataclasses.fields(c) if field.name not in free]
-        return ", ".join(
-            f"{name} would be {getattr(back, name)}"
-            for name in names
-            if getattr(back, name) != getattr(c, name)
-        )
+        lost = [name for name in names if getattr(back, name) != getattr(c, name)]
+        return ", ".join(f"{name} would be {getattr(back, name)}" for name in lost)
 
 
-def preprocessor_json(c: EncoderConfig, fit="crop"):
-    """The preprocessor_config.json of an encoder whose pictures are squashed; with every other `fit`, cropped."""
+def preprocessor_json(c: EncoderConfig, fit: str = "crop") -> dict:
+    """The preprocessor_config.json of an encoder.
+
+    Its pictures are squashed where `fit` is "squash", and cropped with every other `fit`.
+    """
     size, edge = c.view
     return {
         "image_processor_type": "CLIPImageProcessor",
@@ -155,11 +162,11 @@ def preprocessor_json(c: EncoderConfig, fit="crop"):
     }
 
 
-def apply_view(c: EncoderConfig, preprocessor, where):
-    """Sets how an encoder sees pictures as a preprocessor_config.json says; returns ImageConfig.fit.
+def apply_view(c: EncoderConfig, preprocessor: dict, where: str | Path) -> str:
+    """Sets in `c` how an encoder sees pictures, from preprocessor_config.json, and returns ImageConfig.fit.
 
     Raises:
-      CheckpointError: pictures would come to a model of ours otherwise.
+      CheckpointError: our preprocessing would give other pictures.
     """
     c.image_size, edge, fit = view(preprocessor, c.image_size, where)
     c.shortest_edge = None if edge == c.image_size else edge
@@ -167,18 +174,17 @@ def apply_view(c: EncoderConfig, preprocessor, where):
     return fit
 
 
-def view(preprocessor, size, where):
-    """(pixels a side, pixels of the shortest edge before the crop, fit) of a preprocessor_config.json; `size` where it says nothing.
+def view(preprocessor: dict, size: int, where: str | Path) -> tuple[int, int, str]:
+    """(pixels a side, pixels of the shortest edge before the crop, fit) of a preprocessor_config.json.
+
+    `size` stands for both numbers where the file says nothing.
 
     Raises:
-      CheckpointError: pictures would come to a model of ours otherwise.
+      CheckpointError: our preprocessing would give other pictures.
     """
     yes = (True,)
-    require(
-        preprocessor,
-        {"do_resize": yes, "do_normalize": yes, "do_rescale": yes, "resample": (BICUBIC,)},
-        where,
-    )
+    needed = {"do_resize": yes, "do_normalize": yes, "do_rescale": yes, "resample": (BICUBIC,)}
+    require(preprocessor, needed, where)
     if abs(preprocessor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-4:
         raise CheckpointError(
             f"{where}: rescale_factor is {preprocessor['rescale_factor']}, supported is 1/255"
@@ -192,12 +198,18 @@ def view(preprocessor, size, where):
     crop = side(preprocessor.get("crop_size", size)) if crops else edge
     if not isinstance(edge, int) or not isinstance(crop, int):
         raise CheckpointError(
-            f"{where}: size {resized!r:.100} and crop_size {preprocessor.get('crop_size')!r:.100} make no square of a known size"
+            f"{where}: size {resized!r:.100} and crop_size {preprocessor.get('crop_size')!r:.100} "
+            "make no square of a known size"
         )
     return crop, edge, "squash" if squashed else "crop"
 
 
 def side(size):
-    """448, [448, 448] and {"height": 448, "width": 448} are the same; what is no square stays as it is."""
-    pair = list(size.values()) if isinstance(size, dict) and set(size) == {"height", "width"} else size
-    return pair[0] if isinstance(pair, list | tuple) and len(pair) == 2 and pair[0] == pair[1] else size
+    """The side of a square: 448 for 448, [448, 448] and {"height": 448, "width": 448}.
+
+    Anything else is returned unchanged.
+    """
+    named = isinstance(size, dict) and set(size) == {"height", "width"}
+    pair = list(size.values()) if named else size
+    square = isinstance(pair, list | tuple) and len(pair) == 2 and pair[0] == pair[1]
+    return pair[0] if square else size

@@ -1,4 +1,4 @@
-"""InternViT: of Hugging Face (`InternVLVisionModel`), and as OpenGVLab published it, with code of its own."""
+"""InternViT as Hugging Face stores it (`InternVLVisionModel`), and as OpenGVLab does with its own code."""
 
 from omnifusion_jax.checkpoints.encoders.base import QKV, named
 from omnifusion_jax.checkpoints.encoders.hugging_face import BLOCK, HuggingFace
@@ -10,7 +10,8 @@ FIXED = {
     "layer_scale": True,
     "pre_norm": False,
     "post_norm": False,
-    "feature_layer": -1,  # what its authors take: of 48 trained layers they left out the last three
+    # The last layer, as its authors use it: they left out the last three of the 48 layers that they trained.
+    "feature_layer": -1,
     "mean": IMAGENET_MEAN,
     "std": IMAGENET_STD,
 }
@@ -55,7 +56,10 @@ ORIGINAL_NAMES = named(
 
 
 def same_eps(hf, where):
-    """Norms of queries and keys have an epsilon of their own there, which no setting says."""
+    """Sets no field, but refuses an epsilon other than that of the norms of queries and keys.
+
+    Theirs is 1e-6 in transformers, and no setting says it. Our norms all have the same epsilon.
+    """
     if hf.get("use_qk_norm"):
         require(hf, {"layer_norm_eps": (1e-6,)}, where)
     return {}

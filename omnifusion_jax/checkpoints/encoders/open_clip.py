@@ -1,4 +1,4 @@
-"""CLIP of open_clip: open_clip_config.json beside one file of weights."""
+"""CLIP as open_clip stores it: open_clip_config.json beside one file of weights."""
 
 import dataclasses
 from pathlib import Path
@@ -44,11 +44,12 @@ IGNORED = (
     r"logit_(scale|bias)",
 )
 NOTHING = (None, False, {})
-REQUIRED = {  # settings that change what the tower computes
+REQUIRED = {  # supported values of the settings that change what the tower computes
     name: NOTHING
     for name in (
-        "timm_model_name", "ls_init_value", "attentional_pool", "attn_pooler_queries", "input_patchnorm", "no_ln_pre", "qk_norm",
-        "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc", "act_kwargs", "norm_kwargs",
+        "timm_model_name", "ls_init_value", "attentional_pool", "attn_pooler_queries", "input_patchnorm",
+        "no_ln_pre", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn",
+        "scale_fc", "act_kwargs", "norm_kwargs",
     )
 }  # fmt: skip
 REQUIRED["pos_embed_type"] = ("learnable",)
@@ -57,26 +58,28 @@ FITS = {"shortest": "crop", "squash": "squash"}
 
 @dataclasses.dataclass(frozen=True)
 class OpenClip(Family):
+    """A directory of open_clip, or its file of weights."""
+
     known_by = f"{CONFIG} and {WEIGHTS[0]} or .bin"
 
     def knows(self, path):
         if path.is_file():
             return "visual.conv1.weight" in open_tensors(path)
         ours, theirs = (any((path / name).is_file() for name in names) for names in (WEIGHTS, HUGGING_FACE))
-        return (
-            (path / CONFIG).is_file() and ours and not theirs
-        )  # repositories may hold both, and settings of both in either case
+        # A repository may hold weights of both libraries. The settings of both may be there in either case.
+        return (path / CONFIG).is_file() and ours and not theirs
 
     def tensors(self, path: Path):
-        return open_tensors(
-            path if path.is_file() else next(path / name for name in WEIGHTS if (path / name).is_file())
-        )
+        if path.is_file():
+            return open_tensors(path)
+        return open_tensors(next(path / name for name in WEIGHTS if (path / name).is_file()))
 
     def settings(self, path):
         where = (path.parent if path.is_file() else path) / CONFIG
         if not where.is_file():
             raise CheckpointError(
-                f"{path}: weights of open_clip do not say their heads and activation. Put {CONFIG} of the same model beside them."
+                f"{path}: weights of open_clip do not say their heads and activation. "
+                f"Put {CONFIG} of the same model beside them."
             )
         settings = read_json(where)
         model, pictures = settings.get("model_cfg", {}), settings.get("preprocess_cfg", {})

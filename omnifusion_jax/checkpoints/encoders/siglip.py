@@ -1,4 +1,7 @@
-"""SigLIP of Hugging Face: `SiglipModel` and `SiglipVisionModel`. timm.py has the other one, which computes something else with the same weights."""
+"""SigLIP as Hugging Face stores it: `SiglipModel` and `SiglipVisionModel`.
+
+timm.py has timm's SigLIP, which computes something else with the same weights.
+"""
 
 from omnifusion_jax.checkpoints.encoders import clip, hugging_face
 from omnifusion_jax.config import HALF

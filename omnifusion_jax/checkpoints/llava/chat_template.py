@@ -1,6 +1,10 @@
-"""Our layouts as chat templates: SOI, EOI, USER and BOT are tokens there, which split the text as our pieces do."""
+"""Our layouts as chat templates.
+
+The vectors SOI, EOI, USER and BOT become tokens there, which split the text where our layouts split it.
+"""
 
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -22,12 +26,15 @@ ROLES = """\
 PICTURES = """\
 {%- set ns = namespace(pictures=0, joined=false) -%}
 {%- for message in messages if message['content'] is not string -%}
-{%- for part in message['content'] if part['type'] == 'image' -%}{%- set ns.pictures = ns.pictures + 1 -%}{{- SOI + IMAGE + EOI -}}{%- endfor -%}
+{%- for part in message['content'] if part['type'] == 'image' -%}\
+{%- set ns.pictures = ns.pictures + 1 -%}{{- SOI + IMAGE + EOI -}}{%- endfor -%}
 {%- endfor -%}
 """
 CONTENT = """\
 {%- if message['content'] is string -%}{{- message['content'] -}}
-{%- else -%}{%- for part in message['content'] if part['type'] == 'text' -%}{{- part['text'] -}}{%- endfor -%}{%- endif -%}
+{%- else -%}\
+{%- for part in message['content'] if part['type'] == 'text' -%}{{- part['text'] -}}{%- endfor -%}\
+{%- endif -%}
 """
 VECTORS = f"""\
 {{{{- PROMPT -}}}}
@@ -39,7 +46,7 @@ VECTORS = f"""\
 {{%- endfor -%}}
 {{{{- BOT if add_generation_prompt -}}}}
 """
-# Text that follows text without a token between begins with the space that our piece has before it
+# Where a text follows another with no token between them, it begins with the space that our layout puts there
 WORDS = f"""\
 {{{{- PROMPT -}}}}
 {PICTURES}
@@ -62,13 +69,13 @@ PROBES = (  # dialogues on which a template must give our ids: (turns, pictures)
 )
 
 
-def tokens(c: ModelConfig):
+def tokens(c: ModelConfig) -> dict[str, str]:
     """{name of a trained vector: the token that stands for it}"""
     return {name: f"<{name.upper()}>" for name in LAYOUTS[c.layout].vectors}
 
 
-def source(c: ModelConfig, eos) -> str:
-    """The chat template of a layout; `eos` is the text of the end-of-sequence token."""
+def source(c: ModelConfig, eos: str) -> str:
+    """The chat template of the config's layout; `eos` is the text of the end-of-sequence token."""
     if c.layout == "template":
         return c.template
     values = {
@@ -79,39 +86,41 @@ def source(c: ModelConfig, eos) -> str:
         "END": "" if c.layout == "original" else eos,
     }
     values |= {name.upper(): token for name, token in tokens(c).items()}
-    return (
-        ROLES
-        + "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items())
-        + SOURCES[c.layout]
-    )
+    constants = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items())
+    return ROLES + constants + SOURCES[c.layout]
 
 
-def check_template(c: ModelConfig, tokenizer, written):
-    """Raises CheckpointError where the template, encoded by the tokenizer in `written`, gives other ids than our layout does by `tokenizer`'s."""
+def check_template(c: ModelConfig, tokenizer: str | Path, written: str | Path):
+    """Compares the chat template with our layout on a few dialogues.
+
+    The template is encoded by the tokenizer in the directory `written`, our layout by the one in `tokenizer`.
+
+    Raises:
+      CheckpointError: they give different ids.
+    """
     theirs = Tokenizer(written)
-    layout, template = (
-        Layout(Tokenizer(tokenizer), c, c.decoder.max_length),
-        Template(source(c, theirs.names["eos_token"]), c.image_token, theirs),
-    )
+    layout = Layout(Tokenizer(tokenizer), c, c.decoder.max_length)
+    template = Template(source(c, theirs.names["eos_token"]), c.image_token, theirs)
     ids = {c.special.index(name): theirs.mark(token) for name, token in tokens(c).items()}
-    picture = Prepared(
-        tuple(np.zeros((1, view.size, view.size, 3), np.uint8) for view in c.image.views),
-        np.zeros(1, np.int32),
-        1,
-    )
+    views = tuple(np.zeros((1, view.size, view.size, 3), np.uint8) for view in c.image.views)
+    picture = Prepared(views, np.zeros(1, np.int32), 1)
+
+    def token_of(token, kind, index):
+        if kind == TEXT:
+            return int(token)
+        return ids[int(index)] if kind == SPECIAL else template.image_id
+
     for texts, pictures in PROBES:
         turns = tuple((("user", "assistant")[i % 2], text) for i, text in enumerate(texts))
-        sample = layout(
-            Dialogue("export", turns, (Media("image", None),) * pictures), [picture] * pictures, ask=True
-        )
+        dialogue = Dialogue("export", turns, (Media("image", None),) * pictures)
+        sample = layout(dialogue, [picture] * pictures, ask=True)
         shown = (("user", MARKS["image"] * pictures + texts[0]), *turns[1:])
         ours = [
-            int(token) if kind == TEXT else ids[int(index)] if kind == SPECIAL else template.image_id
-            for token, kind, index in zip(sample.tokens, sample.kind, sample.index, strict=True)
+            token_of(*position) for position in zip(sample.tokens, sample.kind, sample.index, strict=True)
         ]
         found = template(shown, True, "export")[0].tolist()
         if ours != found:
             raise CheckpointError(
-                f"layout {c.layout!r} encodes each text alone, and this tokenizer does not cut a whole prompt into the same tokens "
-                f"({texts}: {ours}, as a chat template {found})"
+                f"layout {c.layout!r} encodes each text alone, and this tokenizer does not cut "
+                f"a whole prompt into the same tokens ({texts}: {ours}, as a chat template {found})"
             )

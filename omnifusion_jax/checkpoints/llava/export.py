@@ -21,7 +21,7 @@ from omnifusion_jax.config import GenerationConfig, ModelConfig
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
 
-REFUSED = (  # (of which ModelConfig, why the class would compute something else)
+REFUSED = (  # (a test of the ModelConfig, why transformers' class would compute something else if it holds)
     (lambda c: len(c.image.encoders) > 1, "there are two encoders, the class has one"),
     (
         lambda c: c.image.adapter.kind not in ("linear", "mlp"),
@@ -33,7 +33,8 @@ REFUSED = (  # (of which ModelConfig, why the class would compute something else
     ),
     (
         lambda c: c.image.encoders[0].resized,
-        "encoder.position_grid {0.image.encoders[0].position_grid}: its positions are those of the picture's grid",
+        "encoder.position_grid {0.image.encoders[0].position_grid}: "
+        "its positions are those of the picture's grid",
     ),
     (
         lambda c: c.image.encoders[0].feature_norm,
@@ -50,18 +51,21 @@ REFUSED = (  # (of which ModelConfig, why the class would compute something else
 )
 
 
-def export_llava(checkpoint: Checkpoint, output, dtype=None):
-    """Writes weights, config.json, the tokenizer, the chat template and the processor's files into the new directory `output`.
+def export_llava(checkpoint: Checkpoint, output: str | Path, dtype=None):
+    """Writes a new directory that transformers' LLaVA classes load.
 
-    Trained vectors of the layout become tokens with rows of their own in the embeddings; see docs/conversion.md for the head's.
+    It holds the weights, config.json, the tokenizer, the chat template and the processor's files.
+    The layout's trained vectors become tokens with rows of their own in the embeddings. docs/conversion.md
+    says what becomes of the head.
 
     Args:
       checkpoint: a whole model with a "linear" or "mlp" adapter on CLIP or SigLIP.
-      output: takes its name only when everything is written.
+      output: the new directory, which gets its name only once everything is written.
       dtype: "bfloat16", "float32" or a numpy type; None keeps the arrays' own.
 
     Raises:
-      CheckpointError: the class would compute something else (all reasons are listed), parts are missing, or `output` exists.
+      CheckpointError: transformers' class would compute something else (all reasons are listed), parts are
+        missing, or `output` exists.
     """
     check_whole(checkpoint)
     c = checkpoint.config
@@ -72,15 +76,12 @@ def export_llava(checkpoint: Checkpoint, output, dtype=None):
         chat_template.check_template(c, checkpoint.tokenizer, partial)
         names = Tokenizer(partial)
         arrays, vocab = with_rows(arrays, c, added)
-        c = dataclasses.replace(
-            c, decoder=dataclasses.replace(c.decoder, vocab=vocab, tied="decoder/head" not in arrays)
-        )
-        tensors = to_foreign(arrays, table(c, tower_of(c.image.encoders[0]))) | identity(
-            c, arrays["image/adapter/linear/kernel"].dtype
-        )
-        (partial / processor.TEMPLATE).write_text(
-            chat_template.source(c, names.names["eos_token"]), encoding="utf-8"
-        )
+        decoder = dataclasses.replace(c.decoder, vocab=vocab, tied="decoder/head" not in arrays)
+        c = dataclasses.replace(c, decoder=decoder)
+        tensors = to_foreign(arrays, table(c, tower_of(c.image.encoders[0])))
+        tensors = tensors | identity(c, arrays["image/adapter/linear/kernel"].dtype)
+        template = chat_template.source(c, names.names["eos_token"])
+        (partial / processor.TEMPLATE).write_text(template, encoding="utf-8")
         write_json(partial / processor.PICTURES, processor.pictures_json(c))
         write_json(partial / processor.PROCESSOR, processor.processor_json(c))
         write_json(partial / "config.json", config_json(c, str(arrays["decoder/embed"].dtype), image, names))
@@ -89,7 +90,7 @@ def export_llava(checkpoint: Checkpoint, output, dtype=None):
 
 
 def check_exact(c: ModelConfig):
-    """Raises CheckpointError with every reason why the classes of transformers would compute something else."""
+    """Raises CheckpointError with every reason why transformers' classes would compute something else."""
     reasons = [reason.format(c) for test, reason in REFUSED if test(c)]
     found = obstacles(dataclasses.replace(c.image.encoders[0], position_grid=None))
     if all(found):
@@ -100,21 +101,25 @@ def check_exact(c: ModelConfig):
         raise CheckpointError(f"no export to transformers' LLaVA: {'; '.join(reasons)}")
 
 
-def write_tokenizer(source, target, c: ModelConfig):
-    """Writes the tokenizer with a token for each trained vector of the layout and for a picture: ({token: id} of the new ones, the picture's id).
+def write_tokenizer(source: Path, target: Path, c: ModelConfig) -> tuple[dict[str, int], int]:
+    """Writes the tokenizer with a token for each trained vector of the layout and one for a picture.
 
-    It is to be read to the letter: a class of its own would rebuild what stands in tokenizer.json.
+    Its class is PreTrainedTokenizerFast, which takes tokenizer.json as it is; a model family's own class
+    would rebuild what stands there. Returns ({token: id} of the new tokens, the id of the picture's token).
+
+    Raises:
+      CheckpointError: the tokenizer already has a token that is to stand for a vector.
     """
     ours, backend = Tokenizer(source), Backend.from_file(str(Path(source) / "tokenizer.json"))
     vectors = list(chat_template.tokens(c).values())
-    if taken := [token for token in vectors if backend.token_to_id(token) is not None]:
+    taken = [token for token in vectors if backend.token_to_id(token) is not None]
+    if taken:
         raise CheckpointError(
             f"{source}: the tokenizer has {', '.join(taken)} already, which are to stand for trained vectors"
         )
-    new = [token for token in (*vectors, c.image_token) if backend.token_to_id(token) is None]
-    backend.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in (*vectors, c.image_token)]
-    )
+    tokens = (*vectors, c.image_token)
+    new = [token for token in tokens if backend.token_to_id(token) is None]
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
     bos, begins = ours.names["bos_token"], c.layout == "template" and ours.adds_bos
     if begins:
         first = {
@@ -123,18 +128,17 @@ def write_tokenizer(source, target, c: ModelConfig):
             "special_tokens": [(bos, backend.token_to_id(bos))],
         }
         backend.post_processor = processors.TemplateProcessing(**first)
-    written = json.loads(backend.to_str()) | ({} if begins else {"post_processor": None})
+    written = json.loads(backend.to_str())
+    if not begins:
+        written["post_processor"] = None
     write_json(target / "tokenizer.json", written)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **ours.names,
         "pad_token": ours.names["unk_token"],
         "padding_side": "left",
-    }
-    settings |= {
-        "model_input_names": ["input_ids", "attention_mask"]
-    }  # transformers 4 would add token types, which these models do not take
-    settings |= {
+        # Without this setting transformers 4 would add token types, which these models do not take
+        "model_input_names": ["input_ids", "attention_mask"],
         "add_bos_token": begins,
         "clean_up_tokenization_spaces": False,
         "model_max_length": c.decoder.max_length,
@@ -143,19 +147,25 @@ def write_tokenizer(source, target, c: ModelConfig):
     return {token: backend.token_to_id(token) for token in new}, backend.token_to_id(c.image_token)
 
 
-def with_rows(arrays, c: ModelConfig, added):
-    """The arrays without the layout's trained vectors, which are rows of the embeddings now; and how many rows there are.
+def with_rows(arrays: dict[str, Lazy], c: ModelConfig, added: dict[str, int]) -> tuple[dict[str, Lazy], int]:
+    """The arrays with the layout's trained vectors as rows of the embeddings; and the number of rows.
 
-    A new column of the head is the mean of all others, so that its logit is the mean of all others: it exceeds the largest never, and takes 1 / vocab
-    of the probability at most (Jensen's inequality). A tied head with new columns is one of its own.
+    A new column of the head is the mean of all others, so that its logit is the mean of all other logits.
+    It therefore never exceeds the largest of them, and gets at most 1 / vocab of the probability (Jensen's
+    inequality). A tied head that gets new columns becomes an array of its own.
+
+    Raises:
+      CheckpointError: the vectors and the embeddings are of different types.
     """
     embed, head = arrays["decoder/embed"], arrays.get("decoder/head")
     vocab = c.decoder.vocab
     rows = max(vocab, *(i + 1 for i in added.values()), 0)
     vectors = {added[token]: arrays[f"special/{name}"] for name, token in chat_template.tokens(c).items()}
-    if others := {str(a.dtype) for a in vectors.values()} - {str(embed.dtype)}:
+    others = {str(a.dtype) for a in vectors.values()} - {str(embed.dtype)}
+    if others:
         raise CheckpointError(
-            f"trained vectors are {', '.join(others)}, the embeddings they join {embed.dtype}; give one type (--dtype)"
+            f"trained vectors are {', '.join(others)}, the embeddings they join {embed.dtype}; "
+            "give one type (--dtype)"
         )
 
     def embeddings():
@@ -169,19 +179,18 @@ def with_rows(arrays, c: ModelConfig, added):
         mean = table.mean(axis=1, keepdims=True, dtype=np.float32).astype(table.dtype)
         return np.concatenate([table, np.repeat(mean, rows - vocab, axis=1)], axis=1)
 
-    kept = {
-        path: a for path, a in arrays.items() if path.split("/")[0] != "special" or path == "special/newline"
-    }
+    moved = {path for path in arrays if path.split("/")[0] == "special"} - {"special/newline"}
+    kept = {path: a for path, a in arrays.items() if path not in moved}
     if rows > vocab or vectors:
-        kept["decoder/embed"] = Lazy((rows, embed.shape[1]), embed.dtype, lambda spans: embeddings()[spans])
-        kept["decoder/head"] = Lazy(
-            (embed.shape[1], rows), embed.dtype if head is None else head.dtype, lambda spans: heads()[spans]
-        )
+        width = embed.shape[1]
+        head_dtype = embed.dtype if head is None else head.dtype
+        kept["decoder/embed"] = Lazy((rows, width), embed.dtype, lambda spans: embeddings()[spans])
+        kept["decoder/head"] = Lazy((width, rows), head_dtype, lambda spans: heads()[spans])
     return kept, rows
 
 
-def identity(c: ModelConfig, dtype):
-    """The second layer of a projector that has none."""
+def identity(c: ModelConfig, dtype) -> dict[str, np.ndarray]:
+    """The projector's second layer where the adapter has no such layer: an identity map."""
     if c.image.adapter.kind != "linear":
         return {}
     width = c.decoder.width
@@ -191,8 +200,8 @@ def identity(c: ModelConfig, dtype):
     }
 
 
-def generation_json(tokenizer, suppressed):
-    """Greedy, as ours by default; new tokens are never produced."""
+def generation_json(tokenizer: Tokenizer, suppressed: list[int]) -> dict:
+    """generation_config.json: greedy, as ours is by default, and without the `suppressed` new tokens."""
     never = {"suppress_tokens": suppressed} if suppressed else {}
     ends = {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
     return {"do_sample": False, "max_new_tokens": GenerationConfig().max_new_tokens, **ends, **never}

@@ -1,22 +1,26 @@
-"""config.json of a LLaVA, and the ModelConfig that it says."""
+"""Reads the config.json of a LLaVA into a ModelConfig, and writes one."""
+
+from pathlib import Path
 
 from omnifusion_jax.checkpoints.decoders import language_models
 from omnifusion_jax.checkpoints.encoders.hugging_face import HuggingFace
 from omnifusion_jax.checkpoints.llava import processor
 from omnifusion_jax.checkpoints.llava.tables import TOWERS, tower_of
-from omnifusion_jax.checkpoints.storage.settings import require
+from omnifusion_jax.checkpoints.storage.settings import require, section
 from omnifusion_jax.config import ImageConfig, ModelConfig, adapter
 from omnifusion_jax.errors import CheckpointError
 
 CLASSES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
 
-UNSAID = {  # the vision tower of a config.json that describes none
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+DEFAULT_TOWER = {  # the vision tower if config.json does not describe one: the default of transformers
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "image_size": 336, "patch_size": 14,
 }  # fmt: skip
 
+# image_grid_pinpoints if config.json has none: the default of transformers
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
-ONLY = {  # settings with which ours computes something else
+ONLY = {  # the values of these settings with which ours computes the same
     "vision_feature_select_strategy": ("default", "full"),
     "multimodal_projector_bias": (True,),
     "use_image_newline_parameter": (True,),
@@ -30,46 +34,48 @@ PROJECTORS = {  # projector_hidden_act: the adapter
 }
 
 
-def model_config(hf, directory) -> tuple[ModelConfig, HuggingFace]:
-    """(config, family of the vision tower) from config.json and the processor's files.
+def model_config(hf: dict, directory: Path) -> tuple[ModelConfig, HuggingFace]:
+    """(config, family of the vision tower) from `hf`, the content of config.json, and the processor's files.
 
-    Whatever needs the tensors is left as it is by default.
+    Settings that only the tensors can tell keep their defaults.
+
+    Raises:
+      CheckpointError: a setting is not supported, a file is missing, or files contradict each other.
     """
     where, tiles = directory / "config.json", hf["model_type"] == "llava_next"
     require(hf, ONLY, where)
-    require(
-        {"projector_hidden_act": hf.get("projector_hidden_act", "gelu")},
-        {"projector_hidden_act": tuple(PROJECTORS)},
-        where,
-    )
+    activation = hf.get("projector_hidden_act", "gelu")
+    require({"projector_hidden_act": activation}, {"projector_hidden_act": tuple(PROJECTORS)}, where)
     layer, strategy = hf.get("vision_feature_layer", -2), hf.get("vision_feature_select_strategy", "default")
     if not isinstance(layer, int):
         raise CheckpointError(
-            f"{where}: vision_feature_layer is {layer}: features of several layers side by side are not supported, one number is"
+            f"{where}: vision_feature_layer is {layer}: "
+            "features of several layers side by side are not supported, one number is"
         )
-    vision = {"model_type": "clip_vision_model", **(hf.get("vision_config") or UNSAID)}
+    vision = {"model_type": "clip_vision_model", **(section(hf, "vision_config", where) or DEFAULT_TOWER)}
     families = {family.model_types[-1]: family for family in TOWERS}
     require(vision, {"model_type": tuple(families)}, f"{where}, vision_config")
     family = families[vision["model_type"]]
     encoder = family.encoder_config(vision, None, f"{where}, vision_config")
     if strategy == "default" and not encoder.class_token:
         raise CheckpointError(
-            f"{where}: vision_feature_select_strategy 'default' leaves out a patch where there is no class token; 'full' does not"
+            f"{where}: vision_feature_select_strategy 'default' leaves out a patch "
+            "where there is no class token; 'full' does not"
         )
-    encoder.feature_layer, encoder.keep_class_token = layer, strategy == "full" and encoder.class_token
+    encoder.feature_layer = layer
+    encoder.keep_class_token = strategy == "full" and encoder.class_token
     settings, pictures = processor.read_settings(directory)
-    text = hf.get("text_config") or {}
+    text = section(hf, "text_config", where)
     tied = bool(hf.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-    joins = adapter(**PROJECTORS[hf.get("projector_hidden_act", "gelu")])
+    joins = adapter(**PROJECTORS[activation])
+    text = {"model_type": "llama", **text, "tie_word_embeddings": tied}
+    decoder = language_models.decoder_config(text, f"{where}, text_config")
+    tiling = tile_settings(hf, pictures, encoder.image_size, directory) if tiles else {}
     config = ModelConfig(
         preset=hf["model_type"],
         filled_from=hf["model_type"],
-        decoder=language_models.decoder_config(
-            {"model_type": "llama", **text, "tie_word_embeddings": tied}, f"{where}, text_config"
-        ),
-        image=ImageConfig(
-            (encoder,), joins, **(tile_settings(hf, pictures, encoder.image_size, directory) if tiles else {})
-        ),
+        decoder=decoder,
+        image=ImageConfig((encoder,), joins, **tiling),
         layout="template",
         prompt="",
         template=processor.read_template(directory),
@@ -77,22 +83,26 @@ def model_config(hf, directory) -> tuple[ModelConfig, HuggingFace]:
     )
     if tiles and encoder.keep_class_token:
         raise CheckpointError(
-            f"{where}: vision_feature_select_strategy 'full' puts the class token into the grid of tiles; supported is 'default'"
+            f"{where}: vision_feature_select_strategy 'full' puts the class token into the grid of tiles; "
+            "supported is 'default'"
         )
     processor.apply_pictures(config, pictures, f"{directory}, {processor.PICTURES}")
     processor.check_count(config, settings, f"{directory}/{processor.PROCESSOR}")
     return config, family
 
 
-def tile_settings(hf, pictures, size, directory):
+def tile_settings(hf: dict, pictures: dict, size: int, directory: Path) -> dict:
+    """The fields of ImageConfig that say how pictures are cut into tiles of `size` pixels a side."""
     found = hf.get("image_grid_pinpoints") or PINPOINTS
-    if (theirs := pictures.get("image_grid_pinpoints", found)) != found:
+    theirs = pictures.get("image_grid_pinpoints", found)
+    if theirs != found:
         raise CheckpointError(
             f"{directory}: image_grid_pinpoints are {found} in config.json, {theirs} in {processor.PICTURES}"
         )
     if any(n % size for grid in found for n in grid):
         raise CheckpointError(
-            f"{directory}/config.json: image_grid_pinpoints {found} are not multiples of the vision tower's {size} pixels"
+            f"{directory}/config.json: image_grid_pinpoints {found} are not multiples "
+            f"of the vision tower's {size} pixels"
         )
     return {
         "fit": "tiles",
@@ -102,27 +112,28 @@ def tile_settings(hf, pictures, size, directory):
     }
 
 
-def config_json(c: ModelConfig, dtype, image, tokenizer):
-    """The config.json that `model_config` reads as `c`; `image` is the id of the image token, `tokenizer` a data.tokenizer.Tokenizer."""
+def config_json(c: ModelConfig, dtype: str, image: int, tokenizer) -> dict:
+    """The config.json that `model_config` reads as `c`.
+
+    `image` is the id of the image token, `tokenizer` a data.tokenizer.Tokenizer.
+    """
     kind = "llava_next" if c.image.fit == "tiles" else "llava"
-    return {
+    encoder, joins = c.image.encoders[0], vars(c.image.adapter).items()
+    activation = next(name for name, ours in PROJECTORS.items() if ours.items() <= joins)
+    found = {
         "architectures": [CLASSES[kind]],
         "model_type": kind,
         "image_token_index": image,
         "image_seq_length": c.image.rows,
-        "projector_hidden_act": next(
-            name for name, ours in PROJECTORS.items() if ours.items() <= vars(c.image.adapter).items()
-        ),
+        "projector_hidden_act": activation,
         "multimodal_projector_bias": True,
-        "vision_feature_layer": c.image.encoders[0].feature_layer,
+        "vision_feature_layer": encoder.feature_layer,
         "vision_feature_select_strategy": processor.strategy_of(c),
         "tie_word_embeddings": c.decoder.tied,
         "torch_dtype": dtype,
         "text_config": language_models.decoder_json(c.decoder, dtype, tokenizer.ends),
-        "vision_config": tower_of(c.image.encoders[0]).encoder_json(c.image.encoders[0], dtype),
-        **(
-            {"image_grid_pinpoints": processor.pinpoints(c), "use_image_newline_parameter": True}
-            if kind == "llava_next"
-            else {}
-        ),
+        "vision_config": tower_of(encoder).encoder_json(encoder, dtype),
     }
+    if kind == "llava_next":
+        found |= {"image_grid_pinpoints": processor.pinpoints(c), "use_image_newline_parameter": True}
+    return found

@@ -1,7 +1,13 @@
-"""What is OmniFusion's own in its published files: the adapter's and the special vectors' names, and what lies where."""
+"""Reads OmniFusion's published files.
+
+This is what only OmniFusion has: which file lies where, the adapter, and the special vectors.
+"""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from omnifusion_jax.checkpoints.decoders import language_models
 from omnifusion_jax.checkpoints.encoders import vision_towers
@@ -10,6 +16,7 @@ from omnifusion_jax.checkpoints.mapping.tensors import from_foreign
 from omnifusion_jax.checkpoints.omnifusion.settings import SETTINGS, apply_settings, named_encoders
 from omnifusion_jax.checkpoints.omnifusion.tables import LAYER, SPECIAL_TABLE, adapter_table
 from omnifusion_jax.checkpoints.omnifusion.two_encoders import adapter_config, assigned, choose, divided
+from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.checkpoints.storage.settings import read_json, require
 from omnifusion_jax.checkpoints.storage.torch_files import read_torch_file, state_dict
 from omnifusion_jax.checkpoints.storage.weights import open_tensors
@@ -18,29 +25,33 @@ from omnifusion_jax.config import ImageConfig, ModelConfig
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.presets import preset
 
-# What a source directory holds, beside a vision tower of any name
+# What a source directory holds besides a vision tower, which may have any name
 TOKENIZER, DECODER, ADAPTER, SPECIAL = "tokenizer", "tuned-model", "projection", "special_embeddings"
 FIRST = "OmniMistral-model"  # the decoder's folder in release 1.0, beside the other files
-RELEASES = {  # the decoder's folder: (the tokenizer's, presets)
+RELEASES = {  # the decoder's folder: (the tokenizer's folder, presets of the models that were released so)
     DECODER: (TOKENIZER, ("omnifusion-1.1", "omnifusion-1.1-mix")),
     FIRST: ("OmniMistral-tokenizer", ("omnifusion-1.0",)),
 }
-SUFFIXES = (".safetensors", ".pt", "")  # of the adapter's and the vectors' file; release 1.0 has none
+SUFFIXES = (".safetensors", ".pt", "")  # of the files of adapter and vectors; release 1.0 has none
 ADVICE = (
-    "Pass vision (--vision), a directory, or openai/clip-vit-large-patch14-336; for the two-encoder model vision2 (--vision2) besides, "
-    "facebook/dinov2-large."
+    "Pass vision (--vision), a directory, or openai/clip-vit-large-patch14-336; "
+    "for the two-encoder model vision2 (--vision2) besides, facebook/dinov2-large."
 )
-ROWS = "n_embeddings"  # attribute of the pickled adapter: the rows of a picture
+ROWS = "n_embeddings"  # attribute of the pickled adapter: the number of feature rows of a picture
 RELU = "torch.nn.functional.relu"
 
-PATH = "image/adapter"  # the part of a model that the adapter is
+PATH = "image/adapter"  # the adapter's name among the parts of a model
 
 
-def locate(directory) -> tuple[Path, str] | None:
-    """(the directory with the files, the name of the decoder's folder there); None where there is no release.
+def locate(directory: Path) -> tuple[Path, str] | None:
+    """(the directory with the files, the name of the decoder's folder there); None if there is no release.
 
-    The files lie in this directory, or in its only subfolder that has them, the two-encoder model apart,
-    whose code was never published. Those of release 1.0 lie beside its decoder's folder, which stands for it.
+    The files lie in `directory` itself or in its only subfolder that has them. Subfolders of the two-encoder
+    model do not count, because its code was never published; it must be given by its own directory.
+    The files of release 1.0 lie beside the decoder's folder; giving that folder means the release.
+
+    Raises:
+      CheckpointError: several subfolders have a release.
     """
     found = [
         d
@@ -51,7 +62,8 @@ def locate(directory) -> tuple[Path, str] | None:
         return directory, DECODER
     if len(found) > 1:
         raise CheckpointError(
-            f"{directory}: several models here ({', '.join(d.name for d in found)}). Give the directory of one."
+            f"{directory}: several models here ({', '.join(d.name for d in found)}). "
+            "Give the directory of one."
         )
     if found:
         return found[0], DECODER
@@ -63,18 +75,22 @@ def holds(directory, decoder):
     return (directory / decoder).is_dir() and any(directory.glob(f"{ADAPTER}*"))
 
 
-def read(source, dtype=None, vision=(), assign=None):
+def read(
+    source: Path, dtype=None, vision=(), assign: str | Path | None = None
+) -> tuple[ModelConfig, dict[str, Lazy], Path]:
     """(ModelConfig, {path: Lazy}, tokenizer directory) of an original directory.
 
     Args:
-      source: directory, or the one above it as in the published repository.
-      vision: directories or files of one or two vision towers; none: they are looked for inside `source`.
-      dtype: type of the arrays; None keeps what is stored.
-      assign: JSON file that says what the tensors of a two-encoder adapter are, see checkpoints/omnifusion/two_encoders.py; None: found out.
+      source: the directory of a model, or the one above it as in the published repository.
+      dtype: type of the arrays; None keeps the stored types.
+      vision: directories or files of one or two vision towers. If empty, omnifusion.json names them, or they
+        are looked for inside `source`.
+      assign: JSON file that says what the tensors of a two-encoder adapter are, see
+        checkpoints/omnifusion/two_encoders.py. None works it out from the tensors.
 
     Raises:
       CheckpointError: a file is missing, unsafe, or does not fit the others.
-      assign.Ambiguous: a two-encoder adapter can be read in several ways.
+      two_encoders.Ambiguous: a two-encoder adapter can be read in several ways.
     """
     directory, folder = locate(source)
     words, presets = RELEASES[folder]
@@ -82,11 +98,9 @@ def read(source, dtype=None, vision=(), assign=None):
     if tokenizer is None:
         raise CheckpointError(f"{directory}/{words}: neither tokenizer.json nor tokenizer.model is there")
     adapter = AdapterFile(directory)
-    vision = (
-        vision
-        or named_encoders(directory)
-        or find_encoders(directory if source.parent == directory else source, adapter.towers)
-    )
+    # The decoder's folder of release 1.0 stands for the directory above it, which has the vision tower
+    top = directory if source.parent == directory else source
+    vision = vision or named_encoders(directory) or find_encoders(top, adapter.towers)
     if len(vision) != adapter.towers:
         number = "one encoder" if adapter.towers == 1 else "two encoders"
         raise CheckpointError(f"{adapter.file} is the adapter of {number}, {len(vision)} given. {ADVICE}")
@@ -98,89 +112,92 @@ def read(source, dtype=None, vision=(), assign=None):
         arrays |= tower
     arrays |= read_joint(adapter, config, f"the vision tower {vision[0]}", dtype, assign, arrays)
     if not config.preset:
-        config.preset = next(
-            (name for name in presets if shapes_of(config) == shapes_of(preset(name))), "omnifusion-custom"
-        )
+        shapes = shapes_of(config)
+        same = (name for name in presets if shapes_of(preset(name)) == shapes)
+        config.preset = next(same, "omnifusion-custom")
     return config, arrays, tokenizer
 
 
 class AdapterFile:
-    """The adapter in a directory: `tensors` by name, `settings` and `rows` of a picture where a pickled
-    module says them, and the number of vision `towers` that it joins.
+    """The adapter's file in a directory.
+
+    It has `tensors` by name and the number of vision `towers` that the adapter joins. A pickled module also
+    says `settings` and the number of feature `rows` of a picture; otherwise those are empty and None.
 
     Raises:
-      CheckpointError: it is not there, unsafe, or a module that ours does not compute.
+      CheckpointError: the file is missing or unsafe, or a module that this library cannot compute.
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory: Path):
         self.file = find(directory, ADAPTER)
         self.tensors, self.settings = read_adapter(self.file)
         self.rows = self.settings.pop(ROWS, None)
         self.towers = 1 if any(name.startswith(LAYER) for name in self.tensors) else 2
 
 
-def read_joint(adapter: AdapterFile, config: ModelConfig, tower, dtype=None, assign=None, arrays=None):
-    """{path: Lazy} of the adapter and the special vectors beside it.
+def read_joint(
+    adapter: AdapterFile, config: ModelConfig, tower: str, dtype=None, assign=None, arrays=None
+) -> dict[str, Lazy]:
+    """{path: Lazy} of the adapter and of the special vectors beside it.
 
-    `config` has encoders and decoder, and gets what the files say. `tower` names the encoder in errors.
-    `arrays` are those of encoders and decoder, without which readings of a two-encoder adapter have no rank.
+    `config` has the encoders and the decoder; what the files say is set in it. `tower` names the encoder in
+    error messages. `arrays` are those of the encoders and the decoder; without them, several readings of a
+    two-encoder adapter cannot be compared by `Ambiguous.distances`.
     """
     directory, where = adapter.file.parent, assign or adapter.file
     if adapter.towers == 1:
         a = config.image.adapter
-        config.image.adapter = dataclasses.replace(
-            a, mlp=len(adapter.tensors.get(f"{LAYER}linear1.bias", "")) or a.mlp
-        )
+        mlp = len(adapter.tensors.get(f"{LAYER}linear1.bias", "")) or a.mlp
+        config.image.adapter = dataclasses.replace(a, mlp=mlp)
         apply_settings(config, adapter.settings, directory / SETTINGS)
         if adapter.rows not in (None, config.image.rows):
             raise CheckpointError(
-                f"{adapter.file}: the adapter was made for {adapter.rows} rows a picture, {tower} gives {config.image.rows}. "
+                f"{adapter.file}: the adapter was made for {adapter.rows} rows a picture, "
+                f"{tower} gives {config.image.rows}. "
                 "Give the tower that it was trained with: openai/clip-vit-large-patch14-336 has 576"
             )
-        found = from_foreign(
-            adapter.tensors, adapter_table(config), shapes_of(config, PATH), adapter.file, dtype=dtype
-        )
+        table, shapes = adapter_table(config), shapes_of(config, PATH)
+        found = from_foreign(adapter.tensors, table, shapes, adapter.file, dtype=dtype)
     else:
         tensors = divided(adapter.tensors, config)
         reading = read_json(assign) if assign else choose(tensors, config, adapter.file, arrays)
         config.image.adapter = adapter_config(reading, tensors, config, where)
         apply_settings(config, adapter.settings, directory / SETTINGS)
-        found = {
-            path: a.astype(dtype or a.dtype) for path, a in assigned(reading, tensors, config, where).items()
-        }
+        stored = assigned(reading, tensors, config, where)
+        found = {path: a.astype(dtype or a.dtype) for path, a in stored.items()}
     special = find(directory, SPECIAL)
-    return found | from_foreign(
-        open_tensors(special), SPECIAL_TABLE, shapes_of(config, "special"), special, dtype=dtype
-    )
+    vectors, shapes = open_tensors(special), shapes_of(config, "special")
+    return found | from_foreign(vectors, SPECIAL_TABLE, shapes, special, dtype=dtype)
 
 
-def find_encoders(directory, count):
-    """Paths of vision towers inside `directory`; of two CLIP comes first."""
-    found = [
-        d
-        for d in (directory, *sorted(directory.glob("*/")), *sorted(directory.glob("*/*/")))
-        if vision_towers.is_encoder(d)
-    ]
+def find_encoders(directory: Path, count: int) -> list[Path]:
+    """Paths of the `count` vision towers inside `directory`; CLIP comes first.
+
+    Raises:
+      CheckpointError: there are more or fewer.
+    """
+    folders = (directory, *sorted(directory.glob("*/")), *sorted(directory.glob("*/*/")))
+    found = [d for d in folders if vision_towers.is_encoder(d)]
     if len(found) != count:
         names = f" ({', '.join(map(str, found))})" if found else ", as in the published release"
         raise CheckpointError(
             f"{directory}: holds {len(found) or 'no'} vision model{'s' * (len(found) != 1)}{names}. {ADVICE}"
         )
-    return sorted(
-        found, key=lambda path: vision_towers.family_of(path) is not vision_towers.VISION_FAMILIES["clip"]
-    )
+    clip = vision_towers.VISION_FAMILIES["clip"]
+    return sorted(found, key=lambda path: vision_towers.family_of(path) is not clip)
 
 
-def find(directory, name):
-    """The file `name` of one of SUFFIXES."""
-    found = [file for suffix in SUFFIXES if (file := directory / f"{name}{suffix}").is_file()]
-    if not found:
-        raise CheckpointError(f"{directory}: there is no {name}.pt or {name}.safetensors")
-    return found[0]
+def find(directory: Path, name: str) -> Path:
+    """The file `name` with the first of SUFFIXES that is there. Raises CheckpointError if none is."""
+    for suffix in SUFFIXES:
+        file = directory / f"{name}{suffix}"
+        if file.is_file():
+            return file
+    raise CheckpointError(f"{directory}: there is no {name}.pt or {name}.safetensors")
 
 
-def read_adapter(file):
-    """(tensors by name, settings that a pickled module says and a bare state dict does not)."""
+def read_adapter(file: Path) -> tuple[Mapping[str, np.ndarray], dict]:
+    """(tensors by name, settings). Only a pickled module says settings; a bare state dict says none."""
     if file.suffix == ".safetensors":
         return open_tensors(file), {}
     module = read_torch_file(file)
@@ -188,7 +205,12 @@ def read_adapter(file):
     return state_dict(module), module_settings(module, file) if known else {}
 
 
-def module_settings(module, file):
+def module_settings(module, file: Path) -> dict:
+    """The settings of the adapter that a pickled VisualToGPTMapping says, by the names of omnifusion.json.
+
+    Raises:
+      CheckpointError: it is another module, or computes something else than ours.
+    """
     try:
         layer = module.state["_modules"]["transformer_layer"].state
         attention, norm = layer["_modules"]["self_attn"].state, layer["_modules"]["norm1"].state
@@ -197,7 +219,8 @@ def module_settings(module, file):
             "adapter.dropout": attention["dropout"],
             "adapter.eps": norm["eps"],
         }
-        if isinstance(rows := module.state.get(ROWS), int):
+        rows = module.state.get(ROWS)
+        if isinstance(rows, int):
             found[ROWS] = rows
         order = {
             "norm_first": layer.get("norm_first", False),
@@ -206,7 +229,8 @@ def module_settings(module, file):
         }
     except (KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{file}: the pickled module is not a VisualToGPTMapping with a TransformerEncoderLayer ({error!r:.100})"
+            f"{file}: the pickled module is not a VisualToGPTMapping "
+            f"with a TransformerEncoderLayer ({error!r:.100})"
         ) from error
     require(order, {"norm_first": (False,), "batch_first": (True,), "activation": (RELU,)}, file)
     return found

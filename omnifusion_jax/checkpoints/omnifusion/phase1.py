@@ -1,7 +1,7 @@
-"""What phase 1 of the original code writes: the adapter's file and the special vectors', alone.
+"""Reads what phase 1 of the original code writes: a file with the adapter and one with the special vectors.
 
-They say their own sizes. All else, the encoder and the decoder before all, is that of a model: of the one
-that training goes on with, or of a preset.
+These files say only their own sizes. Everything else, above all the encoder and the decoder, is taken from a
+model: the one that is to be trained further, or a preset.
 """
 
 import copy
@@ -18,6 +18,7 @@ from omnifusion_jax.checkpoints.omnifusion.original import (
     read_joint,
 )
 from omnifusion_jax.checkpoints.omnifusion.settings import SETTINGS
+from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.checkpoints.storage.settings import read_json
 from omnifusion_jax.checkpoints.storage.weights import open_tensors
 from omnifusion_jax.config import ModelConfig
@@ -28,46 +29,56 @@ from omnifusion_jax.models.presets import preset as make_preset
 SUFFIXES = (".safetensors", ".pt")
 
 
-def is_phase1(directory: Path):
-    files = all(
-        any((directory / f"{name}{suffix}").is_file() for suffix in SUFFIXES) for name in (ADAPTER, SPECIAL)
-    )
-    return files and not any((directory / folder).is_dir() for folder in RELEASES)
+def is_phase1(directory: Path) -> bool:
+    def there(name):
+        return any((directory / f"{name}{suffix}").is_file() for suffix in SUFFIXES)
+
+    whole = any((directory / folder).is_dir() for folder in RELEASES)
+    return there(ADAPTER) and there(SPECIAL) and not whole
 
 
-def model_of(directory, name=None) -> ModelConfig:
-    """The model of the preset `name`; None: of the one in omnifusion.json, or the published model.
+def model_of(directory: Path, name: str | None = None) -> ModelConfig:
+    """The model of the preset `name`; None takes the one in omnifusion.json, or the published model.
 
-    Its layout is the original's, unless omnifusion.json says otherwise when it is read.
+    Its layout is the original's, unless omnifusion.json, which is read later, says otherwise.
     """
     file = directory / SETTINGS
     written = read_json(file).get("preset") if file.is_file() else None
     published = RELEASES[DECODER][1][AdapterFile(directory).towers - 1]
-    return dataclasses.replace(
-        make_preset(name or (written if written in PRESETS else published)), layout="original"
-    )
+    name = name or (written if written in PRESETS else published)
+    return dataclasses.replace(make_preset(name), layout="original")
 
 
-def read(directory, dtype=None, preset=None, assign=None):
-    """(ModelConfig, {path: Lazy}, None). `preset` names the model that the files were made for; None: the published one."""
+def read(
+    directory: Path, dtype=None, preset: str | None = None, assign: str | Path | None = None
+) -> tuple[ModelConfig, dict[str, Lazy], None]:
+    """(ModelConfig, {path: Lazy}, None): the files have no tokenizer.
+
+    `preset` names the model that the files were made for; None as for `model_of`.
+
+    Raises:
+      CheckpointError: as for `read_for`.
+    """
     advice = f"Say which model they were trained for: --preset=NAME (preset), one of {', '.join(PRESETS)}"
     return *read_for(model_of(directory, preset), directory, advice, dtype, assign), None
 
 
-def read_for(model: ModelConfig, directory, advice, dtype=None, assign=None):
+def read_for(
+    model: ModelConfig, directory: Path, advice: str, dtype=None, assign: str | Path | None = None
+) -> tuple[ModelConfig, dict[str, Lazy]]:
     """(`model` with the settings that the files say, {path: Lazy} of the adapter and the special vectors).
 
-    The layout is the original's, which alone its code knows, unless omnifusion.json says otherwise.
+    The layout is the original's, the only one that the original code knows, unless omnifusion.json says
+    otherwise. `advice` ends the message of the error that lists differences.
 
     Raises:
-      CheckpointError: the files are unsafe, incomplete, or of another model; what differs is listed.
+      CheckpointError: the files are unsafe, incomplete, or of another model; all differences are listed.
     """
-    adapter, config = AdapterFile(directory), dataclasses.replace(copy.deepcopy(model), layout="original")
-    ours = sizes_of(model)
+    adapter = AdapterFile(directory)
+    config = dataclasses.replace(copy.deepcopy(model), layout="original")
+    ours, theirs = sizes_of(model), sizes(adapter)
     differing = [
-        f"{name} is {size} there, {ours[name]} here"
-        for name, size in sizes(adapter).items()
-        if ours[name] != size
+        f"{name} is {size} there, {ours[name]} here" for name, size in theirs.items() if ours[name] != size
     ]
     if differing:
         raise CheckpointError(
@@ -76,8 +87,8 @@ def read_for(model: ModelConfig, directory, advice, dtype=None, assign=None):
     return config, read_joint(adapter, config, f"the encoder of the model {model.preset}", dtype, assign)
 
 
-def sizes(adapter: AdapterFile):
-    """What the files say of the model they are of, by the names of `sizes_of`."""
+def sizes(adapter: AdapterFile) -> dict:
+    """What the files say about the model that they belong to, by the names of `sizes_of`."""
     special = open_tensors(find(adapter.file.parent, SPECIAL))
     found = {
         "adapter.kind": "transformer" if adapter.towers == 1 else "sum",
@@ -89,7 +100,8 @@ def sizes(adapter: AdapterFile):
     return found
 
 
-def sizes_of(c: ModelConfig):
+def sizes_of(c: ModelConfig) -> dict:
+    """What must agree between a model and the files of phase 1, by name."""
     widths = {"decoder.width": c.decoder.width, "encoder.width": c.image.encoders[0].width}
     return {"adapter.kind": c.image.adapter.kind, "special vectors": listed(c.special), **widths}
 

@@ -1,13 +1,17 @@
-"""What the tensors of the one-encoder adapter and of the special vectors are called in the published files."""
+"""Names of the tensors of the one-encoder adapter and of the special vectors in the published files."""
 
 from omnifusion_jax.checkpoints.mapping.transforms import MATRIX, SAME, Fused, split, split_in, split_out
 from omnifusion_jax.config import ModelConfig
 
-LAYER = "transformer_layer."  # what the tensors of the one-encoder adapter begin with
+LAYER = "transformer_layer."  # names of the one-encoder adapter's tensors begin with it
 
 
-def adapter_table(c: ModelConfig):
-    """State dict of `VisualToGPTMapping`: one `torch.nn.TransformerEncoderLayer`, whose q, k and v are one matrix, and a `Linear`."""
+def adapter_table(c: ModelConfig) -> dict:
+    """The conversion table of the state dict of `VisualToGPTMapping`.
+
+    It is one `torch.nn.TransformerEncoderLayer`, whose queries, keys and values come from one matrix, and a
+    `Linear`.
+    """
     heads = c.image.adapter.heads, c.image.encoders[0].width // c.image.adapter.heads
     layer = LAYER
     return {
@@ -28,11 +32,10 @@ def adapter_table(c: ModelConfig):
     }
 
 
-def packed(name, transform):
-    """PyTorch keeps queries, keys and values in one tensor."""
-    return Fused(
-        *((f"image/adapter/layer/attention/{part}/{name}", transform) for part in ("query", "key", "value"))
-    )
+def packed(name: str, transform) -> Fused:
+    """The one tensor in which PyTorch keeps queries, keys and values."""
+    parts = ("query", "key", "value")
+    return Fused(*((f"image/adapter/layer/attention/{part}/{name}", transform) for part in parts))
 
 
 SPECIAL_TABLE = {name: (f"special/{name.lower()}", SAME) for name in ("USER", "BOT", "SOI", "EOI")}

@@ -1,16 +1,23 @@
-"""Reads the adapter of the published two-encoder model, whose code, and with it the names of its tensors, were never published.
+"""Reads the adapter of the published two-encoder model.
 
-Known are its kind, projection and summation (models/adapters/mixed.py), and its sizes. So a file is read by shapes, by
-the order of its tensors, and by hints in their names. A *reading* says for each of our arrays where it comes from:
+The code of this adapter was never published, so the names of its tensors are not known. Known are its kind,
+projection and summation (models/adapters/mixed.py), and its sizes. A file is therefore read by the shapes of
+its tensors, their order, and hints in their names. A *reading* says where each of our arrays comes from:
 
-    {"image/adapter/linear/kernel": "out.weight", "image/adapter/mixes/0/layers/kernel": {"from": "clip_map_{0-24}.weight", "as": "[out, in]"}, ...}
+    {
+      "image/adapter/linear/kernel": "out.weight",
+      "image/adapter/mixes/0/layers/kernel": {"from": "clip_map_{0-24}.weight", "as": "[out, in]"},
+      ...
+    }
 
-`{0-24}` runs through layers. Where several readings fit, the user decides: a reading is the JSON file that `--assign` takes.
+`{0-24}` runs through the layers. Where several readings fit, the user decides: `--assign` takes a reading as
+a JSON file.
 """
 
 import dataclasses
 import itertools
 import re
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,11 +31,11 @@ from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
 
-HINTS = (
-    ("clip", "vit_l", "encoder_1", "first"),
-    ("dino", "encoder_2", "second"),
-)  # in a name: of the first encoder, of the second
-KERNELS = {  # how tensors hold kernels: the shape of one, and their stack [tensors, ...] to ours [layer, in, out]
+# Parts of names that point to the first encoder, and to the second
+HINTS = (("clip", "vit_l", "encoder_1", "first"), ("dino", "encoder_2", "second"))
+# How tensors may hold the kernels of n layers, the likeliest form first: (the shape of one tensor, a map from
+# the stack of tensors [tensors, ...] to our array [layer, in, out], whose shape it is given)
+KERNELS = {
     "[out, in]": (lambda n, width, out: (out, width), lambda a, shape: a.swapaxes(1, 2)),
     "[out, layer in]": (
         lambda n, width, out: (out, n * width),
@@ -37,13 +44,13 @@ KERNELS = {  # how tensors hold kernels: the shape of one, and their stack [tens
     "[layer, out, in]": (lambda n, width, out: (n, out, width), lambda a, shape: a[0].swapaxes(1, 2)),
     "[layer, in, out]": (lambda n, width, out: (n, width, out), lambda a, shape: a[0]),
 }
-EACH = "[out, in]"  # the only form with a tensor a layer
+EACH = "[out, in]"  # the only form with a tensor for each layer
 
 
 class Ambiguous(CheckpointError):
     """Several readings fit. They are in `readings`, the likeliest first; `config` lacks the adapter.
 
-    `distances(views)` measures each; None where the encoders and the decoder are not there.
+    `distances(views)` gives the `distance` of each; it is None if there are no encoders and no decoder.
     """
 
     def __init__(self, message, readings, config, distances):
@@ -53,70 +60,77 @@ class Ambiguous(CheckpointError):
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A torch module's weight and bias, or a parameter; of a run, those of every layer."""
+    """A torch module's weight and bias, or a bare parameter. A run through layers has those of each layer."""
 
-    pattern: str  # of the name, without .weight and .bias; {0-24} for a number that runs
-    parts: dict  # "weight", "bias" or "" (a parameter) -> shape of one
-    count: int | None  # None: not a run
-    place: int  # in the file
+    pattern: str  # the name without .weight and .bias, with {0-24} for the number that runs through layers
+    parts: dict  # "weight", "bias" or "" (a bare parameter) to the shape of one tensor
+    count: int | None  # how many layers the run has; None if it is no run
+    place: int  # position of the first of these tensors in the file
 
-    def name(self, part):
+    def name(self, part: str) -> str:
+        """The name of the tensor, or the pattern of the names of a run."""
         return f"{self.pattern}.{part}" if part else self.pattern
 
 
-def readings(tensors, config: ModelConfig):
-    """Every reading of {name: array} as the adapter of `config`, whose encoders and decoder are known; those that fit best, the likeliest first."""
+def readings(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> list[dict]:
+    """The best-fitting readings of the tensors as the adapter of `config`, the likeliest first.
+
+    `config` must have the encoders and the decoder of the adapter. Of the readings that fit the shapes, only
+    those are returned with which most hints in the names agree.
+    """
     found = []
     for choice in itertools.product(*families(tensors)):
         some = [unit for family in choice for unit in family]
-        matrices = [
-            unit.parts["weight"] for unit in some if not unit.count and len(unit.parts.get("weight", ())) == 2
-        ]
-        widths = {width for out, width in matrices if out == config.decoder.width}
+        weights = [unit.parts.get("weight", ()) for unit in some if not unit.count]
+        # The final linear map is a matrix [decoder width, adapter width]
+        widths = {shape[1] for shape in weights if len(shape) == 2 and shape[0] == config.decoder.width}
         for first_state, width in itertools.product((0, 1), sorted(widths)):
             roles = [list(roles_of(unit, config, first_state, width)) for unit in some]
             for chosen in without_repeats(roles):
                 if complete({path for role in chosen for path in role}):
                     found.append(score(dict(zip(chosen, some, strict=True))))
     best = max((hints for hints, _, _ in found), default=0)
-    return [
-        reading for hints, _, reading in sorted(found, key=lambda row: row[:2], reverse=True) if hints == best
-    ]
+    ranked = sorted(found, key=lambda row: row[:2], reverse=True)
+    return [reading for hints, _, reading in ranked if hints == best]
 
 
 def without_repeats(roles, taken=frozenset()):
-    """Every way to choose one role each so that nothing is filled twice."""
+    """Yields every way to choose one role from each list of `roles` such that no path is filled twice."""
     if not roles:
         yield ()
-    for role in roles[0] if roles else ():
+        return
+    for role in roles[0]:
         paths = {path for path, _, _ in role}
         if not paths & taken:
             yield from ((role, *rest) for rest in without_repeats(roles[1:], taken | paths))
 
 
-def divided(tensors, c: ModelConfig):
-    """The tensors; one that holds the layer weights of both encoders is two of them, `name[:25]` and `name[25:]`."""
+def divided(tensors: Mapping[str, np.ndarray], c: ModelConfig) -> dict[str, np.ndarray]:
+    """The tensors. One with the layer weights of both encoders is cut in two, `name[:25]` and `name[25:]`."""
     found = {}
     for name, a in tensors.items():
         one, other = (encoder.layers for encoder in c.image.encoders)
-        halves = [first for first in (one + 1, one) if a.size == first + other + first - one]
-        if halves and not name.endswith((".weight", ".bias")):
-            found |= {
-                f"{name}[:{halves[0]}]": a.reshape(-1)[: halves[0]],
-                f"{name}[{halves[0]}:]": a.reshape(-1)[halves[0] :],
-            }
+        # A layer weight for each hidden state: with the input of the first block, or without it
+        firsts = [states for states in (one + 1, one) if a.size == states + other + states - one]
+        if firsts and not name.endswith((".weight", ".bias")):
+            end, weights = firsts[0], a.reshape(-1)
+            found |= {f"{name}[:{end}]": weights[:end], f"{name}[{end}:]": weights[end:]}
         else:
             found[name] = a
     return found
 
 
 def families(tensors):
-    """Lists of Units, for tensors whose names differ in numbers alone, in every way: each for itself, as one run through layers, as a run for each
-    encoder."""
+    """Yields, for each family of tensors, the ways to read it; each way is a list of Units.
+
+    A family is the tensors whose names differ only in numbers. It can be read as single modules, as one run
+    through layers, or as a run for each encoder.
+    """
     modules, groups = {}, {}
     for place, (name, a) in enumerate(tensors.items()):
         stem, _, last = name.rpartition(".")
-        stem, last = (stem, last) if stem and last in ("weight", "bias") else (name, "")
+        if not stem or last not in ("weight", "bias"):
+            stem, last = name, ""
         modules.setdefault(stem, (place, {}))[1][last] = tuple(a.shape)
     for stem, (place, parts) in modules.items():
         key = re.sub(r"\d+", "{}", stem), tuple(sorted(parts.items()))
@@ -125,28 +139,31 @@ def families(tensors):
         members.sort(key=lambda m: m[0])
         half = len(members) // 2
         numbered = [list(group) for _, group in itertools.groupby(members, lambda m: m[0][:-1])]
-        ways = [
-            [run(part) for part in way] for way in ([members], [members[:half], members[half:]], numbered)
-        ]
+        splits = ([members], [members[:half], members[half:]], numbered)
+        ways = [[run(part) for part in split] for split in splits]
         ways = [way for i, way in enumerate(ways) if None not in way and way not in ways[:i]]
         yield [[Unit(stem, parts, None, place) for _, stem, place, parts in members], *ways]
 
 
 def run(members):
-    """One Unit of members numbered without a gap; None where they are not."""
-    numbers, stem, place, parts = members[0] if members else ([], "", 0, {})
-    varying = [i for i in range(len(numbers)) if members[0][0][i] != members[-1][0][i]]
+    """The members as one Unit, or None if they are not numbered without a gap."""
+    if not members:
+        return None
+    numbers, stem, place, parts = members[0]
+    last = members[-1][0]
+    varying = [i for i in range(len(numbers)) if numbers[i] != last[i]]
     if len(varying) != 1:
         return None
-    [i], (low, high) = varying, (members[n][0][varying[0]] for n in (0, -1))
+    i = varying[0]
+    low, high = numbers[i], last[i]
     if [m[0] for m in members] != [[*numbers[:i], n, *numbers[i + 1 :]] for n in range(low, high + 1)]:
         return None
-    spans = [m.span() for m in re.finditer(r"\d+", stem)]
-    return Unit(f"{stem[: spans[i][0]]}{{{low}-{high}}}{stem[spans[i][1] :]}", parts, len(members), place)
+    start, end = [m.span() for m in re.finditer(r"\d+", stem)][i]
+    return Unit(f"{stem[:start]}{{{low}-{high}}}{stem[end:]}", parts, len(members), place)
 
 
 def roles_of(unit, c, first_state, width):
-    """What a Unit can be: dicts, as hashable tuples of (our path, part, form of a kernel or None)."""
+    """Yields the roles that a Unit can have: tuples of (our path, its part, form of a kernel or None)."""
     shapes, count = unit.parts, unit.count
     if not count and shapes == linear_shapes(c.decoder.width, width, shapes):
         yield (("image/adapter/linear/kernel", "weight", None), ("image/adapter/linear/bias", "bias", None))
@@ -154,13 +171,15 @@ def roles_of(unit, c, first_state, width):
         path, states = f"image/adapter/mixes/{i}", encoder.layers + 1 - first_state
         for form, (shape_of, _) in KERNELS.items():
             part = "weight" if form.startswith("[out") else ""
+            expected = states if form == EACH else None
+            if shapes.get(part) != shape_of(states, encoder.width, width) or count != expected:
+                continue
             kernel = (f"{path}/layers/kernel", part, form)
-            if shapes.get(part) == shape_of(states, encoder.width, width) and count == (
-                states if form == EACH else None
-            ):
-                bias = f"{path}/layers/bias" if form == EACH else f"{path}/bias"
-                if shapes.get("bias", (width,)) == (width,):
-                    yield (kernel, *([(bias, "bias", None)] if "bias" in shapes else []))
+            bias = (f"{path}/layers/bias" if form == EACH else f"{path}/bias", "bias", None)
+            if "bias" not in shapes:
+                yield (kernel,)
+            elif shapes["bias"] == (width,):
+                yield (kernel, bias)
         if shapes == {"weight": (encoder.width,), "bias": (encoder.width,)} and count in (None, states):
             norm = f"{path}/layers/norm" if count else f"{path}/norm"
             yield ((f"{norm}/scale", "weight", None), (f"{norm}/bias", "bias", None))
@@ -179,16 +198,14 @@ def linear_shapes(out, width, shapes):
 
 
 def complete(taken):
-    """Whether the roles make an adapter: kernels, norms, and whatever one encoder has, the other has too."""
+    """Whether the roles make an adapter: it has kernels and norms, and both encoders have the same."""
     paths = {path for path, _, _ in taken}
-    one, other = (
-        {
-            p.removeprefix(f"image/adapter/mixes/{i}/")
-            for p in paths
-            if p.startswith(f"image/adapter/mixes/{i}/")
-        }
-        for i in (0, 1)
-    )
+
+    def paths_in(mix):
+        prefix = f"image/adapter/mixes/{mix}/"
+        return {path.removeprefix(prefix) for path in paths if path.startswith(prefix)}
+
+    one, other = paths_in(0), paths_in(1)
     norm, biases = {"norm/scale", "layers/norm/scale"} & one, {"bias", "layers/bias"} & one
     forms = {form for _, _, form in taken if form}
     return (
@@ -202,39 +219,44 @@ def complete(taken):
 
 
 def score(chosen):
-    """(hints that agree less those that do not, pairs that come in the order of the encoders, the reading)"""
+    """(number of hints that agree minus those that do not, rank among equals, the reading).
+
+    The rank counts the pairs of tensors that come in the order of the encoders; then the likelier form of the
+    kernels decides.
+    """
     hints, places, reading = 0, {}, {}
     for role, unit in chosen.items():
         for path, part, form in role:
             reading[path] = unit.name(part) if form is None else {"from": unit.name(part), "as": form}
         if named := re.match(r"image/adapter/mixes/(\d)/(.*)", role[0][0]):
             i = int(named[1])
-            hints += sum(
-                any(hint in unit.pattern.lower() for hint in HINTS[j]) * (1 if i == j else -1) for j in (0, 1)
-            )
+            for j, words in enumerate(HINTS):
+                if any(word in unit.pattern.lower() for word in words):
+                    hints += 1 if i == j else -1
             places.setdefault(named[2], {})[i] = unit.place
     ordered = sum(pair[0] < pair[1] for pair in places.values())
-    return (
-        hints,
-        (ordered, list(KERNELS)[::-1].index(next(form for role in chosen for _, _, form in role if form))),
-        dict(sorted(reading.items())),
-    )
+    kernel_form = next(form for role in chosen for _, _, form in role if form)
+    likelihood = list(KERNELS)[::-1].index(kernel_form)
+    return hints, (ordered, likelihood), dict(sorted(reading.items()))
 
 
 def names(source):
-    """("from" of a reading) to the names of its tensors."""
+    """The names of the tensors of one entry of a reading."""
     pattern = source["from"] if isinstance(source, dict) else source
     found = re.search(r"\{(\d+)-(\d+)\}", pattern)
     if not found:
         return [pattern]
-    return [
-        f"{pattern[: found.start()]}{n}{pattern[found.end() :]}"
-        for n in range(int(found[1]), int(found[2]) + 1)
-    ]
+    numbers = range(int(found[1]), int(found[2]) + 1)
+    return [f"{pattern[: found.start()]}{n}{pattern[found.end() :]}" for n in numbers]
 
 
-def adapter_config(reading, tensors, c: ModelConfig, where) -> AdapterConfig:
-    """The AdapterConfig that a reading implies. Raises CheckpointError for one that names unknown or unused tensors."""
+def adapter_config(reading: dict, tensors, c: ModelConfig, where) -> AdapterConfig:
+    """The AdapterConfig that a reading implies.
+
+    Raises:
+      CheckpointError: the reading has a wrong form, names unknown tensors, uses a tensor twice, or leaves out
+        a tensor or a path that every adapter has.
+    """
     try:
         used = [name for source in reading.values() for name in names(source)]
     except (TypeError, KeyError) as error:
@@ -248,26 +270,22 @@ def adapter_config(reading, tensors, c: ModelConfig, where) -> AdapterConfig:
     problems += [f"{name}: not used" for name in tensors if name not in used]
     paths = [f"image/adapter/mixes/{i}/layers/kernel" for i in (0, 1)] + ["image/adapter/linear/kernel"]
     problems += [f"(no name) -> {path}: missing" for path in paths if path not in reading]
-    problems += [
-        f"{path}: as must be one of {', '.join(KERNELS)}"
-        for path in paths[:2]
-        if path in reading and form_of(reading[path]) not in KERNELS
-    ]
+    for path, source in reading.items():
+        # kernels of the layers have a form; other arrays may be stacks, which have one too
+        if form_of(source) not in (KERNELS if path in paths[:2] else (*KERNELS, None)):
+            problems.append(f"{path}: as must be one of {', '.join(KERNELS)}")
     refuse(problems, where, "cannot be assigned")
     a, states = adapter("sum"), kernel_layers(reading[paths[0]], tensors, c.image.encoders[0].width)
     a.width = int(tensors[names(reading["image/adapter/linear/kernel"])[0]].shape[1])
-    a.bias = next(
-        (
-            bias
-            for bias, path in (("layers", "layers/bias"), ("one", "bias"))
-            if f"image/adapter/mixes/0/{path}" in reading
-        ),
-        "none",
-    )
-    a.shared_norm, a.first_state = (
-        "image/adapter/mixes/0/norm/scale" in reading,
-        c.image.encoders[0].layers + 1 - states,
-    )
+    mix = "image/adapter/mixes/0/"
+    if f"{mix}layers/bias" in reading:
+        a.bias = "layers"
+    elif f"{mix}bias" in reading:
+        a.bias = "one"
+    else:
+        a.bias = "none"
+    a.shared_norm = "image/adapter/mixes/0/norm/scale" in reading
+    a.first_state = c.image.encoders[0].layers + 1 - states
     return a
 
 
@@ -276,14 +294,22 @@ def form_of(source):
 
 
 def kernel_layers(source, tensors, width):
-    found, form = [tensors[name].shape for name in names(source)], form_of(source)
-    return len(found) if form == EACH else found[0][1] // width if form == "[out, layer in]" else found[0][0]
+    """How many layers the kernels of an entry of a reading have; `width` is the encoder's."""
+    shapes, form = [tensors[name].shape for name in names(source)], form_of(source)
+    if form == EACH:
+        return len(shapes)
+    if form == "[out, layer in]":
+        return shapes[0][1] // width
+    return shapes[0][0]
 
 
-def assigned(reading, tensors, c: ModelConfig, where):
-    """Our arrays by path, as a reading says. `c.image.adapter` is that of `adapter_config`. Trained weights of layers that no tensor holds are 1.
+def assigned(reading: dict, tensors, c: ModelConfig, where) -> dict[str, Lazy]:
+    """Our arrays by path, as a reading says. `c.image.adapter` is that of `adapter_config`.
 
-    Raises CheckpointError: every path that is missing, unknown or misshapen.
+    If no tensor holds the trained weights of the layers, they are 1.
+
+    Raises:
+      CheckpointError: paths are missing, unknown or misshapen (all are listed).
     """
     shapes, arrays, problems = shapes_of(c, "image/adapter"), {}, []
     for path, shape in shapes.items():
@@ -294,96 +320,96 @@ def assigned(reading, tensors, c: ModelConfig, where):
     for path in reading.keys() - shapes.keys():
         problems.append(f"{path}: the adapter has no such array")
     for path in reading.keys() & shapes.keys():
-        stack, form, shape = (
-            [np.asarray(tensors[name]) for name in names(reading[path])],
-            form_of(reading[path]),
-            shapes[path],
-        )
-        wanted = KERNELS[form][0](*shape) if form else None
-        if {a.shape for a in stack} != {wanted or stack[0].shape} or sum(a.size for a in stack) != np.prod(
-            shape
-        ):
+        source, shape = reading[path], shapes[path]
+        stack, form = [np.asarray(tensors[name]) for name in names(source)], form_of(source)
+        wanted = KERNELS[form][0](*shape) if form else stack[0].shape
+        size = sum(a.size for a in stack)
+        if {a.shape for a in stack} != {wanted} or size != np.prod(shape):
             problems.append(
-                f"{reading[path]} -> {path}: has shape {[list(a.shape) for a in stack[:1]]} x {len(stack)}, {list(shape)} is needed"
+                f"{source} -> {path}: has shape {[list(a.shape) for a in stack[:1]]} x {len(stack)}, "
+                f"{list(shape)} is needed"
             )
         elif path == "image/adapter/linear/kernel":
             arrays[path] = stack[0].T
+        elif form:
+            arrays[path] = KERNELS[form][1](np.stack(stack), shape)
         else:
-            arrays[path] = (
-                KERNELS[form][1](np.stack(stack), shape) if form else np.stack(stack).reshape(shape)
-            )
+            arrays[path] = np.stack(stack).reshape(shape)
     refuse(sorted(problems), where, "do not fit the adapter")
-    return {
-        path: Lazy(a.shape, a.dtype, a.__getitem__, spelled(reading.get(path, "1")))
-        for path, a in arrays.items()
-    }
+    origins = {path: spelled(reading.get(path, "1")) for path in arrays}
+    return {path: Lazy(a.shape, a.dtype, a.__getitem__, origins[path]) for path, a in arrays.items()}
 
 
 def spelled(source):
+    """An entry of a reading for people to read."""
     return source if isinstance(source, str) else f"{source['from']} {source['as']}"
 
 
-def table(c: ModelConfig):
-    """Names under which such an adapter is written; `readings` finds one reading of them."""
+def table(c: ModelConfig) -> dict:
+    """The conversion table with the names under which such an adapter is written.
+
+    `readings` finds one reading of these names.
+    """
     rows = {
         "linear.weight": ("image/adapter/linear/kernel", MATRIX),
         "linear.bias": ("image/adapter/linear/bias", SAME),
     }
     for i, tag in enumerate(("first", "second")):
         path = f"image/adapter/mixes/{i}"
-        rows[f"{tag}_layers.{{}}.weight"], rows[f"{tag}_weights"] = (
-            (f"{path}/layers/kernel", MATRIX),
-            (f"{path}/layers/weight", SAME),
-        )
-        biases = {
-            "layers": (f"{tag}_layers.{{}}.bias", f"{path}/layers/bias"),
-            "one": (f"{tag}_bias", f"{path}/bias"),
-        }
-        rows |= {name: (ours, SAME) for kind, (name, ours) in biases.items() if kind == c.image.adapter.bias}
-        norm, ours = (
-            (f"{tag}_norm", f"{path}/norm")
-            if c.image.adapter.shared_norm
-            else (f"{tag}_norms.{{}}", f"{path}/layers/norm")
-        )
+        rows[f"{tag}_layers.{{}}.weight"] = (f"{path}/layers/kernel", MATRIX)
+        rows[f"{tag}_weights"] = (f"{path}/layers/weight", SAME)
+        if c.image.adapter.bias == "layers":
+            rows[f"{tag}_layers.{{}}.bias"] = (f"{path}/layers/bias", SAME)
+        elif c.image.adapter.bias == "one":
+            rows[f"{tag}_bias"] = (f"{path}/bias", SAME)
+        if c.image.adapter.shared_norm:
+            norm, ours = f"{tag}_norm", f"{path}/norm"
+        else:
+            norm, ours = f"{tag}_norms.{{}}", f"{path}/layers/norm"
         rows |= {f"{norm}.weight": (f"{ours}/scale", SAME), f"{norm}.bias": (f"{ours}/bias", SAME)}
     return rows
 
 
 def lines(reading):
-    """The reading as a table."""
+    """The reading as the lines of a table: our path, and the tensors that it comes from."""
     width = max(map(len, reading))
     return [f"  {path:{width}}  {spelled(source)}" for path, source in sorted(reading.items())]
 
 
-def choose(tensors, c: ModelConfig, where, arrays=None):
-    """The one reading that fits; `arrays` are the encoders' and the decoder's. Raises Ambiguous, or CheckpointError where none does."""
+def choose(tensors, c: ModelConfig, where, arrays=None) -> dict:
+    """The one reading that fits. `arrays` are those of the encoders and the decoder.
+
+    Raises:
+      Ambiguous: several readings fit.
+      CheckpointError: none fits.
+    """
     found = readings(tensors, c)
     if not found:
         shapes = "\n  ".join(f"{name} {list(a.shape)}" for name, a in tensors.items())
         raise CheckpointError(
-            f"{where}: cannot be read as a projection-and-summation adapter of these encoders and this decoder (one norm over all layers is not "
-            f"known here either):\n  {shapes}"
+            f"{where}: cannot be read as a projection-and-summation adapter of these encoders "
+            f"and this decoder (one norm over all layers is not known here either):\n  {shapes}"
         )
-    if len(found) > 1:
-        message = f"{where}: {len(found)} readings fit, the likeliest:\n" + "\n".join(lines(found[0]))
-        raise Ambiguous(
-            message,
-            found,
-            c,
-            arrays and (lambda views: [distance(reading, tensors, c, arrays, views) for reading in found]),
-        )
-    return found[0]
+    if len(found) == 1:
+        return found[0]
+
+    def distances(views):
+        return [distance(reading, tensors, c, arrays, views) for reading in found]
+
+    message = f"{where}: {len(found)} readings fit, the likeliest:\n" + "\n".join(lines(found[0]))
+    raise Ambiguous(message, found, c, arrays and distances)
 
 
-def distance(reading, tensors, c: ModelConfig, arrays, views):
-    """How far the adapter's output lies from the decoder's token embeddings: the log of the ratio of their mean norms, without its sign.
+def distance(reading: dict, tensors, c: ModelConfig, arrays, views) -> float:
+    """How far the adapter's output is from the decoder's token embeddings in size.
 
-    `views` are those of a picture, for each of `c.image.views` uint8[1, size, size, 3]: a right reading gives embeddings of
-    about the size that the decoder has learned to read, a wrong one most likely does not.
+    It is the absolute logarithm of the ratio of their mean norms. A right reading gives embeddings of about
+    the size that the decoder has learned to read, a wrong one most likely does not.
+
+    `views` are those of a picture: for each of `c.image.views`, uint8[1, size, size, 3].
     """
-    c = dataclasses.replace(
-        c, image=dataclasses.replace(c.image, adapter=adapter_config(reading, tensors, c, "the reading"))
-    )
+    joins = adapter_config(reading, tensors, c, "the reading")
+    c = dataclasses.replace(c, image=dataclasses.replace(c.image, adapter=joins))
     arrays = arrays | assigned(reading, tensors, c, "the reading")
     model = abstract(c)
     own = {
@@ -391,9 +417,9 @@ def distance(reading, tensors, c: ModelConfig, arrays, views):
         for path, a in arrays.items()
         if path.startswith("image/")
     }
-    model = nnx.with_parameters(
-        model, own | {path: a for path, a in nnx.parameters(model).items() if path not in own}
-    )
-    norm = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=-1).mean()
+    others = {path: a for path, a in nnx.parameters(model).items() if path not in own}
+    model = nnx.with_parameters(model, own | others)
+    mean_norm = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=-1).mean()
     rows = model.image(tuple(view[None] for view in views))
-    return float(jnp.abs(jnp.log(norm(rows) / norm(jnp.asarray(np.asarray(arrays["decoder/embed"]))))))
+    embed = jnp.asarray(np.asarray(arrays["decoder/embed"]))
+    return float(jnp.abs(jnp.log(mean_norm(rows) / mean_norm(embed))))

@@ -4,9 +4,11 @@ from pathlib import Path
 
 ASSETS = Path(__file__).parents[2] / "assets"
 BUNDLED = ("omnifusion-tiny", "omnifusion-tiny-encoder", "omnifusion-tiny-decoder")
-VISION = {"omnifusion-tiny": "omnifusion-tiny-encoder"}  # whose encoder was frozen, and is not stored twice
+
+# The encoder of this model was frozen in training, so the model does not store it a second time.
+VISION = {"omnifusion-tiny": "omnifusion-tiny-encoder"}
 
 
-def locate(source):
-    """The directory of a bundled model; any other source as it is."""
+def locate(source: str | Path) -> str | Path:
+    """The directory of a bundled model. Any other source is returned unchanged."""
     return ASSETS / source if source in BUNDLED else source

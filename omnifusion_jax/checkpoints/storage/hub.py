@@ -1,4 +1,4 @@
-"""Sources by name: a directory here, or a repository of the Hugging Face Hub, or a folder in one."""
+"""Sources by name: a local directory, a repository of the Hugging Face Hub, or a folder of one."""
 
 import re
 from pathlib import Path
@@ -9,20 +9,23 @@ from omnifusion_jax.errors import CheckpointError
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::(\w[\w.-]*(?:/\w[\w.-]*)*))?")  # org/name, org/name:folder
 WANTED = ["*.json", "*.jinja", "*.safetensors", "*.pt", "*.model", "arrays/*"]
 
-# OmniFusion's repository holds three models. Its plain id is release 1.1; others are named by their folder.
+# OmniFusion's repository holds three models. Its plain id means release 1.1, for which the files of the
+# others are left out; the others are named by their folder.
 OTHERS = ["OmniMistral-v1_1-encoders-mix/*", "OmniMistral-model/*", "OmniMistral-tokenizer/*"]
-BESIDE = {  # what belongs to a folder and is not in it: release 1.0
+BESIDE = {  # files that belong to a folder and lie outside it: release 1.0
     "OmniMistral-model": ["OmniMistral-tokenizer/*", "projection", "special_embeddings.pt"],
 }
 
 
-def local(source, files=False) -> Path:
-    """The directory of a source: itself, that of a bundled model, or in a downloaded snapshot of `org/name`.
+def local(source: str | Path, files: bool = False) -> Path:
+    """The local directory of a source, which is downloaded where it names a repository.
 
-    Of `org/name:folder` nothing but that folder is downloaded. Where `files` are taken, a file is itself.
+    A source is a directory, the name of a bundled model, `org/name` for a repository of the Hugging Face Hub,
+    or `org/name:folder` for one folder of a repository; then only that folder is downloaded.
+    With `files`, a source may also be a file, which is returned as it is.
 
     Raises:
-      CheckpointError: there is no such directory, and no such repository or folder can be reached.
+      CheckpointError: there is no such directory, and the repository or its folder cannot be reached.
     """
     source = locate(source)
     if Path(source).is_dir() or (files and Path(source).is_file()):
@@ -36,7 +39,8 @@ def local(source, files=False) -> Path:
     wanted, unwanted = patterns(folder)
     snapshot = download(name, wanted, unwanted)
     if not holds_weights(snapshot, folder, unwanted):
-        wanted, _ = patterns(folder, ["*.bin"])  # older repositories; others hold the same weights twice
+        # Only older repositories need their .bin files: others hold the same weights in both forms.
+        wanted, _ = patterns(folder, ["*.bin"])
         snapshot = download(name, wanted, unwanted)
     if folder and not (snapshot / folder).is_dir():
         raise CheckpointError(f"{source}: the repository {name} has no folder {folder} with files of a model")
@@ -44,14 +48,15 @@ def local(source, files=False) -> Path:
 
 
 def patterns(folder, more=()):
-    """(what is wanted of a repository, what is not), for huggingface_hub, whose `*` goes through folders."""
+    """(patterns to download, patterns to leave out) for huggingface_hub, whose `*` also matches a slash."""
     if folder is None:
         return [*WANTED, *more], OTHERS
-    return [*(f"{folder}/{pattern}" for pattern in (*WANTED, *more)), *BESIDE.get(folder, ())], []
+    inside = [f"{folder}/{pattern}" for pattern in (*WANTED, *more)]
+    return [*inside, *BESIDE.get(folder, ())], []
 
 
 def holds_weights(snapshot, folder, unwanted):
-    """Whether a snapshot has the weights that were asked for; others may lie in it from an earlier time."""
+    """Whether a snapshot has the weights asked for. Earlier downloads may have left other models in it."""
     from huggingface_hub.utils import filter_repo_objects  # rarely needed
 
     top = snapshot / (folder or "")
@@ -66,10 +71,12 @@ def download(name, wanted, unwanted):
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted))
     except huggingface_hub.errors.GatedRepoError as error:
         raise CheckpointError(
-            f"{name}: its owner gives it to those who accept the licence. Accept it on its page of the Hub, then `hf auth login`."
+            f"{name}: its owner gives it to those who accept the licence. "
+            "Accept it on its page of the Hub, then `hf auth login`."
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{name}: there is no such directory, and the Hugging Face Hub does not give a repository of that name ({type(error).__name__}). "
+            f"{name}: there is no such directory, "
+            f"and the Hugging Face Hub does not give a repository of that name ({type(error).__name__}). "
             f"Offline? Download it elsewhere (`hf download {name}`), and give the directory."
         ) from error

@@ -1,9 +1,10 @@
-"""Arrays that are read when they are used, a piece at a time: a model larger than memory passes through."""
+"""Arrays that are read a piece at a time, when they are used, so that a model may be larger than memory."""
 
 import concurrent.futures
 import functools
 import math
 import mmap
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -12,14 +13,18 @@ WORKERS = 4  # pieces in flight: some copy while others wait for the disk
 
 
 class Lazy:
-    """What numpy asks of an array, its values apart: those are read when it is indexed or converted, and only as far as they are asked for.
+    """An array with a shape and a dtype, whose values are read only when they are asked for.
 
-    `a[index]` takes integers, slices without a step, and `...`, and gives a numpy array. `np.asarray(a)` and `jnp.asarray(a)` read everything.
+    `a[index]` reads that part and gives a numpy array. The index may hold integers, slices without a step,
+    and `...`. `np.asarray(a)` and `jnp.asarray(a)` read everything.
     """
 
-    def __init__(self, shape, dtype, read, origin=""):
-        """`read` is called with one slice(start, stop) a dimension, inside `shape`, and returns that block as a numpy array of `dtype`.
-        `origin` is what the array is called where it comes from."""
+    def __init__(self, shape, dtype, read: Callable[[tuple[slice, ...]], np.ndarray], origin: str = ""):
+        """An array of `shape` and `dtype` whose values `read` reads.
+
+        `read` is called with one slice(start, stop) per dimension, each within `shape`, and returns that
+        block as a numpy array of `dtype`. `origin` is the array's name in the file that it comes from.
+        """
         self.shape, self.dtype, self.read, self.origin = tuple(shape), np.dtype(dtype), read, origin
 
     ndim = property(lambda self: len(self.shape))
@@ -35,7 +40,8 @@ class Lazy:
         at = next((n for n, i in enumerate(index) if i is Ellipsis), len(index))
         index[at : at + 1] = [slice(None)] * rest
         spans = [span(i, n) for i, n in zip(index, self.shape, strict=True)]
-        return self.read(tuple(spans))[tuple(slice(None) if isinstance(i, slice) else 0 for i in index)]
+        block = self.read(tuple(spans))
+        return block[tuple(slice(None) if isinstance(i, slice) else 0 for i in index)]
 
     def __array__(self, dtype=None, copy=None):
         return self[...].astype(dtype or self.dtype, copy=bool(copy))
@@ -43,15 +49,13 @@ class Lazy:
     def astype(self, dtype):
         """The same array in another type, converted piece by piece."""
         dtype = np.dtype(dtype)
-        return (
-            self
-            if dtype == self.dtype
-            else Lazy(self.shape, dtype, lambda spans: self.read(spans).astype(dtype), self.origin)
-        )
+        if dtype == self.dtype:
+            return self
+        return Lazy(self.shape, dtype, lambda spans: self.read(spans).astype(dtype), self.origin)
 
 
 def span(index, n):
-    """An integer or a slice, counted from either end of a dimension of `n`, as slice(start, stop)."""
+    """An index into a dimension of length `n` as slice(start, stop). The index may count from the end."""
     if isinstance(index, slice):
         start, stop, step = index.indices(n)
         assert step == 1, f"{index}: a lazy array has no steps"
@@ -60,32 +64,37 @@ def span(index, n):
     return slice(start, start + 1)
 
 
-def lazy(a):
+def lazy(a) -> Lazy:
     """Any array as a Lazy one."""
     return a if isinstance(a, Lazy) else Lazy(a.shape, a.dtype, lambda spans: np.asarray(a[spans]))
 
 
 @functools.cache
 def host():
-    """The CPU as a JAX device; None where JAX_PLATFORMS leaves it out."""
+    """The CPU as a JAX device, or None where JAX_PLATFORMS leaves it out."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return None
 
 
-def in_order(view):
-    """A copy of a permuted view, in C order. XLA transposes two-byte numbers ten times as fast as numpy on its way to the "device"."""
-    if (
-        view.flags.c_contiguous or view.dtype.itemsize > 4 or host() is None
-    ):  # JAX would make float32 of float64
+def in_order(view: np.ndarray) -> np.ndarray:
+    """A copy of a permuted view, in C order.
+
+    XLA transposes two-byte numbers ten times as fast as numpy, so the copy goes through the CPU as a JAX
+    device where it can. Numbers of eight bytes cannot: JAX would make float32 of float64.
+    """
+    if view.flags.c_contiguous or view.dtype.itemsize > 4 or host() is None:
         return np.array(view, order="C")
-    with jax.ensure_compile_time_eval():  # a constant may be read while a function is traced
+    with jax.ensure_compile_time_eval():  # the array may be read as a constant while a function is traced
         return np.asarray(jax.device_put(view, host()))
 
 
-def forget(a):
-    """Gives memory-mapped pages under `a` back, which else count as this process's memory. They are read again if they are used again."""
+def forget(a: np.ndarray):
+    """Gives the memory-mapped pages under `a` back, which otherwise count as this process's memory.
+
+    They are read again when they are used again.
+    """
     start, stop = np.lib.array_utils.byte_bounds(a)
     while isinstance(a, np.ndarray):
         a = a.base
@@ -96,7 +105,10 @@ def forget(a):
 
 
 def in_parallel(work, items):
-    """Calls `work(item)` for every item, a few at a time. The first error stops what has not begun, and is raised."""
+    """Calls `work(item)` for every item, a few at a time.
+
+    The first error is raised, and calls that have not begun by then are cancelled.
+    """
     pool = concurrent.futures.ThreadPoolExecutor(WORKERS)
     try:
         for _ in pool.map(work, items):

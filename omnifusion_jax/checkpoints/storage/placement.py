@@ -1,18 +1,23 @@
 """Arrays of a file spread over a mesh: a process reads only what its own devices hold."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 
 from omnifusion_jax.models.axes import placements
 
 
-def placed(mesh, arrays):
-    """{path: jax array} of parameters by path, spread over `mesh` as models/axes.py says; a process reads only what its own devices hold."""
+def placed(mesh: jax.sharding.Mesh, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Parameters by path, spread over `mesh` as models/axes.py says.
+
+    A process reads only what its own devices hold.
+    """
     return {path: place(arrays[path], sharding) for path, sharding in placements(mesh, arrays).items()}
 
 
-def place(a, sharding):
-    """One array as a jax array; what several devices hold is read once."""
+def place(a, sharding: jax.sharding.Sharding) -> jax.Array:
+    """One array as a jax array. A block that several devices hold is read once."""
     read = {}
 
     def shard(index):

@@ -1,12 +1,18 @@
-"""Settings in JSON files, and which of their values are supported."""
+"""Settings in JSON files, and a check that their values are supported."""
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from omnifusion_jax.errors import CheckpointError
 
 
-def read_json(path) -> dict:
+def read_json(path: str | Path) -> dict:
+    """The object that a JSON file holds.
+
+    Raises:
+      CheckpointError: the file is not valid JSON, or does not hold an object.
+    """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -16,12 +22,24 @@ def read_json(path) -> dict:
     return values
 
 
-def write_json(path, values):
+def write_json(path: str | Path, values):
     Path(path).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def require(settings, allowed, where):
-    """Raises CheckpointError naming every setting that has a value not in `allowed[setting]`; one that is not there passes."""
+def section(settings: dict, name: str, where: str | Path) -> dict:
+    """The settings within settings; {} where there are none. Raises CheckpointError for what is no JSON object."""
+    found = settings.get(name) or {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{where}: {name} is {found!r:.100}, not an object")
+    return found
+
+
+def require(settings: Mapping, allowed: Mapping[str, Collection], where: str | Path):
+    """Refuses settings with a value that is not in `allowed[setting]`. A setting that is absent passes.
+
+    Raises:
+      CheckpointError: names every such setting, and `where` they were read.
+    """
     wrong = [key for key, values in allowed.items() if key in settings and settings[key] not in values]
     if wrong:
         reasons = (

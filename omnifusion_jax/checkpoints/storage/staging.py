@@ -1,4 +1,4 @@
-"""Directories that have their name only when they are complete."""
+"""Directories that get their name only once they are complete."""
 
 import contextlib
 import errno
@@ -8,17 +8,17 @@ from pathlib import Path
 
 from omnifusion_jax.errors import CheckpointError
 
-FULL = [
-    os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT)
-]  # tensorstore's errors say no more than these words
+# These words are all that tensorstore's errors say of a full disk.
+FULL = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT)]
 
 
-def unfinished(directory):
+def unfinished(directory: str | Path) -> Path:
+    """Where `directory` is written until it is complete."""
     return Path(directory).with_name(Path(directory).name + ".unfinished")
 
 
-def check_free(directory):
-    """Raises CheckpointError where there is a file or a directory that is not empty."""
+def check_free(directory: str | Path):
+    """Raises CheckpointError where `directory` is a file, or a directory that is not empty."""
     directory = Path(directory)
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise CheckpointError(
@@ -26,21 +26,25 @@ def check_free(directory):
         )
 
 
-def check_space(directory, size):
-    """Raises CheckpointError where `size` bytes do not fit beside `directory`."""
+def check_space(directory: str | Path, size: int):
+    """Raises CheckpointError where `size` bytes do not fit on the disk that `directory` will be on."""
     parent = next(p for p in Path(directory).absolute().parents if p.is_dir())
-    if (free := shutil.disk_usage(parent).free) < size:
+    free = shutil.disk_usage(parent).free
+    if free < size:
         raise CheckpointError(
-            f"{directory}: {size:,} bytes are needed, {free:,} are free on that disk. Make room, or give another one."
+            f"{directory}: {size:,} bytes are needed, {free:,} are free on that disk. "
+            "Make room, or give another one."
         )
 
 
 @contextlib.contextmanager
-def written_beside(directory, size=0):
-    """A new directory to write `size` bytes into; it takes its name `directory` when the block ends well, and is removed when it does not.
+def written_beside(directory: str | Path, size: int = 0):
+    """A context that gives a new directory to write `size` bytes into.
+
+    The new directory is renamed to `directory` when the block ends well, and removed when the block raises.
 
     Raises:
-      CheckpointError: something is there already, or the disk is full.
+      CheckpointError: `directory` exists already and is not empty, or the disk is full.
     """
     directory = Path(directory)
     check_free(directory)
@@ -50,7 +54,7 @@ def written_beside(directory, size=0):
     partial.mkdir(parents=True)
     try:
         yield partial
-        check_free(directory)  # still: it may have taken hours
+        check_free(directory)  # again, because writing may have taken hours
         partial.replace(directory)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)

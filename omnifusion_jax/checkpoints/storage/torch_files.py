@@ -1,9 +1,13 @@
 """Reads files written by `torch.save` without PyTorch and without running anything they contain.
 
-Such a file is a zip archive: `<root>/data.pkl` is a pickle whose tensors name raw storages, `<root>/data/<key>` holds the bytes of each. A pickle can
-call whatever it names, and `torch.load(weights_only=True)` has been broken twice (CVE-2025-32434, CVE-2026-24747), so here it can name only what
-`ALLOWED` lists: tensor rebuilding, storage types, two containers, and inert stand-ins for the module classes of published OmniFusion adapters.
-A hostile file can still exhaust memory or the stack, and so end this process; it cannot make it do anything.
+Such a file is a zip archive: `<root>/data.pkl` is a pickle whose tensors refer to raw storages, and
+`<root>/data/<key>` holds the bytes of each storage.
+
+A pickle can call whatever it names, and `torch.load(weights_only=True)` has been broken twice
+(CVE-2025-32434, CVE-2026-24747). Here a pickle can name only what `ALLOWED` lists: functions that rebuild
+tensors, storage types, two containers, and inert stand-ins for the module classes of published OmniFusion
+adapters. A hostile file can still exhaust memory or the stack, and so end this process, but it cannot
+make the process run anything.
 """
 
 import collections
@@ -13,6 +17,7 @@ import io
 import math
 import pickle
 import zipfile
+from pathlib import Path
 from typing import ClassVar
 
 import ml_dtypes
@@ -20,10 +25,11 @@ import numpy as np
 
 from omnifusion_jax.errors import CheckpointError
 
-MAX_PICKLE_BYTES = 64 << 20  # a real one is far smaller: tensors lie outside the pickle
-MAX_INFLATED_BYTES = (
-    4 << 30
-)  # torch stores entries uncompressed; this bounds what a repacked or hostile archive can make us allocate
+MAX_PICKLE_BYTES = 64 << 20  # a real pickle is far smaller, because tensors lie outside it
+
+# torch stores entries uncompressed. This bounds what a repacked or hostile archive can make us allocate.
+MAX_INFLATED_BYTES = 4 << 30
+
 ZIP_START = b"PK\x03\x04"
 CONVERT = (
     "Convert the file to safetensors on a trusted machine that has PyTorch and the classes it was saved with."
@@ -33,21 +39,28 @@ OLD_FORMAT = (
     "`torch.save(torch.load(f, weights_only=True), f2)` and use the new file."
 )
 FOREIGN = {  # how a file starts: what it is and what to do
-    b"version https://git-lfs": "a git-lfs pointer, not the file itself. Fetch the content with `git lfs pull`.",
-    b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19": OLD_FORMAT,  # 0x1950a86a20f9469cfc6c, pickled
+    b"version https://git-lfs": (
+        "a git-lfs pointer, not the file itself. Fetch the content with `git lfs pull`."
+    ),
+    # The pickle of the number 0x1950a86a20f9469cfc6c.
+    b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19": OLD_FORMAT,
 }
 
 
-def read_torch_file(path):
-    """The object a `torch.save` file holds: containers, numbers and strings as they are, tensors as numpy arrays, modules as `TorchModule`s.
+def read_torch_file(path: str | Path):
+    """The object that a `torch.save` file holds.
 
-    Arrays are read-only views into the memory-mapped file (it must not change while they live), so it may be larger than memory; tensors that shared
-    a storage still do. bfloat16 is `ml_dtypes.bfloat16`. Parameters become plain arrays, without attributes set on them. Tensor checksums are not
-    verified.
+    Containers, numbers and strings come as they are, tensors as numpy arrays, and modules as `TorchModule`s.
+
+    Arrays are read-only views into the memory-mapped file, so the file may be larger than memory, and must
+    not change while they are in use. Tensors that shared a storage still share it. bfloat16 is
+    `ml_dtypes.bfloat16`. Parameters become plain arrays and lose attributes that were set on them.
+    Tensor checksums are not verified.
 
     Raises:
-      CheckpointError: the file is empty, truncated, inconsistent, of another format, or asks for anything outside `ALLOWED`; nothing was run.
-      OSError: it cannot be opened.
+      CheckpointError: the file is empty, truncated, inconsistent, of another format, or asks for anything
+        that `ALLOWED` does not list; nothing was run.
+      OSError: the file cannot be opened.
     """
     with open(path, "rb") as file, _errors_naming(path):
         _check_start(file.read(64))
@@ -56,8 +69,10 @@ def read_torch_file(path):
         return _Unpickler(entries).load()
 
 
-def state_dict(module):
-    """`{name: array}` of a `TorchModule`, named and ordered as by torch's own `state_dict()`; a flat dict of tensors is copied as it is.
+def state_dict(module) -> dict[str, np.ndarray]:
+    """The tensors of a `TorchModule`, named and ordered as torch's own `state_dict()` does it.
+
+    A flat dict of tensors is copied as it is.
 
     Raises:
       CheckpointError: something in it is not a tensor, or modules contain each other.
@@ -69,13 +84,17 @@ def state_dict(module):
     for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, np.ndarray):
             raise CheckpointError(
-                f"entry {name!r:.200} is a {type(value).__name__}, not a named tensor. Pass the part that holds the weights."
+                f"entry {name!r:.200} is a {type(value).__name__}, not a named tensor. "
+                "Pass the part that holds the weights."
             )
     return tensors
 
 
 class TorchModule:
-    """Stand-in for a pickled `torch.nn.Module`: `state` is its attribute dict (`_parameters`, `_modules`, ...), its type is named as torch's."""
+    """Stand-in for a pickled `torch.nn.Module`, whose subclasses are named as torch's classes.
+
+    `state` is the module's attribute dict (`_parameters`, `_modules`, ...).
+    """
 
     __slots__ = ("state",)
 
@@ -86,7 +105,10 @@ class TorchModule:
 
 
 def _named_tensors(module, prefix):
-    """(name, value) pairs in registration order: own parameters, own persistent buffers, then the children's."""
+    """(name, value) pairs in registration order.
+
+    Those are the module's own parameters, its own persistent buffers, then the same of its children.
+    """
     transient = _section(module, "_buffers").keys() & module.state.get("_non_persistent_buffers_set", ())
     for name, value in [*_section(module, "_parameters").items(), *_section(module, "_buffers").items()]:
         if value is not None and name not in transient:
@@ -100,7 +122,8 @@ def _section(module, name):
     section = module.state.get(name) if isinstance(module, TorchModule) else None
     if not isinstance(section, dict):
         raise CheckpointError(
-            f"a {type(module).__name__} is not a torch module with {name}. Pass a module or a dict of tensors."
+            f"a {type(module).__name__} is not a torch module with {name}. "
+            "Pass a module or a dict of tensors."
         )
     return section
 
@@ -137,7 +160,8 @@ def _check_byte_order(entries):
     order = entries.read("byteorder").tobytes()
     if order != b"little":
         raise CheckpointError(
-            f"its byte order is {order!r:.30}, only b'little' is read. Save it again on a little-endian machine."
+            f"its byte order is {order!r:.30}, only b'little' is read. "
+            "Save it again on a little-endian machine."
         )
 
 
@@ -152,7 +176,8 @@ class _Entries:
         self.inflated = {}
         if sum(info.file_size for info in self.infos.values() if not _is_raw(info)) > MAX_INFLATED_BYTES:
             raise CheckpointError(
-                f"its compressed entries hold more than {MAX_INFLATED_BYTES} bytes. Repack it uncompressed (`zip -0 -r`)."
+                f"its compressed entries hold more than {MAX_INFLATED_BYTES} bytes. "
+                "Repack it uncompressed (`zip -0 -r`)."
             )
 
     def info(self, name):
@@ -171,13 +196,11 @@ class _Entries:
 
     def _map(self, info):
         header = self.mapped[info.header_offset :][:30].tobytes()
-        # The central directory has its own copy of these lengths, which may differ: the data follow the local name and extra field.
-        start = (
-            info.header_offset
-            + 30
-            + int.from_bytes(header[26:28], "little")
-            + int.from_bytes(header[28:30], "little")
-        )
+        # The data follow the name and the extra field of the local header. Their lengths are read from that
+        # header, because the copy in the central directory may differ.
+        name_bytes = int.from_bytes(header[26:28], "little")
+        extra_bytes = int.from_bytes(header[28:30], "little")
+        start = info.header_offset + 30 + name_bytes + extra_bytes
         data = self.mapped[start:][: info.file_size]
         if not header.startswith(ZIP_START) or data.size != info.file_size:
             raise CheckpointError(
@@ -191,7 +214,7 @@ def _is_raw(info):
 
 
 def _root(names):
-    """The folder, with its slash, in which torch puts every entry."""
+    """The folder in which torch puts every entry, with its slash."""
     found = [name.removesuffix("data.pkl") for name in names if f"/{name}".endswith("/data.pkl")]
     if len(found) != 1:
         raise CheckpointError(
@@ -204,27 +227,35 @@ def _root(names):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Storage:
-    """Raw bytes and how to read them. Only `persistent_load` makes one, so a pickle cannot pass anything else off as memory."""
+    """Raw bytes and how to read them.
+
+    Only `persistent_load` makes one, so a pickle cannot pass anything else off as memory.
+    """
 
     dtype: np.dtype
     data: np.ndarray  # uint8[bytes]
 
 
 def _rebuild_tensor(storage, offset, size, stride, requires_grad, hooks, metadata=None):
-    """The view that `torch._utils._rebuild_tensor_v2` makes; `offset`, `size` and `stride` count elements."""
+    """The view that `torch._utils._rebuild_tensor_v2` makes. `offset`, `size` and `stride` count elements."""
     if not isinstance(storage, _Storage):
         raise CheckpointError(
-            f"a tensor is built on a {type(storage).__name__}, not on a storage. The file is damaged or hostile."
+            f"a tensor is built on a {type(storage).__name__}, not on a storage. "
+            "The file is damaged or hostile."
         )
-    if metadata:  # conjugated or negated without being computed
+    if metadata:  # the flags of a tensor whose conjugation or negation was not computed
         raise CheckpointError(
-            f"a tensor carries the view flags {metadata!a:.100}. Save it again after .resolve_conj().resolve_neg()."
+            f"a tensor carries the view flags {metadata!a:.100}. "
+            "Save it again after .resolve_conj().resolve_neg()."
         )
     width = storage.dtype.itemsize
     room = storage.data.size // width
     if not _fits(room, offset, size, stride):
         view = f"size {size!a:.100}, stride {stride!a:.100}, offset {offset!a:.30}"
-        advice = "The file is damaged or hostile, or the tensor was an expanded view: then save its .contiguous() copy."
+        advice = (
+            "The file is damaged or hostile, "
+            "or the tensor was an expanded view: then save its .contiguous() copy."
+        )
         raise CheckpointError(f"a tensor of {view} does not fit its storage of {room} elements. {advice}")
     if 0 in size:
         return np.empty(size, storage.dtype)
@@ -232,7 +263,7 @@ def _rebuild_tensor(storage, offset, size, stride, requires_grad, hooks, metadat
 
 
 def _fits(room, offset, size, stride):
-    """Whether a view has at most `room` elements, each of them inside a storage of that many."""
+    """Whether a view has at most `room` elements, and all of them lie within a storage of `room` elements."""
     if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
         return False
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -257,17 +288,15 @@ MODULES = {
     "torch.nn.modules.normalization": ["LayerNorm"],
     "torch.nn.modules.transformer": ["TransformerEncoderLayer"],
 }
-ALLOWED = {  # all that a pickle can name: (module, name) -> what it gets
+ALLOWED = {  # everything that a pickle can name: (module, name) -> what it gets
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
-    (
-        "torch.nn.functional",
-        "relu",
-    ): "torch.nn.functional.relu",  # a module's `activation` attribute; a string cannot be called
+    # The value of a module's `activation` attribute. A string cannot be called.
+    ("torch.nn.functional", "relu"): "torch.nn.functional.relu",
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("builtins", "set"): set,
-    ("__builtin__", "set"): set,  # pickle protocol 2 spells it so
+    ("__builtin__", "set"): set,  # the spelling of pickle protocol 2
     **{("torch", f"{name}Storage"): np.dtype(dtype) for name, dtype in STORAGES.items()},
     **{
         (path, name): type(name, (TorchModule,), {"__slots__": ()})
@@ -278,7 +307,11 @@ ALLOWED = {  # all that a pickle can name: (module, name) -> what it gets
 
 
 class _Unpickler(pickle._Unpickler):
-    """The pure-Python unpickler, because only there can the opcodes be overridden that set attributes (BUILD) or bypass `find_class` (EXT)."""
+    """The pure-Python unpickler with `ALLOWED` as its only names.
+
+    Only the pure-Python one lets us override the opcodes that set attributes (BUILD) or bypass
+    `find_class` (EXT).
+    """
 
     def __init__(self, entries):
         if entries.info("data.pkl").file_size > MAX_PICKLE_BYTES:
@@ -289,7 +322,8 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module, name):
         if (module, name) not in ALLOWED:
             raise CheckpointError(
-                f"the pickle asks for {f'{module}.{name}'!a:.200}, which is not known to be safe; nothing was run. {CONVERT}"
+                f"the pickle asks for {f'{module}.{name}'!a:.200}, which is not known to be safe; "
+                f"nothing was run. {CONVERT}"
             )
         return ALLOWED[module, name]
 
@@ -300,21 +334,18 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid):
         match pid:
-            case (
-                "storage",
-                np.dtype() as dtype,
-                str(key),
-                str(),
-                int(count),
-            ):  # the fourth is the device it was saved from
+            # The fourth is the device that it was saved from.
+            case ("storage", np.dtype() as dtype, str(key), str(), int(count)):
                 data = self.entries.read(f"data/{key}")
             case _:
                 raise CheckpointError(
-                    f"a storage is described by {pid!a:.200}, not as torch.save does. The file is damaged or hostile."
+                    f"a storage is described by {pid!a:.200}, not as torch.save does. "
+                    "The file is damaged or hostile."
                 )
         if data.size != count * dtype.itemsize:
             raise CheckpointError(
-                f"storage {key!a:.100} has {data.size} bytes, {count} elements of {dtype} need {count * dtype.itemsize}"
+                f"storage {key!a:.100} has {data.size} bytes, "
+                f"{count} elements of {dtype} need {count * dtype.itemsize}"
             )
         return _Storage(dtype, data)
 
@@ -323,9 +354,8 @@ class _Unpickler(pickle._Unpickler):
         target = self.stack[-1]
         if isinstance(target, TorchModule) and isinstance(state, dict):
             target.state = state
-        elif type(target) is not collections.OrderedDict or set(state) != {
-            "_metadata"
-        }:  # of a state dict: layer versions, not needed
+        # A state dict carries the versions of its layers as `_metadata`, which are not needed.
+        elif type(target) is not collections.OrderedDict or set(state) != {"_metadata"}:
             raise CheckpointError(
                 f"the pickle sets attributes of a {type(target).__name__}; nothing was run. {CONVERT}"
             )

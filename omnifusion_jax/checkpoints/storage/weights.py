@@ -1,4 +1,4 @@
-"""Tensors and settings in files: safetensors and torch files read lazily, safetensors written, JSON checked."""
+"""Weights in files: safetensors and torch files are read lazily, safetensors are written."""
 
 import json
 import math
@@ -10,11 +10,11 @@ import ml_dtypes
 import numpy as np
 
 from omnifusion_jax.checkpoints.storage.lazy_array import in_parallel
-from omnifusion_jax.checkpoints.storage.settings import read_json, write_json
+from omnifusion_jax.checkpoints.storage.settings import read_json, section, write_json
 from omnifusion_jax.checkpoints.storage.torch_files import read_torch_file, state_dict
 from omnifusion_jax.errors import CheckpointError
 
-# Where a Hugging Face directory keeps its weights, in order of preference
+# Where a Hugging Face directory keeps its weights, in order of preference.
 WEIGHTS = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -23,20 +23,24 @@ WEIGHTS = (
 )
 
 TYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
-    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
 TYPES = {name: np.dtype(kind) for name, kind in TYPES.items()}
 NAMES = {kind: name for name, kind in TYPES.items()}
-SHARD_BYTES = 5_000_000_000  # of a file of weights
+SHARD_BYTES = 5_000_000_000  # at most this much in one file of weights
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
-def open_tensors(source) -> Mapping[str, np.ndarray]:
-    """Read-only arrays by name, memory-mapped: nothing is read before it is used, and the files must not change while the arrays live.
+def open_tensors(source: str | Path) -> Mapping[str, np.ndarray]:
+    """Read-only, memory-mapped arrays by name.
+
+    Nothing is read before it is used, and the files must not change while the arrays are in use.
 
     Args:
-      source: a .safetensors, .bin or .pt file, or a directory with one of them or with an index.json of several.
+      source: a .safetensors, .bin or .pt file, or a directory with one of the files of WEIGHTS.
 
     Raises:
       CheckpointError: there are no weights, a file is malformed, or a file named in the index is missing.
@@ -52,40 +56,44 @@ def open_tensors(source) -> Mapping[str, np.ndarray]:
         raise CheckpointError(f"{source}: there is no such file")
     if source.suffix == ".json":
         return _sharded(source)
-    return (
-        read_safetensors(source) if source.suffix == ".safetensors" else state_dict(read_torch_file(source))
-    )
+    if source.suffix == ".safetensors":
+        return read_safetensors(source)
+    return state_dict(read_torch_file(source))
 
 
-def refuse_quantized(directory):
-    """Raises CheckpointError where config.json, or AutoGPTQ's own file, says that weights are packed."""
+def refuse_quantized(directory: Path):
+    """Raises CheckpointError where config.json, or AutoGPTQ's own file, says that weights are quantized."""
     for name in ("config.json", "quantize_config.json"):
+        autogptq = name.startswith("quantize")
         settings = read_json(directory / name) if (directory / name).is_file() else {}
-        parts = [settings, *(settings.get(part) or {} for part in ("text_config", "vision_config"))]
+        sections = [
+            settings,
+            *(section(settings, part, directory / name) for part in ("text_config", "vision_config")),
+        ]
         packed = next(
-            (part["quantization_config"] for part in parts if part.get("quantization_config")), None
+            filter(None, (section(s, "quantization_config", directory / name) for s in sections)), None
         )
-        if found := settings if name.startswith("quantize") else packed:
-            how = f"{found.get('quant_method', 'gptq' if name.startswith('quantize') else 'some method')}, {found.get('bits', 'a few')} bits"
+        found = settings if autogptq else packed
+        if found:
+            method = found.get("quant_method", "gptq" if autogptq else "some method")
+            how = f"{method}, {found.get('bits', 'a few')} bits"
             raise CheckpointError(
-                f"{directory}/{name}: the weights are quantized ({how}), which is not supported. Take the plain checkpoint that they were made from: "
-                "its model card names it, and it is mostly the repository of the same name without -GPTQ, -AWQ or -4bit"
+                f"{directory}/{name}: the weights are quantized ({how}), which is not supported. "
+                "Take the plain checkpoint that they were made from: its model card names it, "
+                "and it is mostly the repository of the same name without -GPTQ, -AWQ or -4bit"
             )
 
 
 def _sharded(index):
+    """The tensors of all files that an index.json names."""
     names = read_json(index).get("weight_map")
-    if (
-        not isinstance(names, dict)
-        or not names
-        or not all(isinstance(file, str) and Path(file).name == file for file in names.values())
-    ):
+    filled = isinstance(names, dict) and bool(names)
+    if not filled or not all(isinstance(file, str) and Path(file).name == file for file in names.values()):
         raise CheckpointError(f"{index}: no weight_map of tensor names to files beside it")
     files = sorted(set(names.values()))
     if missing := [file for file in files if not (index.parent / file).is_file()]:
-        raise CheckpointError(
-            f"{index}: names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} missing; download the rest"
-        )
+        verb = "is" if len(missing) == 1 else "are"
+        raise CheckpointError(f"{index}: names {', '.join(missing)}, which {verb} missing; download the rest")
     tensors = {}
     for file in files:
         shard = open_tensors(index.parent / file)
@@ -99,9 +107,17 @@ def _sharded(index):
     return tensors
 
 
-def read_safetensors(path) -> dict[str, np.ndarray]:
-    """Format: uint64 header length, JSON header `{name: {dtype, shape, data_offsets}}`, then the bytes without gaps."""
-    data = np.asarray(np.memmap(path, np.uint8, "r")) if Path(path).stat().st_size else np.zeros(0, np.uint8)
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of one safetensors file as read-only, memory-mapped arrays.
+
+    The format: a uint64 header length, a JSON header `{name: {dtype, shape, data_offsets}}`, then the
+    bytes of all tensors without gaps.
+
+    Raises:
+      CheckpointError: the file is truncated, damaged, or of another format.
+    """
+    empty = Path(path).stat().st_size == 0  # numpy cannot map an empty file
+    data = np.zeros(0, np.uint8) if empty else np.asarray(np.memmap(path, np.uint8, "r"))
     if data[:12].tobytes() == b"version http":
         raise CheckpointError(
             f"{path}: a git-lfs pointer, not the file itself. Fetch the content with `git lfs pull`."
@@ -114,24 +130,22 @@ def read_safetensors(path) -> dict[str, np.ndarray]:
     try:
         header = json.loads(data[8 : 8 + length].tobytes())
         header.pop("__metadata__", None)
-        entries = [
-            (*map(int, e["data_offsets"]), name, TYPES[e["dtype"]], tuple(map(int, e["shape"])))
-            for name, e in header.items()
-        ]
+        entries = []
+        for name, entry in header.items():
+            start, stop = map(int, entry["data_offsets"])
+            entries.append((start, stop, name, TYPES[entry["dtype"]], tuple(map(int, entry["shape"]))))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: the safetensors header is damaged ({type(error).__name__}: {error!s:.200})"
         ) from error
     body, end, tensors = data[8 + length :], 0, {}
     for start, stop, name, kind, shape in sorted(entries, key=lambda e: e[:2]):
-        if (
-            start != end
-            or min(shape, default=0) < 0
-            or stop - start != math.prod(shape) * kind.itemsize
-            or stop > len(body)
-        ):
+        misplaced = start != end or stop > len(body)
+        misshapen = min(shape, default=0) < 0 or stop - start != math.prod(shape) * kind.itemsize
+        if misplaced or misshapen:
             raise CheckpointError(
-                f"{path}: {name} claims bytes {start}..{stop} of {len(body)}. The file is truncated or damaged; copy it again."
+                f"{path}: {name} claims bytes {start}..{stop} of {len(body)}. "
+                "The file is truncated or damaged; copy it again."
             )
         tensors[name], end = body[start:stop].view(kind).reshape(shape), stop
     if end != len(body):
@@ -141,8 +155,11 @@ def read_safetensors(path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_safetensors(path, tensors: Mapping[str, np.ndarray]):
-    """Writes arrays by name, marked as transformers expects it. Lazy ones are read a few at a time, and none is kept."""
+def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]):
+    """Writes arrays by name into one file, with the metadata that transformers expects.
+
+    Lazy arrays are read a few at a time, and none is kept.
+    """
     header, starts, end = {"__metadata__": {"format": "pt"}}, {}, 0
     for name, a in tensors.items():
         header[name] = {
@@ -155,25 +172,33 @@ def write_safetensors(path, tensors: Mapping[str, np.ndarray]):
     text += b" " * (-len(text) % 8)
     with open(path, "wb", buffering=0) as file:
         write_at(file, 0, len(text).to_bytes(8, "little") + text)
-        in_parallel(lambda name: write_at(file, 8 + len(text) + starts[name], octets(tensors[name])), tensors)
+        body = 8 + len(text)
+        in_parallel(lambda name: write_at(file, body + starts[name], octets(tensors[name])), tensors)
         os.fsync(file.fileno())
 
 
 def octets(a):
-    """uint8[nbytes]: an array's values in C order."""
+    """The bytes of an array in C order, as uint8[nbytes]."""
     return np.ascontiguousarray(a).reshape(-1).view(np.uint8)
 
 
 def write_at(file, offset, data):
-    """`os.pwrite` of everything: one call writes 2 GiB at most, and less where the disk becomes full."""
+    """Writes all of `data` at `offset`.
+
+    One call of `os.pwrite` writes 2 GiB at most, and less where the disk becomes full.
+    """
     data = memoryview(data)
     while len(data):
         written = os.pwrite(file.fileno(), data, offset)
         data, offset = data[written:], offset + written
 
 
-def write_weights(directory, tensors: Mapping[str, np.ndarray]):
-    """Weights as transformers names them: model.safetensors, or files of at most SHARD_BYTES (a larger tensor has one alone) and their index."""
+def write_weights(directory: str | Path, tensors: Mapping[str, np.ndarray]):
+    """Writes weights into files that are named as transformers names them.
+
+    They are model.safetensors, or several shards of at most SHARD_BYTES and their index. A tensor that is
+    larger than that has a shard of its own.
+    """
     shards, room = [], 0
     for name, a in tensors.items():
         if not shards or a.nbytes > room:

@@ -1,7 +1,7 @@
-"""What turns encoder features into token embeddings: the rows of `tables.ADAPTERS`.
+"""Adapters turn encoder features into token embeddings; each is a row of `tables.ADAPTERS`.
 
-An adapter of your own is a class as `base.Adapter` describes it, put into the table by `@ADAPTERS.row("mine")` in a file
-that your config file imports (examples/own_adapter.py).
+Your own adapter is a class that follows `base.Adapter`. Register it with `@ADAPTERS.row("mine")` in your
+config file or in a module that it imports (examples/own_adapter.py).
 """
 
 from omnifusion_jax.models.adapters import linear, mixed, resampler, transformer

@@ -3,46 +3,50 @@
 from typing import Protocol
 
 from omnifusion_jax.config import AdapterConfig, StreamConfig
+from omnifusion_jax.nn import nnx
 
 
 class Adapter(Protocol):
-    """A module with two steps: `read` takes from the encoders what it needs, and calling it on that gives embeddings.
+    """A module with two steps: `read` runs the encoders, and a call turns the result into embeddings.
 
     Fresh parameters are drawn by the row of `nn.init.INITS` that `c.adapter.init` names.
     """
 
-    Settings: type[AdapterConfig]  # a dataclass; `kind` is the name of the row
-    encoders: int  # how many it reads
+    Settings: type[AdapterConfig]  # a dataclass whose `kind` is the name of the row
+    encoders: int  # how many encoders the adapter reads
 
     @staticmethod
     def rows(c: StreamConfig) -> int:
-        """Embeddings of an item, or of each part of one."""
+        """Number of embeddings for a media item, or for each tile of one."""
 
     @staticmethod
     def side(c: StreamConfig) -> int | None:
-        """They are those of a square grid so many a side, line by line; None: they are none of a grid."""
+        """Side of the square grid that the embeddings form, row by row; None if they form no such grid."""
 
-    def __init__(self, c: StreamConfig, width, *, rngs):
-        """`width` of the embeddings."""
+    def __init__(self, c: StreamConfig, width: int, *, rngs: nnx.Rngs):
+        """`width` is the embedding width of the decoder."""
 
     def read(self, encoders, media):
-        """`media` holds one array for each encoder, uint8[batch, size, size, 3] of pictures."""
+        """Features of the media, in whatever form `__call__` takes.
+
+        `media` holds one array for each encoder; of pictures it is uint8[batch, size, size, 3].
+        """
 
     def __call__(self, features, key=None):
-        """What `read` gives to [batch, rows, width]. A `key` turns dropout on."""
+        """Embeddings [batch, rows, width] of what `read` returned. A `key` turns dropout on."""
 
 
 class OfOneEncoder:
-    """Reads the features of one encoder, and gives a row for each."""
+    """Reads the features of one encoder and gives one embedding for each feature row."""
 
     encoders = 1
 
     @staticmethod
-    def rows(c: StreamConfig):
+    def rows(c: StreamConfig) -> int:
         return c.encoders[0].rows
 
     @staticmethod
-    def side(c: StreamConfig):
+    def side(c: StreamConfig) -> int | None:
         return None if c.encoders[0].keep_class_token else c.encoders[0].side
 
     def read(self, encoders, media):

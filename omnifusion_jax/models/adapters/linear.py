@@ -1,4 +1,4 @@
-"""A linear map, or two."""
+"""Adapters made of one linear map, or of two."""
 
 import dataclasses
 
@@ -19,16 +19,16 @@ class LinearAdapter(OfOneEncoder, nnx.Module):
     class Settings(AdapterConfig):
         kind: str = "linear"
 
-    def __init__(self, c: StreamConfig, width, *, rngs):
+    def __init__(self, c: StreamConfig, width: int, *, rngs: nnx.Rngs):
         self.linear = Linear(c.encoders[0].width, width, init=INITS[c.adapter.init].linear, rngs=rngs)
 
-    def __call__(self, x, key=None):
+    def __call__(self, x, key=None):  # [batch, rows, encoder's width]
         return self.linear(x)
 
 
 @ADAPTERS.row("mlp")
 class MlpAdapter(OfOneEncoder, nnx.Module):
-    """Two layers with a GELU between, as in LLaVA-1.5 (arXiv 2310.03744)."""
+    """Two linear maps with a GELU between them, as in LLaVA-1.5 (arXiv 2310.03744)."""
 
     @dataclasses.dataclass(unsafe_hash=True)
     class Settings(AdapterConfig):
@@ -40,11 +40,11 @@ class MlpAdapter(OfOneEncoder, nnx.Module):
             super().validate(stream, width)
             one_of("adapter.activation", self.activation, ("gelu", "gelu_tanh"))
 
-    def __init__(self, c: StreamConfig, width, *, rngs):
+    def __init__(self, c: StreamConfig, width: int, *, rngs: nnx.Rngs):
         init, hidden = INITS[c.adapter.init].linear, c.adapter.mlp
         self.activation = c.adapter.activation
         self.up = Linear(c.encoders[0].width, hidden, init=init, rngs=rngs)
         self.linear = Linear(hidden, width, init=init, rngs=rngs)
 
-    def __call__(self, x, key=None):
+    def __call__(self, x, key=None):  # [batch, rows, encoder's width]
         return self.linear(ACTIVATIONS[self.activation](self.up(x)))

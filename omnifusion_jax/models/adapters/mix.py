@@ -1,4 +1,7 @@
-"""A trained combination of all layers of an encoder, accumulated while the encoder runs (arXiv 2404.06212, section 3.1)."""
+"""A trained combination of an encoder's hidden states (arXiv 2404.06212, section 3.1).
+
+It is accumulated while the encoder runs, so the hidden states are never all in memory at once.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +14,12 @@ from omnifusion_jax.nn.norms import LayerNorm
 
 
 class LayerMap(nnx.Module):
-    """What one hidden state contributes: weight * (norm(state) @ kernel + bias). The norm is this layer's own, or shared and given."""
+    """What one hidden state contributes: weight * (norm(state) @ kernel + bias).
 
-    def __init__(self, c: AdapterConfig, width, out, states, *, rngs):
+    The norm is this layer's own; where there is none, it is the shared norm that the caller passes in.
+    """
+
+    def __init__(self, c: AdapterConfig, width: int, out: int, states: int, *, rngs: nnx.Rngs):
         self.weight = nnx.Param(jnp.full((), 1 / states))
         init = INITS[c.init].linear
         self.kernel = init.kernel(rngs, width, out, fan_in=width)
@@ -21,32 +27,36 @@ class LayerMap(nnx.Module):
         self.norm = None if c.shared_norm else LayerNorm(width, c.eps)
 
     def __call__(self, norm, state):  # [batch, rows, width] to float32[batch, rows, out]
-        y = jnp.einsum(
-            "btd,de->bte", (self.norm or norm)(state), self.kernel[...], preferred_element_type=jnp.float32
-        )
+        x = (self.norm or norm)(state)
+        y = jnp.einsum("btd,de->bte", x, self.kernel[...], preferred_element_type=jnp.float32)
         y = y if self.bias is None else y + self.bias[...].astype(jnp.float32)
         return y * self.weight[...].astype(jnp.float32)
 
 
 class Mix(nnx.Module):
-    """The sum over l of weight_l * (norm(state_l) @ kernel_l + bias_l), of the hidden states from `first_state` on. It may have one bias instead."""
+    """The sum over l of weight_l * (norm(state_l) @ kernel_l + bias_l).
 
-    def __init__(self, encoder: EncoderConfig, c: AdapterConfig, out, *, rngs):
+    It runs over the hidden states from number `first_state` on. Instead of a bias in every term, the sum
+    may have a single one, or none.
+    """
+
+    def __init__(self, encoder: EncoderConfig, c: AdapterConfig, out: int, *, rngs: nnx.Rngs):
         states = encoder.layers + 1 - c.first_state
         self.skipped = c.first_state
         self.norm = LayerNorm(encoder.width, c.eps) if c.shared_norm else None
         self.bias = INITS[c.init].linear.bias(rngs, out, fan_in=encoder.width) if c.bias == "one" else None
-        self.layers = nnx.stacked(
-            lambda rngs: LayerMap(c, encoder.width, out, states, rngs=rngs), states, rngs
-        )
+        make = lambda rngs: LayerMap(c, encoder.width, out, states, rngs=rngs)
+        self.layers = nnx.stacked(make, states, rngs)
 
     def __call__(self, encoder, images):
-        """uint8[batch, size, size, 3] to [batch, rows, out]. The sum is in float32."""
+        """Maps uint8[batch, size, size, 3] to [batch, rows, out]; the terms are summed in float32."""
         y = mixed(self, encoder, images).astype(encoder.dtype)
         return y if self.bias is None else y + self.bias[...]
 
 
 def accumulate(mix, encoder, images):
+    """The sum of all terms without the single bias, float32[batch, rows, out], in one run of the encoder."""
+
     def each(acc, state, layer):
         return acc + layer(mix.norm, encoder.features(state)), None
 
@@ -57,17 +67,19 @@ def accumulate(mix, encoder, images):
 
 @jax.custom_vjp
 def mixed(mix, encoder, images):
-    """`accumulate`, whose backward pass keeps no hidden states either: every layer gets the same gradient of the sum, so a frozen encoder only has
-    to run once more while each layer's share is taken. An encoder that is trained is differentiated as usual.
+    """`accumulate`, with a backward pass that keeps no hidden states either.
+
+    The gradient of the sum is the same for every layer. If the encoder is frozen, it therefore runs once
+    more, and each layer's gradient is computed as its hidden state comes up. If the encoder is trained,
+    everything is differentiated as usual.
     """
     return accumulate(mix, encoder, images)
 
 
 def forward(mix, encoder, images):
     leaves = jax.tree.leaves(encoder)
-    trained = (
-        () if any(leaf.perturbed for leaf in leaves) else None
-    )  # structure, not data: it is known while tracing
+    # An empty tuple or None is tree structure, not data, so `backward` can branch on it while tracing.
+    trained = () if any(leaf.perturbed for leaf in leaves) else None
     mix, encoder, images = (jax.tree.map(lambda leaf: leaf.value, tree) for tree in (mix, encoder, images))
     return accumulate(mix, encoder, images), (mix, encoder, images, trained)
 
@@ -85,9 +97,8 @@ def backward(kept, gradient):
         norm, layer = pull(gradient)
         return jax.tree.map(jnp.add, acc, norm), layer
 
-    norm, layers = encoder.fold(
-        images, each, jax.tree.map(jnp.zeros_like, mix.norm), mix.layers, skip=mix.skipped
-    )
+    start = jax.tree.map(jnp.zeros_like, mix.norm)
+    norm, layers = encoder.fold(images, each, start, mix.layers, skip=mix.skipped)
     ours = jax.tree.map(jnp.zeros_like, mix)
     ours.norm, ours.layers = norm, layers
     return ours, None, None

@@ -1,4 +1,7 @@
-"""Adapters of two encoders that read a trained combination of all layers of each (arXiv 2404.06212, section 3.1)."""
+"""Adapters for two encoders that read a trained combination of the hidden states of each.
+
+They follow arXiv 2404.06212, section 3.1.
+"""
 
 import dataclasses
 
@@ -18,13 +21,13 @@ from omnifusion_jax.tables import ADAPTERS
 
 @dataclasses.dataclass(unsafe_hash=True)
 class MixSettings(AdapterConfig):
-    """What both have."""
+    """Settings that both adapters have."""
 
-    width: int | None = None  # that both encoders are brought to; None: the first one's
+    width: int | None = None  # common width of both encoders' features; None: the first encoder's
     activation: str = "gelu"  # or gelu_tanh
     eps: float = 1e-5  # of norms
-    bias: str = "layers"  # each linear map has its own; "one": their sum has; or "none"
-    shared_norm: bool = True  # one layer norm an encoder, not one a layer
+    bias: str = "layers"  # each linear map has its own bias; "one": only their sum has one; or "none"
+    shared_norm: bool = True  # one layer norm for each encoder, not one for each layer
     first_state: int = 0  # the first hidden state of the combination; 0 is the input of the first block
 
     def validate(self, stream, width):
@@ -39,31 +42,35 @@ class MixSettings(AdapterConfig):
 
 
 class OfMixes:
-    """Reads a `Mix` of each of two encoders."""
+    """Reads a `Mix` of each of two encoders; the embeddings form no square grid."""
 
     encoders = 2
 
     @staticmethod
-    def side(c: StreamConfig):
+    def side(c: StreamConfig) -> None:
         return None
 
     def read(self, encoders, media):
         return tuple(mix(encoder, x) for mix, encoder, x in zip(self.mixes, encoders, media, strict=True))
 
 
-def mixes(c: StreamConfig, width, rngs):
+def mixes(c: StreamConfig, width: int, rngs: nnx.Rngs):
+    """One `Mix` for each encoder, all with outputs of the same `width`."""
     return nnx.List([Mix(e, c.adapter, width, rngs=rngs) for e in c.encoders])
 
 
 @ADAPTERS.row("sum")
 class SumAdapter(OfMixes, nnx.Module):
-    """Projection and summation, the adapter of the published two-encoder model: a `Mix` of each encoder's layers, added
-    up, GELU, a linear map."""
+    """Projection and summation, the adapter of the published two-encoder model.
+
+    It adds up the `Mix` of each encoder and applies a GELU and a linear map.
+    """
 
     @dataclasses.dataclass(unsafe_hash=True)
     class Settings(MixSettings):
         kind: str = "sum"
-        align: str = "pad"  # the shorter sequence gets zeros at its end; "interpolate": its grid is brought to the longer one's
+        # the shorter sequence gets zeros at its end; "interpolate": its grid is resized to the longer one's
+        align: str = "pad"
 
         def validate(self, stream, width):
             super().validate(stream, width)
@@ -75,10 +82,10 @@ class SumAdapter(OfMixes, nnx.Module):
             )
 
     @staticmethod
-    def rows(c: StreamConfig):
+    def rows(c: StreamConfig) -> int:
         return max(encoder.rows for encoder in c.encoders)
 
-    def __init__(self, c: StreamConfig, width, *, rngs):
+    def __init__(self, c: StreamConfig, width: int, *, rngs: nnx.Rngs):
         inner = c.adapter.width or c.encoders[0].width
         self.settings, self.longest = c.adapter, self.rows(c)
         self.mixes = mixes(c, inner, rngs)
@@ -86,11 +93,12 @@ class SumAdapter(OfMixes, nnx.Module):
 
     def __call__(self, mixed, key=None):
         align, activate = ALIGN[self.settings.align], ACTIVATIONS[self.settings.activation]
-        return self.linear(activate(sum(align(x, self.longest) for x in mixed)))
+        added = sum(align(x, self.longest) for x in mixed)  # [batch, rows, inner width]
+        return self.linear(activate(added))
 
 
 def pad(x, rows):
-    """[batch, fewer, width] to [batch, rows, width], with zeros at the end."""
+    """Lengthens [batch, fewer rows, width] to [batch, rows, width] with zeros at the end."""
     return jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), (0, 0)))
 
 
@@ -99,8 +107,11 @@ ALIGN = {"pad": pad, "interpolate": lambda x, rows: resize_rows(x, rows, "biline
 
 @ADAPTERS.row("attention")
 class AttentionAdapter(OfMixes, nnx.Module):
-    """Projection and multi-head attention: a `Mix` of each encoder's layers, GELU on each, one sequence of both; trained
-    queries read it."""
+    """Projection and multi-head attention.
+
+    It takes the `Mix` of each encoder, applies a GELU and joins both into one sequence, to which trained
+    queries attend.
+    """
 
     @dataclasses.dataclass(unsafe_hash=True)
     class Settings(MixSettings):
@@ -113,14 +124,16 @@ class AttentionAdapter(OfMixes, nnx.Module):
             divides(self.heads, self.width or stream.encoders[0].width)
 
     @staticmethod
-    def rows(c: StreamConfig):
+    def rows(c: StreamConfig) -> int:
         return c.adapter.queries
 
-    def __init__(self, c: StreamConfig, width, *, rngs):
-        a, inner, init = c.adapter, c.adapter.width or c.encoders[0].width, INITS[c.adapter.init]
+    def __init__(self, c: StreamConfig, width: int, *, rngs: nnx.Rngs):
+        a, init = c.adapter, INITS[c.adapter.init]
+        inner = a.width or c.encoders[0].width
         self.activation = a.activation
         self.mixes = mixes(c, inner, rngs)
-        self.queries = dense(rngs, a.queries, inner, fan_in=inner)  # PyTorch has no default
+        # PyTorch has no default for free queries, so they are drawn like this whatever `init` is.
+        self.queries = dense(rngs, a.queries, inner, fan_in=inner)
         self.attention = Attention(inner, a.heads, init=init, rngs=rngs)
         self.linear = Linear(inner, width, init=init.linear, rngs=rngs)
 

@@ -1,4 +1,4 @@
-"""A transformer layer and a linear map: the adapter of OmniFusion, of one encoder or of two."""
+"""A transformer layer and a linear map: OmniFusion's adapter, for one encoder or for two."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from omnifusion_jax.tables import ADAPTERS
 
 @dataclasses.dataclass(unsafe_hash=True)
 class LayerSettings(AdapterConfig):
-    """Of a TransformerLayer."""
+    """Settings of a TransformerLayer."""
 
     heads: int = 4  # of attention
     mlp: int = 2048  # hidden width of the feed-forward part
@@ -32,12 +32,13 @@ class LayerSettings(AdapterConfig):
 
 
 class TransformerLayer(nnx.Module):
-    """`torch.nn.TransformerEncoderLayer`: post-norm, ReLU, no position of its own.
+    """`torch.nn.TransformerEncoderLayer`: post-norm, ReLU, no position embedding.
 
-    Dropout falls where PyTorch has it: on attention probabilities, after attention, inside and after the feed-forward part.
+    Dropout is where PyTorch has it: on attention probabilities, after attention, and inside and after the
+    feed-forward part.
     """
 
-    def __init__(self, c: LayerSettings, width, *, rngs):
+    def __init__(self, c: LayerSettings, width: int, *, rngs: nnx.Rngs):
         init = INITS[c.init]
         self.dropout = c.dropout
         self.attention = Attention(width, c.heads, init=init, rngs=rngs)
@@ -45,9 +46,12 @@ class TransformerLayer(nnx.Module):
         self.feed_forward = FeedForward(width, c.mlp, "relu", init=init.linear, rngs=rngs)
 
     def __call__(self, x, key=None):  # [batch, rows, width]
-        rate, keys = self.dropout, [None] * 4 if key is None else jax.random.split(key, 4)
-        x = self.norm1(x + drop(self.attention(x, dropout=(rate, keys[0]))[0], rate, keys[1]))
-        return self.norm2(x + drop(self.feed_forward(x, rate, keys[2]), rate, keys[3]))
+        rate = self.dropout
+        keys = [None] * 4 if key is None else jax.random.split(key, 4)
+        y, _ = self.attention(x, dropout=(rate, keys[0]))
+        x = self.norm1(x + drop(y, rate, keys[1]))
+        y = self.feed_forward(x, rate, keys[2])
+        return self.norm2(x + drop(y, rate, keys[3]))
 
 
 @ADAPTERS.row("transformer")
@@ -62,24 +66,27 @@ class TransformerAdapter(OfOneEncoder, nnx.Module):
             super().validate(stream, width)
             divides(self.heads, stream.encoders[0].width)
 
-    def __init__(self, c: StreamConfig, width, *, rngs):
+    def __init__(self, c: StreamConfig, width: int, *, rngs: nnx.Rngs):
         inner = c.encoders[0].width
         self.layer = TransformerLayer(c.adapter, inner, rngs=rngs)
         self.linear = Linear(inner, width, init=INITS[c.adapter.init].linear, rngs=rngs)
 
-    def __call__(self, x, key=None):
+    def __call__(self, x, key=None):  # [batch, rows, encoder's width]
         return self.linear(self.layer(x, key))
 
 
 @ADAPTERS.row("concat")
 class ConcatAdapter(nnx.Module):
-    """Features of both encoders through a linear map each, then as one sequence through a transformer layer and a
-    linear map (arXiv 2404.06212, section 3.1)."""
+    """Concatenation of the features of two encoders (arXiv 2404.06212, section 3.1).
+
+    Each encoder's features pass through a linear map of their own; joined into one sequence, they pass
+    through a transformer layer and another linear map.
+    """
 
     @dataclasses.dataclass(unsafe_hash=True)
     class Settings(LayerSettings):
         kind: str = "concat"
-        width: int | None = None  # that both encoders are brought to; None: the first one's
+        width: int | None = None  # common width of both encoders' features; None: the first encoder's
 
         def validate(self, stream, width):
             super().validate(stream, width)
@@ -88,15 +95,16 @@ class ConcatAdapter(nnx.Module):
     encoders = 2
 
     @staticmethod
-    def rows(c: StreamConfig):
+    def rows(c: StreamConfig) -> int:
         return sum(encoder.rows for encoder in c.encoders)
 
     @staticmethod
-    def side(c: StreamConfig):
+    def side(c: StreamConfig) -> None:
         return None
 
-    def __init__(self, c: StreamConfig, width, *, rngs):
-        init, inner = INITS[c.adapter.init].linear, c.adapter.width or c.encoders[0].width
+    def __init__(self, c: StreamConfig, width: int, *, rngs: nnx.Rngs):
+        init = INITS[c.adapter.init].linear
+        inner = c.adapter.width or c.encoders[0].width
         self.projections = nnx.List([Linear(e.width, inner, init=init, rngs=rngs) for e in c.encoders])
         self.layer = TransformerLayer(c.adapter, inner, rngs=rngs)
         self.linear = Linear(inner, width, init=init, rngs=rngs)
@@ -109,5 +117,6 @@ class ConcatAdapter(nnx.Module):
         return self.linear(self.layer(jnp.concatenate(parts, axis=1), key))
 
 
-def divides(heads, width):
+def divides(heads: int, width: int):
+    """Raises ConfigError unless `heads` divides the adapter's `width`."""
     check(width % heads == 0, f"the adapter's width {width} is not a multiple of adapter.heads {heads}")

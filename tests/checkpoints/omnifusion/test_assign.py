@@ -214,6 +214,10 @@ BAD = {
         {"image/adapter/mixes/0/layers/kernel": "clip_map_{0-4}.weight"},
         ["as must be one of [out, in], [out, layer in]"],
     ),
+    "no such form": (
+        {"image/adapter/mixes/0/norm/bias": {"from": "clip_norm.bias", "as": "[in, out]"}},
+        ["image/adapter/mixes/0/norm/bias: as must be one of"],
+    ),
     "not a reading": ({"image/adapter/linear/kernel": 5}, ["a reading maps our paths to names"]),
     "swapped shapes": (
         {"image/adapter/linear/bias": "clip_norm.bias", "image/adapter/mixes/0/norm/bias": "out.bias"},

@@ -78,6 +78,7 @@ def test_no_damage_to_a_safetensors_file_goes_unnoticed(file):
         "negative": good.replace(b"[0, 24]", b"[-4, 2]"[:7]),
         "type": good.replace(b'"F32"', b'"F33"'),
         "shape": good.replace(b"[3, 2]", b"[3, 3]"),
+        "three offsets": good.replace(b"[0, 24]", b"[0,1,2]"),
         "list": len(b"[]").to_bytes(8, "little") + b"[]",
     }
     assert header.startswith(b"{")
