@@ -24,6 +24,18 @@ embeddings that a picture, or one tile of it, gives.
 | preset | encoders | adapter | picture | rows | encoders | adapter | vectors | decoder | all |
 |---|---|---|---|---|---|---|---|---|---|"""
 
+MEMORY = """
+## Memory
+
+For parameters, over all devices together; activations come on top. Answering takes two bytes a parameter (bfloat16). \
+In training a frozen
+parameter takes two bytes and a trained one 16: the weight, its gradient and two moments of AdamW in float32. \
+Phase 1 trains the adapter
+and the special vectors, phase 2 the decoder too.
+
+| preset | parameters | answering | phase 1 | phase 2 |
+|---|---|---|---|---|"""
+
 BELOW = """
 ## Encoders
 
@@ -54,6 +66,21 @@ def model_row(name):
     return f"| {name} | {encoders} | {c.image.adapter.kind} | {c.image.fit} | {c.image.rows} | {counts} |"
 
 
+def memory_row(name):
+    """GB of parameters, gradients and moments: two bytes a frozen parameter, 16 a trained one."""
+    model = abstract(preset(name))
+    frozen, joins, decoder = (
+        count(model, prefixes) for prefixes in ("image/encoders/", ("image/adapter/", "special/"), "decoder/")
+    )
+    whole = frozen + joins + decoder
+    needs = 2 * whole, 2 * (frozen + decoder) + 16 * joins, 2 * frozen + 16 * (joins + decoder)
+    return f"| {name} | {' | '.join([f'{whole:,}', *map(gigabytes, needs)])} |"
+
+
+def gigabytes(size):
+    return f"{size / 1e9:.3f} GB" if size < 1e8 else f"{size / 1e9:.1f} GB"
+
+
 def encoder_row(name, c):
     total = count(nnx.eval_shape(lambda: VisionTransformer(c, rngs=nnx.Rngs(0))))
     settings = f"{c.image_size} | {c.patch} | {c.layers} | {c.width} | {c.heads} | {c.activation}"
@@ -63,7 +90,8 @@ def encoder_row(name, c):
 def page():
     models = [model_row(name) for name in PRESETS]
     encoders = [encoder_row(name, c) for name, c in PUBLISHED.items()]
-    return "\n".join([TOP, *models, BELOW, *encoders])
+    memory = [memory_row(name) for name in PRESETS]
+    return "\n".join([TOP, *models, MEMORY, *memory, BELOW, *encoders])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.config import TrainConfig, adapter
 from omnifusion_jax.errors import ConfigError
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs/training.md"
 
 
 def settings(c):
@@ -35,10 +35,10 @@ def test_the_papers_variants_average_over_all_targets_and_do_not_clip():
 
 
 @pytest.mark.parametrize("name", ["", "original"])
-def test_the_second_phase_starts_where_readme_puts_the_first(name):
+def test_the_second_phase_starts_where_its_page_puts_the_first(name):
     """And with its model."""
     command = rf"--config=configs/pretrain\.py{name and ':' + name} [^\n]*--workdir=(\S+)"
-    workdirs = re.findall(command, README.read_text(encoding="utf-8").replace("\\\n", " "))
+    workdirs = re.findall(command, PAGE.read_text(encoding="utf-8").replace("\\\n", " "))
     first, second = pretrain.get_config(name), sft.get_config(name)
     assert second.init_from in [f"{workdir}/model" for workdir in workdirs]
     assert second.init_from == {"": "runs/pretrain/model", "original": "runs/pretrain-original/model"}[name]

@@ -1,4 +1,7 @@
-"""What the pages show is done: README's Python is executed, commands are run where that is cheap, else their flags and configs are checked."""
+"""What the pages show is done.
+
+Their Python is executed; commands are run where that is cheap, else their flags and configs are checked.
+"""
 
 import functools
 import json
@@ -67,28 +70,51 @@ COMMANDS = commands()
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A folder with the files that README shows and the pictures they name."""
+    """A folder with the files that the pages show and the pictures they name."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "images").mkdir()
     picture = Image.new("RGB", (96, 96), (30, 35, 45))
     ImageDraw.Draw(picture).ellipse((34, 34, 62, 62), fill=(225, 45, 45))
     picture.save(folder / "picture.png")
     picture.save(folder / "images" / "receipt.jpg")
-    for block in blocks("README.md", "json"):
+    shown = [block for page in PAGES for block in blocks(page, "json") if block.name]
+    assert len({block.name for block in shown}) == len(shown)
+    for block in shown:
         (folder / block.name).write_text(block.text, encoding="utf-8")
     return folder
 
 
-def test_python(desk, monkeypatch):
-    """The blocks of README one after the other, in one namespace."""
-    monkeypatch.chdir(desk)
+def executed(page):
+    """The names that a page's blocks leave behind, one after the other, in one namespace."""
     namespace = {}
-    for block in blocks("README.md", "python"):
+    for block in blocks(page, "python"):
         exec(compile("\n" * block.line + block.text, ROOT / block.page, "exec"), namespace)
-    assert (
-        namespace["answer"].text
-        and namespace["scores"][0].shape[1] == namespace["model"].config.decoder.vocab
-    )
+    return namespace
+
+
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=str)
+def test_python(page, desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    found = executed(page)
+    if page.name == "README.md":
+        assert found["answer"].text
+    if page.name == "inference.md":
+        assert found["scores"][0].shape[1] == found["model"].config.decoder.vocab
+
+
+def test_readme_is_read_in_one_go():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 170
+
+
+def test_memory_is_that_of_the_presets():
+    (block,) = re.findall(r"<!-- memory -->(.*?)<!-- /memory -->", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    computed = (ROOT / "docs/presets.md").read_text(encoding="utf-8")
+    assert len(rows := table(block)) >= 4
+    assert all(f"| {' | '.join(row)} |" in computed for row in rows)
 
 
 def test_training_data(desk):

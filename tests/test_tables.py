@@ -1,5 +1,6 @@
 """Tables of what varies."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from omnifusion_jax.cli.overrides import ConfigFlags
 from omnifusion_jax.config import DecoderConfig, MeshConfig, ModelConfig, from_dict, to_json
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.errors import ConfigError
+from omnifusion_jax.models import contracts
+from omnifusion_jax.models.adapters.base import Adapter
 from omnifusion_jax.models.axes import axes
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.tables import ADAPTERS, DECODERS, SOURCES, Table
+from omnifusion_jax.tables import ADAPTERS, DECODERS, ENCODERS, SOURCES, Table
 from omnifusion_jax.training import freeze
 
 
@@ -73,6 +76,24 @@ def test_the_shipped_rows_are_there_before_anything_else_is_imported():
     )
     names = ["linear", "mlp", "transformer", "concat", "sum", "attention", "resampler"]
     assert done.stdout.split() == ["MlpAdapter", "Decoder", *names]
+
+
+@pytest.mark.parametrize(
+    ("rows", "contract"),
+    [(ENCODERS, contracts.Encoder), (DECODERS, contracts.Decoder), (ADAPTERS, Adapter)],
+    ids=["encoder", "decoder", "adapter"],
+)
+def test_the_shipped_rows_keep_their_contract(rows, contract):
+    """The same methods, with as many parameters and, after the first, of the same names."""
+    promised = {
+        name: f for name, f in vars(contract).items() if inspect.isfunction(f) and f.__module__ != "typing"
+    }
+    promised.pop("__subclasshook__", None)
+    assert promised
+    for name in rows.names():
+        for method, f in promised.items():
+            wanted, found = (list(inspect.signature(g).parameters) for g in (f, getattr(rows[name], method)))
+            assert len(wanted) == len(found) and wanted[2:] == found[2:], f"{name}.{method}"
 
 
 def test_a_decoder_of_ones_own_is_a_family():

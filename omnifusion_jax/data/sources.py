@@ -1,11 +1,9 @@
-"""Where dialogues come from: a source has a length and always gives the same `Dialogue` at an index.
-
-It may have a `fingerprint`, a string that differs for other data; a continued run requires the same one.
-"""
+"""Where dialogues come from."""
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Protocol
 
 from omnifusion_jax.data import questions, synthetic
 from omnifusion_jax.data.dialogues import IMAGE, Dialogue, Media, from_record
@@ -14,6 +12,19 @@ from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import SOURCES
 
 ENDLESS = 2**30  # synthetic samples in an epoch
+
+
+class Source(Protocol):
+    """Dialogues by number: always the same one at an index.
+
+    A source may have a `fingerprint`, a string that differs for other data; a continued run requires the same
+    one.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Dialogue:
+        """Raises DataError for a record that cannot be used; other records can be asked for all the same."""
 
 
 class JsonSource:
@@ -147,11 +158,11 @@ class SyntheticSource:
 
 
 @SOURCES.row("synthetic")
-def synthetic_source(rest, images, side):
+def synthetic_source(rest: str, images: str, side: int) -> Source:
     return SyntheticSource(rest, side)
 
 
-def open_source(path: str, images: str, side: int):
+def open_source(path: str, images: str, side: int) -> Source:
     """The source at a path: a JSON or JSONL file, or what a row of SOURCES opens.
 
     `synthetic:captions` calls the row "synthetic" with "captions", `images` and `side`, the number of patches

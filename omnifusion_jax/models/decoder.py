@@ -1,8 +1,7 @@
 """One decoder for the Llama, Mistral and Qwen families.
 
 It has grouped-query attention, rotary positions, RMSNorm and SwiGLU; fields of DecoderConfig say where the
-families differ. Your own decoder is a row of `tables.DECODERS`. It needs `embed_tokens`, `__call__`, `logits`
-and `init_cache`, and a parameter `embed` [vocab, width].
+families differ. Your own decoder is a row of `tables.DECODERS`; `contracts.Decoder` says what it offers.
 """
 
 import jax.numpy as jnp

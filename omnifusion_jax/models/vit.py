@@ -54,7 +54,10 @@ def scaled(x, scale):
 
 @ENCODERS.row("vit")
 class VisionTransformer(nnx.Module):
-    """Turns images into hidden states: 0 is the input of the first block, i the output of block i."""
+    """Turns images into hidden states: 0 is the input of the first block, i the output of block i.
+
+    What other modules use of it is `contracts.Encoder`.
+    """
 
     def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = c
@@ -122,7 +125,7 @@ class VisionTransformer(nnx.Module):
         patches = state[:, c.class_token + c.registers :]
         return jnp.concatenate([state[:, :1], patches], axis=1) if c.keep_class_token else patches
 
-    def fold(self, images, each, start, items=None, skip=0):
+    def fold(self, media, each, start, items=None, skip=0):
         """Calls `acc, y = each(acc, state, items[i])` on every hidden state from number `skip` on, in order.
 
         The first `acc` is `start`. `items` is a tree of arrays whose leading axis has one entry for each of
@@ -130,7 +133,7 @@ class VisionTransformer(nnx.Module):
         `each` keeps it.
         """
         block = self.block()
-        x, _ = run_stack(first_layers(self.layers, skip), self.embed(images), block)
+        x, _ = run_stack(first_layers(self.layers, skip), self.embed(media), block)
         acc, first = each(start, x, jax.tree.map(lambda a: a[0], items))
 
         def step(layer, carry, item):
@@ -146,12 +149,12 @@ class VisionTransformer(nnx.Module):
         """All hidden states, [layers + 1, batch, seq, width]."""
         return self.fold(images, lambda acc, state, _: (acc, state), None)[1]
 
-    def __call__(self, images):
+    def __call__(self, media):
         """Maps uint8[batch, size, size, 3] to features [batch, rows, width] of the configured layer.
 
         Blocks above that layer do not run.
         """
         c = self.config
         depth = c.feature_layer if c.feature_layer >= 0 else c.layers + 1 + c.feature_layer
-        x, _ = run_stack(first_layers(self.layers, depth), self.embed(images), self.block())
+        x, _ = run_stack(first_layers(self.layers, depth), self.embed(media), self.block())
         return self.features(self.post_norm(x) if c.feature_norm else x)

@@ -27,7 +27,10 @@ def write_json(path: str | Path, values):
 
 
 def section(settings: dict, name: str, where: str | Path) -> dict:
-    """The settings within settings; {} where there are none. Raises CheckpointError for what is no JSON object."""
+    """The settings within settings; {} where there are none.
+
+    Raises CheckpointError if they are not a JSON object.
+    """
     found = settings.get(name) or {}
     if not isinstance(found, dict):
         raise CheckpointError(f"{where}: {name} is {found!r:.100}, not an object")
