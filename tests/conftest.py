@@ -1,4 +1,7 @@
-"""Set before JAX starts: eight simulated CPU devices, one thread a process where it matters, and no accelerator."""
+"""What has to be set before JAX starts.
+
+Eight simulated CPU devices, one thread a process where it matters, and no accelerator.
+"""
 
 import ctypes
 import gc
@@ -67,16 +70,16 @@ def pytest_terminal_summary(terminalreporter):
             "largest memory of each worker: " + ", ".join(f"{peak / 2**20:.2f} GiB" for peak in peaks)
         )
     if collect_ignore:
+        names = ", ".join(collect_ignore)
         terminalreporter.write_line(
-            f"NOT RUN, since PyTorch is not installed: {len(collect_ignore)} files, {', '.join(collect_ignore)}",
-            yellow=True,
+            f"NOT RUN, since PyTorch is not installed: {len(collect_ignore)} files, {names}", yellow=True
         )
 
 
 def run_command(name, *arguments, fails=False, given="", flags=FAST_COMPILATION):
-    """Runs `python -m omnifusion_jax.NAME` on one device from the repository's root; returns what it printed, stderr included.
+    """Runs `python -m omnifusion_jax.NAME` on one device from the repository's root.
 
-    `flags` are XLA's: none for a run of many steps.
+    Returns what it printed, stderr included. `flags` are XLA's: none for a run of many steps.
     """
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", f"omnifusion_jax.{name}", *arguments]

@@ -22,7 +22,10 @@ PROMPT, ROOM = 16, 24
 
 
 def arrays(seed, sharpness=3.0, eos=1.0, c=CONFIG):
-    """Random parameters by path. A sharp head makes choices clear; `eos` scales the scores of the end of sequence."""
+    """Random parameters by path.
+
+    A sharp head makes choices clear; `eos` scales the scores of the end of sequence.
+    """
     found = {path: np.array(a) for path, a in nnx.parameters(Decoder(c, rngs=nnx.Rngs(seed))).items()}
     rng = np.random.default_rng(seed)
     for path in found:

@@ -32,7 +32,10 @@ def language_of(c, arrays):
 
 @torch.no_grad()
 def generate(model, prompts, limit, eos, **settings):
-    """Generated tokens for `prompts` (float32[T, width] each), padded on the left; what follows the first end of sequence is cut off."""
+    """Generated tokens for `prompts` (float32[T, width] each), padded on the left.
+
+    What follows the first end of sequence is cut off.
+    """
     longest = max(map(len, prompts))
     x, mask = (
         torch.zeros(len(prompts), longest, prompts[0].shape[1]),

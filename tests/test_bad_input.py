@@ -1,4 +1,7 @@
-"""Whatever is wrong with data or settings, the message says what, where and what to do; bad samples are skipped on demand, and counted."""
+"""Whatever is wrong with data or settings, the message says what, where and what to do.
+
+Bad samples are skipped on demand, and counted.
+"""
 
 import functools
 import json
@@ -94,7 +97,10 @@ BAD = {  # what is wrong -> (record, how its picture is written, what the messag
         with_picture("big.png"),
         functools.partial(gigantic, side=8000),
         [
-            "big.png: 8000 x 8000 pixels; 1 to 50,000,000 (max_pixels) are allowed. Scale it, or change the limit"
+            (
+                "big.png: 8000 x 8000 pixels; 1 to 50,000,000 (max_pixels) are allowed. "
+                "Scale it, or change the limit"
+            )
         ],
     ),
     "animated image": (
@@ -246,7 +252,10 @@ def test_too_many_bad_dialogues_stop_even_a_run_that_skips(prepare, tmp_path):
     path.write_text("\n".join([path.read_text()] * 2))
     run = batches(prepare, path, "skip")
     next(run)
-    message = r"2 of the 6 records read in this epoch are bad; of all 8 no more than 1 may be \(data.bad_share=0.01\)"
+    message = (
+        r"2 of the 6 records read in this epoch are bad; "
+        r"of all 8 no more than 1 may be \(data.bad_share=0.01\)"
+    )
     with pytest.raises(DataError, match=message) as caught:
         next(run)
     assert f"{path}:2" in str(caught.value) and f"{path}:6" in str(caught.value)

@@ -1,4 +1,4 @@
-"""What is typed: names and files of configs, values of fields, and the line that says what is wrong with them."""
+"""What is typed: names and files of configs, values of fields, and the line that says what is wrong."""
 
 import os
 import sys
@@ -69,7 +69,10 @@ def test_a_config_that_imports_others_is_found_from_anywhere(elsewhere, source):
 
 
 def test_a_file_of_ones_own(elsewhere):
-    text = "from omnifusion_jax.shipped import tiny\n\ndef get_config(name='sft'):\n    c = tiny.get_config(name)\n    c.steps = 7\n    return c\n"
+    text = (
+        "from omnifusion_jax.shipped import tiny\n\n"
+        "def get_config(name='sft'):\n    c = tiny.get_config(name)\n    c.steps = 7\n    return c\n"
+    )
     (elsewhere / "mine.py").write_text(text)
     assert config("--config=mine.py").steps == config("--config=./mine.py:sft").steps == 7
     assert config("--config=mine.py:pretrain", "--config.steps=8").steps == 8
@@ -100,7 +103,10 @@ def test_a_config_that_is_not_there(source, words):
     [
         (
             "c.optimizer.learning_rat = 1",
-            "mine.py sets optimizer.learning_rat, which is no field of TrainConfig: is optimizer.learning_rate meant?",
+            (
+                "mine.py sets optimizer.learning_rat, which is no field of TrainConfig: "
+                "is optimizer.learning_rate meant?"
+            ),
         ),
         (
             "c = type(c)(stepz=1)",
@@ -113,7 +119,8 @@ def test_a_config_that_is_not_there(source, words):
 )
 def test_what_is_wrong_in_a_config_file(elsewhere, line, message):
     (elsewhere / "mine.py").write_text(
-        f"from omnifusion_jax.config import TrainConfig\n\ndef get_config():\n    c = TrainConfig()\n    {line}\n    return c\n"
+        "from omnifusion_jax.config import TrainConfig\n\n"
+        f"def get_config():\n    c = TrainConfig()\n    {line}\n    return c\n"
     )
     assert said(ConfigFlags, "--config=mine.py") == f"error: {message}"
 
@@ -193,7 +200,10 @@ KIND = "--config.model.image.adapter.kind="
 
 @pytest.mark.parametrize("turn", [1, -1], ids=["kind first", "kind last"])
 def test_another_kind_of_adapter_brings_its_own_settings(turn):
-    """Those typed beside it are of the new kind, whatever their order; the file's changes stay where it has such a field."""
+    """Settings typed beside it are of the new kind, whatever their order.
+
+    The file's changes stay where it has such a field.
+    """
     joins = lambda *words: config(*words[::turn], "--config=sft:original").model.image.adapter
     assert joins() == adapter("transformer", init="torch")  # as the file has it
     assert joins(f"{KIND}mlp", "--config.model.image.adapter.activation=gelu_tanh") == adapter(

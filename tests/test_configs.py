@@ -268,7 +268,10 @@ def test_settings_at_the_edge_are_allowed(values):
 
 
 def joined(kind, **settings):
-    """A stream with encoders of 1024 and 768 channels as such an adapter takes them; the latter's 256 rows are fewer."""
+    """A stream with encoders of 1024 and 768 channels, as many as such an adapter takes.
+
+    The second encoder's 256 rows are fewer.
+    """
     encoders = EncoderConfig(), EncoderConfig(image_size=224, width=768, heads=12, layers=12)
     return ImageConfig(encoders[: ADAPTERS[kind].encoders], adapter(kind, **settings))
 

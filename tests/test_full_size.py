@@ -1,4 +1,4 @@
-"""The published sizes: shapes, and the real training step compiled for a TPU slice, without either in memory."""
+"""Published sizes: shapes, and the real training step compiled for a TPU slice, without either in memory."""
 
 import math
 import os
@@ -50,8 +50,8 @@ CONFIGS = {  # the first phase with two encoders is that with one, and more
 def test_the_step_compiles_for_a_tpu_slice(name):
     """v5e, 64 chips of 16 GB: the whole step with optimizer, at full batch and length, fits.
 
-    In a process of its own, whose gigabytes end with it. The compiler looks less far for a fast schedule, which takes
-    a quarter of the time and finds the same memory to a tenth.
+    In a process of its own, whose gigabytes end with it. The compiler looks less far for a fast schedule,
+    which takes a quarter of the time and finds the same memory to a tenth.
     """
     pytest.importorskip("libtpu", reason="the TPU compiler (jax[tpu]) is not installed")
     environment = os.environ | {

@@ -68,10 +68,10 @@ def test_how_an_adapter_was_first_drawn_and_its_dropout_are_free_its_kind_is_not
     config = TrainConfig(model=free, init_from=str(tmp_path / "model"))
     assert "image/adapter/layer/attention/query/kernel" in starting_point(config)[0]
     config.model.image.adapter = adapter("linear")
-    taken = "--config.model.image.adapter.kind=transformer --config.model.image.adapter.heads=2 --config.model.image.adapter.mlp=48"
-    with pytest.raises(
-        ConfigError, match=re.escape(taken)
-    ):  # settings that the other kind has not among them
+    joins = "--config.model.image.adapter"
+    taken = f"{joins}.kind=transformer {joins}.heads=2 {joins}.mlp=48"
+    # settings that the other kind does not have are among them
+    with pytest.raises(ConfigError, match=re.escape(taken)):
         starting_point(config)
 
 

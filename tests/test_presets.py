@@ -72,7 +72,10 @@ def test_presets_share_nothing_that_could_be_changed():
 
 
 def test_published_sizes():
-    """Of the files on the Hugging Face Hub, and of the report's adapter (56,682,546: the size of the published two-encoder projection.pt)."""
+    """Sizes are those of the files on the Hugging Face Hub, and of the report's adapter.
+
+    Its 56,682,546 parameters are the size of the published two-encoder projection.pt.
+    """
     counts = {name: {} for name in ("llava-1.5-7b", "omnifusion-1.1-mix")}
     for name in counts:
         for path, a in nnx.parameters(abstract(preset(name))).items():
@@ -131,10 +134,8 @@ def test_fields_of_a_part_that_only_the_new_preset_has(turn):
 
 
 def test_fields_of_a_part_that_only_the_old_preset_has_are_refused():
-    with pytest.raises(
-        SystemExit,
-        match=r"no flag --config\.model\.image\.encoders\.1\.image_size; is .*\.encoders\.0\.image_size meant\?",
-    ):
+    said = r"no flag --config\.model\.image\.encoders\.1\.image_size; is .*\.encoders\.0\.image_size meant\?"
+    with pytest.raises(SystemExit, match=said):
         table = "configs/report/table5.py:sum"
         command_line(
             "--config.model.preset=omnifusion-1.1",

@@ -111,7 +111,8 @@ def test_readme_is_read_in_one_go():
 
 
 def test_memory_is_that_of_the_presets():
-    (block,) = re.findall(r"<!-- memory -->(.*?)<!-- /memory -->", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"<!-- memory -->(.*?)<!-- /memory -->", text, re.DOTALL)
     computed = (ROOT / "docs/presets.md").read_text(encoding="utf-8")
     assert len(rows := table(block)) >= 4
     assert all(f"| {' | '.join(row)} |" in computed for row in rows)
@@ -161,7 +162,7 @@ print(json.dumps(refused))
 
 @functools.cache
 def refused(module):
-    """{arguments: what its flags refuse, or None} of every command of a module on the pages, from one process."""
+    """{arguments: what its flags refuse, or None} of a module's commands on the pages, from one process."""
     first = ("python", "-m", f"omnifusion_jax.{module}")
     found = [words[3:] for words in COMMANDS if words[:3] == first]
     command = [sys.executable, "-c", PARSE, first[2]]

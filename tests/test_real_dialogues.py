@@ -1,4 +1,4 @@
-"""Real pictures and real dialogues with the real tokenizer, learned by heart: the short version of configs/tiny.py:real."""
+"""Real pictures and dialogues with the real tokenizer, learned by heart: configs/tiny.py:real in short."""
 
 import json
 from pathlib import Path

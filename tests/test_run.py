@@ -1,4 +1,4 @@
-"""`train` around its loop: what a run starts from, what it asks and what it leaves behind. Nothing is trained."""
+"""`train` around its loop: what a run starts from, asks and leaves behind. Nothing is trained."""
 
 import dataclasses
 import json
@@ -131,7 +131,7 @@ def test_another_model_than_that_of_the_files_is_refused(phase_one, values, mess
     ("final", "parts", "kind"), [("trained", PHASE_ONE, jnp.float32), ("complete", ALL, jnp.bfloat16)]
 )
 def test_what_a_run_leaves(bundled, tmp_path, final, parts, kind):
-    """The trained parts in float32, or the whole model in the type it computes in; never the head of a bare encoder."""
+    """The trained parts in float32, or the whole model as it computes; never the head of a bare encoder."""
     _, arrays = bundled
     config = changed(shipped.load("tiny:pretrain"), {"checkpoint.final": final, "compute_dtype": "bfloat16"})
     trained = {path: a for path, a in arrays.items() if path.startswith(("image/adapter/", "special/"))}

@@ -66,7 +66,10 @@ def test_a_table_brings_its_home_when_it_is_first_asked(tmp_path, monkeypatch):
 
 
 def test_the_shipped_rows_are_there_before_anything_else_is_imported():
-    program = "from omnifusion_jax.tables import ADAPTERS, DECODERS; print(ADAPTERS['mlp'].__name__, DECODERS['qwen3'].__name__, *ADAPTERS.names())"
+    program = (
+        "from omnifusion_jax.tables import ADAPTERS, DECODERS; "
+        "print(ADAPTERS['mlp'].__name__, DECODERS['qwen3'].__name__, *ADAPTERS.names())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parents[1],

@@ -58,7 +58,7 @@ def test_every_file_is_there(unpacked):
 
 
 def test_it_finds_configs_and_assets_and_explains_itself(unpacked, tmp_path):
-    """Far from any checkout: shipped configs by name, --help from the wheel's sources, nothing heavy imported."""
+    """Far from any checkout: configs by name, --help from the wheel's sources, nothing heavy imported."""
     environment = {**os.environ, "PYTHONPATH": str(unpacked), "XLA_FLAGS": ""}
     done = subprocess.run(
         [sys.executable, "-c", USE],

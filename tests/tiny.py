@@ -42,7 +42,10 @@ RECORDER = optax.GradientTransformation(
 
 
 def make_tokenizer(directory) -> Tokenizer:
-    """Writes a Llama-like tokenizer of `VOCAB` tokens: byte-pair encoding with byte fallback, unk, bos, eos = 0, 1, 2."""
+    """Writes a Llama-like tokenizer of `VOCAB` tokens.
+
+    Byte-pair encoding with byte fallback; unk, bos, eos = 0, 1, 2.
+    """
     metaspace = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always", split=False)
     trained = Backend(models.BPE())
     trained.pre_tokenizer = metaspace

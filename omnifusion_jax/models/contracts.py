@@ -51,7 +51,7 @@ class Decoder(Protocol):
         """Token ids int32[...] to their embeddings [..., width]."""
 
     def __call__(self, x, spec: AttentionSpec, cache: Cache | None = None, at=None, remat: str = "none"):
-        """Embeddings [batch, seq, width] to hidden states of that shape, and the cache with what is new in it.
+        """Embeddings [batch, seq, width] to hidden states of that shape, and the cache with the new entries.
 
         `at` int32[batch] is the index of the cache that each row's new keys and values are written from.
         `remat` says what is kept for the backward pass.

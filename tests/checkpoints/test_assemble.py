@@ -131,15 +131,17 @@ def test_the_command_line(tmp_path):
 
 def test_a_part_alone_is_no_model_and_says_how_it_becomes_one():
     for source in (VISION, ASSETS / VISION):
-        with pytest.raises(
-            CheckpointError,
-            match=rf"{source}: a vision tower alone.*\.convert --vision={source} --decoder=LANGUAGE_MODEL --output",
-        ):
+        message = (
+            rf"{source}: a vision tower alone.*"
+            rf"\.convert --vision={source} --decoder=LANGUAGE_MODEL --output"
+        )
+        with pytest.raises(CheckpointError, match=message):
             of.load(source)
-    with pytest.raises(
-        CheckpointError,
-        match=r"a language model alone.*\.convert --decoder=omnifusion-tiny-decoder --vision=VISION_TOWER --output",
-    ):
+    message = (
+        r"a language model alone.*"
+        r"\.convert --decoder=omnifusion-tiny-decoder --vision=VISION_TOWER --output"
+    )
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(DECODER)
 
 

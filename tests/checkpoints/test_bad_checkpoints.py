@@ -48,7 +48,7 @@ def test_a_vision_file_for_another_image_size(source, tmp_path):
 
 
 def test_a_vision_tower_for_another_image_size_than_the_adapters(source, tmp_path):
-    """The adapter's weights would fit any number of rows; the pickled module says how many it was made for."""
+    """The adapter's weights fit any number of rows; the pickled module says how many it was made for."""
     c = tiny.config().image.encoders[0]
     c.image_size = 32
     torch_models.vision(c).save_pretrained(tmp_path / "larger")

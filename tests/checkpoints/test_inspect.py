@@ -34,7 +34,10 @@ def test_an_original_directory():
         "layout",
     ]
     assert "\nimage            fit='crop' " in text and "\nimage.adapter    kind='transformer' " in text
-    row = "decoder/layers/feed_forward/up/kernel             {} [4, 128, 384]            <- model.layers.{{}}.mlp.up_proj.weight".format
+    row = (
+        "decoder/layers/feed_forward/up/kernel             {} [4, 128, 384]            "
+        "<- model.layers.{{}}.mlp.up_proj.weight"
+    ).format
     assert row("bfloat16") in text
     other = told("omnifusion-tiny", dtype="float32")
     assert row("float32 ") in other

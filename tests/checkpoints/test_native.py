@@ -208,8 +208,10 @@ address, process, directory = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(process))
 mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
 arrays = tiny.arrays(tiny.config(), "image/adapter")
-shardings = {path: jax.sharding.NamedSharding(mesh, jax.P("fsdp" if a.shape[0] % 4 == 0 else None)) for path, a in arrays.items()}
-save_native(directory, tiny.config(), {p: jax.make_array_from_callback(a.shape, shardings[p], a.__getitem__) for p, a in arrays.items()})
+shardings = {path: jax.sharding.NamedSharding(mesh, jax.P("fsdp" if a.shape[0] % 4 == 0 else None)) \
+for path, a in arrays.items()}
+save_native(directory, tiny.config(), {p: jax.make_array_from_callback(a.shape, shardings[p], a.__getitem__) \
+for p, a in arrays.items()})
 for path, a in open_native(directory)[1].items():
     for shard in place(a, shardings[path]).addressable_shards:
         np.testing.assert_array_equal(shard.data, arrays[path][shard.index])

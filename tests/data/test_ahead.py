@@ -1,4 +1,4 @@
-"""Work that runs ahead keeps its order, raises what went wrong, and leaves nothing behind, however the run ends."""
+"""Work that runs ahead keeps its order, raises what went wrong, and leaves nothing behind however it ends."""
 
 import os
 import signal
@@ -133,7 +133,8 @@ def test_what_nobody_refers_to_ends(processes):
     assert gone(workers) and not any(thread.is_alive() for thread in threads)
 
 
-HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs of a shell do not
+# So that it hears Ctrl-C, which background jobs of a shell do not
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 SCRIPT = """
     import os, signal, sys, time
     from omnifusion_jax.data.pipeline import Batches, keep
@@ -167,7 +168,10 @@ ENDINGS = {  # how a run ends -> (its last lines, exit status, the last line of 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_two_batches_from_two_workers_and_out(ending):
-    """Within 2 s, with nothing on stderr but what is meant, and no process that stays; without `if __name__ == "__main__":`."""
+    """It ends within 2 s, with nothing on stderr but what is meant, and no process stays.
+
+    The script does without `if __name__ == "__main__":`.
+    """
     code, status, error = ENDINGS[ending]
     started = subprocess.Popen(
         [sys.executable, "-W", "default", "-c", HEARS + textwrap.dedent(SCRIPT) + code],

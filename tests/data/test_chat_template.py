@@ -1,4 +1,4 @@
-"""Prompts by chat template: the published texts, Hugging Face's ids for them, what is learned from, and what is refused."""
+"""Prompts by chat template: published texts, Hugging Face's ids for them, what is learned, and refusals."""
 
 import dataclasses
 import json
@@ -34,7 +34,10 @@ THREE = ("What?", "A cat.", "<image>Why?")
 SYSTEM = "<<SYS>>\nBe brief.\n<</SYS>>\n\n[INST] <image>\nWhat? [/INST]"
 MARKED = Dialogue("b", (("user", "What?"), ("assistant", "A cat."), ("user", "<image>\nWhy?")))
 # of a language model: content is a string
-LANGUAGE = "{% for m in messages %}{{ bos_token if loop.first }}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{{ '<bot>' if add_generation_prompt }}"
+LANGUAGE = (
+    "{% for m in messages %}{{ bos_token if loop.first }}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{{ '<bot>' if add_generation_prompt }}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +267,10 @@ def test_dialogues_that_the_template_cannot_show(tokenizer):
         DataError, match="changes earlier turns when another follows; it cannot be trained on"
     ):
         layout(tokenizer, forgetful)(dialogue("What?", "A cat.", "Why?", "It is red."), [])
-    rewriting = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] if loop.last or m['role'] == 'user' else '-' }}{% endfor %}"
+    rewriting = (
+        "{% for m in messages %}<{{ m['role'] }}>"
+        "{{ m['content'] if loop.last or m['role'] == 'user' else '-' }}{% endfor %}"
+    )
     rewriting += "{{ '<assistant>' if add_generation_prompt }}"
     with pytest.raises(DataError, match="changes earlier turns when another follows"):
         layout(tokenizer, rewriting)(dialogue("What?", "A cat.", "Why?", "It is red."), [])

@@ -60,7 +60,10 @@ def test_every_record_is_looked_at_and_what_is_wrong_is_counted_by_reason(prepar
     report = check.wait()
     assert (report.records, report.checked, report.bad, report.done) == (501, 501, 8, True)
     file = tmp_path / "d.jsonl"
-    long = "tokens, but max_length is 96. Shorten or split the dialogue, or raise max_length (data.max_length in training)"
+    long = (
+        "tokens, but max_length is 96. "
+        "Shorten or split the dialogue, or raise max_length (data.max_length in training)"
+    )
     found = report.reasons
     assert {name: number for name, (number, _) in found.items()} == {
         "# tokens, but max_length is #": 4,
@@ -143,7 +146,8 @@ def test_one_problem_anywhere_stops_a_strict_run_with_the_count_of_all(prepare, 
         "data: 501 records checked (text, headers of pictures), 8 cannot be used:\n  4 x # tokens"
     )
     assert message.endswith(
-        "(data.on_bad_sample=skip leaves such samples out and counts them; data.check=off starts without looking)"
+        "(data.on_bad_sample=skip leaves such samples out and counts them; "
+        "data.check=off starts without looking)"
     )
     batches.close()
     assert capsys.readouterr().out == ""  # it has been said
@@ -210,7 +214,8 @@ def test_a_check_that_takes_long_goes_on_beside_training(prepare, tmp_path, caps
     next(batches)
     out = capsys.readouterr().out
     assert out.startswith(
-        "data: 200 of 501 records checked (text, headers of pictures), 1 cannot be used:\n  1 x there is no such file\n"
+        "data: 200 of 501 records checked (text, headers of pictures), 1 cannot be used:\n"
+        "  1 x there is no such file\n"
     )
     assert out.endswith(" so far; the check goes on beside training\n") and out.count("beside training") == 1
     start = time.monotonic()

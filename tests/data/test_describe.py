@@ -39,7 +39,8 @@ NAMES = ("user", "bot", "soi", "eoi")
 
 def test_targets_are_marked_and_features_counted(tokenizer):
     assert render(layout(tokenizer)(SHOWN, [tiny.picture(PICTURE)]), tokenizer, NAMES, STREAMS) == (
-        "This is a dialog with AI assistant.\n <SOI> <36 image features> <EOI> <USER> Where is the star? <BOT> [[top left</s>]]"
+        "This is a dialog with AI assistant.\n <SOI> <36 image features> <EOI>"
+        " <USER> Where is the star? <BOT> [[top left</s>]]"
         " <USER> Где кольцо? <BOT> [[слева вверху</s>]]"
     )
 
@@ -49,7 +50,8 @@ def test_a_target_begins_where_text_that_is_none_ends(tokenizer):
     assert render(
         layout(tokenizer, "text")(SHOWN, [tiny.picture(PICTURE)]), tokenizer, ("soi", "eoi"), STREAMS
     ) == (
-        "This is a dialog with AI assistant.\n <SOI> <36 image features> <EOI> User:Where is the star?AI: [[top left</s>]]"
+        "This is a dialog with AI assistant.\n <SOI> <36 image features> <EOI>"
+        " User:Where is the star?AI: [[top left</s>]]"
         " User:Где кольцо?AI: [[слева вверху</s>]]"
     )
 

@@ -1,4 +1,7 @@
-"""Every kind of picture opens to the pixels Pillow means by it, every bad one is refused by name, and the crop is transformers' own."""
+"""Every kind of picture opens to the pixels Pillow means by it, and every bad one is refused by name.
+
+The crop is transformers' own.
+"""
 
 import base64
 import struct
@@ -465,7 +468,7 @@ FILL = (122, 116, 104)  # of CLIP's mean, as LLaVA rounds it
 
 @pytest.fixture(scope="module")
 def theirs():
-    """The pixels transformers makes of an RGB image before it rescales and normalises them, by kind of `fit`."""
+    """By kind of `fit`, the pixels transformers makes of an RGB image before it rescales and normalises."""
     transformers = pytest.importorskip("transformers")
     raw = {"do_rescale": False, "do_normalize": False}
     mean = transformers.image_utils.OPENAI_CLIP_MEAN

@@ -1,4 +1,7 @@
-"""Where everything stands in a sequence: the published constants, the published loader written again, and every refusal."""
+"""Where everything stands in a sequence.
+
+Compared with the published constants and the published loader, written again; and every refusal.
+"""
 
 import dataclasses
 import functools
@@ -134,10 +137,11 @@ def test_the_tokenizer_equals_sentencepiece_and_decodes_back(real):
 
 
 def published(turns, has_image, encode, rows, max_context_len):
-    """What the released training code makes of a record: token ids, loss mask, and what overwrites an embedding where: {position: name}.
+    """What the released training code makes of a record, written from its description.
 
-    Written from its description: pieces are encoded one by one, the picture comes first, positions that are not text hold the padding id 0, the mask
-    is on whatever turn is not "human", and everything is cut at the right in the end.
+    Returns token ids, loss mask, and what overwrites an embedding where: {position: name}. Pieces are encoded
+    one by one, the picture comes first, positions that are not text hold the padding id 0, the mask is on
+    whatever turn is not "human", and everything is cut at the right in the end.
     """
     ids, mask, overwritten = list(encode(PROMPT)), [], {}
     mask += [False] * len(ids)
@@ -285,16 +289,14 @@ def test_a_request_repeats_what_training_read(tiny, style):
 
 def test_parts_and_marks_together_are_refused(tiny):
     marked = {"type": "text", "text": "<image> What?"}
+    message = r"^x: media stand as parts, and the text has marks of its own \(<image>\)\. Remove the marks"
     for turns in (
         [[{"type": "image"}, marked]],
         [[{"type": "image"}], [marked]],
         [[{"type": "image"}], marked["text"]],
     ):
         record = {"messages": [{"role": "user", "content": content} for content in turns], "images": ["a"]}
-        with pytest.raises(
-            DataError,
-            match=r"^x: media stand as parts, and the text has marks of its own \(<image>\)\. Remove the marks",
-        ):
+        with pytest.raises(DataError, match=message):
             parse(record, "x")
     alone = parse(
         {"messages": [{"role": "user", "content": [marked]}], "images": ["a"]}, "x"
@@ -303,7 +305,7 @@ def test_parts_and_marks_together_are_refused(tiny):
 
 
 def in_parts(*shows):
-    """Questions and answers of one part each, of text; the question of turn i shows a picture where `shows[i]`."""
+    """Questions and answers of one text part each; turn i shows a picture where `shows[i]`."""
     content = [[{"type": "text", "text": "Why?"}, *[{"type": "image"}] * shown] for shown in shows]
     turns = [{"role": ("user", "assistant")[i % 2], "content": parts} for i, parts in enumerate(content)]
     return parse({"messages": turns, "images": ["a"]}, "chat.json[7]")
@@ -311,7 +313,10 @@ def in_parts(*shows):
 
 def test_original_has_no_place_for_a_picture_of_a_later_turn(tiny):
     lay = layout(tiny, "original")
-    message = r"^chat\.json\[7\]: turn 2 shows a picture, but layout 'original' shows it before the first turn\. Move it there"
+    message = (
+        r"^chat\.json\[7\]: turn 2 shows a picture, "
+        r"but layout 'original' shows it before the first turn\. Move it there"
+    )
     with pytest.raises(DataError, match=message):
         lay(in_parts(False, False, True), pictures(1), ask=True)
     assert (lay(in_parts(True, False, False), pictures(1), ask=True).kind == FEATURE).sum() == 4

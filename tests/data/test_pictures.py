@@ -20,8 +20,10 @@ def clip_and_dinov2(fit, **second):
 
 
 def test_padding_is_the_mean_of_the_encoder_that_looks():
-    """Of pictures twice as high as wide: columns of padding left and right. LLaVA truncates 255 * mean: CLIP's is 122.77, 116.75, 104.09,
-    ImageNet's 123.68, 116.28, 103.53."""
+    """Pictures twice as high as wide get columns of padding left and right.
+
+    LLaVA truncates 255 * mean: CLIP's is 122.77, 116.75, 104.09, ImageNet's 123.68, 116.28, 103.53.
+    """
     upright = np.full((56, 28, 3), 200, np.uint8)
     c = clip_and_dinov2("pad")
     views = ImageProcessor.of(c)(upright).views

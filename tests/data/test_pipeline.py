@@ -1,4 +1,4 @@
-"""Batches follow from the seed, lose and repeat nothing, go on exactly where they were, and count what they leave out."""
+"""Batches follow from the seed, lose and repeat nothing, go on where they were, and count what they omit."""
 
 import itertools
 import json
@@ -179,7 +179,10 @@ def until_stopped(batches):
     ],
 )
 def test_what_share_may_be_bad(records, bad, share, stops):
-    """At the first record too many of an epoch, whichever the order; and never when the share is kept, however many epochs go by."""
+    """It stops at the first record too many of an epoch, whichever the order.
+
+    While the share is kept it never does, however many epochs go by.
+    """
     batches = numbers(
         Numbers(records, bad=set(range(bad))), 1, on_bad_sample="skip", bad_share=share, seed=records
     )
@@ -197,7 +200,10 @@ def test_what_share_may_be_bad(records, bad, share, stops):
 
 
 def test_a_large_set_that_is_mostly_bad_stops_early():
-    """Long before 1 % of a million records have been met; but a share that is kept is never taken for one that is not."""
+    """It stops long before 1 % of a million records have been met.
+
+    But a share that is kept is never taken for one that is not.
+    """
     _, message = until_stopped(broken := numbers(Numbers(10**6, bad=range(10**6)), on_bad_sample="skip"))
     assert broken.seen < 10 and "of all 1,000,000 no more than 10,000 may be (data.bad_share=0.01)" in message
     _, message = until_stopped(half := numbers(Numbers(10**6, bad=range(0, 10**6, 20)), on_bad_sample="skip"))
@@ -403,9 +409,10 @@ def test_worker_processes_change_nothing(tokenizer, tmp_path):
 
     strict = make(1, "raise", shuffle=False)
     next(strict)
-    with pytest.raises(
-        DataError,
-        match=r'd\.jsonl:5 \(id "r4"\): .*4\.png: there is no such file\. Check the name\. \(data\.on_bad_sample=skip',
-    ):
+    message = (
+        r'd\.jsonl:5 \(id "r4"\): .*4\.png: there is no such file\. Check the name\. '
+        r"\(data\.on_bad_sample=skip"
+    )
+    with pytest.raises(DataError, match=message):
         next(strict)
     strict.close()

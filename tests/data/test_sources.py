@@ -1,4 +1,4 @@
-"""LLaVA JSON, JSONL and messages become dialogues, and whatever is wrong with a file or a line is said where it is."""
+"""LLaVA JSON, JSONL and messages become dialogues; what is wrong with a file or line is said where it is."""
 
 import json
 from pathlib import Path
@@ -322,7 +322,10 @@ def test_the_pipeline_reads_every_real_picture():
 
 
 def test_synthetic_dialogues_are_mixed_as_they_are_said_to_be():
-    """Of many dialogues one to four questions each, both languages, a fifth of "text" captions, which are one turn about the whole."""
+    """Over many dialogues there are one to four questions each, and both languages.
+
+    A fifth of "text" are captions, which are one turn about the whole.
+    """
     talks = {
         kind: [SyntheticSource(kind, 6)[i].turns for i in range(400)]
         for kind in ("captions", "questions", "text", "held-out")

@@ -1,4 +1,4 @@
-"""Synthetic pictures follow from their index, keep what is held out apart, and what is said about them is true."""
+"""Synthetic pictures follow from their index and keep apart what is held out; what is said of them holds."""
 
 import dataclasses
 import re

@@ -1,4 +1,7 @@
-"""A file of requests becomes a file of answers, line by line, whatever is wrong with a line and wherever an earlier run stopped."""
+"""A file of requests becomes a file of answers, line by line.
+
+That is so whatever is wrong with a line, and wherever an earlier run stopped.
+"""
 
 import dataclasses
 import json

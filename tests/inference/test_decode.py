@@ -142,7 +142,10 @@ def test_no_step_copies_the_cache(decoder, beams):
 
 
 def walk(search, rules, turn, table, steps):
-    """Runs a search over a Markov chain: float32[vocab, vocab] scores of the next token by the last one. All begin after token 0."""
+    """Runs a search over a Markov chain; all begin after token 0.
+
+    `table` has float32[vocab, vocab] scores of the next token by the last one.
+    """
     choose = jax.jit(search.__class__.choose, static_argnums=4)
     last = jnp.zeros(search.done.size * (rules.num_beams if isinstance(search, Beams) else 1), jnp.int32)
     for step in range(steps):
@@ -153,7 +156,10 @@ def walk(search, rules, turn, table, steps):
 
 @pytest.mark.parametrize("early", [True, False])
 def test_one_beam_and_greedy(early):
-    """With early stopping one beam is greedy decoding. Without, they agree where no end comes up; after one the beam goes on, and may find better."""
+    """With early stopping one beam is greedy decoding.
+
+    Without, they agree where no end comes up; after one the beam goes on, and may find better.
+    """
     rules = Rules(eos=drive.EOS, pad=0, room=10, num_beams=1)
     turn = knobs(GenerationConfig(max_new_tokens=10, early_stopping=early), 10)
     blank, ended = jnp.zeros(1, bool), 0

@@ -26,7 +26,10 @@ quick = settings(max_examples=60, deadline=None)
 
 @st.composite
 def texts(draw):
-    """(scores float32[ROWS, VOCAB], tokens int32[ROWS, ROOM], length); what stands after `length` must not matter."""
+    """Draws (scores float32[ROWS, VOCAB], tokens int32[ROWS, ROOM], length).
+
+    What stands after `length` must not matter.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     tokens = rng.integers(0, draw(st.integers(1, VOCAB)), (ROWS, ROOM)).astype(np.int32)
     return rng.normal(size=(ROWS, VOCAB)).astype(np.float32), tokens, draw(st.integers(0, ROOM - 1))

@@ -104,7 +104,10 @@ def test_tiles_enter_the_sequence_in_their_order(tokenizer, image):
 
 
 def test_the_number_of_tiles_is_data(tokenizer):
-    """Pictures of two and of four tiles go through one program, alone or together, with the same answers, however far apart their lengths are."""
+    """Pictures of two and of four tiles go through one program, alone or together.
+
+    The answers are the same, however far apart the lengths are.
+    """
     c = tiled()
     c.image.encoders[0].patch, c.image.encoders[0].image_size = 4, 24
     model = Model(c, tiny.arrays(c), tokenizer)

@@ -95,7 +95,10 @@ def test_attention_scores():
 
 
 def test_attention_scores_of_the_adapter():
-    """The same of its layer: queries and keys are what comes in, values what is left of that without its common part."""
+    """The same holds for its layer.
+
+    Queries and keys are what comes in, values what is left of that without its common part.
+    """
     c = tiny.config()
     c.image.adapter.heads, width = 1, c.image.encoders[0].width
     rng = np.random.default_rng(3)

@@ -21,8 +21,8 @@ from omnifusion_jax.tables import ADAPTERS
 
 CLIP = EncoderConfig(image_size=24, patch=8, width=32, layers=3, heads=4, mlp=64)
 DINO = EncoderConfig(
-    image_size=16, shortest_edge=20, patch=8, width=24, layers=4, heads=2, mlp=40, activation="swiglu", eps=1e-6,
-    registers=2, patch_bias=True, layer_scale=True, pre_norm=False, position_grid=5,
+    image_size=16, shortest_edge=20, patch=8, width=24, layers=4, heads=2, mlp=40, activation="swiglu",
+    eps=1e-6, registers=2, patch_bias=True, layer_scale=True, pre_norm=False, position_grid=5,
 )  # fmt: skip
 ONE = (
     {"kind": "linear"},

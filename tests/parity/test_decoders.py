@@ -1,5 +1,4 @@
-"""Decoders of every family against the classes of transformers, in float32, read from and written to their own
-files."""
+"""Decoders of every family against the classes of transformers, in float32, through their own files."""
 
 import dataclasses
 import json
@@ -29,8 +28,8 @@ LENGTH = 48
 C = dataclasses.replace(tiny.config().decoder, layers=2, window=None)
 QWEN2 = dataclasses.replace(C, family="qwen2", qkv_bias=True)
 QWEN3 = dataclasses.replace(C, family="qwen3", qk_norm=True)
-# Of the eight frequencies of a head some turn more than four times in 32 positions, some less than once, some are
-# between; the sequence is longer than those 32
+# Of the eight frequencies of a head some turn more than four times in 32 positions, some less than once, some
+# are between; the sequence is longer than those 32
 LLAMA = dataclasses.replace(C, family="llama", rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32))
 CONFIGS = {
     "qwen2": QWEN2,
@@ -158,7 +157,7 @@ def test_gradients_of_a_tied_model():
 
 
 def test_multipliers():
-    """Granite has all three: of token embeddings, of what a block adds, of the scores, by which it divides."""
+    """Granite has all three: of token embeddings, of what a block adds, of scores, by which it divides."""
     c = dataclasses.replace(C, family="llama", embed_scale=6.0, residual_scale=0.4, logit_scale=0.25)
     plain = language_models.decoder_json(dataclasses.replace(C, family="llama"), "float32")
     theirs = {

@@ -1,4 +1,4 @@
-"""Our models against Hugging Face's and PyTorch's, in float32, with the weights carried across by our converter."""
+"""Our models against Hugging Face's and PyTorch's, in float32, with weights our converter carried across."""
 
 import jax
 import numpy as np

@@ -140,7 +140,10 @@ def test_a_batch_equals_one_at_a_time(pairs):
 
 
 class Published:
-    """The recipe of the published README, in PyTorch: CLIP, the adapter, embeddings side by side, Hugging Face's beams."""
+    """The recipe of the published README, in PyTorch.
+
+    CLIP, the adapter, embeddings side by side, Hugging Face's beams.
+    """
 
     def __init__(self, config, tokenizer, sharpness, eos):
         self.original, self.tokenizer = torch_models.Original(config, tokenizer), tokenizer

@@ -1,4 +1,7 @@
-"""The original system in PyTorch: Hugging Face's CLIP and Mistral, the adapter, and how a dialogue becomes embeddings, labels and a loss."""
+"""The original system in PyTorch: Hugging Face's CLIP and Mistral, and the adapter.
+
+It also makes embeddings, labels and a loss of a dialogue.
+"""
 
 import numpy as np
 import torch
@@ -98,7 +101,10 @@ class Original:
         return self.adapter(seen[:, 1:])[0]
 
     def lay_out(self, image, turns):
-        """Embeddings [seq, width], token ids [seq], and which tokens are an answer's [seq]. Token 0 stands where a vector is."""
+        """Embeddings [seq, width], token ids [seq], and which tokens are an answer's [seq].
+
+        Token 0 stands where a vector is.
+        """
         pieces = [(self.tokenizer.encode(self.config.prompt), None, False)]
         if image is not None:
             features = self.features(image)
@@ -126,7 +132,7 @@ class Original:
         return self.llm(inputs_embeds=embeddings[None]).logits[0]
 
     def loss(self, samples):
-        """Mean over the answers' tokens of a micro-batch; an unknown token among them costs nothing but is counted."""
+        """Mean over the answers' tokens of a micro-batch; an unknown token costs nothing but is counted."""
         terms = []
         for image, turns in samples:
             embeddings, ids, answer = self.lay_out(image, turns)

@@ -13,8 +13,10 @@ from omnifusion_jax.data.tokenizer import Tokenizer
 
 WIDTH, LAYERS = 32, 2
 CROPPED = {
-    "do_resize": True, "size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": {"height": 16, "width": 16}, "resample": 3,
-    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3,
+    "do_resize": True, "size": {"shortest_edge": 20},
+    "do_center_crop": True, "crop_size": {"height": 16, "width": 16}, "resample": 3,
+    "do_rescale": True, "rescale_factor": 1 / 255,
+    "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3,
 }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
-"""Vision transformers that transformers has no class for, in PyTorch, with the names of the files they come from: every hidden state, the first is
-the input of the first block."""
+"""Vision transformers that transformers has no class for, in PyTorch.
+
+Names are those of their files. All hidden states are given; the first is the input of the first block.
+"""
 
 import math
 
@@ -63,7 +65,10 @@ class Hub(nn.Module):
         )
 
     def positions(self, side):
-        """Two libraries, three ways: timm antialiases, DINOv2 with registers too, and without them it asks for 0.1 of a patch more."""
+        """There are two libraries and three ways.
+
+        timm antialiases, so does DINOv2 with registers; without them it asks for 0.1 of a patch more.
+        """
         first, table = self.pos_embed[:, : not self.siglip], self.pos_embed[:, (not self.siglip) :]
         if side == self.grid:
             return first, table
@@ -190,8 +195,10 @@ class InternViT(nn.Module):
 
 
 class Described:
-    """What EncoderConfig says of norms after each part, keys without a bias and turned positions, one operation after
-    the other. Parameters are read from ours by name."""
+    """What EncoderConfig says of norms after each part, keys without a bias and turned positions.
+
+    One operation comes after the other. Parameters are read from ours by name.
+    """
 
     def __init__(self, c, arrays):
         self.c, self.p = c, {path: torch.tensor(a) for path, a in arrays.items()}
@@ -210,7 +217,7 @@ class Described:
         return functional.layer_norm(x, scale.shape, scale, bias, self.c.eps)
 
     def turned(self, x):
-        """Queries or keys [batch, heads, seq, size]: each pair of neighbours is a complex number, and turns."""
+        """Turns queries or keys [batch, heads, seq, size]: each pair of neighbours is a complex number."""
         c, size = self.c, x.shape[-1]
         if c.rope_theta is None:
             return x

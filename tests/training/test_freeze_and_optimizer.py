@@ -74,7 +74,7 @@ def test_a_part_learns_at_its_own_factor():
 
 @pytest.mark.parametrize(("clip", "expected"), [(1.0, 0.5), (None, 2.0), (100.0, 2.0)])
 def test_gradients_are_clipped_by_their_global_norm(clip, expected):
-    """Seen in AdamW's first moment, which takes a tenth of the first gradient: four entries of 2 have norm 4."""
+    """Seen in AdamW's first moment, a tenth of the first gradient: four entries of 2 have norm 4."""
     trained = {"image/adapter/linear/kernel": jnp.zeros((2, 2))}
     optimizer = make_optimizer(OptimizerConfig(clip=clip), 10, ((".*", 1.0),))
     _, state = optimizer.update(

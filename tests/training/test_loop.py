@@ -147,7 +147,7 @@ def test_frozen_parts_have_no_optimizer_state(tokenizer, tmp_path):
 
 
 def flops(c, pictures=1):
-    """Of the step, as the compiler counts them: a scan's body once, which is the same for all. `pictures` a row."""
+    """Of the step, as the compiler counts them: a scan's body once, the same for all. `pictures` a row."""
     objective = OBJECTIVES["answers"]
     skeleton = nnx.eval_shape(lambda: objective.module(c.model, rngs=nnx.Rngs(0)))
     trained, frozen = split(c.train_parts, nnx.parameters(skeleton))
@@ -287,7 +287,10 @@ def saved(workdir, step):
 
 
 def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path, capsys):
-    """With dropout, whose keys follow from the step; between two lines of the metrics; from the checkpoint alone, what is given being worthless."""
+    """It does with dropout, whose keys follow from the step, and between two lines of the metrics.
+
+    All of it comes from the checkpoint: the parameters that are given are worthless.
+    """
     c = config(dropout=0.2, steps=7, log_every=4, checkpoint=CheckpointConfig(every_steps=3))
     c.optimizer.schedule = "constant"
     whole, expected, _ = fit(c, tokenizer, tmp_path / "whole")
@@ -342,7 +345,7 @@ def poisoned(step):
 
 
 def test_a_broken_loss_leaves_no_trace(tokenizer, tmp_path):
-    """A run whose second batch gives NaN is the run that never saw that batch: its parameters and moments, to the bit."""
+    """If the second batch gives NaN, parameters and moments are to the bit those of a run without it."""
 
     class Without:
         """Batches but the second."""

@@ -110,7 +110,7 @@ def stepped(c, batch, accumulate):
 
 
 def test_portions_of_rows_with_and_without_pictures_add_up(tokenizer):
-    """Of two portions the first has rows without pictures alone, whose pool is blank; of four each has both."""
+    """Of two portions the first has only rows without pictures, its pool blank; of four each has both."""
     c = config("one encoder")
     one, two, eight = batches(c, tokenizer, 1, 2, 8, order=(0, 3, 5, 6, 1, 2, 4, 7))
     assert not two.media["image"][0][0].any() and two.items.tolist() == [0, 0, 0, 0, 1, 2, 1, 3]

@@ -145,10 +145,8 @@ def test_another_number_of_records(capsys):
 
 def test_a_data_file_that_was_edited_in_place(capsys):
     then, now = ({"records": 24, "content": content} for content in "ab")
-    with pytest.raises(
-        ConfigError,
-        match=r"as many records as when the run was saved, 24, but its file \(data\.path\) says something else",
-    ):
+    said = r"as many records as when the run was saved, 24, but its file \(data\.path\) says something else"
+    with pytest.raises(ConfigError, match=said):
         same_data(then, now, False)
     same_data(then, now, True)
     assert "goes on with what the file says now" in capsys.readouterr().out
@@ -163,10 +161,11 @@ def test_phase_2_reads_as_phase_1_did(capsys):
         same_reading(ours, theirs, "phase1", False)
     said = str(caught.value)
     assert "\n  model.layout: 'omnifusion' -> 'original'" in said and "encoder" not in said
-    assert (
-        "--config.model.layout=omnifusion '--config.model.prompt=This is a dialog with AI assistant.\n' --config.model.image.fit=crop"
-        in said
+    settings = (
+        "--config.model.layout=omnifusion '--config.model.prompt=This is a dialog with AI assistant.\n' "
+        "--config.model.image.fit=crop"
     )
+    assert settings in said
     same_reading(ours, theirs, "phase1", True)
     assert "model.image.fit: 'crop' -> 'pad'" in capsys.readouterr().out
 

@@ -77,7 +77,8 @@ signals = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(signals)
 with signals.Stop() as stop, stop.deferred():
     print("begun", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**30)  # minutes in C, as a compilation is: no handler of Python's runs
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**30)  \
+# minutes in C, as a compilation is: no handler of Python's runs
 """
 
 

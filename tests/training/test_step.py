@@ -232,7 +232,7 @@ def test_each_device_has_rows_of_its_own():
 
 
 def test_a_micro_batch_takes_rows_from_everywhere():
-    """Rows 0 and 2, then 1 and 3: so each device, which holds rows that follow one another, has its share of both."""
+    """Rows 0 and 2, then 1 and 3: so each device, which holds neighbouring rows, has its share of both."""
     state, step = begin(
         lambda module, batch, key: (module.head[...].sum() * batch.tokens.max(), jnp.ones(())),
         {},

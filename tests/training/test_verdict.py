@@ -10,7 +10,10 @@ UNKNOWING = math.log(1000)  # 6.9
 
 
 def rows(*curve, every=20, norm=1.0):
-    """Lines of metrics.jsonl: step 1, then every `every` steps. `curve` has losses, or pairs (loss, gradient)."""
+    """Lines of metrics.jsonl at step 1, then every `every` steps.
+
+    `curve` has losses, or pairs (loss, gradient).
+    """
     pairs = [point if isinstance(point, tuple) else (point, norm) for point in curve]
     found = []
     for i, (loss, gradient) in enumerate(pairs):

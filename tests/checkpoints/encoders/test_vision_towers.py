@@ -1,4 +1,4 @@
-"""Vision towers: published settings and sizes, what Hugging Face's classes load of what we write, and what is refused."""
+"""Vision towers: published settings and sizes, what Hugging Face's classes load of ours, and refusals."""
 
 import dataclasses
 import json
@@ -86,9 +86,18 @@ REGISTERS = {"model_type": "dinov2_with_registers", "num_register_tokens": 4}
 PUBLISHED = {
     "clip-vit-b-32": ({"model_type": "clip", "vision_config": {}}, CROP_224),
     "clip-vit-b-16": ({"model_type": "clip", "vision_config": {"patch_size": 16}}, CROP_224),
-    "clip-vit-l-14": ({"model_type": "clip", "vision_config": {**LARGE, "intermediate_size": 4096, "patch_size": 14}}, CROP_224),
-    "clip-vit-bigg-14": ({"model_type": "clip", "vision_config": {**BIGG, "patch_size": 14, "hidden_act": "gelu"}}, CROP_224),
-    "siglip-base-16-512": ({"model_type": "siglip", "vision_config": {"image_size": 512}}, {**SIGLIP, "size": {"height": 512, "width": 512}}),
+    "clip-vit-l-14": (
+        {"model_type": "clip", "vision_config": {**LARGE, "intermediate_size": 4096, "patch_size": 14}},
+        CROP_224,
+    ),
+    "clip-vit-bigg-14": (
+        {"model_type": "clip", "vision_config": {**BIGG, "patch_size": 14, "hidden_act": "gelu"}},
+        CROP_224,
+    ),
+    "siglip-base-16-512": (
+        {"model_type": "siglip", "vision_config": {"image_size": 512}},
+        {**SIGLIP, "size": {"height": 512, "width": 512}},
+    ),
     "siglip-so400m-14-384": (
         {"model_type": "siglip", "vision_config": {**SHAPE400M, "image_size": 384, "patch_size": 14}},
         {**SIGLIP, "size": {"height": 384, "width": 384}},
@@ -99,15 +108,17 @@ PUBLISHED = {
     "dinov2-g-reg": ({**REGISTERS, **DINOV2, **GIANT}, BIT),
     "internvit-6b-448": (
         {
-            "model_type": "intern_vit_6b", "hidden_size": 3200, "image_size": 448, "intermediate_size": 12800, "num_attention_heads": 25,
-            "num_hidden_layers": 45, "patch_size": 14, "qk_normalization": True, "qkv_bias": False, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
+            "model_type": "intern_vit_6b", "hidden_size": 3200, "image_size": 448, "intermediate_size": 12800,
+            "num_attention_heads": 25, "num_hidden_layers": 45, "patch_size": 14, "qk_normalization": True,
+            "qkv_bias": False, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
         },
         INTERN,
     ),
     "internvit-300m-448": (
         {
-            "model_type": "intern_vit_6b", **LARGE, "image_size": 448, "intermediate_size": 4096, "patch_size": 14, "qk_normalization": False,
-            "qkv_bias": True, "norm_type": "layer_norm", "hidden_act": "gelu", "layer_norm_eps": 1e-6, "use_moe": False,
+            "model_type": "intern_vit_6b", **LARGE, "image_size": 448, "intermediate_size": 4096,
+            "patch_size": 14, "qk_normalization": False, "qkv_bias": True, "norm_type": "layer_norm",
+            "hidden_act": "gelu", "layer_norm_eps": 1e-6, "use_moe": False,
         },
         INTERN,
     ),
@@ -159,10 +170,13 @@ def test_published_settings_are_the_presets(tmp_path, name):
 # Parameters of published models without a head over the patches; DINOv2's mask token is not ours. InternViT's
 # by hand: a layer is (4 + 2 * mlp / width) * width**2 and biases, norms, scales
 COUNTS = {
-    "clip-vit-b-32": 87_456_000, "clip-vit-b-16": 85_799_424, "clip-vit-l-14": 303_179_776, "clip-vit-l-14-336": 303_507_456,
-    "clip-vit-bigg-14": 1_842_777_344, "siglip-base-16-512": 86_433_024, "siglip-so400m-14-384": 412_987_248,
-    "dinov2-s": 22_056_576 - 384, "dinov2-b": 86_580_480 - 768, "dinov2-l": 304_368_640 - 1024, "dinov2-g": 1_136_480_768 - 1536,
-    "dinov2-s-reg": 22_057_728, "dinov2-b-reg": 86_582_784, "dinov2-l-reg": 304_371_712, "dinov2-g-reg": 1_136_485_376,
+    "clip-vit-b-32": 87_456_000, "clip-vit-b-16": 85_799_424, "clip-vit-l-14": 303_179_776,
+    "clip-vit-l-14-336": 303_507_456, "clip-vit-bigg-14": 1_842_777_344,
+    "siglip-base-16-512": 86_433_024, "siglip-so400m-14-384": 412_987_248,
+    "dinov2-s": 22_056_576 - 384, "dinov2-b": 86_580_480 - 768,
+    "dinov2-l": 304_368_640 - 1024, "dinov2-g": 1_136_480_768 - 1536,
+    "dinov2-s-reg": 22_057_728, "dinov2-b-reg": 86_582_784,
+    "dinov2-l-reg": 304_371_712, "dinov2-g-reg": 1_136_485_376,
     "internvit-6b-448": 45 * 122_918_400 + 1025 * 3200 + 3200 + (3 * 14**2 + 1) * 3200,
     "internvit-300m-448": 24 * 12_598_272 + 1025 * 1024 + 1024 + (3 * 14**2 + 1) * 1024,
 }  # fmt: skip
@@ -197,7 +211,10 @@ def looked_at(name):
 
 
 def loads(source, c, file="model.safetensors", qkv="qkv.weight"):
-    """The right config, every array, and in the right places: queries, keys and values of the second layer, and the patches' kernel."""
+    """The config is right, every array is there, and some are compared with those of the file.
+
+    These are queries, keys and values of the second layer, and the patches' kernel.
+    """
     config, arrays = load_encoder(source, "image/encoders/1")
     assert config == c
     assert {path.removeprefix("image/encoders/1/"): a.shape for path, a in arrays.items()} == encoder_shapes(
@@ -346,10 +363,11 @@ def test_public_names_are_written(tmp_path):
 
 
 def test_what_no_class_of_hugging_face_computes_is_not_written():
-    with pytest.raises(
-        CheckpointError,
-        match=r"no vision model of Hugging Face.*\n  clip: .*\n  siglip: (.*\n)*.*dinov2: position_resize would be bicubic",
-    ):
+    message = (
+        r"no vision model of Hugging Face.*\n  clip: .*\n  siglip: (.*\n)*.*"
+        r"dinov2: position_resize would be bicubic"
+    )
+    with pytest.raises(CheckpointError, match=message):
         written_as(dataclasses.replace(NAMED["dinov2-l"], position_resize="bicubic_offset"))
     assert (
         written_as(
@@ -452,10 +470,11 @@ def test_timm_is_refused_where_it_computes_something_else(tmp_path):
 
 def test_what_is_no_vision_model(tmp_path):
     write(tmp_path, {"model_type": "mistral"})
-    with pytest.raises(
-        CheckpointError,
-        match=r"no vision model of a known family \(.*clip: config.json of type clip or clip_vision_model; .*dinov2_hub: ",
-    ):
+    message = (
+        r"no vision model of a known family \(.*"
+        r"clip: config.json of type clip or clip_vision_model; .*dinov2_hub: "
+    )
+    with pytest.raises(CheckpointError, match=message):
         load_encoder(tmp_path)
     write_safetensors(tmp_path / "model.safetensors", {"lm_head.weight": np.zeros((2, 2), np.float32)})
     with pytest.raises(CheckpointError, match="no vision model"):
@@ -532,10 +551,8 @@ def test_one_file_may_be_the_encoder_of_a_release(source, tmp_path):
         CheckpointError, match="made for 9 rows a picture"
     ):  # the adapter is for 32 channels: the encoder itself was read
         load_checkpoint(source, vision=tmp_path / "dinov2.safetensors")
-    with pytest.raises(
-        CheckpointError,
-        match=r"dinov2\.safetensors: a vision tower alone.*\.convert --vision=/.*/dinov2\.safetensors --decoder=",
-    ):
+    said = r"dinov2\.safetensors: a vision tower alone.*\.convert --vision=/.*/dinov2\.safetensors --decoder="
+    with pytest.raises(CheckpointError, match=said):
         load_checkpoint(tmp_path / "dinov2.safetensors")
 
 

@@ -85,7 +85,10 @@ def test_tokens_are_those_of_transformers(tmp_path, layout, kind, image, prompt)
 
 
 def test_the_published_recipe(tmp_path):
-    """All but the ban on repeated n-grams, which transformers applies to the prompt too where it is given as tokens."""
+    """All of the recipe is used but the ban on repeated n-grams.
+
+    transformers applies the ban to the prompt too where that is given as tokens.
+    """
     found = checkpoint("linear")
     export_llava(found, tmp_path / "exported")
     model, processor = theirs(tmp_path / "exported")
@@ -109,7 +112,7 @@ def test_the_published_recipe(tmp_path):
 
 
 def test_the_mean_of_a_bfloat16_head_is_taken_in_more_digits(tmp_path):
-    """852 bfloat16 numbers near 1 add up to 256 and no further, where each next one is less than half a step."""
+    """852 bfloat16 numbers near 1 add up to 256 and no further: each next one is less than half a step."""
     found = checkpoint(dtype="bfloat16")
     head = found.arrays["decoder/head"]
     head[:] = (np.asarray(head, np.float32) / 100 + 1).astype(head.dtype)
@@ -119,7 +122,10 @@ def test_the_mean_of_a_bfloat16_head_is_taken_in_more_digits(tmp_path):
 
 
 def test_new_tokens_cannot_win(tmp_path):
-    """Their logits are the mean of all others, whatever the hidden state; generation_config.json bans them besides."""
+    """Their logits are the mean of all others, whatever the hidden state.
+
+    generation_config.json bans them besides.
+    """
     export_llava(checkpoint(), tmp_path / "exported")
     head = open_tensors(tmp_path / "exported")["language_model.lm_head.weight"]
     assert head.shape == (852 + 5, 48)
@@ -140,7 +146,10 @@ def test_new_tokens_cannot_win(tmp_path):
 def test_names_are_those_of_public_files(tmp_path):
     export_llava(checkpoint(image=TILES), tmp_path / "exported")
     names = open_tensors(tmp_path / "exported").keys()
-    prefixes = "vision_tower.vision_model. multi_modal_projector.linear_ language_model.model. language_model.lm_head.weight image_newline"
+    prefixes = (
+        "vision_tower.vision_model. multi_modal_projector.linear_ language_model.model. "
+        "language_model.lm_head.weight image_newline"
+    )
     assert {prefix for prefix in prefixes.split() if any(name.startswith(prefix) for name in names)} == set(
         prefixes.split()
     )
@@ -271,9 +280,10 @@ REFUSALS = {
     "encoder.feature_norm: its features are hidden states as they are": {
         "encoders": (dataclasses.replace(CLIP, feature_norm=True),)
     },
-    "as CLIPVisionModel, encoder.norm would be layer, layer_scale would be False; as SiglipVisionModel, encoder.norm would": {
-        "encoders": (OTHER,)
-    },
+    (
+        "as CLIPVisionModel, encoder.norm would be layer, layer_scale would be False; "
+        "as SiglipVisionModel, encoder.norm would"
+    ): {"encoders": (OTHER,)},
     "encoder.position_grid 2: its positions are those of the picture's grid": {
         "encoders": (dataclasses.replace(CLIP, position_grid=2),)
     },

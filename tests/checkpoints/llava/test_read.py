@@ -69,7 +69,10 @@ def test_tokens_are_those_of_transformers(built, kind):
 
 
 def test_other_features_and_a_linear_projector(tmp_path):
-    """The class token kept, another layer, Mistral with a window, a projector without an activation whose second layer is an identity."""
+    """The class token is kept, the layer is another, and the decoder is Mistral with a window.
+
+    The projector has no activation, and its second layer is an identity.
+    """
     settings = {
         "vision_feature_select_strategy": "full",
         "vision_feature_layer": -1,
@@ -307,7 +310,10 @@ def test_tensors_that_do_not_fit_are_all_named(source):
         load_checkpoint(source)
     for line in (
         "3 tensors do not fit",
-        "multi_modal_projector.linear_2.weight -> image/adapter/linear/kernel: has shape [48, 47], [48, 48] is needed",
+        (
+            "multi_modal_projector.linear_2.weight -> image/adapter/linear/kernel: "
+            "has shape [48, 47], [48, 48] is needed"
+        ),
         "image_newline -> nowhere",
         "language_model.model.norm.weight -> decoder/norm/scale: missing",
     ):

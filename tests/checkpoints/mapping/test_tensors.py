@@ -92,7 +92,10 @@ def test_every_misfit_is_in_one_error(foreign):
         "model.layers.7.mlp.up_proj.weight -> nowhere: decoder/layers/feed_forward/up/kernel has 3 layers",
         "lm_head.weight -> decoder/head: has shape [319, 48], [320, 48] is needed",
         "model.layers.0.input_layernorm.weight -> decoder/layers/norm1/scale[0]: is int8, not floating-point",
-        "model.layers.2.input_layernorm.weight -> decoder/layers/norm1/scale[2]: is bfloat16, other layers are int8",
+        (
+            "model.layers.2.input_layernorm.weight -> decoder/layers/norm1/scale[2]: "
+            "is bfloat16, other layers are int8"
+        ),
         "model.embed_tokens.weight -> decoder/embed: missing",
         "model.layers.1.self_attn.q_proj.weight -> decoder/layers/attention/query/kernel[1]: missing",
     ):
@@ -153,7 +156,8 @@ def test_one_foreign_tensor_of_several_of_ours():
     arrays = fused()
     foreign = to_foreign(arrays, FUSED)
     assert {name: a.shape for name, a in foreign.items()} == {
-        "blocks.0.qkv.weight": (12, 4), "blocks.1.qkv.weight": (12, 4), "biases": (7,), "blocks.0.norm": (4,), "blocks.1.norm": (4,),
+        "blocks.0.qkv.weight": (12, 4), "blocks.1.qkv.weight": (12, 4), "biases": (7,),
+        "blocks.0.norm": (4,), "blocks.1.norm": (4,),
     }  # fmt: skip
     parts = arrays["query"][1].reshape(4, 6).T, arrays["key"][1].T, arrays["value"][1].T
     np.testing.assert_array_equal(foreign["blocks.1.qkv.weight"], np.concatenate(parts))
@@ -271,8 +275,9 @@ def test_fields_that_a_file_leaves_out_are_those_of_the_class():
 
 def test_mistral_config_of_the_published_model():
     published = {
-        "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "vocab_size": 32000, "num_key_value_heads": 8, "hidden_act": "silu", "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
+        "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "vocab_size": 32000, "num_key_value_heads": 8, "hidden_act": "silu",
+        "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
         "max_position_embeddings": 32768, "tie_word_embeddings": False, "transformers_version": "4.37.1",
     }  # fmt: skip
     assert language_models.decoder_config(published) == DecoderConfig()
@@ -281,8 +286,10 @@ def test_mistral_config_of_the_published_model():
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_type": "gemma"}, {"hidden_act": "gelu"}, {"attention_bias": True}, {"use_sliding_window": True, "model_type": "qwen2"},
-        {"rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+        {"model_type": "gemma"}, {"hidden_act": "gelu"}, {"attention_bias": True},
+        {"use_sliding_window": True, "model_type": "qwen2"},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
     ],
 )  # fmt: skip
 def test_decoder_settings_we_do_not_have_are_refused_by_name(change):

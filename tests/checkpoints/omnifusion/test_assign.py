@@ -29,7 +29,10 @@ def known(c):
 
 
 def torch_names(c, arrays, name, form="[out, in]", norm="{}_norm", weights="{}_weights", linear="out"):
-    """A file of `arrays` in one of the forms; patterns are given the encoder's name, the layer and the encoder's number."""
+    """A file of `arrays` in one of the forms.
+
+    Patterns are given the encoder's name, the layer and the encoder's number.
+    """
     tensors = {}
     for i, encoder in enumerate(("clip", "dino")):
         mine = {
@@ -178,7 +181,10 @@ def test_layer_weights_of_both_encoders_in_one_tensor(shape):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_norm_a_layer_at_the_published_size(shared):
-    """25 layers of each encoder, of equal width, whose names tell nothing: found without trying every order of them."""
+    """25 layers of each encoder are of equal width, and their names tell nothing.
+
+    That is found without trying every order of them.
+    """
     c = ModelConfig(image=ImageConfig(PUBLISHED, adapter("sum", width=1024, shared_norm=shared)))
     arrays = {
         path: np.broadcast_to(np.float16(0), shape)
@@ -189,7 +195,7 @@ def test_a_norm_a_layer_at_the_published_size(shared):
 
 
 def test_the_published_size():
-    """25 hidden states of each encoder, a norm an encoder: 56,682,546 parameters, which is the size of the published file."""
+    """With 25 hidden states and a norm of each encoder it has the published file's 56,682,546 parameters."""
     c = ModelConfig(image=ImageConfig(PUBLISHED, adapter("sum")))
     arrays = {
         path: np.broadcast_to(np.float16(0), shape)

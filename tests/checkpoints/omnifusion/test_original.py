@@ -1,4 +1,4 @@
-"""Directories laid out like the published OmniFusion release: import, native form, export, and what is refused."""
+"""Directories laid out like the published OmniFusion release: import, native form, export, refusals."""
 
 import dataclasses
 import json

@@ -96,16 +96,18 @@ def test_another_layout_than_the_original_is_refused_unless_the_files_say_it(sou
 
 def test_another_model_is_refused_with_what_differs(source):
     directory, *_ = source
-    with pytest.raises(
-        CheckpointError,
-        match=r"not of the model omnifusion-tiny: decoder\.width is 48 there, 128 here; encoder\.width is 32 there, 128",
-    ):
+    message = (
+        r"not of the model omnifusion-tiny: "
+        r"decoder\.width is 48 there, 128 here; encoder\.width is 32 there, 128"
+    )
+    with pytest.raises(CheckpointError, match=message):
         load_trained(directory, preset("omnifusion-tiny"))
     other = changed(C, {"image.adapter": adapter("linear"), "layout": "text"})
-    with pytest.raises(
-        CheckpointError,
-        match=r"adapter\.kind is transformer there, linear here; special vectors is bot, eoi, soi, user there, eoi, soi",
-    ):
+    message = (
+        r"adapter\.kind is transformer there, linear here; "
+        r"special vectors is bot, eoi, soi, user there, eoi, soi"
+    )
+    with pytest.raises(CheckpointError, match=message):
         load_trained(directory, other)
     larger = changed(C, {"image.encoders[0].image_size": 32})
     with pytest.raises(
@@ -163,7 +165,10 @@ def test_its_model_is_the_published_one_where_sizes_fit(tmp_path):
 def test_convert_asks_for_the_model_where_they_do_not(tmp_path):
     module = models.VisualToGPTMapping(128, 128, 36, 4, 256)
     special = write(tmp_path / "source", module, 128)
-    sizes = r"not of the model omnifusion-1\.1: decoder\.width is 128 there, 4096 here.*--preset=NAME \(preset\), one of omnif"
+    sizes = (
+        r"not of the model omnifusion-1\.1: decoder\.width is 128 there, 4096 here.*"
+        r"--preset=NAME \(preset\), one of omnif"
+    )
     with pytest.raises(CheckpointError, match=sizes):
         of.load(tmp_path / "source")
     with pytest.raises(

@@ -111,7 +111,10 @@ def test_the_users_choice_between_readings(tmp_path, monkeypatch):
 
 
 def test_a_picture_ranks_the_readings(tmp_path, monkeypatch):
-    """Kernels of one encoder are a thousand times too large for the states of the other, and so is what a wrong reading makes of a picture."""
+    """Kernels of one encoder are a thousand times too large for the states of the other.
+
+    So is what a wrong reading makes of a picture.
+    """
     joins = build(tmp_path / "source", monkeypatch, ("v", "w"))
     with torch.no_grad():
         for n in range(LAYERS + 1):

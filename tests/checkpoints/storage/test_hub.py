@@ -167,10 +167,8 @@ def test_what_was_downloaded_before_changes_nothing(repository, snapshot):
 
 
 def test_names_that_are_not_there(snapshot):
-    with pytest.raises(
-        CheckpointError,
-        match=r"OmniFusion:OmniMistral-v2: the repository AIRI-Institute/OmniFusion has no folder OmniMistral-v2",
-    ):
+    said = r"OmniFusion:OmniMistral-v2: the repository AIRI-Institute/OmniFusion has no folder OmniMistral-v2"
+    with pytest.raises(CheckpointError, match=said):
         snapshot.mkdir()
         load_checkpoint(f"{ID}:OmniMistral-v2")
     with pytest.raises(

@@ -23,8 +23,9 @@ from omnifusion_jax.errors import CheckpointError
 
 REAL = pathlib.Path(__file__).parents[3].parent / "shared/data/omnifusion_1_1"
 DTYPES = {
-    "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64, "int64": np.int64,
-    "int32": np.int32, "int16": np.int16, "int8": np.int8, "uint8": np.uint8, "bool": np.bool_,
+    "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64,
+    "int64": np.int64, "int32": np.int32, "int16": np.int16, "int8": np.int8, "uint8": np.uint8,
+    "bool": np.bool_,
 }  # fmt: skip
 
 
