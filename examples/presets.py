@@ -27,11 +27,9 @@ embeddings that a picture, or one tile of it, gives.
 MEMORY = """
 ## Memory
 
-For parameters, over all devices together; activations come on top. Answering takes two bytes a parameter (bfloat16). \
-In training a frozen
-parameter takes two bytes and a trained one 16: the weight, its gradient and two moments of AdamW in float32. \
-Phase 1 trains the adapter
-and the special vectors, phase 2 the decoder too.
+For parameters, over all devices together; activations come on top. Answering takes two bytes a parameter
+(bfloat16). In training a frozen parameter takes two bytes and a trained one 16: the weight, its gradient and
+two moments of AdamW in float32. Phase 1 trains the adapter and the special vectors, phase 2 the decoder too.
 
 | preset | parameters | answering | phase 1 | phase 2 |
 |---|---|---|---|---|"""
