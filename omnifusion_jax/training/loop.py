@@ -89,12 +89,12 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
     """
     stop, objective = stop or Stop(), OBJECTIVES[config.objective]
     mesh = sharding.make_mesh(**vars(config.mesh))
-    rows = config.batch_size * objective.rows // config.grad_accum
+    examples = config.batch_size // config.grad_accum  # their rows stay together on one device
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     devices = f"{shards} devices (mesh.data * mesh.fsdp)"
     check(
-        rows % shards == 0,
-        f"batch_size / grad_accum is {rows} rows at a time, which {devices} cannot share evenly. "
+        examples % shards == 0,
+        f"batch_size / grad_accum is {examples} rows at a time, which {devices} cannot share evenly. "
         "Change one of them",
     )
     skeleton, arrays = fill(config, mesh, given)

@@ -57,13 +57,14 @@ def init_state(optimizer: optax.GradientTransformation, params: dict) -> TrainSt
     return TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def portions(batch: Batch, n: int) -> Batch:
+def portions(batch: Batch, n: int, together: int = 1) -> Batch:
     """Splits a batch into `n` portions, along a new leading axis of its arrays.
 
-    Portion i takes every n-th pool from the i-th on, with its rows, so that it has rows of every device.
+    Portion i takes every n-th pool from the i-th on, with its rows, so that it has rows of every device. If a
+    batch has no media, `together` rows that follow one another are what a pool would hold.
     """
     views = [view for stream in batch.media.values() for view in stream]
-    pools = len(views[0]) if views else len(batch.tokens)
+    pools = len(views[0]) if views else len(batch.tokens) // together
 
     def cut(a):  # [pools * m, ...] to [n, pools / n * m, ...]
         a = a.reshape(pools // n, n, len(a) // pools, *a.shape[1:]).swapaxes(0, 1)
@@ -108,7 +109,7 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat,
 
         zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         spread = lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2))
-        micros = jax.tree.map(spread, portions(batch, grad_accum))
+        micros = jax.tree.map(spread, portions(batch, grad_accum, objective.rows))
         (value, count, grads), _ = jax.lax.scan(accumulate, zero, (micros, jax.random.split(key, grad_accum)))
         count = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / count, grads)

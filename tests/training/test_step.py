@@ -46,14 +46,16 @@ def batch_of(rows, length=4, **arrays):
     return Batch(**{**given, **arrays}, positions=plane)
 
 
-def begin(loss, params, optimizer=tiny.RECORDER, seed=0, grad_accum=1, dtype="float32", **settings):
+def begin(loss, params, optimizer=tiny.RECORDER, seed=0, grad_accum=1, dtype="float32", rows=1, **settings):
     """(state, step) of a toy with the trained `params`; all it has is trained."""
     params = {
         path: jnp.asarray(a, jnp.float32)
         for path, a in ({"head": np.zeros(2), "decoder/embed": np.zeros((3, 2))} | params).items()
     }
     skeleton = nnx.eval_shape(lambda: Toy(params["head"], params["decoder/embed"]))
-    objective = types.SimpleNamespace(loss=lambda module, batch, key, remat: loss(module, batch, key))
+    objective = types.SimpleNamespace(
+        rows=rows, loss=lambda module, batch, key, remat: loss(module, batch, key)
+    )
     step = make_step(
         skeleton,
         objective,
@@ -240,6 +242,27 @@ def test_a_micro_batch_takes_rows_from_everywhere():
     )
     state, _ = step(state, batch_of(4, 1, tokens=np.arange(4, dtype=np.int32)[:, None]))
     assert_array_equal(drawn(state) * 2, [2 + 3, 2 + 3])
+
+
+@pytest.mark.parametrize("pictures", [False, True], ids=["text", "a pool for each pair"])
+@pytest.mark.parametrize("grad_accum", [2, 4])
+def test_the_rows_of_a_pair_stay_together(grad_accum, pictures):
+    """An objective on pairs: each micro-batch sees whole ones, so the sum over pairs is that of one portion."""
+
+    def difference(module, batch, key):
+        chosen, rejected = batch.tokens.reshape(-1, 2, batch.tokens.shape[1]).sum(axis=-1).T
+        return module.head[...].sum() * jnp.square(chosen - rejected).sum(), jnp.float32(len(chosen))
+
+    media = {"image": (np.zeros((8, 1, 2, 2, 3), np.uint8),)} if pictures else {}
+    tokens = np.random.default_rng(0).integers(0, 9, (16, 1)).astype(np.int32)
+    batch = batch_of(16, 1, tokens=tokens, media=media)
+    seen = []
+    for n in (1, grad_accum):
+        state, step = begin(difference, {}, grad_accum=n, rows=2)
+        state, _ = step(state, batch)
+        seen.append(drawn(state))
+    expected = np.square(tokens[::2] - tokens[1::2]).mean()
+    assert_allclose(seen, [[expected] * 2] * 2, rtol=1e-6)
 
 
 def test_moments_lie_as_their_parameters_do():
