@@ -200,7 +200,7 @@ def batches(prepare, path, on_bad_sample="raise"):
         prepare,
         batch_size=3,
         length=LENGTH,
-        frames=prepare.frames,
+        tiles=prepare.tiles,
         shuffle=False,
         on_bad_sample=on_bad_sample,
     )

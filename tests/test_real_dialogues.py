@@ -20,7 +20,7 @@ def test_a_few_real_dialogues_come_back_word_for_word(tmp_path):
     run_command(
         "train",
         "--config=configs/tiny.py:real",
-        "--config.steps=100",
+        "--config.steps=70",
         "--config.batch_size=4",
         f"--config.data.path={file}",
         f"--config.eval.path={file}",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny
 
-from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, Sample, collate, room
+from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, Sample, Tile, collate, room
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,25 @@ def test_every_view_of_a_picture_lies_at_one_place():
     small, large = batch.media["image"]
     assert small.shape == (1, 4, 4, 4, 3) and large.shape == (1, 4, 5, 5, 3)
     assert shades(small) == shades(large) == [[1, 2, 3, 0]]
+
+
+def test_each_stream_counts_through_tiles_of_its_own():
+    """Two rows that share a pool: one of a picture and a sound, one of two sounds."""
+    tiles = tiny.tiles(4, rows=ROWS) | {"audio": Tile(1, ((5,),), np.float32, 3)}
+    rows = []
+    for pictures, sounds in ((1, 1), (0, 2)):
+        kind = np.array([FEATURE] * ROWS * pictures + [FEATURE + 1] * 3 * sounds + [TEXT], np.int32)
+        index = np.array([*range(ROWS * pictures), *range(3 * sounds), 0], np.int32)
+        media = {
+            "image": (np.ones((pictures, 4, 4, 3), np.uint8),),
+            "audio": (np.ones((sounds, 5), np.float32),),
+        }
+        media = {name: views for name, views in media.items() if len(views[0])}
+        rows.append(Sample(kind, kind, index, kind.astype(np.float32), media))
+    batch = collate(rows[::-1], 9, tiles, pools=1)
+    assert batch.media["image"][0].shape[:2] == (1, 1) and batch.media["audio"][0].shape == (1, 4, 5)
+    assert batch.index[0].tolist() == [0, 1, 2, 3, 4, 5, 0, 0, 0]
+    assert batch.index[1].tolist() == [0, 1, 6, 7, 8, 0, 0, 0, 0]
 
 
 def test_without_media_there_is_no_room_for_any():

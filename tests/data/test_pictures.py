@@ -64,6 +64,7 @@ FITS = {
     "pad": {"fit": "pad"},
     "tiles": {"fit": "tiles"},
     "newlines": {"fit": "tiles", "newline": True, "unpad": True},
+    "grids that are not the same on their side": {"fit": "tiles", "grids": ((1, 2), (3, 1))},
 }
 
 

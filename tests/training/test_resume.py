@@ -170,6 +170,15 @@ def test_phase_2_reads_as_phase_1_did(capsys):
     assert "model.image.fit: 'crop' -> 'pad'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "field", ["layout", "image_place", "prompt", "user", "bot", "template", "image_token"]
+)
+def test_each_setting_of_how_a_dialogue_is_read_is_compared(field):
+    other = dataclasses.replace(ModelConfig(), **{field: "mark"})
+    with pytest.raises(ConfigError, match=rf"model\.{field}: .*'mark'"):
+        same_reading(ModelConfig(), other, "phase1", False)
+
+
 def test_the_config_stands_in_the_workdir_whole(tmp_path):
     write_config(changed(batch_size=32), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 32

@@ -247,7 +247,7 @@ def test_a_micro_batch_takes_rows_from_everywhere():
 @pytest.mark.parametrize("pictures", [False, True], ids=["text", "a pool for each pair"])
 @pytest.mark.parametrize("grad_accum", [2, 4])
 def test_the_rows_of_a_pair_stay_together(grad_accum, pictures):
-    """An objective on pairs: each micro-batch sees whole ones, so the sum over pairs is that of one portion."""
+    """An objective on pairs: micro-batches see whole ones, so the sum over pairs is that of one portion."""
 
     def difference(module, batch, key):
         chosen, rejected = batch.tokens.reshape(-1, 2, batch.tokens.shape[1]).sum(axis=-1).T

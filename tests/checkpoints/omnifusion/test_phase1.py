@@ -1,5 +1,6 @@
 """What phase 1 of the original code writes: read by training and by the converter, and written."""
 
+import copy
 import dataclasses
 import json
 
@@ -15,10 +16,12 @@ import omnifusion_jax as of
 from omnifusion_jax.checkpoints.inspect import inspect
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_trained
 from omnifusion_jax.checkpoints.native import save_native
+from omnifusion_jax.checkpoints.omnifusion import two_encoders
 from omnifusion_jax.checkpoints.omnifusion.export import export_original
+from omnifusion_jax.checkpoints.storage.weights import open_tensors
 from omnifusion_jax.config import ModelConfig, TrainConfig, adapter, part_of
 from omnifusion_jax.errors import CheckpointError, ConfigError
-from omnifusion_jax.models.presets import preset
+from omnifusion_jax.models.presets import PRESETS, preset
 from omnifusion_jax.run import starting_point
 
 C = dataclasses.replace(tiny.config(), layout="original")
@@ -219,7 +222,7 @@ def test_what_phase_1_trained_is_written_so(source, tmp_path, pickles):
         )
 
 
-def test_two_encoders(tmp_path):
+def test_two_encoders(tmp_path, monkeypatch):
     """Not the original's, which published no code for them: what this library writes of such a phase 1."""
     [first] = C.image.encoders
     second = dataclasses.replace(first, image_size=16, width=16)
@@ -233,3 +236,14 @@ def test_two_encoders(tmp_path):
         np.testing.assert_array_equal(np.asarray(back[path]), a, err_msg=path)
     with pytest.raises(CheckpointError, match=r"adapter\.kind is sum there, transformer here"):
         load_trained(tmp_path / "written", C)
+
+    # a reading of one's own, here with two vectors for one another
+    monkeypatch.setitem(PRESETS, "two", lambda: copy.deepcopy(c))
+    file = tmp_path / "written/projection.safetensors"
+    reading = two_encoders.choose(two_encoders.divided(open_tensors(file), c), c, file)
+    scale, bias = (f"image/adapter/mixes/0/norm/{name}" for name in ("scale", "bias"))
+    reading[scale], reading[bias] = reading[bias], reading[scale]
+    (tmp_path / "reading.json").write_text(json.dumps(reading))
+    found = load_checkpoint(tmp_path / "written", preset="two", assign=tmp_path / "reading.json").arrays
+    np.testing.assert_array_equal(np.asarray(found[scale]), arrays[bias])
+    np.testing.assert_array_equal(np.asarray(found[bias]), arrays[scale])
