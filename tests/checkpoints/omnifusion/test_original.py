@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from settings import changed
 
 from omnifusion_jax.checkpoints.decoders import language_models
 from omnifusion_jax.checkpoints.encoders import clip
@@ -220,6 +221,16 @@ def test_what_the_files_cannot_say_is_in_omnifusion_json(source):
         (source / "omnifusion.json").write_text(json.dumps(settings | change))
         with pytest.raises(CheckpointError, match=said):
             load_checkpoint(source)
+
+
+def test_how_pictures_are_cut_goes_out_and_comes_in_again(source, tmp_path):
+    """No published file says it; here each setting is another one than by default."""
+    found = load_checkpoint(source)
+    tiles = {"image.fit": "tiles", "image.unpad": True, "image.grids": ((2, 1), (1, 3))}
+    config = changed(found.config, tiles)
+    export_original(dataclasses.replace(found, config=config), tmp_path / "back", pickles=False)
+    back = load_checkpoint(tmp_path / "back").config.image
+    assert (back.fit, back.unpad, back.grids) == ("tiles", True, ((2, 1), (1, 3)))
 
 
 def test_preprocessing_comes_from_the_clip_directory(source):
