@@ -11,6 +11,7 @@ from conftest import run_command
 
 import omnifusion_jax as of
 from omnifusion_jax.checkpoints.assemble import from_parts, joined
+from omnifusion_jax.checkpoints.encoders.vision_towers import write_encoder
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.storage.bundled import ASSETS
@@ -57,6 +58,21 @@ def test_two_towers():
         from_parts(DECODER, VISION, name="omnifusion-1.1-mix")
     with pytest.raises(ConfigError, match="no model preset 'gpt'"):
         from_parts(DECODER, VISION, name="gpt")
+
+
+@pytest.mark.parametrize("first", ["squash", "crop"])
+def test_pictures_are_fitted_as_the_first_of_two_towers_is_used_to(tmp_path, first):
+    c, arrays = load_encoder(VISION)
+    write_encoder(made(tmp_path / "squash"), c, arrays, fit="squash")
+    write_encoder(made(tmp_path / "crop"), c, arrays, fit="crop")
+    second = {"squash": "crop", "crop": "squash"}[first]
+    found, _ = from_parts(DECODER, str(tmp_path / first), str(tmp_path / second))
+    assert found.config.image.fit == first
+
+
+def made(directory):
+    directory.mkdir()
+    return directory
 
 
 def test_the_first_tower_of_a_model_with_two_may_become_the_second(tmp_path):
