@@ -11,6 +11,7 @@ import pytest
 import tiny
 from numpy.testing import assert_allclose, assert_array_equal
 
+from omnifusion_jax import sharding
 from omnifusion_jax.batch import Batch
 from omnifusion_jax.config import CheckpointConfig, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
 from omnifusion_jax.data.dialogues import Dialogue
@@ -20,7 +21,7 @@ from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training.freeze import split
-from omnifusion_jax.training.loop import NotFinite, train
+from omnifusion_jax.training.loop import NotFinite, fill, train
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.step import init_state, make_step
 
@@ -112,6 +113,20 @@ def test_it_learns_and_leaves_frozen_parts_alone(reference):
     for path, a in frozen.items():
         assert_array_equal(a, given[path])
     assert not [path for path, a in trained.items() if np.abs(a - given[path]).max() == 0]
+
+
+def test_what_is_fresh_follows_from_the_seed():
+    """The adapter of a run that is given the rest: another one with another seed, the same with the same."""
+    kernel = "image/adapter/linear/kernel"
+
+    def drawn(seed):
+        c = config(seed=seed)
+        given = {path: a for path, a in start(c).items() if not path.startswith("image/adapter/")}
+        return np.asarray(fill(c, sharding.make_mesh(fsdp=1), given)[1][kernel])
+
+    one, again, other = drawn(1), drawn(1), drawn(2)
+    assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 1e-3
 
 
 def test_accumulation_is_exact(reference, tokenizer, tmp_path):
