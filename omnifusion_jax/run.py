@@ -12,14 +12,7 @@ from omnifusion_jax.checkpoints.load import load_decoder, load_encoder, load_tra
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.storage.placement import placed
-from omnifusion_jax.config import (
-    HANDED_ON,
-    DecoderConfig,
-    EncoderConfig,
-    TrainConfig,
-    part_of,
-    same_settings,
-)
+from omnifusion_jax.config import HANDED_ON, DecoderConfig, EncoderConfig, TrainConfig, part_of, same_settings
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.evaluation.report import write_report

@@ -22,10 +22,7 @@ from omnifusion_jax.tables import ENCODERS
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 # What a block adds to x, given a norm and the layer (attention or feed-forward part) that it belongs to
-ORDERS = {
-    "pre": lambda norm, layer, x: layer(norm(x)),
-    "post": lambda norm, layer, x: norm(layer(x)),
-}
+ORDERS = {"pre": lambda norm, layer, x: layer(norm(x)), "post": lambda norm, layer, x: norm(layer(x))}
 
 
 class Block(nnx.Module):

@@ -27,10 +27,7 @@ from omnifusion_jax.tables import LAYOUTS
 PUBLISHED = {("clip", 336, 14, 1024, 24): "clip-vit-large-patch14-336"}
 
 PHASE1 = (original.PATH, "special")  # the parts that phase 1 trains
-ADAPTERS = {
-    "transformer": tables.adapter_table,
-    "sum": two_encoders.table,
-}  # adapter kind: conversion table
+ADAPTERS = {"transformer": tables.adapter_table, "sum": two_encoders.table}  # adapter kind: conversion table
 
 
 def export_original(checkpoint: Checkpoint, output: str | Path, dtype=None, pickles: bool = True):

@@ -13,7 +13,7 @@ WANTED = ["*.json", "*.jinja", "*.safetensors", "*.pt", "*.model", "arrays/*"]
 # others are left out; the others are named by their folder.
 OTHERS = ["OmniMistral-v1_1-encoders-mix/*", "OmniMistral-model/*", "OmniMistral-tokenizer/*"]
 BESIDE = {  # files that belong to a folder and lie outside it: release 1.0
-    "OmniMistral-model": ["OmniMistral-tokenizer/*", "projection", "special_embeddings.pt"],
+    "OmniMistral-model": ["OmniMistral-tokenizer/*", "projection", "special_embeddings.pt"]
 }
 
 
