@@ -1,5 +1,5 @@
 """LLaVA and LLaVA-NeXT as transformers has them, read and written.
 
 Open read.py first, then tables.py for the tensor names and settings.py for config.json. export.py writes
-them; chat_template.py turns our prompt layouts into chat templates for it.
+them; written_template.py turns our prompt layouts into chat templates for it.
 """

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint, check_whole
-from omnifusion_jax.checkpoints.llava import chat_template, processor
+from omnifusion_jax.checkpoints.llava import processor, written_template
 from omnifusion_jax.checkpoints.llava.settings import config_json
 from omnifusion_jax.checkpoints.llava.tables import PROJECTOR, TOWERS, obstacles, table, tower_of
 from omnifusion_jax.checkpoints.mapping.tensors import to_foreign
@@ -73,14 +73,14 @@ def export_llava(checkpoint: Checkpoint, output: str | Path, dtype=None):
     arrays = {path: lazy(a).astype(dtype or a.dtype) for path, a in checkpoint.arrays.items()}
     with written_beside(output, sum(a.nbytes for a in arrays.values())) as partial:
         added, image = write_tokenizer(checkpoint.tokenizer, partial, c)
-        chat_template.check_template(c, checkpoint.tokenizer, partial)
+        written_template.check_template(c, checkpoint.tokenizer, partial)
         names = Tokenizer(partial)
         arrays, vocab = with_rows(arrays, c, added)
         decoder = dataclasses.replace(c.decoder, vocab=vocab, tied="decoder/head" not in arrays)
         c = dataclasses.replace(c, decoder=decoder)
         tensors = to_foreign(arrays, table(c, tower_of(c.image.encoders[0])))
         tensors = tensors | identity(c, arrays["image/adapter/linear/kernel"].dtype)
-        template = chat_template.source(c, names.names["eos_token"])
+        template = written_template.source(c, names.names["eos_token"])
         (partial / processor.TEMPLATE).write_text(template, encoding="utf-8")
         write_json(partial / processor.PICTURES, processor.pictures_json(c))
         write_json(partial / processor.PROCESSOR, processor.processor_json(c))
@@ -111,7 +111,7 @@ def write_tokenizer(source: Path, target: Path, c: ModelConfig) -> tuple[dict[st
       CheckpointError: the tokenizer already has a token that is to stand for a vector.
     """
     ours, backend = Tokenizer(source), Backend.from_file(str(Path(source) / "tokenizer.json"))
-    vectors = list(chat_template.tokens(c).values())
+    vectors = list(written_template.tokens(c).values())
     taken = [token for token in vectors if backend.token_to_id(token) is not None]
     if taken:
         raise CheckpointError(
@@ -160,7 +160,7 @@ def with_rows(arrays: dict[str, Lazy], c: ModelConfig, added: dict[str, int]) ->
     embed, head = arrays["decoder/embed"], arrays.get("decoder/head")
     vocab = c.decoder.vocab
     rows = max(vocab, *(i + 1 for i in added.values()), 0)
-    vectors = {added[token]: arrays[f"special/{name}"] for name, token in chat_template.tokens(c).items()}
+    vectors = {added[token]: arrays[f"special/{name}"] for name, token in written_template.tokens(c).items()}
     others = {str(a.dtype) for a in vectors.values()} - {str(embed.dtype)}
     if others:
         raise CheckpointError(

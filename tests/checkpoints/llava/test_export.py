@@ -14,8 +14,8 @@ from tokenizers import pre_tokenizers
 
 import omnifusion_jax as of
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint
-from omnifusion_jax.checkpoints.llava.chat_template import check_template
 from omnifusion_jax.checkpoints.llava.export import export_llava, write_tokenizer
+from omnifusion_jax.checkpoints.llava.written_template import check_template
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.omnifusion.export import export_original
 from omnifusion_jax.checkpoints.storage.bundled import locate
