@@ -211,6 +211,7 @@ REFUSED = [  # what is set in configs/pretrain.py, and what the message says
         {"model.image_place": "mark", "model.layout": "original"},
         "model.layout=original has a place of its own for pictures",
     ),
+    ({"data.num_workers": -1}, "data.num_workers is -1; it must be 0 or more"),
     ({"model.image.grids": ()}, "not pairs"),
     ({"model.image.grids": ((1, 2, 3),)}, "not pairs"),
     ({"model.image.grids": ((0, 2),)}, "not pairs"),
@@ -292,6 +293,8 @@ def joined(kind, **settings):
         ("attention", {"heads": 3}, "the adapter's width 1024 is not a multiple of adapter.heads 3"),
         ("attention", {"first_state": 13}, "first_state 13 is not in 0..12"),
         ("resampler", {"queries": 10}, "adapter.queries 10 make no square grid"),
+        ("resampler", {"queries": 0}, "adapter.queries 0 make no square grid"),
+        ("resampler", {"queries": -1}, "adapter.queries -1 make no square grid"),
         ("resampler", {"heads": 3}, "the adapter's width 4096 is not a multiple of adapter.heads 3"),
     ],
 )

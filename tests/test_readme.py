@@ -101,6 +101,8 @@ def test_python(page, desk, monkeypatch):
     found = executed(page)
     if page.name == "README.md":
         assert found["answer"].text
+    if page.name == "training.md":
+        assert found["figures"]["steps"] == 2
     if page.name == "inference.md":
         assert found["scores"][0].shape[1] == found["model"].config.decoder.vocab
 

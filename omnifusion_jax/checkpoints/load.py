@@ -123,6 +123,8 @@ def what_else(source, path: Path) -> str:
             )
     if not path.is_dir():
         return "not a directory, and not a vision tower's file either"
+    if native.is_native(path / "model"):
+        return f"the folder of a training run; its model is {Path(source) / 'model'}"
     known = "; ".join(f"{name}: {format.known_by}" for name, format in FORMATS.items())
     return f"a checkpoint of no known format ({known})"
 
@@ -142,6 +144,8 @@ def load_trained(source: str | Path, model: ModelConfig) -> tuple[ModelConfig, d
     if phase1.is_phase1(directory):
         advice = "Train the model that they were made for: --config.model.preset=NAME"
         return *phase1.read_for(model, directory, advice), None
+    if native.is_native(directory / "model"):
+        raise CheckpointError(f"{source}: {what_else(source, directory)}")
     if not native.is_native(directory):
         raise CheckpointError(
             f"{source}: training goes on from a native checkpoint (config.json and arrays/), "

@@ -54,6 +54,7 @@ class DataConfig:
             0 <= self.bad_share <= 1,
             f"data.bad_share is a share of the records from 0 to 1, not {self.bad_share}",
         )
+        check(self.num_workers >= 0, f"data.num_workers is {self.num_workers}; it must be 0 or more")
         check(
             bool(self.path),
             "data.path is empty: give a LLaVA JSON file, "

@@ -16,7 +16,7 @@ import orbax.checkpoint
 import pytest
 import tiny
 
-from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder
+from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder, load_trained
 from omnifusion_jax.checkpoints.native import nested, open_native, read_config, save_native
 from omnifusion_jax.checkpoints.storage.placement import place
 from omnifusion_jax.config import RopeScaling
@@ -120,6 +120,12 @@ def test_part_of_a_model(tmp_path, arrays):
     with pytest.raises(CheckpointError, match=f"{UP}: missing"):
         save_native(tmp_path / "half", C, trained)
     assert not (tmp_path / "half").exists()
+
+
+def test_the_folder_of_a_run_is_not_its_model(saved):
+    for read in (load_checkpoint, lambda source: load_trained(source, C)):
+        with pytest.raises(CheckpointError, match=rf"folder of a training run; its model is {saved}$"):
+            read(saved.parent)
 
 
 def test_a_transposed_array_does_not_fit(tmp_path, arrays):

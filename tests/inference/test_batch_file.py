@@ -314,6 +314,16 @@ def test_input_may_grow(model, files):
     assert run(model, files) == (2, 0, 1, 0)
 
 
+def test_a_line_that_was_corrected_may_have_an_id_of_its_own(model, files):
+    """Its error stood under the number of the line, since nothing else could be read."""
+    write(files[0], ask("one", id="a"), "not JSON", ask("two", id="b"))
+    assert run(model, files) == (3, 1, 0, 0)
+    assert [row["id"] for row in read(files[1])] == ["a", "2", "b"]
+    write(files[0], ask("one", id="a"), ask("corrected", id="c"), ask("two", id="b"))
+    assert run(model, files, retry_errors=True) == (3, 0, 3, 1)
+    assert read(files[1])[1] == alone(model, "c", user("corrected"))
+
+
 def test_a_request_may_not_change_once_it_is_answered_but_an_error_may(model, files):
     write(files[0], ask("one", id="a"), "not JSON", ask("two", id="b"))
     assert run(model, files) == (3, 1, 0, 0)

@@ -28,6 +28,10 @@ REFUSED = (  # (a test of the ModelConfig, why transformers' class would compute
         "adapter.kind {0.image.adapter.kind!r} has no place between tower and projector",
     ),
     (
+        lambda c: c.layout != "template" and c.image_place == "mark",
+        "model.image_place=mark: the chat template of layout {0.layout} has pictures before the first turn",
+    ),
+    (
         lambda c: c.image.adapter.kind == "mlp" and c.image.adapter.mlp != c.decoder.width,
         "adapter.mlp is {0.image.adapter.mlp}, the class has the decoder's width {0.decoder.width}",
     ),

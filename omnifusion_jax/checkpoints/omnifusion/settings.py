@@ -11,7 +11,7 @@ ENCODERS = "encoders"  # in omnifusion.json: the names of the vision towers' dir
 
 # The settings that the published files cannot say and omnifusion.json may hold
 UNSAID = (
-    "preset", "layout", "prompt", "image.fit", "image.unpad", "image.grids",
+    "preset", "layout", "prompt", "image_place", "image.fit", "image.unpad", "image.grids",
     "adapter.heads", "adapter.dropout", "adapter.eps", "adapter.align", "adapter.activation",
     "encoder.feature_layer", "encoder.feature_norm", "encoder.keep_class_token",
     "encoder2.feature_layer", "encoder2.feature_norm", "encoder2.keep_class_token",

@@ -36,10 +36,8 @@ class ResamplerAdapter(OfOneEncoder, nnx.Module):
         def validate(self, stream, width):
             super().validate(stream, width)
             divides(self.heads, width)
-            check(
-                math.isqrt(self.queries) ** 2 == self.queries,
-                f"adapter.queries {self.queries} make no square grid",
-            )
+            square = self.queries > 0 and math.isqrt(self.queries) ** 2 == self.queries
+            check(square, f"adapter.queries {self.queries} make no square grid")
             fits = width % 4 == 0  # sines and cosines, of columns and rows
             check(fits, f"adapter.kind 'resampler' needs a decoder.width that 4 divides, not {width}")
             check(

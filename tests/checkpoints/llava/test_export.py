@@ -306,6 +306,12 @@ def test_what_the_classes_compute_otherwise(tmp_path, reason):
     assert not list(tmp_path.iterdir())
 
 
+def test_pictures_at_their_marks_have_no_place_in_the_written_template(tmp_path):
+    c = dataclasses.replace(checkpoint().config, image_place="mark")
+    with pytest.raises(CheckpointError, match="image_place=mark: the chat template of layout omnifusion has"):
+        export_llava(Checkpoint(c, tiny.arrays(c), TOKENIZER, "native"), tmp_path / "exported")
+
+
 def test_a_tokenizer_that_treats_pieces_otherwise(tmp_path):
     tiny.make_tokenizer(tmp_path / "first")
     file = tmp_path / "first/tokenizer.json"

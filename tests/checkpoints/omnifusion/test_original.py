@@ -227,10 +227,11 @@ def test_how_pictures_are_cut_goes_out_and_comes_in_again(source, tmp_path):
     """No published file says it; here each setting is another one than by default."""
     found = load_checkpoint(source)
     tiles = {"image.fit": "tiles", "image.unpad": True, "image.grids": ((2, 1), (1, 3))}
-    config = changed(found.config, tiles)
+    config = changed(found.config, tiles | {"layout": "omnifusion", "image_place": "mark"})
     export_original(dataclasses.replace(found, config=config), tmp_path / "back", pickles=False)
-    back = load_checkpoint(tmp_path / "back").config.image
-    assert (back.fit, back.unpad, back.grids) == ("tiles", True, ((2, 1), (1, 3)))
+    back = load_checkpoint(tmp_path / "back").config
+    assert (back.image.fit, back.image.unpad, back.image.grids) == ("tiles", True, ((2, 1), (1, 3)))
+    assert back.image_place == "mark"
 
 
 def test_preprocessing_comes_from_the_clip_directory(source):
