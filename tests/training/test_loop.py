@@ -392,7 +392,7 @@ def test_a_broken_loss_leaves_no_trace(tokenizer, tmp_path):
         and broken.pop("bad_steps") == 1
         and without.pop("bad_steps") == 0
     )
-    assert sum(a.size for a in jax.tree.leaves(broken)) > 3 * 100_000  # parameters and both moments
+    assert sum(a.size for a in jax.tree.leaves(broken)) > 3 * 60_000  # parameters and both moments
     jax.tree.map(assert_array_equal, broken, without)
 
 
