@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -71,9 +71,26 @@ def transforms(c: EncoderConfig) -> dict[str, Transform]:
     }
 
 
+class EncoderFamily(Protocol):
+    """A row of VISION_FAMILIES: a format in which vision towers are stored. `Family` has most of it."""
+
+    known_by: str  # for errors: how a directory or a file of this family is recognised
+
+    def knows(self, path: Path) -> bool:
+        """Whether a directory or a file is of this family. Only settings and names are read."""
+
+    def settings(self, path: Path) -> tuple[EncoderConfig, str]:
+        """The encoder's config, and a value of ImageConfig.fit. Raises CheckpointError."""
+
+    def read(
+        self, source: Path, dtype=None, path: str = "image/encoders/0"
+    ) -> tuple[EncoderConfig, dict[str, Lazy]]:
+        """The encoder's config, and its arrays by path (under `path`). Raises CheckpointError."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A format in which vision towers are stored.
+    """What families of vision towers share: an EncoderFamily but for two methods.
 
     A subclass recognises the directories and files of its family, and reads their settings.
     """

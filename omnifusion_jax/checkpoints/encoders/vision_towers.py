@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omnifusion_jax.checkpoints.encoders.base import Family
+from omnifusion_jax.checkpoints.encoders.base import EncoderFamily, Family
 from omnifusion_jax.checkpoints.encoders.clip import CLIP
 from omnifusion_jax.checkpoints.encoders.dinov2 import DINOV2, DINOV2_HUB, DINOV2_WITH_REGISTERS
 from omnifusion_jax.checkpoints.encoders.hugging_face import preprocessor_json
@@ -20,7 +20,7 @@ from omnifusion_jax.checkpoints.storage.weights import write_weights
 from omnifusion_jax.config import EncoderConfig
 from omnifusion_jax.errors import CheckpointError
 
-VISION_FAMILIES = {  # the first family that knows a directory reads it
+VISION_FAMILIES: dict[str, EncoderFamily] = {  # the first family that knows a directory reads it
     "open_clip": OPEN_CLIP,
     "clip": CLIP,
     "siglip": SIGLIP,

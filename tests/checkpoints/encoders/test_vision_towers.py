@@ -1,6 +1,7 @@
 """Vision towers: published settings and sizes, what Hugging Face's classes load of ours, and refusals."""
 
 import dataclasses
+import inspect
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from parity.files import random_file
 from parity.vision_models import Hub, InternViT, OpenClip
 from PIL import Image
 
+from omnifusion_jax.checkpoints.encoders.base import EncoderFamily
 from omnifusion_jax.checkpoints.encoders.hugging_face import preprocessor_json
 from omnifusion_jax.checkpoints.encoders.vision_towers import (
     VISION_FAMILIES,
@@ -558,3 +560,12 @@ def test_one_file_may_be_the_encoder_of_a_release(source, tmp_path):
 
 def test_every_written_family_is_a_family():
     assert set(WRITTEN) < set(VISION_FAMILIES)
+
+
+@pytest.mark.parametrize("name", VISION_FAMILIES)
+def test_a_family_keeps_its_contract(name):
+    family = VISION_FAMILIES[name]
+    assert isinstance(family.known_by, str)
+    for method in ("knows", "settings", "read"):
+        wanted, found = (inspect.signature(getattr(kind, method)) for kind in (EncoderFamily, type(family)))
+        assert list(wanted.parameters) == list(found.parameters), method
