@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -90,9 +90,9 @@ class EncoderFamily(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What families of vision towers share: an EncoderFamily but for two methods.
+    """What families of vision towers share.
 
-    A subclass recognises the directories and files of its family, and reads their settings.
+    A subclass adds `known_by`, `knows` and `settings`, and so becomes an EncoderFamily.
     """
 
     # The names of tensors, as `named` gives them. A family may have several styles; the first one is written.
@@ -100,20 +100,6 @@ class Family:
     ignored: tuple[str, ...] = ()  # regexes of tensors that hold nothing of the tower
     prefix: str = ""  # what names may begin with, or may leave out
     batched: bool = False  # whether class token, registers and positions have a batch axis
-
-    known_by: ClassVar[str]  # for errors: how a directory or a file of this family is recognised
-
-    def knows(self, path: Path) -> bool:
-        """Whether a directory or a file is of this family. Only settings and names are read."""
-        raise NotImplementedError
-
-    def settings(self, path: Path) -> tuple[EncoderConfig, str]:
-        """The encoder's config, and how its pictures are fitted to a square (a value of ImageConfig.fit).
-
-        Raises:
-          CheckpointError: a setting is not supported.
-        """
-        raise NotImplementedError
 
     def tensors(self, path: Path) -> Mapping[str, np.ndarray]:
         return open_tensors(path)
