@@ -3,7 +3,7 @@
     python examples/make_tiny.py WORKDIR
 
 trains the tokenizer, the encoder, the decoder and both phases, and writes the results to
-omnifusion_jax/assets/. Finished steps are not repeated, so a run that was cut off can be continued.
+omnifusion_jax/assets/. Finished trainings are not repeated, so a run that was cut off can be continued.
 """
 
 import shutil

@@ -31,7 +31,7 @@ class SquaresAdapter(OfOneEncoder, nnx.Module):
             encoder = stream.encoders[0]
             patches_only, side = not encoder.keep_class_token, encoder.side
             check(patches_only, "adapter.kind 'squares': encoder.keep_class_token has no place in the grid")
-            divides = side % self.factor == 0
+            divides = self.factor > 0 and side % self.factor == 0
             check(divides, f"adapter.factor {self.factor} does not divide a grid of {side} patches a side")
 
     @staticmethod

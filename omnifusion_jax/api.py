@@ -26,6 +26,7 @@ def load(source, *, vision=None, dtype: str | None = None, mesh: jax.sharding.Me
     Raises:
       CheckpointError: the source is unknown, unsafe or incomplete.
       ConfigError: `dtype` is neither of the two.
+      DataError: the tokenizer is damaged or does not belong to the model.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     one_of("dtype", dtype, ("float32", "bfloat16"))

@@ -40,13 +40,13 @@ def pictures(name: str) -> list:
 
 
 def answer(model, request: Request, generation) -> str:
-    """Prints an answer as it comes; Ctrl-C stops it. Returns what was printed."""
+    """Prints an answer as it comes; Ctrl-C stops it. Returns what the model has said so far."""
     said = ""
-    if generation.num_beams == 1:
-        pieces = model.stream(request, generation)
-    else:  # the best beam is known only at the end
-        pieces = (a.text for a in model.generate([request], generation))
     try:
+        if generation.num_beams == 1:
+            pieces = model.stream(request, generation)
+        else:  # the best beam is known only at the end
+            pieces = [answer.text for answer in model.generate([request], generation)]
         for piece in pieces:
             print(piece, end="", flush=True)
             said += piece

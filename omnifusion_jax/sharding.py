@@ -34,10 +34,10 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> M
     if -1 in sizes.values() and len(devices) % known == 0:
         sizes = {name: len(devices) // known if s == -1 else s for name, s in sizes.items()}
     needed = math.prod(sizes.values())
-    if not 0 < needed <= len(devices):
+    if min(sizes.values()) < 1 or needed > len(devices):
         raise ConfigError(
             f"a mesh of {sizes} does not fit {len(devices)} devices; "
-            "mesh.data * mesh.fsdp * mesh.tensor must be at most their number"
+            "mesh.data * mesh.fsdp * mesh.tensor must be at most their number, and divide it if one is -1"
         )
     return jax.make_mesh(
         tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices[:needed]

@@ -1,4 +1,4 @@
-"""Tables of what varies: adapters, decoders, encoders, layouts, objectives, sources. Users can add rows."""
+"""Tables of what varies: adapters, encoders, decoders, modalities, layouts, sources. Users can add rows."""
 
 import importlib
 
@@ -56,6 +56,8 @@ DECODERS = Table("decoder", "omnifusion_jax.models.decoder")
 ENCODERS = Table("encoder", "omnifusion_jax.models.vit")
 # How a dialogue and its media become a sequence
 LAYOUTS = Table("layout", "omnifusion_jax.data.layout")
+# Kinds of media, by the name of their stream
+MODALITIES = Table("modality", "omnifusion_jax.data.pictures")
 # What a run learns
 OBJECTIVES = Table("objective", "omnifusion_jax.objectives")
 # Where dialogues come from, by what stands before ":" in data.path

@@ -1,6 +1,6 @@
 """Describes a directory or a hub id: its format, settings and parts, and where each array comes from.
 
-Reads names and settings only, no values.
+Reads names and settings, and values only where they decide what the model is.
 """
 
 import collections

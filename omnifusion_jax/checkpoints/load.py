@@ -74,7 +74,8 @@ def load_checkpoint(
       format: a name in FORMATS; a source of any other format is refused. None takes every format.
       dtype: "bfloat16", "float32" or a numpy type of the arrays. None keeps the stored types.
       mesh: devices over which the arrays are spread as they are read; no process reads or holds more than the
-        share of its own devices. None reads no values yet.
+        share of its own devices. None reads values only where they decide what the
+        model is, such as whether a stored head equals the embedding.
 
     Raises:
       CheckpointError: the source is missing, of no known format, unsafe or incomplete, or its tokenizer does
@@ -144,15 +145,15 @@ def load_trained(source: str | Path, model: ModelConfig) -> tuple[ModelConfig, d
     if phase1.is_phase1(directory):
         advice = "Train the model that they were made for: --config.model.preset=NAME"
         return *phase1.read_for(model, directory, advice), None
+    if native.is_native(directory):
+        return native.read(directory)
     if native.is_native(directory / "model"):
         raise CheckpointError(f"{source}: {what_else(source, directory)}")
-    if not native.is_native(directory):
-        raise CheckpointError(
-            f"{source}: training goes on from a native checkpoint (config.json and arrays/), "
-            "or from projection.pt and special_embeddings.pt of the original's phase 1. "
-            f"Convert other formats first: python -m omnifusion_jax.convert --source={source} --output=DIR"
-        )
-    return native.read(directory)
+    raise CheckpointError(
+        f"{source}: training goes on from a native checkpoint (config.json and arrays/), "
+        "or from projection.pt and special_embeddings.pt of the original's phase 1. "
+        f"Convert other formats first: python -m omnifusion_jax.convert --source={source} --output=DIR"
+    )
 
 
 def load_encoder(

@@ -49,20 +49,27 @@ def fast_tokenizer(directory: str | Path) -> Path | None:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     converted = caches / "omnifusion_jax" / f"tokenizer-{hashlib.sha256(content).hexdigest()[:16]}"
     if not converted.is_dir():
-        converted.parent.mkdir(parents=True, exist_ok=True)
-        # Every process writes into a directory of its own, because several may start at once
-        with tempfile.TemporaryDirectory(dir=converted.parent) as partial:
-            copy_tokenizer(directory, partial)
-            from_sentencepiece(directory / "tokenizer.model").save(str(Path(partial) / "tokenizer.json"))
-            with contextlib.suppress(OSError):  # another process was faster, with the same content
-                os.rename(partial, converted)
-                os.mkdir(partial)  # the TemporaryDirectory removes it on exit
+        try:
+            converted.parent.mkdir(parents=True, exist_ok=True)
+            # Every process writes into a directory of its own, because several may start at once
+            with tempfile.TemporaryDirectory(dir=converted.parent) as partial:
+                copy_tokenizer(directory, partial)
+                from_sentencepiece(directory / "tokenizer.model").save(str(Path(partial) / "tokenizer.json"))
+                with contextlib.suppress(OSError):  # another process was faster, with the same content
+                    os.rename(partial, converted)
+                    os.mkdir(partial)  # the TemporaryDirectory removes it on exit
+        except OSError as error:
+            raise CheckpointError(f"{unwritten(converted)} ({error})") from error
     if not converted.is_dir():
-        raise CheckpointError(
-            f"{converted}: the converted tokenizer cannot be written there. "
-            "Set XDG_CACHE_HOME to a folder that can be written."
-        )
+        raise CheckpointError(unwritten(converted))
     return converted
+
+
+def unwritten(converted):
+    return (
+        f"{converted}: the converted tokenizer cannot be written there. "
+        "Set XDG_CACHE_HOME to a folder that can be written"
+    )
 
 
 def token_id(directory: str | Path, token: str) -> int:

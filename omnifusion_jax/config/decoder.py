@@ -37,7 +37,7 @@ class DecoderConfig:
     rope_theta: float = 10000.0  # base of the rotary positions' wavelengths
     rope_scaling: RopeScaling | None = None  # as Llama 3.1 has it
     eps: float = 1e-5  # of norms
-    window: int | None = 4096  # how many positions back a token sees; None: all
+    window: int | None = 4096  # how many positions a token sees, its own and those before it; None: all
     max_length: int = 32768  # positions that it was trained for
     qkv_bias: bool = False  # of queries, keys and values
     qk_norm: bool = False  # an RMS norm of each head's queries and keys

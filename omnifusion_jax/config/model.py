@@ -27,14 +27,13 @@ class ModelConfig:
     image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     layout: str = "omnifusion"  # how a dialogue becomes tokens; or original, text, template (docs/data.md)
-    # where pictures stand: before the first turn; or "mark": where the text marks them.
+    # where media stand: before the first turn; or "mark": where the text marks them.
     # The layouts "original" and "template" have places of their own
     image_place: str = "prefix"
     prompt: str = "This is a dialog with AI assistant.\n"  # text before the first turn
     user: str = "User:"  # layout "text": what marks the turns of the user
     bot: str = "AI:"  # layout "text": what marks the turns of the model
     template: str = ""  # layout "template": a chat template in Jinja, as Hugging Face has them
-    image_token: str = "<image>"  # layout "template": what the template puts where a picture belongs
 
     @property
     def streams(self) -> dict[str, StreamConfig]:

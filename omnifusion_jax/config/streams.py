@@ -57,6 +57,8 @@ class StreamConfig:
     # each sees the same media item in its own way
     encoders: tuple[EncoderConfig, ...] = dataclasses.field(default_factory=lambda: (EncoderConfig(),))
     adapter: AdapterConfig = dataclasses.field(default_factory=lambda: adapter("transformer"))
+    # layout "template": the token that the template writes where a media item belongs
+    token: str = ""
 
     @property
     def rows(self) -> int:
@@ -67,6 +69,15 @@ class StreamConfig:
     def side(self) -> int | None:
         """Rows a side, if the feature rows of a tile form a square grid, line by line; else None."""
         return ADAPTERS[self.adapter.kind].side(self)
+
+    def view(self, encoder: EncoderConfig) -> tuple:
+        """How a media item is prepared for an encoder; encoders with equal views share the result."""
+        return ()
+
+    @property
+    def views(self) -> tuple[tuple, ...]:
+        """The different views of the encoders, in their order; a media item is prepared once for each."""
+        return tuple(dict.fromkeys(map(self.view, self.encoders)))
 
     @property
     def special(self) -> tuple[str, ...]:
@@ -91,6 +102,7 @@ class View(typing.NamedTuple):
 class ImageConfig(StreamConfig):
     """The stream of pictures, and how these are made the square that an encoder takes."""
 
+    token: str = "<image>"
     # the centre; or pad: to a square, with the mean colour; squash; tiles: the whole picture, squashed, and
     # then its tiles (arXiv 2404.06212)
     fit: str = "crop"
@@ -99,11 +111,6 @@ class ImageConfig(StreamConfig):
     # tiles: feature rows of mere padding are left out, and the others follow the order of the whole picture
     unpad: bool = False
     newline: bool = False  # tiles: a special vector ends each line of that order
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        """The different views of the encoders, in their order; a picture is prepared once for each."""
-        return tuple(dict.fromkeys(map(self.view, self.encoders)))
 
     def view(self, encoder: EncoderConfig) -> View:
         """How a picture is prepared for an encoder.

@@ -1,39 +1,43 @@
 """Renders dialogues to token ids with a chat template, as checkpoints on the Hugging Face Hub bring one."""
 
 import functools
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jinja2
 import numpy as np
 
-from omnifusion_jax.data.dialogues import MARKS
+from omnifusion_jax.data.modality import content_parts, marked, pieces
 from omnifusion_jax.errors import DataError
+from omnifusion_jax.tables import MODALITIES
 
-PROBE, MARK = "probe", MARKS["image"]
+PROBE = "probe"
 
 
 class Template:
-    """Renders dialogues with the Jinja template `source`, which writes `image_token` for a picture.
+    """Renders dialogues with the Jinja template `source`, which writes a token for each media item.
 
     The whole rendered text is encoded at once. It starts with the beginning-of-sequence token if the
     tokenizer adds one and the template does not.
 
+    Args:
+      tokens: {stream: the token that the template writes for one of its media items}.
+
     Raises:
-      DataError: the template cannot be rendered, or loses pictures or text.
+      DataError: the template cannot be rendered, or loses media or text.
     """
 
-    def __init__(self, source: str, image_token: str, tokenizer):
-        self.source, self.image_token, self.tokenizer = source, image_token, tokenizer
-        self.image_id = tokenizer.mark(image_token)
-        question = [("user", MARK + PROBE)]
-        forms = [form for form in FORMS if proper(self.try_render(question, form), image_token)]
-        if not forms:
+    def __init__(self, source: str, tokens: Mapping[str, str], tokenizer):
+        self.source, self.tokenizer = source, tokenizer
+        self.ids = {tokenizer.mark(token): stream for stream, token in tokens.items()}
+        self.by_mark = {MODALITIES[stream].mark: token for stream, token in tokens.items()}
+        problems = {form: self.problem(form) for form in FORMS}
+        self.form = next((form for form, problem in problems.items() if problem is None), None)
+        if self.form is None:
+            named = " and ".join(map(repr, tokens.values()))
             raise DataError(
-                f"the chat template puts neither {image_token!r} nor the text of a turn where they belong; "
-                "correct model.template"
+                f"the chat template puts neither {named} nor the text of a turn where they belong"
+                f"{problems[FORMS[0]]}; correct model.template"
             )
-        self.form = forms[0]
 
     def __call__(
         self, turns: Sequence[tuple[str, str]], ask: bool, where: str
@@ -42,7 +46,7 @@ class Template:
 
         Args:
           turns: (role, text), where the role is "user", "assistant" or "system" and the text has a mark for
-            each picture.
+            each media item.
           ask: ends with the template's generation prompt; no token is then a target.
           where: names the dialogue in errors.
 
@@ -73,7 +77,7 @@ class Template:
 
     def render(self, turns, form, ask, where):
         """The text that the template makes of `turns`, whose content has one of FORMS. Raises DataError."""
-        messages = [{"role": role, "content": form(text, self.image_token)} for role, text in turns]
+        messages = [{"role": role, "content": form(text, self.by_mark)} for role, text in turns]
         try:
             rendered = renderer()(
                 [messages], chat_template=self.source, add_generation_prompt=ask, **self.tokenizer.names
@@ -84,31 +88,31 @@ class Template:
                 f"{where}: the chat template cannot render this dialogue ({error!s:.200})"
             ) from error
 
-    def try_render(self, turns, form):
-        """The same with a generation prompt, or "" if the template cannot render it."""
-        try:
-            return self.render(turns, form, True, "the chat template")
-        except DataError:
-            return ""
+    def problem(self, form):
+        """What is wrong with the template for content of this form, as the end of a sentence; or None."""
+        for mark, token in self.by_mark.items():
+            try:
+                text = self.render([("user", mark + PROBE)], form, True, "a question")
+            except DataError as error:
+                return f" ({error})"
+            # a list of parts must not be printed as it is
+            if text.count(PROBE) != 1 or text.count(token) != 1 or "'type'" in text:
+                return ""
+        return None
 
 
-def proper(text, image_token):
-    """Whether a rendered text holds PROBE and one picture, and no list of parts that was printed as it is."""
-    return text.count(PROBE) == 1 and text.count(image_token) == 1 and "'type'" not in text
+def in_parts(text, by_mark):
+    """The content as a list of parts: media where the text marks them, and the text around them."""
+    return content_parts(text)
 
 
-def in_parts(text, image_token):
-    """The content as a list of parts: pictures where the text marks them, and the text around them."""
-    pieces = re.split(f"({re.escape(MARK)})", text)
-    return [
-        {"type": "image"} if piece == MARK else {"type": "text", "text": piece} for piece in pieces if piece
-    ]
-
-
-def in_one_string(text, image_token):
-    """The content as one string, in which pictures before the text have a line of their own."""
-    first = re.match(f"({re.escape(MARK)})*", text)[0]
-    return (first.replace(MARK, f"{MARK}\n") + text[len(first) :]).replace(MARK, image_token)
+def in_one_string(text, by_mark):
+    """The content as one string, in which media before the text have a line of their own each."""
+    between = pieces(text)
+    leading = next((i for i, piece in enumerate(between[::2]) if piece), len(between[1::2]))
+    breaks = ["\n" * (i < leading) for i in range(len(between[1::2]))]
+    tokens = [by_mark[mark] + after for mark, after in zip(marked(text), breaks, strict=True)]
+    return "".join(piece + token for piece, token in zip(between[::2], [*tokens, ""], strict=True))
 
 
 # Templates of vision-language models take content in parts, those of language models take one string.

@@ -12,12 +12,13 @@ TRIED = 100  # samples
 
 def describe(source, prepare, tokenizer) -> str:
     """Describes the first usable sample: targets stand in [[ ]], and runs of feature rows are counted."""
+    problem = "there are none"
     for i in range(min(len(source), TRIED)):
         try:
             return render(prepare(source[i]), tokenizer, prepare.layout.vectors, prepare.layout.streams)
         except OmniFusionError as error:
             problem = error  # the pipeline deals with bad samples
-    return f"None of the first samples can be used, the last because {problem}"
+    return f"None of the first samples can be used: {problem}"
 
 
 def render(sample, tokenizer, special, streams) -> str:
@@ -27,7 +28,8 @@ def render(sample, tokenizer, special, streams) -> str:
     """
     newline = special.index("newline") if "newline" in special else -1
     lines = (sample.kind == SPECIAL) & (sample.index == newline)
-    kinds = np.where(lines, FEATURE + streams.index("image"), sample.kind)  # newlines belong to their picture
+    before = np.maximum.accumulate(np.where(lines, 0, np.arange(len(lines))))
+    kinds = sample.kind[before]  # an end of a line belongs to the media item before it
     kinds = np.where(kinds == UNKNOWN, TEXT, kinds)
     marks = np.stack([kinds, sample.weights > 0])
     starts = [0, *(np.flatnonzero((marks[:, 1:] != marks[:, :-1]).any(axis=0)) + 1), len(sample.tokens)]

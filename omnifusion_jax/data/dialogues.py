@@ -1,18 +1,19 @@
 """Reads dialogues in the forms in which people write them: LLaVA JSON, or messages with roles."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omnifusion_jax.data.images import is_data_url, is_url
+from omnifusion_jax.data.modality import NEXT, first_given, marked, streams_by_mark
 from omnifusion_jax.errors import DataError
+from omnifusion_jax.tables import MODALITIES
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 # LLaVA's form and OpenAI's: the key of the list of turns, and the keys of a turn's speaker and content
 FORMS = (("conversations", "from", "value"), ("messages", "role", "content"))
-NEXT = object()  # source of a Media that is the next of the pictures listed beside the messages
 IMAGE = "image"  # the stream of pictures
-MARKS = {"image": "<image>"}  # the mark in a text for a media item, by stream
 
 
 @dataclasses.dataclass
@@ -21,12 +22,13 @@ class Request:
 
     `messages` are `[{"role": "user", "content": "What is it?"}]`; `content` may be a list of parts, as in
     OpenAI's form. Errors name the request by its `id`, which also seeds its random numbers; without an `id`,
-    its place in the list does both.
+    its place in the list does both. `media` holds the items of other streams: {stream: list}.
     """
 
     messages: list
     images: list = dataclasses.field(default_factory=list)
     id: str | None = None
+    media: dict[str, list] = dataclasses.field(default_factory=dict)
 
 
 class Media(NamedTuple):
@@ -49,7 +51,21 @@ class Dialogue:
     @property
     def images(self) -> tuple:
         """The sources of its pictures."""
-        return tuple(media.source for media in self.media if media.stream == IMAGE)
+        return self.of(IMAGE)
+
+    def of(self, stream: str) -> tuple:
+        """The sources of its media of a stream, in order."""
+        return tuple(media.source for media in self.media if media.stream == stream)
+
+    def request(
+        self, messages: list, id: str | None = None, items: Mapping[str, int] | None = None
+    ) -> Request:
+        """A Request of `messages` and its media; `items`: only the first items[stream] of each stream."""
+        streams = dict.fromkeys(media.stream for media in self.media)
+        listed = {stream: list(self.of(stream)) for stream in streams}
+        if items is not None:
+            listed = {stream: found[: items.get(stream, 0)] for stream, found in listed.items()}
+        return Request(messages, listed.pop(IMAGE, []), id, listed)
 
 
 def parse(record: Any, where: str) -> Dialogue:
@@ -61,21 +77,36 @@ def parse(record: Any, where: str) -> Dialogue:
         )
     if record.get("id") is not None:
         where = f'{where} (id "{record["id"]}")'
-    images = first_given(record, ("image", "images"), ())
-    images = tuple(images) if isinstance(images, (list, tuple)) else (images,)
+    listed = {stream: given_list(record, MODALITIES[stream].keys) for stream in MODALITIES.names()}
     for key, role, text in FORMS:
         if key in record:
             found = turns(record[key], role, text, f"{where}: {key}")
             if key == "conversations":
-                return Dialogue(where, found, tuple(Media(IMAGE, image) for image in images), marked=True)
-            return Dialogue(where, *assembled(found, images, where))
+                return Dialogue(where, found, in_order(found, listed), marked=True)
+            return Dialogue(where, *assembled(found, listed, where))
     keys = ", ".join(map(str, record)) or "nothing"
     raise DataError(f"{where}: there is neither 'conversations' (LLaVA) nor 'messages' in it, only {keys}")
 
 
-def first_given(record, keys, default):
-    """The value of the first of `keys` whose value in `record` is not None, or else `default`."""
-    return next((record[key] for key in keys if record.get(key) is not None), default)
+def given_list(record, keys):
+    """The media items that a record lists under the first of `keys` that is given, as a tuple."""
+    found = first_given(record, keys, ())
+    return tuple(found) if isinstance(found, list | tuple) else (found,)
+
+
+def in_order(turns, listed):
+    """The listed media in the order of the marks in the turns.
+
+    Those of a stream with more or fewer marks than items, which layouts refuse or show in an order of their
+    own, follow at the end, as do all without marks.
+    """
+    streams = streams_by_mark()
+    marked_so = [streams[mark] for _, text in turns for mark in marked(text)]
+    agree = {stream for stream, items in listed.items() if len(items) == marked_so.count(stream)}
+    order = [stream for stream in marked_so if stream in agree]
+    order += [stream for stream, items in listed.items() if stream not in agree for _ in items]
+    rest = {stream: iter(items) for stream, items in listed.items()}
+    return tuple(Media(stream, next(rest[stream])) for stream in order)
 
 
 def turns(items, role, text, where):
@@ -96,11 +127,11 @@ def turns(items, role, text, where):
     return tuple((turn[role], turn[text]) for turn in items)
 
 
-def assembled(turns, images, where):
+def assembled(turns, listed, where):
     """The fields of a Dialogue after `where`, from turns whose content may be a list of parts.
 
-    Parts are joined by newlines, and each media item becomes a mark. A part "image_url" brings its own
-    picture; a part "image" that names none takes the next of `images`.
+    Parts are joined by newlines, and each media item becomes a mark. A part that names no media item, such
+    as {"type": "image"}, takes the next of those that are listed beside the messages for its stream.
     """
     spoken = []  # (role, text with marks)
     said = []  # all text parts
@@ -111,58 +142,43 @@ def assembled(turns, images, where):
             parts = [content]
         else:
             parts = [read_part(part, f"{at}[{j}]") for j, part in enumerate(content)]
-        written = [part if isinstance(part, str) else MARKS[part.stream] for part in parts]
+        written = [part if isinstance(part, str) else MODALITIES[part.stream].mark for part in parts]
         spoken.append((role, "\n".join(written)))
         said += [part for part in parts if isinstance(part, str)]
         shown += [part for part in parts if isinstance(part, Media)]
     if not shown:
-        return tuple(spoken), tuple(Media(IMAGE, image) for image in images)
-    if any(mark in text for text in said for mark in MARKS.values()):
-        marks = ", ".join(MARKS.values())
+        return tuple(spoken), in_order(spoken, listed)
+    if any(map(marked, said)):
+        marks = ", ".join(streams_by_mark())
         raise DataError(
             f"{where}: media stand as parts, and the text has marks of its own ({marks}). Remove the marks"
         )
-    wanted = sum(media.source is NEXT for media in shown)
-    if wanted != len(images):
-        raise DataError(
-            f'{where}: {wanted} "image" parts name no picture, and "images" lists {len(images)}. '
-            "Each takes one of them, in order"
-        )
-    rest = iter(images)
-    media = tuple(Media(media.stream, next(rest)) if media.source is NEXT else media for media in shown)
+    for stream, items in listed.items():
+        wanted = sum(media.stream == stream and media.source is NEXT for media in shown)
+        if wanted != len(items):
+            raise DataError(
+                f'{where}: {wanted} "{stream}" parts name no file, and "{MODALITIES[stream].keys[-1]}" lists '
+                f"{len(items)}. Each takes one of them, in order"
+            )
+    rest = {stream: iter(items) for stream, items in listed.items()}
+    media = tuple(one._replace(source=next(rest[one.stream])) if one.source is NEXT else one for one in shown)
     return tuple(spoken), media, False, True
 
 
 def read_part(part, where):
     """The text or the Media of one part of a turn's content. Raises DataError, which names `where`."""
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in PARTS:
-        raise DataError(
-            f"{where} is of type {kind!r}; known are {', '.join(PARTS)}. Leave it out or say it in text"
-        )
-    return PARTS[kind](part, where)
-
-
-def text_part(part, where):
-    if not isinstance(part.get("text"), str):
-        raise DataError(f"{where} has no string 'text'")
-    check_characters(part["text"], where)
-    return part["text"]
-
-
-def image_url_part(part, where):
-    found = part.get("image_url")
-    found = found.get("url") if isinstance(found, dict) else found
-    if not isinstance(found, str):
-        raise DataError(f"{where} has no string 'url' in its 'image_url': a file's name, or a data URL")
-    return Media(IMAGE, found)
-
-
-def image_part(part, where):
-    return Media(IMAGE, first_given(part, ("image", "path", "url"), NEXT))
-
-
-PARTS = {"text": text_part, "image_url": image_url_part, "image": image_part}
+    if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise DataError(f"{where} has no string 'text'")
+        check_characters(part["text"], where)
+        return part["text"]
+    streams = {name: stream for stream in MODALITIES.names() for name in MODALITIES[stream].parts}
+    if kind not in streams:
+        known = ", ".join(["text", *streams])
+        raise DataError(f"{where} is of type {kind!r}; known are {known}. Leave it out or say it in text")
+    stream = streams[kind]
+    return Media(stream, MODALITIES[stream].parts[kind](part, where))
 
 
 def check_characters(text, where):
@@ -198,4 +214,13 @@ def from_record(record: Any, where: str, folder: str | Path) -> Dialogue:
 
 def from_request(request: Request, where: str = "request") -> Dialogue:
     """The Dialogue of a Request. Raises DataError, which names `where` and its `id`."""
-    return parse({"id": request.id, "images": request.images, "messages": request.messages}, where)
+    record = {"id": request.id, "images": request.images, "messages": request.messages}
+    for stream, items in request.media.items():
+        if stream == IMAGE or stream not in MODALITIES.names():
+            known = [name for name in MODALITIES.names() if name != IMAGE]
+            raise DataError(
+                f"{where}: media hold {stream!r}; known are {', '.join(known) or 'none'}, and pictures "
+                "belong in images"
+            )
+        record[MODALITIES[stream].keys[0]] = items
+    return parse(record, where)

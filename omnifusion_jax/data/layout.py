@@ -5,13 +5,13 @@
     text        prompt | SOI | image features | EOI | "User:" text "AI:" | answer </s> | ...
     template    what the model's chat template writes, with image features where it marks a picture
 
-Each picture has its own SOI to EOI, before the first turn or, with model.image_place=mark, where the text
+Each media item has its own SOI to EOI, before the first turn or, with model.image_place=mark, where the text
 marks it. USER, BOT, SOI and EOI are trained vectors, not tokens. Every piece of text is encoded on its own
 and without a beginning-of-sequence token, except in "template", where all text is one piece.
 """
 
+import collections
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
@@ -19,13 +19,19 @@ import numpy as np
 
 from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, UNKNOWN, Sample, Tile
 from omnifusion_jax.data.chat_template import Template
-from omnifusion_jax.data.dialogues import MARKS, ROLES, Dialogue
-from omnifusion_jax.data.pictures import ImageProcessor, Prepared
+from omnifusion_jax.data.dialogues import ROLES, Dialogue
+from omnifusion_jax.data.modality import (
+    content_parts,
+    marked,
+    pieces,
+    streams_by_mark,
+    without_breaks,
+    without_marks,
+)
+from omnifusion_jax.data.pictures import Prepared
 from omnifusion_jax.errors import DataError
-from omnifusion_jax.tables import LAYOUTS
+from omnifusion_jax.tables import LAYOUTS, MODALITIES
 
-MARK = MARKS["image"]
-PROCESSORS = {"image": ImageProcessor}  # the class that prepares the media of a stream
 ANSWER = "assistant"
 
 
@@ -46,9 +52,10 @@ class Layout:
     end-of-sequence token follows an answer, a target that the tokenizer does not know adds nothing to the
     loss, and a sequence longer than `max_length` is cut off.
 
-    The other layouts count the marks of LLaVA data and remove them. An end-of-sequence token follows every
-    answer and is a target. A dialogue that is too long, starts with the assistant or has no answer to learn
-    from raises DataError. Only "template" has a place for a system's turn.
+    The other layouts count the marks of LLaVA data, and remove them or put media in their place. An
+    end-of-sequence token follows every answer and is a target. A dialogue that is too long, starts with the
+    assistant or has no answer to learn from raises DataError. Only "template" has a place for a system's
+    turn.
     """
 
     def __init__(self, tokenizer, config, max_length: int):
@@ -58,9 +65,12 @@ class Layout:
         self.user, self.bot, self.placed = config.user, config.bot, config.image_place == "mark"
         self.original = config.layout == "original"
         self.prompt = tokenizer.encode(config.prompt)
-        self.template = (
-            Template(config.template, config.image_token, tokenizer) if config.layout == "template" else None
-        )
+        self.template = None
+        if config.layout == "template":
+            tokens = {name: stream.token for name, stream in config.streams.items()}
+            self.template = Template(config.template, tokens, tokenizer)
+        # whether media stand among the text, where it marks them, and not before the first turn
+        self.interleaved = self.placed or self.template is not None
 
     def __call__(self, dialogue: Dialogue, prepared: Sequence[Prepared], ask: bool = False) -> Sample:
         """The Sample of a dialogue and its prepared media.
@@ -73,15 +83,16 @@ class Layout:
           DataError: the dialogue does not suit this layout, or is too long.
         """
         turns = self.check(dialogue, len(prepared), ask)
-        features = list(self.features([media.stream for media in dialogue.media], prepared))
+        items = list(zip(dialogue.media, prepared, strict=True))
+        if not self.interleaved:  # before the first turn they stand stream by stream
+            items.sort(key=lambda item: self.streams.index(item[0].stream))
+        features = list(self.features(items))
         parts = LAYOUTS[self.name].arrange(self, dialogue, turns, features, ask)
         tokens, kind, index, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
-        items = {}  # {stream: views of each item}
-        for (stream, _), one in zip(dialogue.media, prepared, strict=True):
-            items.setdefault(stream, []).append(one.views)
-        media = {
-            stream: tuple(map(np.concatenate, zip(*views, strict=True))) for stream, views in items.items()
-        }
+        views = {}  # {stream: views of each item}
+        for (stream, _), one in items:
+            views.setdefault(stream, []).append(one.views)
+        media = {stream: tuple(map(np.concatenate, zip(*of, strict=True))) for stream, of in views.items()}
         media_positions = sum(len(one.order) for one in prepared)
         sample = Sample(tokens, kind, index, weights, media, len(prepared), media_positions)
         return self.within_length(sample, dialogue.where, ask)
@@ -114,11 +125,13 @@ class Layout:
     def in_template(self, dialogue, turns, media, ask):
         """Pieces of a sequence that a chat template writes, with features in place of its image tokens."""
         ids, targets = self.template(turns, ask, dialogue.where)
-        here = np.flatnonzero(ids == self.template.image_id)
-        if len(here) != len(media):
+        here = np.flatnonzero(np.isin(ids, list(self.template.ids)))
+        written = [self.template.ids[i] for i in ids[here].tolist()]
+        given = [item.stream for item in dialogue.media]
+        if written != given:
             raise DataError(
-                f"{dialogue.where}: the chat template marks {len(here)} pictures, "
-                f"the dialogue has {len(media)}"
+                f"{dialogue.where}: the chat template shows {counted(written)}, "
+                f"the dialogue has {counted(given)}"
             )
         ends = [*here, len(ids)]
         yield self.text(ids[: ends[0]], targets[: ends[0]])
@@ -129,14 +142,14 @@ class Layout:
     def opening(self, media):
         """The prompt, and all media unless they stand at their marks."""
         yield self.text(self.prompt)
-        if not self.placed:
+        if not self.interleaved:
             for features in media:
                 yield from self.enclosed(features)
 
     def among(self, text, media):
         """A turn of the user, with the next media item at each of its marks."""
-        pieces = text.split(MARK) if self.placed else [text]
-        for i, piece in enumerate(pieces):
+        texts = pieces(text)[::2] if self.interleaved else [text]
+        for i, piece in enumerate(texts):
             if i:
                 yield from self.enclosed(next(media))
             if piece or not i:
@@ -174,13 +187,13 @@ class Layout:
             np.zeros(1, np.float32),
         )
 
-    def features(self, streams, prepared):
-        """Yields (tokens, kind, index, weights) of each media item.
+    def features(self, items):
+        """Yields (tokens, kind, index, weights) of each (Media, Prepared).
 
         Feature rows are numbered through all items of a stream.
         """
-        first = dict.fromkeys(streams, 0)
-        for stream, one in zip(streams, prepared, strict=True):
+        first = collections.Counter()  # {stream: feature rows of the items before}
+        for (stream, _), one in items:
             n, newline = len(one.order), one.order < 0
             index = one.order + np.int32(first[stream])
             if newline.any():
@@ -212,20 +225,23 @@ class Layout:
         return [(ROLES[role], self.words(text, dialogue)) for role, text in dialogue.turns]
 
     def words(self, text, dialogue):
-        """A turn's text, with its marks if this layout puts media there and without them otherwise."""
-        if self.template or self.placed:
+        """A turn's text, with its marks if this layout puts media there, and without them otherwise.
+
+        "original" keeps a literal mark, unless it stands for a part of a message's content.
+        """
+        if self.interleaved:
             return without_breaks(text)
         return text if self.original and not dialogue.parted else without_marks(text)
 
-    def marked(self, dialogue):
+    def with_marks(self, dialogue):
         """The dialogue with a mark for each media item.
 
         If its text has no marks, they are put before the text of the first turn that is not the system's.
         """
-        if self.original or not dialogue.media or any(MARK in text for _, text in dialogue.turns):
+        if self.original or not dialogue.media or any(marked(text) for _, text in dialogue.turns):
             return dialogue
         first = next((i for i, (role, _) in enumerate(dialogue.turns) if role != "system"), 0)
-        marks = f"{MARK}\n" * len(dialogue.media)
+        marks = "".join(MODALITIES[media.stream].mark + "\n" for media in dialogue.media)
         turns = [
             (role, marks + text if i == first else text) for i, (role, text) in enumerate(dialogue.turns)
         ]
@@ -238,11 +254,12 @@ class Layout:
           DataError: the turns do not suit this layout.
         """
         if not self.original:
-            check_marks(dialogue)
-        interleaved = self.template or self.placed
-        found = self.read(self.marked(dialogue) if interleaved else dialogue)
+            check_marks(dialogue, self.interleaved)
+        if not self.interleaved:
+            return [{"role": role, "content": text} for role, text in self.read(dialogue)]
+        found = self.read(self.with_marks(dialogue))
         return [
-            {"role": role, "content": content_parts(text) if interleaved else text} for role, text in found
+            {"role": role, "content": content_parts(text) if marked(text) else text} for role, text in found
         ]
 
     def check(self, dialogue, items, ask):
@@ -257,16 +274,15 @@ class Layout:
             if not (text if self.original else text.strip()):
                 raise DataError(f"{where}: turn {i} is empty. Remove the turn or write its text")
         if not self.original:
-            check_marks(dialogue)
+            check_marks(dialogue, self.interleaved)
         elif dialogue.parted:
-            later = [i for i, (_, text) in enumerate(dialogue.turns) if i and MARK in text]
+            later = [i for i, (_, text) in enumerate(dialogue.turns) if i and marked(text)]
             if later:
                 raise DataError(
                     f"{where}: turn {later[0]} shows a picture, but layout 'original' shows it before the "
                     "first turn. Move it there"
                 )
-        interleaved = self.template or self.placed
-        turns = self.read(self.marked(dialogue) if interleaved else dialogue)
+        turns = self.read(self.with_marks(dialogue) if self.interleaved else dialogue)
         spoken = [role for role, _ in turns if role != "system"]
         if ask and spoken[-1:] != ["user"]:
             last = spoken[-1] if spoken else "system"
@@ -284,8 +300,9 @@ class Layout:
             )
         for i, (role, text) in enumerate(turns):
             if not without_marks(text):
-                raise DataError(f"{where}: turn {i} holds nothing but {MARK}. Write its text")
-            if self.placed and role == ANSWER and MARK in text:
+                mark = marked(dialogue.turns[i][1])[0]
+                raise DataError(f"{where}: turn {i} holds nothing but {mark}. Write its text")
+            if self.placed and role == ANSWER and marked(text):
                 raise DataError(
                     f"{where}: turn {i} is the assistant's and shows a picture. Move it to a turn of the user"
                 )
@@ -310,7 +327,10 @@ class Prepare:
     def of(cls, tokenizer, config, max_length: int, **settings) -> Self:
         """The Prepare of a ModelConfig; `settings` go to the processor of every stream."""
         layout = Layout(tokenizer, config, max_length)
-        return cls(layout, {name: PROCESSORS[name].of(c, **settings) for name, c in config.streams.items()})
+        processors = {
+            name: MODALITIES[name].processor.of(c, **settings) for name, c in config.streams.items()
+        }
+        return cls(layout, processors)
 
     def __call__(self, dialogue: Dialogue, ask: bool = False) -> Sample:
         """The Sample of a dialogue; `ask` as in Layout.
@@ -347,38 +367,31 @@ class Prepare:
         )
 
 
-def content_parts(text):
-    """The content of a message: the text itself, or a list of parts if it marks pictures."""
-    if MARK not in text:
-        return text
-    pieces = re.split(f"({re.escape(MARK)})", text)
-    return [
-        {"type": "image"} if piece == MARK else {"type": "text", "text": piece} for piece in pieces if piece
-    ]
+def check_marks(dialogue, interleaved):
+    """Raises DataError unless a dialogue has a mark for each media item; messages may also have none.
 
-
-def check_marks(dialogue):
-    """Raises DataError unless a dialogue has as many marks as pictures; messages may also have none."""
-    marks = sum(text.count(MARK) for _, text in dialogue.turns)
-    images = len(dialogue.images)
-    if marks != images and (dialogue.marked or marks):
-        marks_noun = "mark" if marks == 1 else "marks"
-        files_noun = "file" if images == 1 else "files"
+    Where media stand among the text (`interleaved`), marks and media must have the same order too.
+    """
+    streams = streams_by_mark()
+    found = [mark for _, text in dialogue.turns for mark in marked(text)]
+    for mark, stream in streams.items():
+        marks, items = found.count(mark), len(dialogue.of(stream))
+        if marks != items and (dialogue.marked or found):
+            marks_noun = "mark" if marks == 1 else "marks"
+            files_noun = "file" if items == 1 else "files"
+            raise DataError(
+                f'{dialogue.where}: the text has {marks} {mark} {marks_noun} but "{stream}" lists {items} '
+                f"{files_noun}. Add the missing file or remove a mark"
+            )
+    there, given = [streams[mark] for mark in found], [media.stream for media in dialogue.media]
+    if interleaved and found and there != given:
         raise DataError(
-            f'{dialogue.where}: the text has {marks} {MARK} {marks_noun} but "image" lists {images} '
-            f"{files_noun}. Add the missing file or remove a mark"
+            f"{dialogue.where}: the text marks {', '.join(there)}, the media are {', '.join(given)}. "
+            "Give them in the order of their marks"
         )
 
 
-def without_marks(text: str) -> str:
-    """The text without its marks and the line breaks that set them apart."""
-    if MARK not in text:
-        return text
-    return text.replace(MARK + "\n", "").replace("\n" + MARK, "").replace(MARK, "").strip()
-
-
-def without_breaks(text):
-    """The text with its marks, but without the line breaks with which LLaVA's data set them apart."""
-    if MARK not in text:
-        return text
-    return text.replace(MARK + "\n", MARK).replace("\n" + MARK, MARK).strip()
+def counted(streams):
+    """Media items in words: "2 x image, 1 x audio"."""
+    counts = collections.Counter(streams)
+    return ", ".join(f"{count} x {stream}" for stream, count in counts.items()) or "no media"

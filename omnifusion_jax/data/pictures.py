@@ -1,4 +1,4 @@
-"""Prepares pictures for a model: pixels for every encoder, and the order of feature rows in a sequence."""
+"""Pictures: how records hold them, their pixels for every encoder, the order of their feature rows."""
 
 import dataclasses
 from typing import NamedTuple, Self
@@ -8,7 +8,10 @@ import numpy as np
 from omnifusion_jax.batch import Tile
 from omnifusion_jax.config import ImageConfig, View
 from omnifusion_jax.data.images import fit, image_size, open_image, padded
+from omnifusion_jax.data.modality import NEXT, Modality, first_given
 from omnifusion_jax.data.tiles import best_grid, most, order, tiles
+from omnifusion_jax.errors import DataError
+from omnifusion_jax.tables import MODALITIES
 
 
 class Prepared(NamedTuple):
@@ -89,3 +92,23 @@ class ImageProcessor:
             return Prepared(views, np.arange(rows, dtype=np.int32), rows)
         by_line = order(size[::-1], self.grids, self.views[0].size, self.side, self.newline, self.unpad)
         return Prepared(views, by_line, rows)
+
+
+def image_url_part(part, where):
+    found = part.get("image_url")
+    found = found.get("url") if isinstance(found, dict) else found
+    if not isinstance(found, str):
+        raise DataError(f"{where} has no string 'url' in its 'image_url': a file's name, or a data URL")
+    return found
+
+
+def image_part(part, where):
+    return first_given(part, ("image", "path", "url"), NEXT)
+
+
+MODALITIES["image"] = Modality(
+    mark="<image>",
+    keys=("image", "images"),
+    parts={"image_url": image_url_part, "image": image_part},
+    processor=ImageProcessor,
+)

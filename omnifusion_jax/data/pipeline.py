@@ -101,9 +101,9 @@ class Batches:
     order. `state()` is the exact position in it, and may be restored with another number of workers.
 
     A bad sample raises DataError. With `on_bad_sample="skip"` it is left out and its index is put in `bad`
-    with the problem, which is None if an earlier start of the run met it. DataError is then raised when more
-    than `bad_share` of the records, and more than one, turn out to be bad in one epoch, or as soon as the
-    records read so far leave no doubt of it.
+    with the problem, which is None if an earlier start of the run met it. DataError is then raised when all
+    records, or more than `bad_share` of them and more than one, turn out to be bad in one epoch, or as soon
+    as the records read so far leave no doubt of it.
 
     Args:
       source: has a length and gives the record at an index.

@@ -29,7 +29,8 @@ class Tokenizer:
     `digest` identifies everything that its ids follow from.
 
     Raises:
-      DataError: tokenizer.json is missing, damaged, or lacks a token that tokenizer_config.json names.
+      DataError: tokenizer.json is missing, one of the two files is damaged, or tokenizer.json lacks a token
+        that tokenizer_config.json names or that is usual (see NAMES).
     """
 
     def __init__(self, directory: str | Path):
@@ -46,7 +47,10 @@ class Tokenizer:
         self.backend.no_padding()
         self.backend.no_truncation()
         config = self.directory / "tokenizer_config.json"
-        names = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        try:
+            names = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        except ValueError as error:
+            raise DataError(f"{config}: not JSON ({error}). Copy or download it again") from error
         self.names = {
             f"{role}_token": text(names.get(f"{role}_token") or default) for role, default in NAMES.items()
         }
@@ -65,7 +69,8 @@ class Tokenizer:
         found = self.backend.token_to_id(token)
         if found is None and not missing:
             raise DataError(
-                f"{self.directory}: tokenizer_config.json names {token!r}, which tokenizer.json does not know"
+                f"{self.directory}: tokenizer.json does not know the {name} {token!r}. "
+                "Name the right one in tokenizer_config.json"
             )
         return found
 

@@ -4,6 +4,8 @@ The layout "original" does not teach where an answer ends, so that a model talks
 answer is cut to as many tokens as the truth has, and the figure `cut_to_truth` says how many were longer.
 """
 
+import collections
+import dataclasses
 import itertools
 from typing import NamedTuple
 
@@ -11,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from omnifusion_jax.config import GenerationConfig
-from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.images import open_image
-from omnifusion_jax.data.layout import without_marks
+from omnifusion_jax.data.modality import without_marks
 from omnifusion_jax.errors import DataError
 
 
@@ -34,22 +35,23 @@ class Record(NamedTuple):
 def questions(dialogue, layout):
     """Yields every assistant turn that follows a user's: (Request, question, truth).
 
-    The Request holds the true turns before the answer, and the pictures that they show.
+    The Request holds the true turns before the answer, and the media that they show.
     """
     messages, turns = layout.messages(dialogue), layout.read(dialogue)
-    shown = sum(pictures(message) for message in messages)  # 0: all pictures belong to the first turn
+    placed = bool(shown(messages))  # otherwise all media belong to the first turn
     for i, (role, truth) in enumerate(turns):
         if role == "assistant" and i and turns[i - 1][0] == "user":
-            count = sum(pictures(message) for message in messages[:i]) if shown else len(dialogue.images)
             asked = turns[i - 1][1] if layout.original else without_marks(turns[i - 1][1])
-            yield Request(messages=messages[:i], images=list(dialogue.images[:count])), asked, truth
+            items = shown(messages[:i]) if placed else None
+            yield dialogue.request(messages[:i], items=items), asked, truth
 
 
-def pictures(message: dict) -> int:
-    """How many pictures stand among the parts of a message."""
-    if not isinstance(message["content"], list):
-        return 0
-    return sum(part["type"] == "image" for part in message["content"])
+def shown(messages: list[dict]) -> collections.Counter:
+    """{stream: how many of its media items stand among the parts of the messages}"""
+    parts = [
+        part for message in messages if isinstance(message["content"], list) for part in message["content"]
+    ]
+    return collections.Counter(part["type"] for part in parts if part["type"] != "text")
 
 
 def blank(image):
@@ -92,7 +94,7 @@ def exact_match(model, source, count=0, *, batch_size=64, max_new_tokens=32, bli
     answers, cut = answer(requests)
     dark = [None] * len(requests)
     if blind:
-        blanks = [Request(messages=r.messages, images=list(map(blank, r.images))) for r in requests]
+        blanks = [dataclasses.replace(r, images=list(map(blank, r.images))) for r in requests]
         dark, _ = answer(blanks)
     columns = zip(requests, texts, truths, answers, dark, strict=True)
     records = [Record(tuple(request.images), *rest) for request, *rest in columns]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from omnifusion_jax.config import GenerationConfig
-from omnifusion_jax.data.dialogues import Request, from_record
+from omnifusion_jax.data.dialogues import from_record
 from omnifusion_jax.data.sources import read_text
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference import header
@@ -134,14 +134,15 @@ def finished(target, lines):
     *rows, rest = split(data)
     try:
         answers = [json.loads(row) for row in rows]
-        # a line that could not be read may have been corrected since, and have an id now
-        ids = [None if answer["finish_reason"] == "error" else answer["id"] for answer in answers]
+        ids = [(answer["id"], answer["finish_reason"] == "error") for answer in answers]
     except (ValueError, TypeError, KeyError):
         raise DataError(f"{target} holds something else than answers: give another output") from None
     if not START.startswith(rest[: len(START)]):
         raise DataError(f"{target} holds something else than answers: give another output")
-    for name, (where, line) in zip(ids, lines, strict=False):
-        if name is not None and name != line_id(line, where):
+    for (name, failed), (where, line) in zip(ids, lines, strict=False):
+        # A line that could not be read has its number for an id. It may have been corrected since.
+        corrected = failed and name == line_number(where)
+        if name != line_id(line, where) and not corrected:
             raise DataError(
                 f"{target} holds answers to other requests than {where}: give another output, or remove it"
             )
@@ -165,7 +166,12 @@ def line_id(line, where):
     except json.JSONDecodeError:
         record = None
     name = record.get("id") if isinstance(record, dict) else None
-    return where.rsplit(":", 1)[1] if name is None else str(name)
+    return line_number(where) if name is None else str(name)
+
+
+def line_number(where):
+    """The number at the end of FILE:NUMBER."""
+    return where.rsplit(":", 1)[1]
 
 
 def read_line(line, where, images, layout):
@@ -176,7 +182,7 @@ def read_line(line, where, images, layout):
         messages = layout.messages(dialogue)
         if messages[-1]["role"] == "assistant" and dialogue.marked:
             messages.pop()
-        return Request(messages, list(dialogue.images), name), name, None
+        return dialogue.request(messages, name), name, None
     except json.JSONDecodeError as error:
         return None, name, f"{where}: not JSON ({error.msg}). Correct or remove the line"
     except DataError as error:

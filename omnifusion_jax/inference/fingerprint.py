@@ -16,7 +16,7 @@ UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by size in bytes
 
 
 def fingerprint(model) -> dict:
-    """The fingerprint of an inference.model.Model, as JSON holds it.
+    """The fingerprint of an inference.model.Model, which JSON can hold.
 
     {"weights": hash, "tokenizer": hash, "dtype": its name, "config": every field}
     """

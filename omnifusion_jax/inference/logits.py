@@ -140,7 +140,7 @@ def no_repeat_ngram(scores, tokens, length, n):
     if count < 1:
         return scores
     windows = jnp.stack([tokens[:, i : i + count] for i in range(n)], axis=-1)  # [rows, count, n]
-    # The last n - 1 tokens; with fewer of them the start is clamped, and `hit` is false.
+    # The last n - 1 tokens; with fewer of them this is something else, and `hit` is false.
     ending = jax.lax.dynamic_slice_in_dim(tokens, length - (n - 1), n - 1, axis=1)
     hit = (windows[..., :-1] == ending[:, None]).all(-1) & (jnp.arange(count) + n <= length)
     return forbid(scores, windows[..., -1], hit)

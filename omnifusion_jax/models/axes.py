@@ -8,39 +8,39 @@ from omnifusion_jax.config import check
 # A dimension named "_" stays whole on each device. If your own module has parameters with other names, add
 # rows for them: AXES.append((pattern, names)).
 AXES = [
-    (r"image/encoders/\d+/patch/kernel", "_ _ _ vision_embed"),
-    (r"image/encoders/\d+/(class_token|patch/bias|(pre|post)_norm/(scale|bias))", "_"),
-    (r"image/encoders/\d+/(position|registers)", "_ vision_embed"),
-    (r"image/encoders/\d+/layers/attention/(query|key|value)/kernel", "layers vision_embed heads head_dim"),
-    (r"image/encoders/\d+/layers/attention/(query|key|value)/bias", "layers heads head_dim"),
-    (r"image/encoders/\d+/layers/attention/(query|key)_norm/scale", "layers heads head_dim"),
-    (r"image/encoders/\d+/layers/attention/out/kernel", "layers heads head_dim vision_embed"),
-    (r"image/encoders/\d+/layers/feed_forward/(gate|up)/kernel", "layers vision_embed vision_mlp"),
-    (r"image/encoders/\d+/layers/feed_forward/down/kernel", "layers vision_mlp vision_embed"),
+    (r"\w+/encoders/\d+/patch/kernel", "_ _ _ vision_embed"),
+    (r"\w+/encoders/\d+/(class_token|patch/bias|(pre|post)_norm/(scale|bias))", "_"),
+    (r"\w+/encoders/\d+/(position|registers)", "_ vision_embed"),
+    (r"\w+/encoders/\d+/layers/attention/(query|key|value)/kernel", "layers vision_embed heads head_dim"),
+    (r"\w+/encoders/\d+/layers/attention/(query|key|value)/bias", "layers heads head_dim"),
+    (r"\w+/encoders/\d+/layers/attention/(query|key)_norm/scale", "layers heads head_dim"),
+    (r"\w+/encoders/\d+/layers/attention/out/kernel", "layers heads head_dim vision_embed"),
+    (r"\w+/encoders/\d+/layers/feed_forward/(gate|up)/kernel", "layers vision_embed vision_mlp"),
+    (r"\w+/encoders/\d+/layers/feed_forward/down/kernel", "layers vision_mlp vision_embed"),
     (
-        r"image/encoders/\d+/layers/"
+        r"\w+/encoders/\d+/layers/"
         r"((feed_forward/(gate|up|down)|attention/out)/bias|scale\d|norm\d/(scale|bias))",
         "layers _",
     ),
-    (r"image/adapter/(layer/)?attention/(query|key|value)/kernel", "vision_embed heads head_dim"),
-    (r"image/adapter/(layer/)?attention/(query|key|value)/bias", "heads head_dim"),
-    (r"image/adapter/(layer/)?attention/out/kernel", "heads head_dim vision_embed"),
-    (r"image/adapter/queries", "_ vision_embed"),
-    (r"image/adapter/(layer/feed_forward/)?up/kernel", "vision_embed vision_mlp"),
-    (r"image/adapter/layer/feed_forward/down/kernel", "vision_mlp vision_embed"),
-    (r"image/adapter/linear/kernel", "_ width"),
-    (r"image/adapter/(projection|projections/\d+)/kernel", "vision_embed _"),
-    (r"image/adapter/mixes/\d+/layers/kernel", "layers vision_embed _"),
-    (r"image/adapter/mixes/\d+/layers/weight", "layers"),
-    (r"image/adapter/mixes/\d+/layers/(bias|norm/(scale|bias))", "layers _"),
+    (r"\w+/adapter/(layer/)?attention/(query|key|value)/kernel", "vision_embed heads head_dim"),
+    (r"\w+/adapter/(layer/)?attention/(query|key|value)/bias", "heads head_dim"),
+    (r"\w+/adapter/(layer/)?attention/out/kernel", "heads head_dim vision_embed"),
+    (r"\w+/adapter/queries", "_ vision_embed"),
+    (r"\w+/adapter/(layer/feed_forward/)?up/kernel", "vision_embed vision_mlp"),
+    (r"\w+/adapter/layer/feed_forward/down/kernel", "vision_mlp vision_embed"),
+    (r"\w+/adapter/linear/kernel", "_ width"),
+    (r"\w+/adapter/(projection|projections/\d+)/kernel", "vision_embed _"),
+    (r"\w+/adapter/mixes/\d+/layers/kernel", "layers vision_embed _"),
+    (r"\w+/adapter/mixes/\d+/layers/weight", "layers"),
+    (r"\w+/adapter/mixes/\d+/layers/(bias|norm/(scale|bias))", "layers _"),
     (
-        r"image/adapter/"
+        r"\w+/adapter/"
         r"(mixes/\d+|projections/\d+|(layer/)?attention/out|"
         r"(layer/feed_forward/)?up|layer/feed_forward/down|linear)"
         r"/bias",
         "_",
     ),
-    (r"image/adapter/(layer/|mixes/\d+/)?(\w+_)?norm\d?/(scale|bias)", "_"),
+    (r"\w+/adapter/(layer/|mixes/\d+/)?(\w+_)?norm\d?/(scale|bias)", "_"),
     (r"special/\w+", "_"),
     (r"decoder/embed", "vocab width"),
     (r"decoder/head", "width vocab"),

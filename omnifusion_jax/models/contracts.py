@@ -15,8 +15,15 @@ Cache = list[tuple[jax.Array, jax.Array]]  # a (key, value) pair for each layer
 class Encoder(Protocol):
     """A module that turns media into features.
 
-    `media` is an array [batch, ...] of tiles, as the stream prepares them.
+    `media` is an array [batch, ...] of tiles, as the stream prepares them. Objectives that train a bare
+    encoder ask for `hidden_states` too.
     """
+
+    config: EncoderConfig
+
+    @property
+    def dtype(self):
+        """The dtype of the computation."""
 
     def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs): ...
 
@@ -36,10 +43,12 @@ class Encoder(Protocol):
 class Decoder(Protocol):
     """A module that reads token embeddings.
 
-    Its parameter `embed` [vocab, width] is the table of token embeddings.
+    Its parameter `embed` [vocab, width] is the table of token embeddings, and `layers` a stack of blocks in a
+    form of `nn.stack`: for inference it is unstacked into a list.
     """
 
     config: DecoderConfig
+    layers: Any
 
     def __init__(self, c: DecoderConfig, *, rngs: nnx.Rngs): ...
 

@@ -16,7 +16,7 @@ Module, Param, Rngs, List, eval_shape = nnx.Module, nnx.Param, nnx.Rngs, nnx.Lis
 
 
 def parameters(module: Module) -> dict[str, jax.Array]:
-    """The module's arrays (or `ShapeDtypeStruct`s) by path, in the order that the module declares."""
+    """The module's arrays (or `ShapeDtypeStruct`s) by path, sorted."""
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(module))}
 
 

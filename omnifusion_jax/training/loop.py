@@ -84,7 +84,8 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
     Raises:
       NotFinite: `max_bad_steps` steps were skipped.
       CheckpointError: no checkpoint fits or can be read, or none can be written.
-      ConfigError: the data set is another one, or the mesh does not fit the batch.
+      ConfigError: the data set is another one, the mesh does not fit the batch or the devices, or a table
+        (`train_parts`, AXES, DECAY) does not cover every parameter exactly once.
       Stopped: `stop` ended the run.
     """
     stop, objective = stop or Stop(), OBJECTIVES[config.objective]
@@ -94,7 +95,7 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
     devices = f"{shards} devices (mesh.data * mesh.fsdp)"
     check(
         examples % shards == 0,
-        f"batch_size / grad_accum is {examples} rows at a time, which {devices} cannot share evenly. "
+        f"batch_size / grad_accum is {examples} examples at a time, which {devices} cannot share evenly. "
         "Change one of them",
     )
     skeleton, arrays = fill(config, mesh, given)
@@ -151,8 +152,8 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
 def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, placed, on_eval, stop):
     """Runs the steps that are left, and returns the last state.
 
-    The metrics of step n are read only while step n + 1 runs, so that the device never waits for this
-    process. When the run is asked to stop, the state of its last step is saved, and Stopped is raised again.
+    The metrics of step n are read only while step n + 1 runs, so that the device does not wait for that.
+    When the run is asked to stop, the state of its last step is saved, and Stopped is raised again.
     """
     begun, unread = int(state.step), None
     read = functools.partial(report, config, monitor, before_run=int(state.bad_steps))

@@ -56,7 +56,8 @@ class Monitor:
     """Collects the scalars of each step, and writes a line of figures every `every` steps.
 
     A line of metrics.jsonl is `{"step": 10, "train/loss": 2.31, ...}`. The first step has a line of its own,
-    with the loss before anything is learned. Each line covers the interval since the line before it:
+    with the loss before anything is learned. Figures of an evaluation have lines of their own. Each of the
+    others covers the interval since the one before it:
 
     - loss: the mean over the target tokens of its finite steps (with `loss_mean_rows` the mean of the steps'
       losses, each weighted by its number of target tokens);

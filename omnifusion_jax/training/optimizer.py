@@ -16,8 +16,8 @@ from omnifusion_jax.training.freeze import factor
 # as in timm; and factors that would switch a part off at zero (layer scale, weights of the mix).
 DECAY = [
     (r".*/kernel|decoder/(embed|head)|head", True),  # head: of a bare encoder
-    (r"image/encoders/\d+/(class_token|registers|position|layers/scale\d)", False),
-    (r"image/adapter/(queries|mixes/\d+/layers/weight)", False),
+    (r"\w+/encoders/\d+/(class_token|registers|position|layers/scale\d)", False),
+    (r"\w+/adapter/(queries|mixes/\d+/layers/weight)", False),
     (r"special/\w+", False),
     (r".*/bias", False),
     (r".*norm\d?/scale", False),

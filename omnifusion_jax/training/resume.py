@@ -131,7 +131,7 @@ def same_data(then: dict, now: dict, allow_change: bool):
 
 
 # The fields of a ModelConfig that say how a dialogue is put to the model
-READING = ("layout", "image_place", "prompt", "user", "bot", "template", "image_token")
+READING = ("layout", "image_place", "prompt", "user", "bot", "template")
 
 
 def reading(c: ModelConfig) -> dict:

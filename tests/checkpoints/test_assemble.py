@@ -191,7 +191,7 @@ def one_too_many(values):
         (lambda d: (d / "tokenizer_config.json").write_text("{"), "its tokenizer cannot be used"),
         (
             lambda d: (d / "tokenizer_config.json").write_text('{"eos_token": "<end>"}'),
-            "names '<end>', which tokenizer.json does not know",
+            "tokenizer.json does not know the eos_token '<end>'",
         ),
         (lambda d: change_tokenizer(d, one_too_many), r"853 tokens, model\.decoder\.vocab is 852"),
     ],

@@ -14,6 +14,7 @@ from omnifusion_jax.batch import FEATURE, TEXT
 from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.data.chat_template import Template
 from omnifusion_jax.data.dialogues import Dialogue, parse
+from omnifusion_jax.data.layout import Layout
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError, DataError
 from omnifusion_jax.published_templates import TEMPLATES
@@ -94,7 +95,7 @@ def answers(tokenizer, sample):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_published_prompts(tokenizer, name):
     one, three = PROMPTS[name]
-    template = Template(TEMPLATES[name], "<image>", tokenizer)
+    template = Template(TEMPLATES[name], {"image": "<image>"}, tokenizer)
     assert template.render(turns(*ONE), template.form, True, "") == one
     assert template.render(turns(*THREE), template.form, True, "") == three
 
@@ -103,11 +104,11 @@ def test_the_published_prompts(tokenizer, name):
 def test_ids_are_those_of_hugging_face(folder, tokenizer, name):
     theirs = PreTrainedTokenizerFast.from_pretrained(folder)
     theirs.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    template = Template(TEMPLATES[name], "<image>", tokenizer)
+    template = Template(TEMPLATES[name], {"image": "<image>"}, tokenizer)
     for text, said in zip(PROMPTS[name], (ONE, THREE), strict=True):
         ids, weights = template(turns(*said), True, "")
         assert ids.tolist() == theirs(text).input_ids
-        assert ids[0] == BOS and (ids == template.image_id).sum() == 1 and not weights.any()
+        assert ids[0] == BOS and np.isin(ids, list(template.ids)).sum() == 1 and not weights.any()
         assert ids.dtype == np.int32 and weights.dtype == np.float32
 
 
@@ -163,7 +164,7 @@ def test_a_system_turn_stands_where_the_template_puts_it(tokenizer):
         ("llava-next-mistral", SYSTEM),
     ):
         lay = layout(tokenizer, name)
-        shown = lay.read(lay.marked(dataclasses.replace(talk, media=tiny.shown("p.png"))))
+        shown = lay.read(lay.with_marks(dataclasses.replace(talk, media=tiny.shown("p.png"))))
         assert lay.template.render(shown, lay.template.form, True, "") == text
         sample = laid(lay, talk, 1, ask=True)
         before = tokenizer.backend.decode(sample.tokens[: np.flatnonzero(sample.kind == FEATURE)[0]].tolist())
@@ -219,17 +220,17 @@ def test_the_beginning_of_the_sequence_comes_once(tmp_path, tokenizer):
 
 
 def test_a_template_of_a_language_model_gets_a_string(tokenizer):
-    template = Template(LANGUAGE, "<image>", tokenizer)
+    template = Template(LANGUAGE, {"image": "<image>"}, tokenizer)
     assert template.render(turns(*ONE), template.form, True, "") == "<s><user><image>\nWhat?<bot>"
 
 
 def test_the_image_token_may_have_another_name_and_an_id_of_its_own(tokenizer):
     source = TEMPLATES["llava-1.5"].replace("<image>", "<pic>")
-    assert Template(source, "<pic>", tokenizer).image_id == tiny.VOCAB  # after all others
+    assert Template(source, {"image": "<pic>"}, tokenizer).ids == {tiny.VOCAB: "image"}  # after all others
     assert tokenizer.mark("</s>") == EOS  # one that is there keeps its id
-    sample = laid(
-        layout(tokenizer, source, image_token="<pic>"), dialogue("<image>\nWhat?", marked=True), 1, ask=True
-    )
+    c = tiny.model(32, layout="template", template=source)
+    c.image.token = "<pic>"
+    sample = laid(Layout(tokenizer, c, 512), dialogue("<image>\nWhat?", marked=True), 1, ask=True)
     assert (sample.kind == FEATURE).sum() == 4 and sample.tokens.max() < tiny.VOCAB
 
 
@@ -280,7 +281,7 @@ def test_dialogues_that_the_template_cannot_show(tokenizer):
     first_only = first_only.replace(
         "{%- for message in messages -%}", "{%- for message in messages -%}{%- set seen = not loop.first -%}"
     )
-    with pytest.raises(DataError, match="the chat template marks 0 pictures, the dialogue has 1"):
+    with pytest.raises(DataError, match="the chat template shows no media, the dialogue has 1 x image"):
         laid(layout(tokenizer, first_only), dialogue("What?", "A cat.", "<image>\nWhy?"), 1, ask=True)
 
 

@@ -489,7 +489,7 @@ def test_a_vocabulary_may_have_rows_to_spare_but_none_too_few(tiny):
 def test_a_token_that_the_vocabulary_lacks_is_named(tmp_path, tiny):
     (tmp_path / "tokenizer.json").write_bytes((tiny.directory / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
-    with pytest.raises(DataError, match=r"names '<\|end\|>', which tokenizer\.json does not know"):
+    with pytest.raises(DataError, match=r"tokenizer\.json does not know the eos_token '<\|end\|>'"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}, "unk_token": null}')
     assert (Tokenizer(tmp_path).eos, Tokenizer(tmp_path).pad) == (tiny.eos, tiny.pad)

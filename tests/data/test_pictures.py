@@ -119,6 +119,6 @@ def test_a_picture_takes_no_more_places_than_are_kept_for_it(newline):
     assert ImageProcessor.of(small()).positions == 9 and ImageProcessor.of(small()).room == 1
 
 
-def test_the_limit_of_pixels_is_the_lens_s_own():
+def test_the_limit_of_pixels_is_the_processor_s_own():
     with pytest.raises(DataError, match=r"10 x 8 pixels; 1 to 79 \(max_pixels\)"):
         ImageProcessor.of(ImageConfig(), max_pixels=79)(np.zeros((8, 10, 3), np.uint8))

@@ -133,8 +133,9 @@ def test_where_the_template_marks_them(tokenizer):
     lay = layout(tokenizer, "template")
     written = "[user]Is <image> like <image>?[assistant]Yes.</s>[user]And like<image>[assistant]No.</s>"
     ids, rest = tokenizer.encode(written), iter((FIRST, SECOND, THIRD))
-    assert ids.count(lay.template.image_id) == 3
-    expected = [slot for token in ids for slot in (next(rest) if token == lay.template.image_id else [token])]
+    (image_id,) = lay.template.ids
+    assert ids.count(image_id) == 3
+    expected = [slot for token in ids for slot in (next(rest) if token == image_id else [token])]
     sample = laid(lay, LIKE)
     assert spelled(lay, sample) == expected
     answers = sample.tokens[sample.weights > 0].tolist()

@@ -240,10 +240,10 @@ def test_an_address_is_not_a_name_in_the_folder(tmp_path, address):
         ([{"type": "text"}], ["messages[0].content[0] has no string 'text'"]),
         ([{"type": "text", "text": "cut \ud83d"}], ["content[0] holds half a character"]),
         ([{"type": "image_url", "image_url": {}}], ["content[0] has no string 'url'"]),
-        ([{"type": "image"}, {"type": "image"}], ['2 "image" parts name no picture, and "images" lists 1']),
+        ([{"type": "image"}, {"type": "image"}], ['2 "image" parts name no file, and "images" lists 1']),
         (
             [{"type": "image_url", "image_url": "b.jpg"}],
-            ['0 "image" parts name no picture, and "images" lists 1'],
+            ['0 "image" parts name no file, and "images" lists 1'],
         ),
         (5, ["messages[0] is not an object with the strings 'role' and 'content', or a list of parts"]),
     ],

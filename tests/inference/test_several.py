@@ -57,7 +57,7 @@ def by_hand(model, style, first, second):
     if style == "template":
         ids = np.array(encode("Turn: Is <image> like <image>? Answer:"))
         here, words = (
-            np.flatnonzero(ids == model.prepare.layout.template.image_id),
+            np.flatnonzero(np.isin(ids, list(model.prepare.layout.template.ids))),
             lambda some: np.asarray(module.decoder.embed_tokens(some)),
         )
         assert len(here) == 2

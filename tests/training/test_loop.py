@@ -418,7 +418,7 @@ def test_broken_losses_are_counted_anew_when_a_run_goes_on(tokenizer, tmp_path):
 
 
 def test_an_uneven_batch_is_refused(tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="4 rows at a time, which 8 devices"):
+    with pytest.raises(ConfigError, match="4 examples at a time, which 8 devices"):
         fit(config(MeshConfig(8, 1), grad_accum=4), tokenizer, tmp_path)
 
 

@@ -170,9 +170,7 @@ def test_phase_2_reads_as_phase_1_did(capsys):
     assert "model.image.fit: 'crop' -> 'pad'" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "field", ["layout", "image_place", "prompt", "user", "bot", "template", "image_token"]
-)
+@pytest.mark.parametrize("field", ["layout", "image_place", "prompt", "user", "bot", "template"])
 def test_each_setting_of_how_a_dialogue_is_read_is_compared(field):
     other = dataclasses.replace(ModelConfig(), **{field: "mark"})
     with pytest.raises(ConfigError, match=rf"model\.{field}: .*'mark'"):

@@ -49,7 +49,7 @@ class Family:
     # Fields of DecoderConfig that all models of the family share, with their values.
     fixed: dict = dataclasses.field(default_factory=dict)
     window: bool = False  # whether the setting sliding_window is our `window`
-    # Supported values of settings that only this family has.
+    # Supported values of settings that not every family has.
     only: dict = dataclasses.field(default_factory=dict)
 
 

@@ -52,7 +52,7 @@ def sizes(tensors: Mapping[str, np.ndarray], where: str | Path) -> dict[str, int
     """The fields of EncoderConfig that follow from the shapes of tensors.
 
     Raises:
-      CheckpointError: a tensor is missing whose shape is needed.
+      CheckpointError: a tensor whose shape is needed is missing, or fc2 and w3 are both there.
     """
     names = [name for name in ("blocks.0.mlp.fc2.weight", "blocks.0.mlp.w3.weight") if name in tensors]
     if len(names) != 1 or not {"patch_embed.proj.weight", "pos_embed"} <= set(tensors):
@@ -75,7 +75,9 @@ def sizes(tensors: Mapping[str, np.ndarray], where: str | Path) -> dict[str, int
 
 @dataclasses.dataclass(frozen=True)
 class Timm(Family):
-    """A directory of timm. Heads come from the architecture's name, other sizes from shapes of tensors."""
+    """A directory of timm. Heads come from the architecture's name, the pixels from its settings, other
+    sizes from shapes of tensors.
+    """
 
     known_by = "config.json with timm's architecture vit_..._siglip_..."
 

@@ -121,7 +121,7 @@ def write_tokenizer(source: Path, target: Path, c: ModelConfig) -> tuple[dict[st
         raise CheckpointError(
             f"{source}: the tokenizer has {', '.join(taken)} already, which are to stand for trained vectors"
         )
-    tokens = (*vectors, c.image_token)
+    tokens = (*vectors, c.image.token)
     new = [token for token in tokens if backend.token_to_id(token) is None]
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
     bos, begins = ours.names["bos_token"], c.layout == "template" and ours.adds_bos
@@ -148,7 +148,7 @@ def write_tokenizer(source: Path, target: Path, c: ModelConfig) -> tuple[dict[st
         "model_max_length": c.decoder.max_length,
     }
     write_json(target / "tokenizer_config.json", settings)
-    return {token: backend.token_to_id(token) for token in new}, backend.token_to_id(c.image_token)
+    return {token: backend.token_to_id(token) for token in new}, backend.token_to_id(c.image.token)
 
 
 def with_rows(arrays: dict[str, Lazy], c: ModelConfig, added: dict[str, int]) -> tuple[dict[str, Lazy], int]:

@@ -141,7 +141,7 @@ def processor_json(config: ModelConfig) -> dict:
     """The processor_config.json that `check_count` accepts for `config`."""
     return {
         "processor_class": "LlavaNextProcessor" if tiled(config) else "LlavaProcessor",
-        "image_token": config.image_token,
+        "image_token": config.image.token,
         "patch_size": config.image.encoders[0].patch,
         "num_additional_image_tokens": int(config.image.encoders[0].class_token),
         "vision_feature_select_strategy": strategy_of(config),

@@ -70,10 +70,10 @@ def tokenizer_of(directory: Path, config: ModelConfig, hf: dict) -> Path:
     if tokenizer is None:
         raise CheckpointError(f"{directory}: neither tokenizer.json nor tokenizer.model is there")
     wanted = hf.get("image_token_index", hf.get("image_token_id", 32000))
-    found = token_id(tokenizer, config.image_token)
+    found = token_id(tokenizer, config.image.token)
     if wanted != found:
         raise CheckpointError(
-            f"{directory}: {config.image_token} is token {found} of the tokenizer, "
+            f"{directory}: {config.image.token} is token {found} of the tokenizer, "
             f"image_token_index of config.json is {wanted}"
         )
     file = directory / "generation_config.json"

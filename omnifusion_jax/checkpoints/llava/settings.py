@@ -75,11 +75,10 @@ def model_config(hf: dict, directory: Path) -> tuple[ModelConfig, HuggingFace]:
         preset=hf["model_type"],
         filled_from=hf["model_type"],
         decoder=decoder,
-        image=ImageConfig((encoder,), joins, **tiling),
+        image=ImageConfig((encoder,), joins, token=settings.get("image_token") or "<image>", **tiling),
         layout="template",
         prompt="",
         template=processor.read_template(directory),
-        image_token=settings.get("image_token") or "<image>",
     )
     if tiles and encoder.keep_class_token:
         raise CheckpointError(

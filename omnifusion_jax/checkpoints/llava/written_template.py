@@ -11,12 +11,12 @@ import numpy as np
 from omnifusion_jax.batch import SPECIAL, TEXT
 from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.data.chat_template import Template
-from omnifusion_jax.data.dialogues import MARKS, Dialogue, Media
+from omnifusion_jax.data.dialogues import Dialogue, Media
 from omnifusion_jax.data.layout import Layout
 from omnifusion_jax.data.pictures import Prepared
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
-from omnifusion_jax.tables import LAYOUTS
+from omnifusion_jax.tables import LAYOUTS, MODALITIES
 
 ROLES = """\
 {%- for message in messages if message['role'] not in ('user', 'assistant') -%}
@@ -82,7 +82,7 @@ def source(c: ModelConfig, eos: str) -> str:
         "PROMPT": c.prompt,
         "USER": c.user,
         "BOT": c.bot,
-        "IMAGE": c.image_token,
+        "IMAGE": c.image.token,
         "END": "" if c.layout == "original" else eos,
     }
     values |= {name.upper(): token for name, token in tokens(c).items()}
@@ -100,7 +100,8 @@ def check_template(c: ModelConfig, tokenizer: str | Path, written: str | Path):
     """
     theirs = Tokenizer(written)
     layout = Layout(Tokenizer(tokenizer), c, c.decoder.max_length)
-    template = Template(source(c, theirs.names["eos_token"]), c.image_token, theirs)
+    template = Template(source(c, theirs.names["eos_token"]), {"image": c.image.token}, theirs)
+    (image_id,) = template.ids
     ids = {c.special.index(name): theirs.mark(token) for name, token in tokens(c).items()}
     views = tuple(np.zeros((1, view.size, view.size, 3), np.uint8) for view in c.image.views)
     picture = Prepared(views, np.zeros(1, np.int32), 1)
@@ -108,13 +109,13 @@ def check_template(c: ModelConfig, tokenizer: str | Path, written: str | Path):
     def token_of(token, kind, index):
         if kind == TEXT:
             return int(token)
-        return ids[int(index)] if kind == SPECIAL else template.image_id
+        return ids[int(index)] if kind == SPECIAL else image_id
 
     for texts, pictures in PROBES:
         turns = tuple((("user", "assistant")[i % 2], text) for i, text in enumerate(texts))
         dialogue = Dialogue("export", turns, (Media("image", None),) * pictures)
         sample = layout(dialogue, [picture] * pictures, ask=True)
-        shown = (("user", MARKS["image"] * pictures + texts[0]), *turns[1:])
+        shown = (("user", MODALITIES["image"].mark * pictures + texts[0]), *turns[1:])
         ours = [
             token_of(*position) for position in zip(sample.tokens, sample.kind, sample.index, strict=True)
         ]

@@ -65,7 +65,7 @@ class Unit:
     pattern: str  # the name without .weight and .bias, with {0-24} for the number that runs through layers
     parts: dict  # "weight", "bias" or "" (a bare parameter) to the shape of one tensor
     count: int | None  # how many layers the run has; None if it is no run
-    place: int  # position of the first of these tensors in the file
+    place: int  # position in the file of its first tensor, in a run of that of the lowest number
 
     def name(self, part: str) -> str:
         """The name of the tensor, or the pattern of the names of a run."""
@@ -271,9 +271,12 @@ def adapter_config(reading: dict, tensors, c: ModelConfig, where) -> AdapterConf
     paths = [f"image/adapter/mixes/{i}/layers/kernel" for i in (0, 1)] + ["image/adapter/linear/kernel"]
     problems += [f"(no name) -> {path}: missing" for path in paths if path not in reading]
     for path, source in reading.items():
-        # kernels of the layers have a form; other arrays may be stacks, which have one too
-        if form_of(source) not in (KERNELS if path in paths[:2] else (*KERNELS, None)):
+        if path in paths[:2] and form_of(source) not in tuple(KERNELS):
             problems.append(f"{path}: as must be one of {', '.join(KERNELS)}")
+        elif path not in paths[:2] and form_of(source) is not None:
+            problems.append(f"{path}: only kernels of the layers are given with as")
+        if not names(source):
+            problems.append(f"{path}: the reading names no tensor")
     refuse(problems, where, "cannot be assigned")
     a, states = adapter("sum"), kernel_layers(reading[paths[0]], tensors, c.image.encoders[0].width)
     a.width = int(tensors[names(reading["image/adapter/linear/kernel"])[0]].shape[1])
@@ -342,7 +345,7 @@ def assigned(reading: dict, tensors, c: ModelConfig, where) -> dict[str, Lazy]:
 
 def spelled(source):
     """An entry of a reading for people to read."""
-    return source if isinstance(source, str) else f"{source['from']} {source['as']}"
+    return source if isinstance(source, str) else " ".join(source.values())
 
 
 def table(c: ModelConfig) -> dict:

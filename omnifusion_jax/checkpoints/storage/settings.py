@@ -27,11 +27,13 @@ def write_json(path: str | Path, values):
 
 
 def section(settings: dict, name: str, where: str | Path) -> dict:
-    """The settings within settings; {} where there are none.
+    """The settings within settings; {} where there are none or null.
 
-    Raises CheckpointError if they are not a JSON object.
+    Raises CheckpointError if they are anything else but a JSON object.
     """
-    found = settings.get(name) or {}
+    found = settings.get(name)
+    if found is None:
+        return {}
     if not isinstance(found, dict):
         raise CheckpointError(f"{where}: {name} is {found!r:.100}, not an object")
     return found

@@ -30,7 +30,7 @@ TYPES = {
 }  # fmt: skip
 TYPES = {name: np.dtype(kind) for name, kind in TYPES.items()}
 NAMES = {kind: name for name, kind in TYPES.items()}
-SHARD_BYTES = 5_000_000_000  # at most this much in one file of weights
+SHARD_BYTES = 5_000_000_000  # at most this much in one file of weights, unless one tensor is larger
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 

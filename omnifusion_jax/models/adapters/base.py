@@ -37,7 +37,7 @@ class Adapter(Protocol):
 
 
 class OfOneEncoder:
-    """Reads the features of one encoder and gives one embedding for each feature row."""
+    """Reads the features of one encoder. Unless a subclass says otherwise, each row becomes an embedding."""
 
     encoders = 1
 

@@ -1,6 +1,7 @@
 """A trained combination of an encoder's hidden states (arXiv 2404.06212, section 3.1).
 
-It is accumulated while the encoder runs, so the hidden states are never all in memory at once.
+It is accumulated while the encoder runs, so that the hidden states of a frozen encoder are never all in
+memory at once.
 """
 
 import jax

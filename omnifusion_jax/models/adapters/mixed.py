@@ -122,6 +122,7 @@ class AttentionAdapter(OfMixes, nnx.Module):
         def validate(self, stream, width):
             super().validate(stream, width)
             divides(self.heads, self.width or stream.encoders[0].width)
+            check(self.queries > 0, f"adapter.queries is {self.queries}; there must be one at least")
 
     @staticmethod
     def rows(c: StreamConfig) -> int:

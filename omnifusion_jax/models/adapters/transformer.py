@@ -119,4 +119,5 @@ class ConcatAdapter(nnx.Module):
 
 def divides(heads: int, width: int):
     """Raises ConfigError unless `heads` divides the adapter's `width`."""
+    check(heads > 0, f"adapter.heads is {heads}; there must be one at least")
     check(width % heads == 0, f"the adapter's width {width} is not a multiple of adapter.heads {heads}")

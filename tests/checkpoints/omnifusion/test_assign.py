@@ -222,7 +222,7 @@ BAD = {
     ),
     "no such form": (
         {"image/adapter/mixes/0/norm/bias": {"from": "clip_norm.bias", "as": "[in, out]"}},
-        ["image/adapter/mixes/0/norm/bias: as must be one of"],
+        ["image/adapter/mixes/0/norm/bias: only kernels of the layers are given with as"],
     ),
     "not a reading": ({"image/adapter/linear/kernel": 5}, ["a reading maps our paths to names"]),
     "swapped shapes": (

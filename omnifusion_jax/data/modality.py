@@ -1,0 +1,64 @@
+"""A modality as the host sees it: how records hold its media, how a text marks them, what prepares them."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from omnifusion_jax.tables import MODALITIES
+
+NEXT = object()  # source of a media item that is the next of those listed beside the messages
+
+
+class Modality(NamedTuple):
+    """A row of MODALITIES, under the name of its stream."""
+
+    mark: str  # what stands for a media item in a text, such as "<image>"
+    keys: tuple[str, ...]  # under which a record lists its media items: the first that is given counts
+    # {type of a part of a message's content: function of (part, where) that returns the source or NEXT}
+    parts: dict[str, Callable[[dict, str], Any]]
+    # its `of(stream's config, **settings)` makes what prepares the media, such as an ImageProcessor
+    processor: type
+
+
+def first_given(record: dict, keys: tuple[str, ...], default: Any) -> Any:
+    """The value of the first of `keys` whose value in `record` is not None, or else `default`."""
+    return next((record[key] for key in keys if record.get(key) is not None), default)
+
+
+def streams_by_mark() -> dict[str, str]:
+    """{mark: stream} of every modality."""
+    return {MODALITIES[stream].mark: stream for stream in MODALITIES.names()}
+
+
+def pieces(text: str) -> list[str]:
+    """The text cut at its marks: text, mark, text, ..., mark, text. Text between marks may be empty."""
+    return re.split(f"({'|'.join(map(re.escape, streams_by_mark()))})", text)
+
+
+def marked(text: str) -> list[str]:
+    """The marks in a text, in order."""
+    return pieces(text)[1::2]
+
+
+def content_parts(text: str) -> list[dict]:
+    """The text as the list of parts of a message: media where the text marks them, and the text around."""
+    known = streams_by_mark()
+    return [
+        {"type": known[piece]} if piece in known else {"type": "text", "text": piece}
+        for piece in pieces(text)
+        if piece
+    ]
+
+
+def without_marks(text: str) -> str:
+    """The text without its marks and the line breaks that set them apart."""
+    for mark in dict.fromkeys(marked(text)):
+        text = text.replace(mark + "\n", "").replace("\n" + mark, "").replace(mark, "").strip()
+    return text
+
+
+def without_breaks(text: str) -> str:
+    """The text with its marks, but without the line breaks with which LLaVA's data set them apart."""
+    for mark in dict.fromkeys(marked(text)):
+        text = text.replace(mark + "\n", mark).replace("\n" + mark, mark).strip()
+    return text
