@@ -140,3 +140,13 @@ def test_beams_are_known_only_when_all_is_said():
         types.SimpleNamespace(text=f"{len(requests)} with {generation.num_beams}")
     ]
     assert chat.answer(talker, None, GenerationConfig(num_beams=3)) == "1 with 3"
+
+
+def test_ctrl_c_stops_beams_too(capsys):
+    def generate(requests, generation):
+        raise KeyboardInterrupt
+
+    talker = Talker()
+    talker.generate = generate
+    assert chat.answer(talker, None, GenerationConfig(num_beams=3)) == ""
+    assert "[stopped]" in capsys.readouterr().out

@@ -44,7 +44,8 @@ def test_a_mesh_takes_the_devices_it_needs():
     assert dict(sharding.make_mesh().shape) == {"data": 1, "fsdp": 8, "tensor": 1}
     assert dict(sharding.make_mesh(data=-1, fsdp=2).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     assert sharding.make_mesh(data=1, fsdp=1).devices.tolist() == [[[jax.devices()[0]]]]
-    for sizes in ({"data": 3}, {"fsdp": 16}, {"data": 16}):
+    unfit = ({"data": 3}, {"fsdp": 16}, {"data": 16}, {"tensor": 3}, {"data": -1, "fsdp": -1, "tensor": 3})
+    for sizes in unfit:
         with pytest.raises(ConfigError, match="does not fit 8 devices"):
             sharding.make_mesh(**sizes)
 

@@ -34,6 +34,8 @@ RESERVED = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPACE = "\u2581"
 
+SHAPES = {}  # by path, of every model asked for: tracing one takes a tenth of a second
+
 # An optimizer that changes nothing and keeps the gradient it was given
 RECORDER = optax.GradientTransformation(
     lambda params: jax.tree.map(jax.numpy.zeros_like, params),
@@ -138,10 +140,12 @@ def config(**settings) -> ModelConfig:
 
 def arrays(c: ModelConfig, *parts, seed=0, dtype=np.float32):
     """Random parameters by path; biases and norms too, so that none can be left out unnoticed."""
-    rng = np.random.default_rng(seed)
+    rng, key = np.random.default_rng(seed), repr((c, parts))
+    if key not in SHAPES:
+        SHAPES[key] = shapes_of(c, *parts)
     return {
         path: (rng.normal(size=shape) * 0.15 + path.endswith("scale")).astype(dtype)
-        for path, shape in shapes_of(c, *parts).items()
+        for path, shape in SHAPES[key].items()
     }
 
 

@@ -86,10 +86,11 @@ def test_quantized_weights(source, method, where):
 
 
 @pytest.mark.parametrize("name", ["quantization_config", "text_config", "vision_config"])
-def test_settings_that_are_no_objects(source, name):
+@pytest.mark.parametrize("value", [["gptq"], [], "", False])
+def test_settings_that_are_no_objects(source, name, value):
     file = source / "tuned-model/config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {name: ["gptq"]}))
-    refused(lambda: load_checkpoint(source), f"tuned-model/config.json: {name} is ['gptq'], not an object")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    refused(lambda: load_checkpoint(source), f"tuned-model/config.json: {name} is {value!r}, not an object")
 
 
 class Evil:

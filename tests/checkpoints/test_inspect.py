@@ -33,7 +33,10 @@ def test_an_original_directory():
         "decoder",
         "layout",
     ]
-    assert "\nimage            fit='crop' " in text and "\nimage.adapter    kind='transformer' " in text
+    assert (
+        "\nimage            token='<image>' fit='crop' " in text
+        and "\nimage.adapter    kind='transformer' " in text
+    )
     row = (
         "decoder/layers/feed_forward/up/kernel             {} [4, 128, 384]            "
         "<- model.layers.{{}}.mlp.up_proj.weight"

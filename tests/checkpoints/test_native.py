@@ -122,6 +122,12 @@ def test_part_of_a_model(tmp_path, arrays):
     assert not (tmp_path / "half").exists()
 
 
+def test_a_checkpoint_with_another_one_inside_is_itself(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "outer")
+    shutil.copytree(saved, tmp_path / "outer" / "model")
+    assert load_trained(tmp_path / "outer", C)[0] == load_trained(saved, C)[0]
+
+
 def test_the_folder_of_a_run_is_not_its_model(saved):
     for read in (load_checkpoint, lambda source: load_trained(source, C)):
         with pytest.raises(CheckpointError, match=rf"folder of a training run; its model is {saved}$"):

@@ -43,6 +43,14 @@ def test_the_released_tokenizer_from_its_sentencepiece_model(tmp_path, monkeypat
         fast_tokenizer(tmp_path)
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.model").write_bytes(b"never read")
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(CheckpointError, match=r"cannot be written there\. Set XDG_CACHE_HOME to a folder"):
+        fast_tokenizer(tmp_path)
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the released special vectors are not beside the repository")
 def test_the_released_special_vectors():
     tensors = open_tensors(REAL / "special_embeddings.pt")

@@ -253,6 +253,11 @@ def test_a_template_that_says_nothing_of_use_is_refused(tokenizer, source):
         layout(tokenizer, source)
 
 
+def test_the_cause_is_named_where_it_cannot_be_rendered(tokenizer):
+    with pytest.raises(DataError, match=r"where they belong \(a question: .*Unexpected end of template"):
+        layout(tokenizer, "{% for message in messages %}")
+
+
 def test_dialogues_that_the_template_cannot_show(tokenizer):
     picky = (
         "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}"

@@ -491,5 +491,8 @@ def test_a_token_that_the_vocabulary_lacks_is_named(tmp_path, tiny):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
     with pytest.raises(DataError, match=r"tokenizer\.json does not know the eos_token '<\|end\|>'"):
         Tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": ')
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: not JSON"):
+        Tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}, "unk_token": null}')
     assert (Tokenizer(tmp_path).eos, Tokenizer(tmp_path).pad) == (tiny.eos, tiny.pad)

@@ -324,6 +324,16 @@ def test_a_line_that_was_corrected_may_have_an_id_of_its_own(model, files):
     assert read(files[1])[1] == alone(model, "c", user("corrected"))
 
 
+def test_errors_of_other_requests_are_not_gone_on_with(model, files):
+    """All of them failed, but they had ids: the file is not that of the new requests."""
+    write(files[0], *(ask("What?", id=name, images=["nowhere.png"]) for name in "xy"))
+    assert run(model, files) == (2, 2, 0, 0)
+    write(files[0], *(ask("one", id=name) for name in "pq"))
+    for retry in (False, True):
+        with pytest.raises(DataError, match="answers to other requests than"):
+            run(model, files, retry_errors=retry)
+
+
 def test_a_request_may_not_change_once_it_is_answered_but_an_error_may(model, files):
     write(files[0], ask("one", id="a"), "not JSON", ask("two", id="b"))
     assert run(model, files) == (3, 1, 0, 0)

@@ -132,7 +132,7 @@ def config(kind, init):
 @functools.cache
 def ours(kind, init):
     """Every array by path, [TIMES, ...]: one drawing for each of so many seeds."""
-    make = lambda key: nnx.parameters(ADAPTERS[kind](config(kind, init), OUT, rngs=nnx.Rngs(params=key)))
+    make = lambda key: nnx.parameters(ADAPTERS[kind](config(kind, init), OUT, rngs=nnx.Rngs(key)))
     key = jax.random.key(0, impl="unsafe_rbg")  # XLA takes long to compile the default's code
     return jax.device_get(jax.jit(jax.vmap(make))(jax.random.split(key, TIMES)))
 

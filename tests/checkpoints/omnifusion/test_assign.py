@@ -224,6 +224,18 @@ BAD = {
         {"image/adapter/mixes/0/norm/bias": {"from": "clip_norm.bias", "as": "[in, out]"}},
         ["image/adapter/mixes/0/norm/bias: only kernels of the layers are given with as"],
     ),
+    "a form of what needs none": (
+        {"image/adapter/linear/kernel": {"from": "out.weight", "as": "[out, in]"}},
+        ["image/adapter/linear/kernel: only kernels of the layers are given with as"],
+    ),
+    "a form that is none": (
+        {"image/adapter/mixes/0/layers/kernel": {"from": "clip_map_{0-4}.weight", "as": []}},
+        ["as must be one of [out, in], [out, layer in]"],
+    ),
+    "an empty run": (
+        {"image/adapter/mixes/0/layers/bias": "clip_map_{4-0}.bias"},
+        ["image/adapter/mixes/0/layers/bias: the reading names no tensor"],
+    ),
     "not a reading": ({"image/adapter/linear/kernel": 5}, ["a reading maps our paths to names"]),
     "swapped shapes": (
         {"image/adapter/linear/bias": "clip_norm.bias", "image/adapter/mixes/0/norm/bias": "out.bias"},
