@@ -16,16 +16,16 @@ class Table(dict):
     Asking for a row that is not there raises ConfigError.
     """
 
-    def __init__(self, what: str, home: str | None = None, rows=()):
+    def __init__(self, what: str, *homes: str, rows=()):
         """Makes a table of `rows`.
 
         Args:
           what: what messages call a row.
-          home: the module that puts the shipped rows in. It is imported when a row is first asked for, so
+          homes: the modules that put the shipped rows in. They are imported when a row is first asked for, so
             that importing the configs does not import the modules above them.
         """
         super().__init__(rows)
-        self.what, self.home = what, home
+        self.what, self.homes = what, homes
 
     def __missing__(self, name):
         if name not in self.names():
@@ -34,8 +34,8 @@ class Table(dict):
 
     def names(self) -> tuple[str, ...]:
         """The names of all rows, including the shipped ones."""
-        if self.home:
-            importlib.import_module(self.home)
+        for home in self.homes:
+            importlib.import_module(home)
         return tuple(self)
 
     def row(self, name: str):

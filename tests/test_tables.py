@@ -54,15 +54,16 @@ def test_a_table_brings_its_home_when_it_is_first_asked(tmp_path, monkeypatch):
         "import tables_of_shapes\ntables_of_shapes.SHAPES['round'] = 'theirs'\n"
     )
     (tmp_path / "tables_of_shapes.py").write_text(
-        "from omnifusion_jax.tables import Table\nSHAPES = Table('shape', 'home_of_shapes')\n"
+        "from omnifusion_jax.tables import Table\nSHAPES = Table('shape', 'home_of_shapes', 'more_shapes')\n"
     )
+    (tmp_path / "more_shapes.py").write_text("import tables_of_shapes\ntables_of_shapes.SHAPES['oval'] = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     import tables_of_shapes
 
     table = tables_of_shapes.SHAPES
     table["mine"] = "mine"
     assert table["mine"] == "mine" and "home_of_shapes" not in sys.modules
-    assert table["round"] == "theirs" and table.names() == ("mine", "round")
+    assert table["round"] == "theirs" and table.names() == ("mine", "round", "oval")
 
 
 def test_the_shipped_rows_are_there_before_anything_else_is_imported():
