@@ -16,7 +16,7 @@ BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(s
 HEAVY = ("torch", "transformers", "tensorflow", "tensorflow_datasets", "pyarrow", "ml_collections")
 USE = f"""
 import json, runpy, sys
-import omnifusion_jax
+import omnifusion_jax, omnifusion_jax.training.loop
 heavy = [name for name in {HEAVY} if name in sys.modules]
 from omnifusion_jax import shipped
 from omnifusion_jax.checkpoints.storage.bundled import BUNDLED, locate

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.summary import scalar
 
+from omnifusion_jax.training.board import Board
 from omnifusion_jax.training.workdir import writing
 
 COLUMNS = "loss {loss:.4f}  {tokens_per_s:,.0f} tok/s  {images_per_s:,.0f} img/s  input {input_wait:.0%}"
@@ -34,22 +32,6 @@ def resumed(path: Path, start: int):
     beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     beside.replace(path)
     return open(path, "a", buffering=1, encoding="utf-8")
-
-
-class Board:
-    """Writes scalars for TensorBoard, without a thread: it would wait for ever once the disk is full."""
-
-    def __init__(self, directory):
-        directory.mkdir(exist_ok=True)
-        self.writer = EventsWriter(str(directory / "events"))
-
-    def add(self, step: int, figures: Mapping[str, float]):
-        for name, value in figures.items():
-            self.writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
-        self.writer.flush()
-
-    def close(self):
-        self.writer.close()
 
 
 class Monitor:
