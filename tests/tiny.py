@@ -185,3 +185,9 @@ def systems():
         "qwen": shapes(qwen, "decoder/layers/attention/"),
         "patches": {"head": reader["head"]},
     }
+
+
+def losses(workdir):
+    """The loss of each logged step of a run."""
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [row.get("train/loss") for row in rows]

@@ -68,7 +68,7 @@ class Read:
     """
 
     source: Any
-    prepare: Callable[..., Sample]
+    prepare: Callable[..., Sample | list[Sample]]
 
     def __call__(self, i):
         try:
@@ -107,7 +107,8 @@ class Batches:
 
     Args:
       source: has a length and gives the record at an index.
-      prepare: makes a Sample of a record.
+      prepare: makes a Sample of a record, or a list of the Samples of its rows, which follow one another.
+      batch_size: records of a batch.
       length, tiles, pools, usual: as in `batch.collate`.
       check: a function that starts a data.check.Check of the same source, or returns None. It is called when
         the first sample is read, unless an earlier start of the run completed its check or an epoch.
@@ -118,7 +119,7 @@ class Batches:
     def __init__(
         self,
         source: Any,
-        prepare: Callable[..., Sample],
+        prepare: Callable[..., Sample | list[Sample]],
         *,
         batch_size: int,
         length: int,
@@ -160,8 +161,8 @@ class Batches:
             self.samples = Ahead(
                 self.reader, self.order, self.seen, processes=self.num_workers, ahead=2 * self.batch_size
             )
-        samples = []
-        while len(samples) < self.batch_size:
+        rows, records = [], 0
+        while records < self.batch_size:
             sample = next(self.samples)
             if self.seen % self.records == 0:
                 self.bad_now = 0  # an epoch begins
@@ -169,8 +170,9 @@ class Batches:
             if isinstance(sample, BadSample):
                 self.skip(sample)
             else:
-                samples.append(sample)
-        return self.collate(samples)
+                rows += [sample] if isinstance(sample, Sample) else sample
+                records += 1
+        return self.collate(rows)
 
     def skip(self, sample):
         """Leaves a BadSample out. Raises DataError if none may be, or if there are too many."""

@@ -22,7 +22,7 @@ class Objective(Protocol):
         """
 
     def batches(self, config: TrainConfig, tokenizer):
-        """An iterator like data.pipeline.Batches."""
+        """An iterator like data.pipeline.Batches, whose batches hold `rows` rows for each example."""
 
     def loss(self, module, batch, key, remat):
         """The sum of the loss over the targets of a batch, and their count, by which the caller divides.
