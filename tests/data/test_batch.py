@@ -98,6 +98,8 @@ def test_each_stream_counts_through_tiles_of_its_own():
     assert batch.media["image"][0].shape[:2] == (1, 1) and batch.media["audio"][0].shape == (1, 4, 5)
     assert batch.index[0].tolist() == [0, 1, 2, 3, 4, 5, 0, 0, 0]
     assert batch.index[1].tolist() == [0, 1, 6, 7, 8, 0, 0, 0, 0]
+    after = collate(rows, 9, tiles, pools=1)  # sounds after a row with a picture, which does not shift them
+    assert after.index[1].tolist() == [3, 4, 5, 6, 7, 8, 0, 0, 0]
 
 
 def test_without_media_there_is_no_room_for_any():

@@ -179,14 +179,16 @@ def test_rows_of_tiles_are_counted_on_from_picture_to_picture(tokenizer, newline
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_request_shows_them_as_training_did(tokenizer, style):
+@pytest.mark.parametrize("first", ["Is <image> like <image>?", "Are <image> <image> alike?"])
+def test_a_request_shows_them_as_training_did(tokenizer, style, first):
     """The record's own words as a Request's messages, through JSON; pictures are parts or stand beside."""
     lay = layout(tokenizer, style)
-    record = talk("Is <image> like <image>?", "Yes.", "And like\n<image>", pictures=3)
+    record = talk(first, "Yes.", "And like\n<image>", pictures=3)
+    whole = talk(first, "Yes.", "And like\n<image>", "No.", pictures=3)
     messages = json.loads(json.dumps(lay.messages(record)))
     request = from_request(Request(messages, list(record.images)))
     assert request.parted == (style not in ("omnifusion", "text"))
-    asked, taught = laid(lay, request, ask=True), laid(lay, LIKE)
+    asked, taught = laid(lay, request, ask=True), laid(lay, whole)
     n = len(asked.tokens)
     assert spelled(lay, asked) == spelled(lay, laid(lay, record, ask=True)) == spelled(lay, taught)[:n]
     assert (taught.weights[n:] > 0).any()
