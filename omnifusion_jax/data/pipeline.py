@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -161,8 +162,8 @@ class Batches:
             self.samples = Ahead(
                 self.reader, self.order, self.seen, processes=self.num_workers, ahead=2 * self.batch_size
             )
-        rows, records = [], 0
-        while records < self.batch_size:
+        records = []  # the rows of each
+        while len(records) < self.batch_size:
             sample = next(self.samples)
             if self.seen % self.records == 0:
                 self.bad_now = 0  # an epoch begins
@@ -170,9 +171,9 @@ class Batches:
             if isinstance(sample, BadSample):
                 self.skip(sample)
             else:
-                rows += [sample] if isinstance(sample, Sample) else sample
-                records += 1
-        return self.collate(rows)
+                records.append([sample] if isinstance(sample, Sample) else sample)
+        assert len(set(map(len, records))) == 1, "records give different numbers of rows"
+        return self.collate(list(itertools.chain.from_iterable(records)))
 
     def skip(self, sample):
         """Leaves a BadSample out. Raises DataError if none may be, or if there are too many."""

@@ -123,6 +123,16 @@ def test_a_batch_holds_both_rows_of_each_example(tokenizer):
         assert (pairs[:, 0] == pairs[:, 1]).all() and len(np.unique(pairs[:, 0], axis=0)) == 4
 
 
+def test_a_record_with_another_number_of_rows_is_refused(tokenizer):
+    """Were it not, every pair after it would be of two records."""
+    found = OBJECTIVES["preference"].batches(config(), tokenizer)
+    prepare = found.reader.prepare
+    found.reader.prepare = lambda pair: prepare(pair)[: 1 if pair.where == "pairs[3]" else 2]
+    with pytest.raises(AssertionError, match="records give different numbers of rows"):
+        for _ in range(2):
+            next(found)
+
+
 def test_it_learns_what_is_preferred_and_no_portion_or_device_parts_a_pair(tokenizer, tmp_path):
     c = config()
     curve = fit(c, tokenizer, tmp_path / "one")

@@ -345,7 +345,7 @@ def assigned(reading: dict, tensors, c: ModelConfig, where) -> dict[str, Lazy]:
 
 def spelled(source):
     """An entry of a reading for people to read."""
-    return source if isinstance(source, str) else " ".join(source.values())
+    return source if isinstance(source, str) else " ".join(filter(None, source.values()))
 
 
 def table(c: ModelConfig) -> dict:
