@@ -5,7 +5,7 @@ This module needs NumPy alone, so that neither side needs the other.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,10 +29,20 @@ class Sample(NamedTuple):
     media: dict[str, tuple[np.ndarray, ...]]
     items: int = 0  # number of media items; a picture is one
     media_positions: int = 0  # positions that media items take, special vectors among their features included
+    cut: int = 0  # turns that were cut off at the end because the dialogue was too long
+
+
+class Outline(NamedTuple):
+    """How much room a Sample takes."""
+
+    length: int  # positions
+    tiles: dict[str, int]  # {stream: tiles}
+    items: int
+    cut: int
 
 
 class Batch(NamedTuple):
-    """Laid-out dialogues, padded to one static shape.
+    """Laid-out dialogues, one or more a row, padded to one static shape.
 
     The tiles of media lie in pools. Every pool serves the same number of consecutive rows of the batch, and
     holds their tiles in order. A pool with room to spare ends with blank tiles, which no position points to.
@@ -42,7 +52,9 @@ class Batch(NamedTuple):
     kind: np.ndarray  # int32[batch, seq]; PADDING at the end of a row (in generation: at its start)
     index: np.ndarray  # int32[batch, seq]; feature rows are numbered through the pool
     weights: np.ndarray  # float32[batch, seq]
-    segments: np.ndarray  # int32[batch, seq]; 0 is padding, attention stays within a segment
+    segments: (
+        np.ndarray
+    )  # int32[batch, seq]; dialogues of a row from 1 on, 0 is padding; attention stays within
     positions: np.ndarray  # int32[batch, seq], counted from 0 in each segment
     items: np.ndarray  # int32[batch]
     # {stream: (array for each view)}, each [pools, tiles, ...]; those of pictures uint8[..., size, size, 3]
@@ -76,8 +88,33 @@ def room(count: int, usual: int, rows: int = 1) -> int:
     return next(size for size in (quarter, half, doubled) if size >= count)
 
 
+class Form(NamedTuple):
+    """The shapes of a Batch."""
+
+    rows: int
+    length: int
+    pools: int
+    room: dict[str, int]  # {stream: tiles of a pool}
+
+
+class Place(NamedTuple):
+    """Where a Sample stands in a Batch."""
+
+    row: int
+    start: int  # its first position
+    segment: int  # its number in the row, from 1 on
+    pool: int
+    first: dict[str, int]  # {stream: the tile of the pool with which its own begin}
+
+
+def outline(sample: Sample) -> Outline:
+    """The Outline of a Sample."""
+    tiles = {stream: len(views[0]) for stream, views in sample.media.items()}
+    return Outline(len(sample.tokens), tiles, sample.items, sample.cut)
+
+
 def collate(
-    samples: Sequence[Sample],
+    rows: Sequence[Sample | Sequence[Sample]],
     length: int,
     tiles: Mapping[str, Tile],
     pools: int | None = None,
@@ -87,55 +124,98 @@ def collate(
     """Collects samples into a Batch, padded to `length` tokens and to equal pools of media.
 
     Args:
+      rows: the samples of each row, or its only one.
       tiles: {stream: Tile}.
-      pools: number of pools, a divisor of the number of samples; None gives each row its own.
+      pools: number of pools, a divisor of the number of rows; None gives each row its own.
       usual: tiles that a row usually has, see `room`.
       left: pads on the left, so that all rows end together, as generation needs it.
     """
-    pools = len(samples) if pools is None else pools
-    assert len(samples) % pools == 0, f"{len(samples)} rows in {pools} pools"
-    shared = len(samples) // pools  # rows per pool
-    shape = (len(samples), length)
-    batch = Batch(
-        tokens=np.zeros(shape, np.int32),
-        kind=np.zeros(shape, np.int32),
-        index=np.zeros(shape, np.int32),
-        weights=np.zeros(shape, np.float32),
-        segments=np.zeros(shape, np.int32),
-        positions=np.zeros(shape, np.int32),
-        items=np.array([sample.items for sample in samples], np.int32),
-        media={name: pooled(samples, name, tile, pools, shared, usual) for name, tile in tiles.items()},
-    )
-    for row, sample in enumerate(samples):
-        n = len(sample.tokens)
-        here = np.s_[row, length - n :] if left else np.s_[row, :n]
-        for name in ("tokens", "kind", "index", "weights"):
-            getattr(batch, name)[here] = getattr(sample, name)
-        for name, tile in tiles.items():
-            before = sum(tiles_of(other, name) for other in samples[row - row % shared : row])
-            of_stream = batch.kind[row] == FEATURE + tile.number
-            batch.index[row] += np.where(of_stream, before * tile.rows, 0).astype(np.int32)
-        batch.segments[here] = 1
-        batch.positions[here] = np.arange(n)
+    rows = [[row] if isinstance(row, Sample) else row for row in rows]
+    form, places = arrange([list(map(outline, row)) for row in rows], length, tiles, pools, usual, left)
+    batch = blank(form, tiles)
+    for row, of_row in zip(rows, places, strict=True):
+        batch.items[of_row[0].row] = sum(sample.items for sample in row)
+        for sample, place in zip(row, of_row, strict=True):
+            put(batch, sample, place, tiles)
     return batch
 
 
-def tiles_of(sample: Sample, stream: str) -> int:
-    """How many tiles of a stream a sample has."""
-    views = sample.media.get(stream, ())
-    return len(views[0]) if views else 0
+def arrange(
+    rows: Sequence[Sequence[Outline]],
+    length: int,
+    tiles: Mapping[str, Tile],
+    pools: int | None = None,
+    usual: int = 1,
+    left: bool = False,
+) -> tuple[Form, list[list[Place]]]:
+    """The Form of a Batch and the Place of each sample; arguments as in `collate`."""
+    pools = len(rows) if pools is None else pools
+    assert len(rows) % pools == 0, f"{len(rows)} rows in {pools} pools"
+    shared = len(rows) // pools  # rows per pool
+    places, most = [], dict.fromkeys(tiles, 0)
+    for number, row in enumerate(rows):
+        if number % shared == 0:
+            first = dict.fromkeys(tiles, 0)
+        start = length - sum(sample.length for sample in row) if left else 0
+        of_row = []
+        for segment, sample in enumerate(row, 1):
+            of_row.append(Place(number, start, segment, number // shared, dict(first)))
+            start += sample.length
+            for stream in tiles:
+                first[stream] += sample.tiles.get(stream, 0)
+                most[stream] = max(most[stream], first[stream])
+        places.append(of_row)
+    rooms = {stream: room(count, usual, shared) for stream, count in most.items()}
+    return Form(len(rows), length, pools, rooms), places
 
 
-def pooled(samples, stream, tile, pools, shared, usual):
-    """The media of a stream in pools of `shared` samples: for each view [pools, tiles, ...]."""
-    groups = [samples[i * shared : (i + 1) * shared] for i in range(pools)]
-    counts = [sum(tiles_of(sample, stream) for sample in group) for group in groups]
-    size = room(max(counts), usual, shared)
-    views = tuple(np.zeros((pools, size, *shape), tile.dtype) for shape in tile.shapes)
-    for pool, group in enumerate(groups):
-        first = 0
-        for sample in group:
-            for view, given in zip(views, sample.media.get(stream, ()), strict=False):
-                view[pool, first : first + len(given)] = given
-            first += tiles_of(sample, stream)
-    return views
+def blank(form: Form, tiles: Mapping[str, Tile], memory: Any = None) -> Batch:
+    """A Batch of nothing but padding, in `memory` (a buffer of zeros of `size(form, tiles)` bytes) or new."""
+    if memory is None:
+        memory = np.zeros(size(form, tiles), np.uint8)
+    offset, arrays = 0, []
+    for shape, dtype in shapes(form, tiles):
+        arrays.append(np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape))
+        offset += aligned(arrays[-1].nbytes)
+    media = {}
+    rest = iter(arrays[COLUMNS + 1 :])
+    for stream, tile in tiles.items():
+        media[stream] = tuple(next(rest) for _ in tile.shapes)
+    return Batch(*arrays[: COLUMNS + 1], media)
+
+
+COLUMNS = 6  # arrays of a batch that are [batch, seq]
+
+
+def shapes(form, tiles):
+    """The (shape, type) of each array of a Batch, in order."""
+    found = [((form.rows, form.length), np.int32)] * COLUMNS + [((form.rows,), np.int32)]
+    found[3] = ((form.rows, form.length), np.float32)  # weights
+    for stream, tile in tiles.items():
+        found += [((form.pools, form.room[stream], *shape), tile.dtype) for shape in tile.shapes]
+    return found
+
+
+def size(form: Form, tiles: Mapping[str, Tile]) -> int:
+    """Bytes of a Batch of this form."""
+    return sum(aligned(math.prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in shapes(form, tiles))
+
+
+def aligned(count):
+    """The number of bytes rounded up, so that the next array begins where devices can read it in place."""
+    return -(-count // 64) * 64
+
+
+def put(batch: Batch, sample: Sample, place: Place, tiles: Mapping[str, Tile]) -> None:
+    """Writes a sample and its media into a Batch; `items` of its row are left to the caller."""
+    n = len(sample.tokens)
+    here = np.s_[place.row, place.start : place.start + n]
+    for name in ("tokens", "kind", "index", "weights"):
+        getattr(batch, name)[here] = getattr(sample, name)
+    batch.segments[here] = place.segment
+    batch.positions[here] = np.arange(n)
+    for stream, tile in tiles.items():
+        first = place.first[stream]
+        batch.index[here][sample.kind == FEATURE + tile.number] += first * tile.rows
+        for view, given in zip(batch.media[stream], sample.media.get(stream, ()), strict=False):
+            view[place.pool, first : first + len(given)] = given

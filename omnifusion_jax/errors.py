@@ -10,7 +10,21 @@ class ConfigError(OmniFusionError):
 
 
 class DataError(OmniFusionError):
-    """A picture, a dialogue or a request that cannot be used."""
+    """A picture, a dialogue or a request that cannot be used.
+
+    `reason` is a word that all errors of its kind share, such as "missing"; docs/data.md lists them.
+    """
+
+    def __init__(self, message: str, reason: str = "other"):
+        super().__init__(message, reason)
+        self.message, self.reason = message, reason
+
+    def __str__(self):
+        return self.message
+
+    def at(self, where: str) -> "DataError":
+        """The same error with a place before its message."""
+        return DataError(f"{where}: {self.message}", self.reason)
 
 
 class CheckpointError(OmniFusionError):

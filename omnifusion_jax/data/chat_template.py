@@ -56,7 +56,8 @@ class Template:
         text = self.render(turns, self.form, ask, where)
         if any(role == "system" and said.strip() not in text for role, said in turns):
             raise DataError(
-                f"{where}: the chat template leaves the system's turn out. Say it in the first question"
+                f"{where}: the chat template leaves the system's turn out. Say it in the first question",
+                "speaker",
             )
         ids, offsets = self.tokenizer.encode_all(text)
         weights = np.zeros(len(ids), np.float32)
@@ -69,7 +70,8 @@ class Template:
             if not (text.startswith(before) and text.startswith(after)):
                 raise DataError(
                     f"{where}: the chat template changes earlier turns when another follows; "
-                    "it cannot be trained on"
+                    "it cannot be trained on",
+                    "template",
                 )
             starts, ends = offsets[:, 0], offsets[:, 1]
             weights[(starts >= len(before)) & (ends > len(before)) & (ends <= len(after))] = 1
@@ -85,7 +87,7 @@ class Template:
             return rendered[0][0]  # (texts, positions), the text of the only dialogue
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise DataError(
-                f"{where}: the chat template cannot render this dialogue ({error!s:.200})"
+                f"{where}: the chat template cannot render this dialogue ({error!s:.200})", "template"
             ) from error
 
     def problem(self, form):

@@ -1,11 +1,13 @@
 """Reads dialogues in the forms in which people write them: LLaVA JSON, or messages with roles."""
 
 import dataclasses
+import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omnifusion_jax.data.images import is_data_url, is_url
+from omnifusion_jax.data.images import is_data_url, is_url, short
 from omnifusion_jax.data.modality import NEXT, first_given, marked, streams_by_mark
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import MODALITIES
@@ -73,7 +75,8 @@ def parse(record: Any, where: str) -> Dialogue:
     if not isinstance(record, dict):
         raise DataError(
             f"{where}: a dialogue is an object with 'conversations' or 'messages', "
-            f"this is a {type(record).__name__}"
+            f"this is a {type(record).__name__}",
+            "form",
         )
     if record.get("id") is not None:
         where = f'{where} (id "{record["id"]}")'
@@ -85,7 +88,9 @@ def parse(record: Any, where: str) -> Dialogue:
                 return Dialogue(where, found, in_order(found, listed), marked=True)
             return Dialogue(where, *assembled(found, listed, where))
     keys = ", ".join(map(str, record)) or "nothing"
-    raise DataError(f"{where}: there is neither 'conversations' (LLaVA) nor 'messages' in it, only {keys}")
+    raise DataError(
+        f"{where}: there is neither 'conversations' (LLaVA) nor 'messages' in it, only {keys}", "form"
+    )
 
 
 def given_list(record, keys):
@@ -112,7 +117,7 @@ def in_order(turns, listed):
 def turns(items, role, text, where):
     """((role, text or list of parts), ...): the turns as written, under their keys `role` and `text`."""
     if not isinstance(items, list) or not items:
-        raise DataError(f"{where} is not a list of turns, or is empty")
+        raise DataError(f"{where} is not a list of turns, or is empty", "form")
     kinds, parts = str, ""
     if text == "content":  # only OpenAI's form has lists of parts
         kinds, parts = (str, list), ", or a list of parts"
@@ -121,7 +126,9 @@ def turns(items, role, text, where):
             isinstance(turn, dict) and isinstance(turn.get(role), str) and isinstance(turn.get(text), kinds)
         )
         if not right:
-            raise DataError(f"{where}[{i}] is not an object with the strings {role!r} and {text!r}{parts}")
+            raise DataError(
+                f"{where}[{i}] is not an object with the strings {role!r} and {text!r}{parts}", "form"
+            )
         if isinstance(turn[text], str):
             check_characters(turn[text], f"{where}[{i}]")
     return tuple((turn[role], turn[text]) for turn in items)
@@ -151,14 +158,16 @@ def assembled(turns, listed, where):
     if any(map(marked, said)):
         marks = ", ".join(streams_by_mark())
         raise DataError(
-            f"{where}: media stand as parts, and the text has marks of its own ({marks}). Remove the marks"
+            f"{where}: media stand as parts, and the text has marks of its own ({marks}). Remove the marks",
+            "marks",
         )
     for stream, items in listed.items():
         wanted = sum(media.stream == stream and media.source is NEXT for media in shown)
         if wanted != len(items):
             raise DataError(
                 f'{where}: {wanted} "{stream}" parts name no file, and "{MODALITIES[stream].keys[-1]}" lists '
-                f"{len(items)}. Each takes one of them, in order"
+                f"{len(items)}. Each takes one of them, in order",
+                "marks",
             )
     rest = {stream: iter(items) for stream, items in listed.items()}
     media = tuple(one._replace(source=next(rest[one.stream])) if one.source is NEXT else one for one in shown)
@@ -170,13 +179,15 @@ def read_part(part, where):
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):
-            raise DataError(f"{where} has no string 'text'")
+            raise DataError(f"{where} has no string 'text'", "part")
         check_characters(part["text"], where)
         return part["text"]
     streams = {name: stream for stream in MODALITIES.names() for name in MODALITIES[stream].parts}
     if kind not in streams:
         known = ", ".join(["text", *streams])
-        raise DataError(f"{where} is of type {kind!r}; known are {known}. Leave it out or say it in text")
+        raise DataError(
+            f"{where} is of type {kind!r}; known are {known}. Leave it out or say it in text", "part"
+        )
     stream = streams[kind]
     return Media(stream, MODALITIES[stream].parts[kind](part, where))
 
@@ -188,7 +199,8 @@ def check_characters(text, where):
     except UnicodeEncodeError:
         raise DataError(
             f"{where} holds half a character (an unpaired surrogate, as of an emoji cut in two). "
-            "Correct its text"
+            "Correct its text",
+            "characters",
         ) from None
 
 
@@ -199,17 +211,48 @@ def from_record(record: Any, where: str, folder: str | Path) -> Dialogue:
       DataError: the record has neither form, or media of another type; the message names `where`.
     """
     dialogue = parse(record, where)
-    for stream, source in dialogue.media:
-        if not isinstance(source, str):
-            raise DataError(
-                f'{dialogue.where}: "{stream}" must name a file or a list of files, '
-                f"not hold a {type(source).__name__}"
-            )
-    located = []
-    for item in dialogue.media:
-        whole = is_url(item.source) or is_data_url(item.source)  # not relative to a folder
-        located.append(item if whole else item._replace(source=Path(folder, item.source)))
-    return dataclasses.replace(dialogue, media=tuple(located))
+    try:
+        found = tuple(Media(stream, located(source, stream, folder)) for stream, source in dialogue.media)
+    except DataError as error:
+        raise error.at(dialogue.where) from error
+    return dataclasses.replace(dialogue, media=found)
+
+
+def located(source: Any, stream: str, folder: str | Path) -> Path | str | bytes:
+    """What a record holds for a media item: its file, its data URL or its bytes.
+
+    With a `folder` nothing outside of it is read, whatever a name, a link or `..` says. {"bytes", "path"} is
+    how Hugging Face data sets hold pictures.
+
+    Raises:
+      DataError: the source is none of these, or lies outside.
+    """
+    if isinstance(source, Mapping) and {"bytes", "path"} <= source.keys():
+        source = source["path"] if source["bytes"] is None else source["bytes"]
+    if isinstance(source, bytes) or is_url(source) or is_data_url(source):
+        return source  # not relative to a folder
+    if not isinstance(source, str):
+        kind = type(source).__name__
+        raise DataError(f'"{stream}" must name a file or a list of files, not hold a {kind}', "media")
+    if not str(folder) or str(folder) == ".":
+        return Path(source)
+    try:
+        real, inside = os.path.realpath(Path(folder, source)), real_folder(folder)
+    except (ValueError, OSError):  # a name with a NUL byte, or a circle of links
+        raise DataError(f"{source!r}: there is no such file. Check the name", "missing") from None
+    if not real.startswith(inside):
+        raise DataError(
+            f"{short(source)} lies outside the folder of pictures, {folder}. "
+            "Name a folder that holds all of them",
+            "outside",
+        )
+    return Path(folder, source)
+
+
+@functools.cache
+def real_folder(folder):
+    """A folder without links in its path, with a "/" at its end."""
+    return os.path.join(os.path.realpath(folder), "")
 
 
 def from_request(request: Request, where: str = "request") -> Dialogue:
@@ -220,7 +263,8 @@ def from_request(request: Request, where: str = "request") -> Dialogue:
             known = [name for name in MODALITIES.names() if name != IMAGE]
             raise DataError(
                 f"{where}: media hold {stream!r}; known are {', '.join(known) or 'none'}, and pictures "
-                "belong in images"
+                "belong in images",
+                "media",
             )
         record[MODALITIES[stream].keys[0]] = items
     return parse(record, where)

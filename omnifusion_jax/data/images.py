@@ -29,18 +29,25 @@ LONGEST_NAME = 256
 LONGEST = 128  # squares: a longer strip is shortened before it is resized for the sake of its central square
 MAX_PADDED = 1 << 14  # pixels: a square with this side takes 1 GB
 
-# What a Pillow error means to the user; the first row that fits counts. Pillow's own text can hold memory
-# addresses and is never repeated.
+# What an error means to the user; the first row that fits counts. Pillow's own text can hold memory addresses
+# and is never repeated.
 FAULTS = (
     (
         UnidentifiedImageError,
-        f"not an image in a known format ({', '.join(FORMATS)}). Convert it to one of them.",
+        DataError(
+            f"not an image in a known format ({', '.join(FORMATS)}). Convert it to one of them.",
+            "not_a_picture",
+        ),
     ),
-    (Image.DecompressionBombError, "has more pixels than Pillow opens. Scale it down."),
-    (PermissionError, "the file may not be read. Change its permissions."),
+    (Image.DecompressionBombError, DataError("has more pixels than Pillow opens. Scale it down.", "size")),
+    (PermissionError, DataError("the file may not be read. Change its permissions.", "permission")),
     (
         Exception,
-        "truncated, damaged, or of a kind Pillow does not decode. Copy it again, or save it as JPEG or PNG.",
+        DataError(
+            "truncated, damaged, or of a kind Pillow does not decode. "
+            "Copy it again, or save it as JPEG or PNG.",
+            "damaged",
+        ),
     ),
 )
 
@@ -50,7 +57,7 @@ _warning_filters = threading.Lock()  # they belong to the whole process, and pic
 
 
 def open_image(
-    source: str | os.PathLike | Image.Image | np.ndarray, *, max_pixels: int = 50_000_000
+    source: str | os.PathLike | bytes | Image.Image | np.ndarray, *, max_pixels: int = 50_000_000
 ) -> Image.Image:
     """Opens one picture as an upright RGB `PIL.Image.Image` that shares no memory with `source`.
 
@@ -60,8 +67,8 @@ def open_image(
 
     Args:
       source: path of a JPEG, PNG, WebP, BMP, TIFF or GIF file; such a file as a data URL
-        (`data:image/png;base64,...`); a PIL image; or uint8[height, width], [height, width, 3 or 4]. Other
-        URLs are not fetched.
+        (`data:image/png;base64,...`) or as its bytes; a PIL image; or uint8[height, width], [height, width,
+        3 or 4]. Other URLs are not fetched.
       max_pixels: largest width * height, checked in the header before any pixel is decoded. Pillow itself
         stops at 2 * `Image.MAX_IMAGE_PIXELS`.
 
@@ -74,7 +81,7 @@ def open_image(
 
 
 def image_size(
-    source: str | os.PathLike | Image.Image | np.ndarray, *, max_pixels: int = 50_000_000
+    source: str | os.PathLike | bytes | Image.Image | np.ndarray, *, max_pixels: int = 50_000_000
 ) -> tuple[int, int]:
     """(width, height) of the picture that `open_image` gives, read from the header without decoding pixels.
 
@@ -167,7 +174,8 @@ def padded(size: tuple[int, int]) -> int:
     if max(size) > MAX_PADDED:
         raise DataError(
             f"{size[0]} x {size[1]} pixels cannot be padded to a square: "
-            f"the long side may have {MAX_PADDED:,}. Scale it down or cut it."
+            f"the long side may have {MAX_PADDED:,}. Scale it down or cut it.",
+            "size",
         )
     return max(size)
 
@@ -208,11 +216,10 @@ def _named_faults(source) -> Iterator[None]:
             name = short(source)
         else:
             name = getattr(source, "filename", "") or "the given image"
-        if isinstance(error, DataError):
-            text = error
-        else:
-            text = next(text for kind, text in FAULTS if isinstance(error, kind))
-        raise DataError(f"{name}: {text}") from error
+        if not isinstance(error, DataError):
+            meant = next(meant for kind, meant in FAULTS if isinstance(error, kind))
+            raise meant.at(name) from error
+        raise error.at(name) from error
 
 
 def _opened(file, max_pixels):
@@ -245,23 +252,33 @@ def _read(source, opening=_whole):
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
+    if isinstance(source, bytes):
+        _check_bytes(len(source))
+        return io.BytesIO(source)
     if not isinstance(source, (str, os.PathLike)):
         raise DataError(
-            f"of type {type(source).__name__}. Give a path, a PIL image, or a uint8 array [height, width, 3]."
+            f"of type {type(source).__name__}. "
+            "Give a path, a file's bytes, a PIL image, or a uint8 array [height, width, 3].",
+            "media",
         )
     if is_data_url(source):
         return io.BytesIO(_from_data_url(source))
     if is_url(source):
-        raise DataError("not fetched: download it, and give the path of the file.")
+        raise DataError("not fetched: download it, and give the path of the file.", "not_fetched")
     if not os.path.isfile(source):
         if os.path.exists(source):
-            raise DataError("a folder or device. Give a picture file.")
-        raise DataError("there is no such file. Check the name.")
-    size = os.path.getsize(source)
+            raise DataError("a folder or device. Give a picture file.", "missing")
+        raise DataError("there is no such file. Check the name.", "missing")
+    _check_bytes(os.path.getsize(source))
+    return opening(source)
+
+
+def _check_bytes(size):
     if not 0 < size <= MAX_FILE_BYTES:
         advice = "Scale it down." if size else "Empty: copy it again."
-        raise DataError(f"a file of {size:,} bytes; 1 to {MAX_FILE_BYTES:,} are allowed. {advice}")
-    return opening(source)
+        raise DataError(
+            f"a file of {size:,} bytes; 1 to {MAX_FILE_BYTES:,} are allowed. {advice}", "file_size"
+        )
 
 
 def _from_data_url(url):
@@ -269,22 +286,25 @@ def _from_data_url(url):
     header, comma, payload = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise DataError(
-            "a data URL without base64. Write it as data:image/png;base64,... or give the path of a file."
+            "a data URL without base64. Write it as data:image/png;base64,... or give the path of a file.",
+            "data_url",
         )
     if len(payload) > MAX_FILE_BYTES * 4 // 3:
         raise DataError(
             f"a data URL of {len(payload):,} characters; at most {MAX_FILE_BYTES:,} bytes are allowed. "
-            "Scale the picture down."
+            "Scale the picture down.",
+            "file_size",
         )
     try:
         data = base64.b64decode("".join(unquote(payload).split()), validate=True)
     except (binascii.Error, ValueError):  # ValueError: characters outside ASCII
         raise DataError(
-            "its base64 is damaged or cut off. Encode the picture again, or give the path of a file."
+            "its base64 is damaged or cut off. Encode the picture again, or give the path of a file.",
+            "data_url",
         ) from None
     if not data:
         raise DataError(
-            "a data URL with nothing in it. Encode the picture again, or give the path of a file."
+            "a data URL with nothing in it. Encode the picture again, or give the path of a file.", "data_url"
         )
     return data
 
@@ -292,12 +312,15 @@ def _from_data_url(url):
 def _from_array(array):
     if array.dtype != np.uint8:
         raise DataError(
-            f"an array of {array.dtype}. Give uint8, 0 to 255 (multiply floats from 0 to 1 by 255 and round)."
+            f"an array of {array.dtype}. "
+            "Give uint8, 0 to 255 (multiply floats from 0 to 1 by 255 and round).",
+            "media",
         )
     if array.size == 0 or array.ndim < 2 or array.shape[2:] not in ((), (3,), (4,)):
         raise DataError(
             f"an array of shape {list(array.shape)}. "
-            "Give [height, width], [height, width, 3] or [height, width, 4], none of them 0."
+            "Give [height, width], [height, width, 3] or [height, width, 4], none of them 0.",
+            "media",
         )
     return Image.fromarray(array)
 
@@ -307,19 +330,24 @@ def _check(image, max_pixels):
     if not 0 < width * height <= max_pixels:
         raise DataError(
             f"{width} x {height} pixels; 1 to {max_pixels:,} (max_pixels) are allowed. "
-            "Scale it, or change the limit."
+            "Scale it, or change the limit.",
+            "size",
         )
     # MPO is a camera's JPEG; the frames after its first are previews
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         raise DataError(
-            f"an animation or a document of {frames} frames. Save the frame you mean as a picture of its own."
+            f"an animation or a document of {frames} frames. "
+            "Save the frame you mean as a picture of its own.",
+            "animated",
         )
 
 
 def _check_levels(image):
     if image.mode == "F":
-        raise DataError("its pixels are floats, which have no fixed white level. Save it with 8 or 16 bits.")
+        raise DataError(
+            "its pixels are floats, which have no fixed white level. Save it with 8 or 16 bits.", "levels"
+        )
 
 
 def _rgb(image):
@@ -330,7 +358,8 @@ def _rgb(image):
         if grey.min() < 0 or grey.max() > 65535:
             raise DataError(
                 f"its grey values from {grey.min()} to {grey.max()} have no fixed white level. "
-                "Save it with 8 or 16 bits."
+                "Save it with 8 or 16 bits.",
+                "levels",
             )
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     image.info.pop("transparency", None)  # dropped like alpha; Pillow would try to keep it, and warn

@@ -131,7 +131,8 @@ class Layout:
         if written != given:
             raise DataError(
                 f"{dialogue.where}: the chat template shows {counted(written)}, "
-                f"the dialogue has {counted(given)}"
+                f"the dialogue has {counted(given)}",
+                "marks",
             )
         ends = [*here, len(ids)]
         yield self.text(ids[: ends[0]], targets[: ends[0]])
@@ -210,7 +211,7 @@ class Layout:
         if self.original and not ask:
             return Sample(*(column[: self.max_length] for column in sample[:4]), *sample[4:])
         advice = "Shorten or split the dialogue, or raise max_length (data.max_length in training)"
-        raise DataError(f"{where}: {n} tokens, but max_length is {self.max_length}. {advice}")
+        raise DataError(f"{where}: {n} tokens, but max_length is {self.max_length}. {advice}", "too_long")
 
     def read(self, dialogue):
         """The turns as this layout takes them: ("user", "assistant" or "system", text). Raises DataError."""
@@ -218,10 +219,12 @@ class Layout:
             return [("user" if role == "human" else ANSWER, text) for role, text in dialogue.turns]
         for i, (role, _) in enumerate(dialogue.turns):
             if role not in ROLES:
-                raise DataError(f"{dialogue.where}: turn {i} is from {role!r}; known are {', '.join(ROLES)}")
+                raise DataError(
+                    f"{dialogue.where}: turn {i} is from {role!r}; known are {', '.join(ROLES)}", "speaker"
+                )
             if role == "system" and self.template is None:
                 place = f"layout {self.name!r} has no place for it: what it says belongs in model.prompt"
-                raise DataError(f"{dialogue.where}: turn {i} is from 'system', and {place}")
+                raise DataError(f"{dialogue.where}: turn {i} is from 'system', and {place}", "speaker")
         return [(ROLES[role], self.words(text, dialogue)) for role, text in dialogue.turns]
 
     def words(self, text, dialogue):
@@ -268,11 +271,14 @@ class Layout:
         if self.original and items > 1:
             raise DataError(
                 f"{where}: {items} pictures, but layout 'original' has place for one. "
-                "Give one picture a dialogue, or another model.layout"
+                "Give one picture a dialogue, or another model.layout",
+                "marks",
             )
         for i, (_, text) in enumerate(dialogue.turns):
             if not (text if self.original else text.strip()):
-                raise DataError(f"{where}: turn {i} is empty. Remove the turn or write its text")
+                raise DataError(
+                    f"{where}: turn {i} is empty. Remove the turn or write its text", "empty_turn"
+                )
         if not self.original:
             check_marks(dialogue, self.interleaved)
         elif dialogue.parted:
@@ -280,31 +286,35 @@ class Layout:
             if later:
                 raise DataError(
                     f"{where}: turn {later[0]} shows a picture, but layout 'original' shows it before the "
-                    "first turn. Move it there"
+                    "first turn. Move it there",
+                    "marks",
                 )
         turns = self.read(self.with_marks(dialogue) if self.interleaved else dialogue)
         spoken = [role for role, _ in turns if role != "system"]
         if ask and spoken[-1:] != ["user"]:
             last = spoken[-1] if spoken else "system"
-            raise DataError(f"{where}: the last turn is the {last}'s. End with a question")
+            raise DataError(f"{where}: the last turn is the {last}'s. End with a question", "order")
         if self.original:
             return turns
         if spoken[:1] == [ANSWER]:
             raise DataError(
-                f"{where}: the dialogue starts with the assistant. The first turn must be the user's"
+                f"{where}: the dialogue starts with the assistant. The first turn must be the user's", "order"
             )
         if not ask and ANSWER not in spoken:
             raise DataError(
                 f"{where}: no turn of the assistant, hence nothing to learn from. "
-                "Add an answer or remove the dialogue"
+                "Add an answer or remove the dialogue",
+                "no_answer",
             )
         for i, (role, text) in enumerate(turns):
             if not without_marks(text):
                 mark = marked(dialogue.turns[i][1])[0]
-                raise DataError(f"{where}: turn {i} holds nothing but {mark}. Write its text")
+                raise DataError(f"{where}: turn {i} holds nothing but {mark}. Write its text", "empty_turn")
             if self.placed and role == ANSWER and marked(text):
                 raise DataError(
-                    f"{where}: turn {i} is the assistant's and shows a picture. Move it to a turn of the user"
+                    f"{where}: turn {i} is the assistant's and shows a picture. "
+                    "Move it to a turn of the user",
+                    "marks",
                 )
         return turns
 
@@ -341,14 +351,15 @@ class Prepare:
         try:
             prepared = [self.processor(stream)(source) for stream, source in dialogue.media]
         except DataError as error:
-            raise DataError(f"{dialogue.where}: {error}") from error
+            raise error.at(dialogue.where) from error
         return self.layout(dialogue, prepared, ask)
 
     def processor(self, stream: str) -> Callable[..., Prepared]:
         """What prepares the media of a stream. Raises DataError for a stream that the model does not have."""
         if stream not in self.processors:
             raise DataError(
-                f"this model takes no media of the kind {stream!r}, only {', '.join(self.processors)}"
+                f"this model takes no media of the kind {stream!r}, only {', '.join(self.processors)}",
+                "media",
             )
         return self.processors[stream]
 
@@ -381,13 +392,15 @@ def check_marks(dialogue, interleaved):
             files_noun = "file" if items == 1 else "files"
             raise DataError(
                 f'{dialogue.where}: the text has {marks} {mark} {marks_noun} but "{stream}" lists {items} '
-                f"{files_noun}. Add the missing file or remove a mark"
+                f"{files_noun}. Add the missing file or remove a mark",
+                "marks",
             )
     there, given = [streams[mark] for mark in found], [media.stream for media in dialogue.media]
     if interleaved and found and there != given:
         raise DataError(
             f"{dialogue.where}: the text marks {', '.join(there)}, the media are {', '.join(given)}. "
-            "Give them in the order of their marks"
+            "Give them in the order of their marks",
+            "marks",
         )
 
 

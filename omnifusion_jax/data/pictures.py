@@ -98,7 +98,9 @@ def image_url_part(part, where):
     found = part.get("image_url")
     found = found.get("url") if isinstance(found, dict) else found
     if not isinstance(found, str):
-        raise DataError(f"{where} has no string 'url' in its 'image_url': a file's name, or a data URL")
+        raise DataError(
+            f"{where} has no string 'url' in its 'image_url': a file's name, or a data URL", "part"
+        )
     return found
 
 

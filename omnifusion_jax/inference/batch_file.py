@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import from_record
-from omnifusion_jax.data.sources import read_text
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference import header
 from omnifusion_jax.inference.model import Answer, Model
@@ -89,6 +88,20 @@ def answer_file(
             failed += map(is_error, new)
             header.write(target, made, asked.add([texts[i] for i in chosen], [failed[i] for i in chosen]))
     return Summary(len(failed), sum(failed), kept, len(again))
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, to be split into lines at "\\n" alone.
+
+    `splitlines` would also split at characters that JSON strings may hold.
+
+    Raises:
+      DataError: the file is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8") from None
 
 
 def portions(indices, size):

@@ -173,7 +173,8 @@ class Model:
         if length + new > most:
             raise DataError(
                 f"{where}: {length} tokens and max_new_tokens {new} exceed the model's {most}. "
-                "Shorten the dialogue or the answer"
+                "Shorten the dialogue or the answer",
+                "too_long",
             )
         return sample
 

@@ -435,7 +435,7 @@ def test_arrays_of_the_wrong_kind(array, words):
     refused(array, "the given image", *words)
 
 
-@pytest.mark.parametrize("source", [None, 3, b"\x89PNG", [[1, 2]], object()])
+@pytest.mark.parametrize("source", [None, 3, [[1, 2]], object()])
 def test_anything_else(source):
     refused(source, type(source).__name__, "Give a path")
 

@@ -10,7 +10,7 @@ import tiny
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.data import questions, synthetic
 from omnifusion_jax.data.describe import describe
-from omnifusion_jax.data.dialogues import Request, from_request, parse
+from omnifusion_jax.data.dialogues import Request, from_request, located, parse
 from omnifusion_jax.data.pipeline import Batches
 from omnifusion_jax.data.sources import SYNTHETIC, JsonSource, SyntheticSource, open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
@@ -80,9 +80,44 @@ def test_messages_and_images(tmp_path):
     assert dialogue.where == f'{path}:1 (id "7")'
 
 
-def test_an_absolute_name_stays_as_it_is(tmp_path):
-    dialogue = JsonSource(written(tmp_path / "d.json", [record(image="/pictures/cat.jpg")]), "pics")[0]
-    assert dialogue.images == (Path("/pictures/cat.jpg"),)
+def test_without_a_folder_names_stay_as_they_are(tmp_path):
+    for name in ("/pictures/cat.jpg", "../cat.jpg", "cat.jpg"):
+        assert JsonSource(written(tmp_path / "d.json", [record(image=name)]))[0].images == (Path(name),)
+
+
+def test_nothing_outside_the_folder_of_pictures_is_read(tmp_path):
+    (tmp_path / "pics/sub").mkdir(parents=True)
+    (tmp_path / "pics/link.jpg").symlink_to("/etc/passwd")
+    (tmp_path / "pics/other").symlink_to(tmp_path)
+    (tmp_path / "pics-2").mkdir()
+    inside = ["a.jpg", "sub/a.jpg", "sub/../a.jpg", str(tmp_path / "pics/a.jpg")]
+    for name in inside:
+        path = written(tmp_path / "d.json", [record(image=name)])
+        assert JsonSource(path, tmp_path / "pics")[0].images == (tmp_path / "pics" / name,)
+    outside = [
+        "../a.jpg",
+        "sub/../../a.jpg",
+        "/etc/passwd",
+        "link.jpg",
+        "other/a.jpg",
+        "../pics-2/a.jpg",
+        ".",
+    ]
+    for name in outside:
+        path = written(tmp_path / "d.json", [record(image=name)])
+        with pytest.raises(DataError, match="lies outside the folder of pictures") as caught:
+            JsonSource(path, tmp_path / "pics")[0]
+        assert caught.value.reason == "outside" and str(caught.value).startswith(
+            f'{path}[0] (id "a"): {name}'
+        )
+    path = written(tmp_path / "d.json", [record(image="a\0.jpg")])
+    refused(lambda: JsonSource(path, tmp_path / "pics")[0], "there is no such file")
+
+
+def test_what_hugging_face_data_sets_hold_for_a_picture(tmp_path):
+    assert located({"bytes": b"x", "path": "a.jpg"}, "image", "pics") == b"x"
+    assert located({"bytes": None, "path": "a.jpg"}, "image", "") == Path("a.jpg")
+    assert located(b"x", "image", "pics") == b"x"
 
 
 def test_a_request_takes_pictures_as_they_are():
@@ -180,7 +215,8 @@ def test_a_missing_file_and_another_encoding(tmp_path):
     )
     refused(lambda: JsonSource(tmp_path), "is a folder: give the file in it")
     (tmp_path / "d.json").write_bytes('[{"id": "ж"}]'.encode("cp1251"))
-    refused(lambda: JsonSource(tmp_path / "d.json"), "d.json: not UTF-8 (byte 9)", "Save it as UTF-8")
+    source = JsonSource(tmp_path / "d.json")
+    refused(lambda: source[0], "d.json[0]: not UTF-8 (byte 8)", "Save it as UTF-8")
 
 
 URL = "data:image/png;base64,iVBORw0KGgo="

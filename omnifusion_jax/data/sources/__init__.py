@@ -1,0 +1,33 @@
+"""Where dialogues come from: the rows of `tables.SOURCES`, one file each.
+
+A row is a function (path, images, side) that opens a source, as `base.Source` describes it. `images` is the
+folder to which names of pictures are relative, `side` the number of patches a side of a picture.
+"""
+
+from pathlib import Path
+
+from omnifusion_jax.data.images import is_data_url, is_url, short
+from omnifusion_jax.data.sources.base import ENDLESS, Source
+from omnifusion_jax.data.sources.json_file import JsonSource
+from omnifusion_jax.data.sources.synthetic_pictures import SYNTHETIC, SyntheticSource
+from omnifusion_jax.errors import DataError
+from omnifusion_jax.tables import SOURCES
+
+__all__ = ["ENDLESS", "SYNTHETIC", "JsonSource", "Source", "SyntheticSource", "open_source"]
+
+# The row that reads a file, by the end of its name
+SUFFIXES = {".json": "json", ".jsonl": "json"}
+
+
+def open_source(path: str, images: str, side: int) -> Source:
+    """The source at a path: a file or folder that is known by its name, or ROW:PATH for a row of SOURCES.
+
+    Raises:
+      DataError: the source does not exist or cannot be read.
+    """
+    if is_url(path) or is_data_url(path):
+        raise DataError(f"data.path={short(path)} is not fetched: download it, and give the path of the file")
+    name, colon, rest = path.partition(":")
+    if colon and name in SOURCES.names():
+        return SOURCES[name](rest, images, side)
+    return SOURCES[SUFFIXES.get(Path(path).suffix, "json")](path, images, side)
