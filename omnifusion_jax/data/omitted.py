@@ -39,15 +39,14 @@ class Omitted:
         as with other bad ones.
       bad_share: of WINDOW records, or of all if there are fewer.
       drawn: whether the order is a random one, so that few records tell of all.
-      agree: merges what hosts have met since the last batch: (number of records looked at, {index:
-        BadSample}) of this host to those of all.
+      gather: gives what each host has given it.
     """
 
     def __init__(
-        self, records: int, *, on_bad: str, on_long: str, bad_share: float, drawn: bool, agree: Callable
+        self, records: int, *, on_bad: str, on_long: str, bad_share: float, drawn: bool, gather: Callable
     ):
         self.records, self.on_bad, self.on_long = records, on_bad, on_long
-        self.bad_share, self.drawn, self.agree = bad_share, drawn, agree
+        self.bad_share, self.drawn, self.gather = bad_share, drawn, gather
         self.found: dict[int, BadSample | None] = {}  # None: an earlier start of the run met it
         self.too_long = set()  # those of them that are no more than that
         self.looked, self.new = (
@@ -72,8 +71,9 @@ class Omitted:
 
     def end_batch(self) -> None:
         """Decides on what all hosts have met for a batch. Raises DataError if that are too many."""
-        looked, new = self.agree(self.looked, self.new)
-        new = {index: bad for index, bad in sorted(new.items()) if index not in self.found}
+        met = self.gather((self.looked, self.new))  # of all hosts
+        looked = sum(looked for looked, _ in met)
+        new = {index: bad for _, one in met for index, bad in sorted(one.items()) if index not in self.found}
         self.judge(looked, new)
         self.found |= new
         self.too_long |= {index for index, bad in new.items() if self.is_long(bad)}

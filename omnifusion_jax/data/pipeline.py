@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from omnifusion_jax.batch import FEATURE, Batch, Sample
+from omnifusion_jax.batch import FEATURE, Batch, Sample, outline
 from omnifusion_jax.data import synthetic
 from omnifusion_jax.data.ahead import Ahead
 from omnifusion_jax.data.omitted import SHOWN, SKIP, Omitted, allowed
 from omnifusion_jax.data.order import Order, Share
 from omnifusion_jax.data.packing import Alone, Fullest
-from omnifusion_jax.data.readers import BadSample, Readers
+from omnifusion_jax.data.readers import BadSample, Readers, alone
 from omnifusion_jax.data.rows import Rows
 from omnifusion_jax.data.sources import ENDLESS
 from omnifusion_jax.errors import DataError, OmniFusionError
@@ -66,13 +66,24 @@ class Read:
 
     source: Any
     prepare: Callable[..., Sample | list[Sample]]
+    room: int | None = None  # tiles of media that a row has room for
 
     def __call__(self, i: int) -> list[Sample] | BadSample:
         try:
             made = self.prepare(self.source[int(i)])
         except OmniFusionError as error:
             return BadSample(str(error), getattr(error, "reason", "other"))
-        return [made] if isinstance(made, Sample) else made
+        made = [made] if isinstance(made, Sample) else made
+        tiles = max(sum(outline(sample).tiles.values()) for sample in made)
+        if self.room is not None and tiles > self.room:
+            where = named(self.source)(i)
+            return BadSample(f"{where}: {tiles} tiles of media, but data.row_tiles is {self.room}", "tiles")
+        return made
+
+
+def named(source: Any) -> Callable[[int], str]:
+    """What gives the place of a record, for messages."""
+    return getattr(source, "where", "record {}".format)
 
 
 class Batches:
@@ -97,7 +108,7 @@ class Batches:
       on_long: what is done with a dialogue whose DataError has the reason "too_long": "raise"; "skip"; or the
         same as with other bad samples.
       host: (number, count): of the hosts that share the batches, and whose rows this one makes.
-      agree: as in omitted.Omitted.
+      gather: called by all hosts at the same points with something small; gives what each of them has given.
       check: a function that starts a data.check.Check of the same source, or returns None. It is called when
         the first sample is read, unless an earlier start of the run completed its check or an epoch.
         `checked` asks for its report before the first step and with every later batch, prints it, and raises
@@ -123,7 +134,7 @@ class Batches:
         on_long: str = "",
         bad_share: float = 0.01,
         host: tuple[int, int] = (0, 1),
-        agree: Callable = lambda looked, new: (looked, new),
+        gather: Callable = alone,
         check: Callable | None = None,
     ):
         number, hosts = host
@@ -131,18 +142,19 @@ class Batches:
         assert batch_size % hosts == pools % hosts == 0, f"{batch_size} rows, {pools} pools, {hosts} hosts"
         self.batch_size, self.num_workers, self.on_bad_sample = batch_size, num_workers, on_bad_sample
         self.numbers = range(number * batch_size // hosts, (number + 1) * batch_size // hosts)
-        self.form = {"length": length, "pools": pools // hosts, "usual": usual}
+        self.form = {"length": length, "pools": pools // hosts, "usual": usual, "gather": gather}
         self.tiles, self.choose = tiles, choose or Alone()
         self.records, self.content = len(source), getattr(source, "fingerprint", None)
         self.order = Order(shares or [Share(self.records, self.records)], seed, shuffle)
-        self.reader, self.name = Read(source, prepare), getattr(source, "where", "record {}".format)
+        self.reader = Read(source, prepare, getattr(self.choose, "tiles", None))
+        self.name = named(source)
         self.omitted = Omitted(
             self.records,
             on_bad=on_bad_sample,
             on_long=on_long,
             bad_share=bad_share,
             drawn=shuffle,
-            agree=agree,
+            gather=gather,
         )
         self.start_check, self.check, self.waited, self.all_checked = check, None, False, False
         self.position = {"rows": {}} | self.omitted.state()  # after the last batch that was given

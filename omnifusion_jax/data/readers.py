@@ -26,6 +26,11 @@ PORTION = 4  # messages that a worker is sent before it has answered the first
 PATIENCE = 1.0
 
 
+def alone(thing):
+    """The `gather` of a single host."""
+    return [thing]
+
+
 class BadSample(NamedTuple):
     """Stands for a record that cannot be used."""
 
@@ -83,15 +88,23 @@ class Readers:
         maker.ask("drop", n)
 
     def collect(
-        self, plan: Sequence[Sequence[int]], length: int, pools: int | None = None, usual: int = 1
+        self,
+        plan: Sequence[Sequence[int]],
+        length: int,
+        pools: int | None = None,
+        usual: int = 1,
+        gather: Callable = alone,
     ) -> Batch:
         """A Batch of the numbers in `plan`, which are forgotten; other arguments as in batch.collate.
 
         Args:
           plan: the numbers in each row; or in the rows of each example, if a record makes several.
+          gather: gives what each host has given it, so that all make batches of one form.
         """
         rows = [row for records in plan for row in zip(*map(self.look, records), strict=True)]
         form, places = arrange(rows, length, self.tiles, pools, usual)
+        rooms = gather(form.room)
+        form = form._replace(room={stream: max(room[stream] for room in rooms) for stream in form.room})
         jobs, rest = collections.defaultdict(list), iter(places)
         for records in plan:
             of_records = zip(*[next(rest) for _ in self.look(records[0])], strict=True)
