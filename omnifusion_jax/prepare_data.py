@@ -39,38 +39,35 @@ NAME = flags.DEFINE_string("name", "dialogues", "Name of the data set of TensorF
 
 
 def main(_):
-    source = open_source(DATA.value, IMAGES.value, SIDE.value)
-    plan = planned(
-        source,
-        DATA.value,
-        IMAGES.value,
-        count=COUNT.value,
-        shard_records=RECORDS.value,
-        shard_bytes=MEGABYTES.value << 20,
-        max_pixels=MAX_PIXELS.value,
-    )
-    columns = TextColumn("{task.completed:,}/{task.total:,} records"), BarColumn(), TimeRemainingColumn()
-    progress, stop, output = Progress(*columns), Stop(), Path(OUTPUT.value)
-    options = {"skip": ON_BAD.value == "skip"}
+    output, stop = Path(OUTPUT.value), Stop()
     try:
-        with stop, progress:
-            task = progress.add_task("", total=plan.records)
-            options["advance"] = lambda records: progress.advance(task, records)
-            if TO.value == "tfds":
-                done = write_tfds(source, output, plan, NAME.value, **options)
-                output = output / NAME.value / VERSION
-            else:
-                done = prepare_files(source, output, plan, workers=WORKERS.value, **options)
+        with stop:
+            output, done = prepare(output)
     except Stopped:
-        kept = "nothing is kept"
-        if TO.value == "array_record":
-            kept = f"{len(list(output.glob('*.array_record')))} of {len(plan)} files are complete and kept"
-        print(f"stopped by {stop.asked.name}: {kept}. The same command goes on: {shlex.join(sys.orig_argv)}")
+        kept = len(list(output.glob("*.array_record")))
+        print(
+            f"stopped by {stop.asked.name}: {output} keeps {kept} complete files. The same command goes on: "
+            f"{shlex.join(sys.orig_argv)}"
+        )
         return stop.status
     media = "".join(f", {number:,} {stream} files" for stream, number in done["media"].items())
     print(f"{output}: {done['records']:,} records{media}, {done['bytes']:,} bytes")
     for reason, number in done["skipped"].items():
         print(f"  {number:,} left out: {reason}")
+
+
+def prepare(output: Path) -> tuple[Path, dict]:
+    """The folder that is written, and what is in it."""
+    source = open_source(DATA.value, IMAGES.value, SIDE.value)
+    sizes = {"shard_records": RECORDS.value, "shard_bytes": MEGABYTES.value << 20}
+    plan = planned(source, DATA.value, IMAGES.value, count=COUNT.value, max_pixels=MAX_PIXELS.value, **sizes)
+    columns = TextColumn("{task.completed:,}/{task.total:,} records"), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns) as progress:
+        task = progress.add_task("", total=plan.records)
+        options = {"skip": ON_BAD.value == "skip", "advance": lambda records: progress.advance(task, records)}
+        if TO.value == "tfds":
+            return output / NAME.value / VERSION, write_tfds(source, output, plan, NAME.value, **options)
+        return output, prepare_files(source, output, plan, workers=WORKERS.value, **options)
 
 
 if __name__ == "__main__":
