@@ -129,7 +129,7 @@ def test_missing_and_broken_shards(folder):
         ArrayRecordSource(folder)
     file.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))  # no end, the same size
     source = ArrayRecordSource(folder)
-    with pytest.raises(DataError, match="holds 0 records that can be read, dataset.json says 4"):
+    with pytest.raises(DataError, match=r"holds 0 records that can be read, dataset\.json says 4"):
         source[5]
     file.unlink()
     with pytest.raises(DataError, match=r"d-2\.array_record is missing") as error:
@@ -153,7 +153,7 @@ def changed(folder, **changes):
 def test_another_number_of_records(folder):
     shards = ArrayRecordSource(folder).shards
     changed(folder, shards=[dict(shards[0], records=2), *shards[1:]])
-    with pytest.raises(DataError, match="holds 3 records that can be read, dataset.json says 2"):
+    with pytest.raises(DataError, match=r"holds 3 records that can be read, dataset\.json says 2"):
         ArrayRecordSource(folder)[0]
 
 
@@ -184,7 +184,7 @@ def test_folders_that_are_none_of_ours(folder, tmp_path):
     with pytest.raises(DataError, match=r"d-0\.array_record is a file: give the folder"):
         open_source(str(folder / "d-0.array_record"), "", 0)
     (folder / "dataset.json").unlink()
-    with pytest.raises(DataError, match="prepare_data did not write it.*tfds:FOLDER"):
+    with pytest.raises(DataError, match=r"prepare_data did not write it.*tfds:FOLDER"):
         open_source(str(folder), "", 0)
     (folder / "unfinished").mkdir()
     with pytest.raises(DataError, match="is not complete: start the prepare_data command"):

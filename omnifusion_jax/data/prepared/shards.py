@@ -4,8 +4,8 @@ import dataclasses
 import hashlib
 import os
 import queue
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +116,36 @@ def made(
     Raises:
       OmniFusionError: the first that a worker meets. All of them end then, as they do on Ctrl-C.
     """
-    pickled, running, free = pack(shards), [], queue.SimpleQueue()
-    for _ in range(min(workers, len(numbers))):
-        running.append(Worker(pickled))
-        free.put(running[-1])
+    left, results = queue.SimpleQueue(), queue.SimpleQueue()
+    for shard in numbers:
+        left.put(shard)
+    pickled = pack(shards)
+    running = [Worker(pickled) for _ in range(min(workers, len(numbers)))]
+    work = lambda worker: follow(worker, shards.plan, left, results, advance)
+    threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in running]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in numbers:
+            result = results.get()
+            if isinstance(result, Exception):
+                raise result
+            yield result
+    finally:
+        for worker in running:
+            worker.process.kill()  # which ends the thread that waits for it
+        for thread in threads:
+            thread.join()
+        for worker in running:
+            worker.close()
 
-    def make(shard):
-        records, worker = shards.plan.range(shard), free.get()
-        try:
+
+def follow(worker, plan, left, results, advance):
+    """A thread's work: has a worker write one shard after the other, until none are `left` or one fails."""
+    try:
+        while True:
+            shard = left.get_nowait()
+            records = plan.range(shard)
             for start in records[::PORTION]:
                 stop = min(start + PORTION, records.stop)
                 worker.send((shard, start, stop))
@@ -131,17 +153,8 @@ def made(
                 if isinstance(result, OmniFusionError):
                     raise result
                 advance(stop - start)
-            return shard, result
-        finally:
-            free.put(worker)
-
-    pool = ThreadPoolExecutor(max(1, len(running)))
-    try:
-        for done in as_completed([pool.submit(make, shard) for shard in numbers]):
-            yield done.result()
-    finally:
-        for worker in running:
-            worker.process.kill()  # which ends the thread that waits for it
-        pool.shutdown(cancel_futures=True)
-        for worker in running:
-            worker.close()
+            results.put((shard, result))
+    except queue.Empty:
+        pass
+    except Exception as error:  # it is raised where the results are read
+        results.put(error)
