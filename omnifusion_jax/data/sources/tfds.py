@@ -1,5 +1,6 @@
 """Data sets of TensorFlow Datasets, read by `tfds.data_source`, which needs no TensorFlow."""
 
+import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -11,7 +12,7 @@ from omnifusion_jax.tables import SOURCES
 SPLIT = "train"
 FEATURES = "features.json"  # is in the folder of every version of a data set
 PICTURES = ("image", "images")
-FOOTER = 1 << 16  # bytes at the end of a shard: ArrayRecord keeps the places of its records there
+END = 1 << 18  # bytes of a shard: ArrayRecord keeps the places of its records there
 
 
 @SOURCES.row("tfds")
@@ -41,28 +42,17 @@ class TfdsSource:
 
     def open(self):
         tfds = installed()
-        builder = tfds.builder_from_directory(str(self.folder))
-        splits = tuple(builder.info.splits)
-        self.split = self.split or (splits[0] if len(splits) == 1 else SPLIT)
-        if self.split.partition("[")[0] not in splits:
-            raise DataError(
-                f"{self.folder} has no split {self.split!r}; choose from {', '.join(splits)}: "
-                f"tfds:{self.folder}#{splits[0] if splits else SPLIT}"
-            )
-        try:
+        with named(self.folder):
+            builder = tfds.builder_from_directory(str(self.folder))
+            self.features = read_features(tfds, builder.info.features, self.folder)
+            self.split = chosen(self.split, tuple(builder.info.splits), self.folder)
+        with named(f"{self.folder}#{self.split}"):
             parts = builder.info.splits[self.split].file_instructions
-            self.records = builder.as_data_source(
-                self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-            )
-        except NotImplementedError:
-            raise DataError(
-                f"{self.folder} is not of array_record files, which alone are read at random. Build it "
-                "again with --file_format=array_record"
-            ) from None
-        except (ValueError, OSError) as error:
-            raise DataError(f"{self.folder}#{self.split} cannot be read: {error}") from None
-        self.features = read_features(tfds, builder.info.features, self.folder)
-        self.fingerprint = fingerprint(self.folder, self.split, parts)
+            if not parts:
+                raise DataError(f"{self.folder}#{self.split} holds no dialogues")
+            raw = tfds.decode.DeserializeMethod.RAW_BYTES
+            self.records = builder.as_data_source(self.split, deserialize_method=raw)
+            self.fingerprint = fingerprint(self.folder, self.split, parts)
 
     def __getstate__(self):  # for worker processes, which open the files themselves
         return {"folder": self.folder, "split": self.split, "fingerprint": self.fingerprint}
@@ -125,6 +115,33 @@ def installed():
     return tensorflow_datasets
 
 
+@contextlib.contextmanager
+def named(what):
+    """Turns the errors of TFDS inside into a DataError that says what is read."""
+    try:
+        yield
+    except DataError:
+        raise
+    except NotImplementedError:
+        raise DataError(
+            f"{what} is not of array_record files, which alone are read at random. Build it again with "
+            "--file_format=array_record"
+        ) from None
+    except Exception as error:  # of files that are missing or damaged, and of splits
+        raise DataError(f"{what} cannot be read: {error}") from None
+
+
+def chosen(split: str, splits: tuple[str, ...], folder: Path) -> str:
+    """The split that is meant, of those there are. Raises DataError if there is none of that name."""
+    split = split or (splits[0] if len(splits) == 1 else SPLIT)
+    if split.partition("[")[0] not in splits:
+        there = ", ".join(splits) or "none"
+        raise DataError(
+            f"{folder} has no split {split!r}; there are: {there}. It is written tfds:{folder}#SPLIT"
+        )
+    return split
+
+
 def located(name: str, folder: str | Path) -> Path:
     """The folder of a data set's version. Raises DataError if it is not there."""
     if (Path(name) / FEATURES).is_file():
@@ -174,7 +191,8 @@ def read_features(tfds, features, folder):
     for name, feature in known.items():
         fits, spelt = wanted[name]
         if not fits(feature):
-            raise DataError(f"{folder}: its feature {name!r} is {feature!r}, not {spelt}")
+            found = " ".join(repr(feature).split())
+            raise DataError(f"{folder}: its feature {name!r} is {found}, not {spelt}")
     return kinds.FeaturesDict(known)
 
 
@@ -204,6 +222,6 @@ def fingerprint(folder: Path, split: str, parts) -> str:
         size = file.stat().st_size
         digest.update(repr((file.name, size, part.skip, part.take)).encode())
         with open(file, "rb") as shard:
-            shard.seek(max(0, size - FOOTER))
+            shard.seek(max(0, size - END))
             digest.update(shard.read())
     return digest.hexdigest()
