@@ -23,7 +23,9 @@ from omnifusion_jax.training.signals import Stop, Stopped
 DATA = flags.DEFINE_string("data", None, "Any source, as for data.path.", required=True)
 IMAGES = flags.DEFINE_string("images", "", "Folder that names of pictures are relative to, as data.images.")
 OUTPUT = flags.DEFINE_string("output", None, "New folder, or one that was begun.", required=True)
-WORKERS = flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes that read and write.", lower_bound=1)
+WORKERS = flags.DEFINE_integer(
+    "num_workers", os.cpu_count(), "Processes that read and write; tfds has one.", lower_bound=1
+)
 COUNT = flags.DEFINE_integer("count", None, "Only the first so many records.", lower_bound=1)
 RECORDS = flags.DEFINE_integer(
     "shard_records", None, "Records in a file; when not given, as many as make --shard_mb.", lower_bound=1
@@ -35,7 +37,7 @@ ON_BAD = flags.DEFINE_enum(
 MAX_PIXELS = flags.DEFINE_integer("max_pixels", 50_000_000, "As data.max_pixels.", lower_bound=1)
 SIDE = flags.DEFINE_integer("side", 6, "Patches a side of a picture in words, for synthetic:text.")
 TO = flags.DEFINE_enum("to", "array_record", ["array_record", "tfds"], "Format to write.")
-NAME = flags.DEFINE_string("name", "dialogues", "Name of the data set of TensorFlow Datasets.")
+NAME = flags.DEFINE_string("name", "dialogues", "Of the data set, with --to=tfds.")
 
 
 def main(_):

@@ -89,11 +89,12 @@ def finished(output: Path, plan: Plan, skip: bool, advance: Callable) -> dict:
 def begun(output: Path, plan: Plan) -> dict[int, Report]:
     """{shard: Report} of the shards of a plan that are complete, in a folder that is theirs alone."""
     beside = output / UNFINISHED
-    if (beside / PLAN).exists():
+    others = {file.name for file in output.iterdir()} - {UNFINISHED}
+    if others and (beside / PLAN).exists():
         same(json.loads((beside / PLAN).read_text(encoding="utf-8")), plan, output)
-    else:
-        if {file.name for file in output.iterdir()} - {UNFINISHED}:
-            raise DataError(f"{output} is not empty, and not of prepare_data: give a new folder as --output")
+    elif others:
+        raise DataError(f"{output} is not empty, and not of prepare_data: give a new folder as --output")
+    else:  # the plan of a start that made nothing does not bind this one
         with writing(output):
             beside.mkdir(exist_ok=True)
             write_json(beside / PLAN, dataclasses.asdict(plan), beside=beside)
