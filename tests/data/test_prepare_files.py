@@ -282,7 +282,7 @@ def test_pil_images_are_kept_as_they_are_shown(mode):
 
 def test_headers_are_looked_at():
     for source, reason in ((FILES["0.jpg"], "size"), (FILES["1.png"][:20], "damaged"), (b"", "file_size")):
-        with pytest.raises(DataError, match="^here: the given image: ") as error:
+        with pytest.raises(DataError, match=r"^here: the given image: ") as error:
             whole(tiny.dialogue((), source), 100)
         assert error.value.reason == reason
 
