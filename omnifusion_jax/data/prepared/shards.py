@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 
-from omnifusion_jax.data.ahead import Worker, pack
+from omnifusion_jax.data.worker import Worker, pack
 from omnifusion_jax.data.dialogues import Dialogue
 from omnifusion_jax.data.prepared.disk import complete, write_json, writing
 from omnifusion_jax.data.prepared.plan import Plan, whole
