@@ -8,15 +8,18 @@ from pathlib import Path
 
 from omnifusion_jax.data.images import is_data_url, is_url, short
 from omnifusion_jax.data.sources.base import ENDLESS, Source
+from omnifusion_jax.data.sources.columns import ColumnSource
 from omnifusion_jax.data.sources.json_file import JsonSource
 from omnifusion_jax.data.sources.synthetic_pictures import SYNTHETIC, SyntheticSource
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import SOURCES
 
-__all__ = ["ENDLESS", "SYNTHETIC", "JsonSource", "Source", "SyntheticSource", "open_source"]
+__all__ = ["ENDLESS", "SYNTHETIC", "ColumnSource", "JsonSource", "Source", "SyntheticSource", "open_source"]
 
 # The row that reads a file, by the end of its name
-SUFFIXES = {".json": "json", ".jsonl": "json"}
+SUFFIXES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
+# The row that reads a folder, by what is in it
+FOLDERS = {"*.parquet": "parquet", "*/*.parquet": "parquet", "*.arrow": "arrow", "*/*.arrow": "arrow"}
 
 
 def open_source(path: str, images: str, side: int) -> Source:
@@ -30,4 +33,14 @@ def open_source(path: str, images: str, side: int) -> Source:
     name, colon, rest = path.partition(":")
     if colon and name in SOURCES.names():
         return SOURCES[name](rest, images, side)
-    return SOURCES[SUFFIXES.get(Path(path).suffix, "json")](path, images, side)
+    return SOURCES[recognised(Path(path))](path, images, side)
+
+
+def recognised(path: Path) -> str:
+    """The row that reads a file, a folder or a glob."""
+    if not path.is_dir():
+        return SUFFIXES.get(path.suffix, "json")
+    rows = sorted({row for pattern, row in FOLDERS.items() if any(path.glob(pattern))})
+    if len(rows) > 1:
+        raise DataError(f"{path} holds files of several kinds: say which, {f':{path} or '.join(rows)}:{path}")
+    return rows[0] if rows else "json"
