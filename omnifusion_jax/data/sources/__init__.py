@@ -11,15 +11,39 @@ from omnifusion_jax.data.sources.base import ENDLESS, Source
 from omnifusion_jax.data.sources.columns import ColumnSource
 from omnifusion_jax.data.sources.json_file import JsonSource
 from omnifusion_jax.data.sources.synthetic_pictures import SYNTHETIC, SyntheticSource
+from omnifusion_jax.data.sources.webdataset import TarSource
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import SOURCES
 
-__all__ = ["ENDLESS", "SYNTHETIC", "ColumnSource", "JsonSource", "Source", "SyntheticSource", "open_source"]
+__all__ = [
+    "ENDLESS",
+    "SYNTHETIC",
+    "ColumnSource",
+    "JsonSource",
+    "Source",
+    "SyntheticSource",
+    "TarSource",
+    "open_source",
+]
 
 # The row that reads a file, by the end of its name
-SUFFIXES = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
+SUFFIXES = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".tar": "webdataset",
+    ".gz": "webdataset",  # and others: these say how to unpack them
+    ".tgz": "webdataset",
+}
 # The row that reads a folder, by what is in it
-FOLDERS = {"*.parquet": "parquet", "*/*.parquet": "parquet", "*.arrow": "arrow", "*/*.arrow": "arrow"}
+FOLDERS = {
+    "*.parquet": "parquet",
+    "*/*.parquet": "parquet",
+    "*.arrow": "arrow",
+    "*/*.arrow": "arrow",
+    "*.tar": "webdataset",
+}
 
 
 def open_source(path: str, images: str, side: int) -> Source:
