@@ -24,12 +24,12 @@ class ParquetFile:
             with faults("Parquet"), self.opened() as file:
                 footer, self.columns = file.metadata, chosen(file.schema_arrow.names)
                 groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+                self.rows = [group.num_rows for group in groups]
+                # that a part takes in memory, at most: those of columns that are not read count too
+                self.bytes = max((group.total_byte_size for group in groups), default=0)
                 self.digest = self.digest_of(footer)
         except DataError as error:
             raise error.at(path) from error
-        self.rows = [group.num_rows for group in groups]
-        # that a part takes in memory
-        self.bytes = max((decoded_bytes(group, self.columns) for group in groups), default=0)
 
     def opened(self):
         from pyarrow import parquet
@@ -48,9 +48,9 @@ class ParquetFile:
             if self.digest_of(file.metadata) != self.digest:
                 raise DataError("the file was changed while it was being read", "changed")
             # for "image" pyarrow also reads a column whose name begins with "image."
-            return file.read_row_group(i, self.columns, use_threads=False).select(self.columns)
-
-
-def decoded_bytes(group, names):
-    columns = (group.column(i) for i in range(group.num_columns))
-    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in names)
+            table = file.read_row_group(i, self.columns, use_threads=False).select(self.columns)
+            if len(table) != self.rows[i]:
+                raise DataError(
+                    f"a row group has {len(table)} rows, but {self.rows[i]} by the footer", "damaged"
+                )
+            return table
