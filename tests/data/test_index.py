@@ -4,7 +4,7 @@ import json
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from omnifusion_jax.data.sources import JsonSource, index
@@ -34,6 +34,7 @@ def pieces(path):
     ascii=st.booleans(),
     mark=st.booleans(),
 )
+@example(values=[0.5, -1e-30, 1e30], chunk=1, indent=None, ascii=True, mark=False)
 def test_lists(tmp_path_factory, values, chunk, indent, ascii, mark):
     path = tmp_path_factory.mktemp("d") / "d.json"
     text = json.dumps(values, indent=indent, ensure_ascii=ascii)

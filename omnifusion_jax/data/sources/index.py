@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -25,6 +26,7 @@ CHUNK = 1 << 24  # bytes read at a time
 SMALL = 1 << 24  # bytes
 LONG = 1 << 28  # bytes: finding the records of a longer file takes seconds, which is said
 BLANK = b" \t\r\n"
+CUT_NUMBER = re.compile(r"\.|[eE][+-]?")  # what follows the "1" of "1.5" or "1e+5" if a chunk ends there
 
 
 class Index(NamedTuple):
@@ -190,7 +192,7 @@ class Text:
         while True:
             try:
                 _, end = self.parse(self.text, self.at)
-                if end < len(self.text) or self.ended:
+                if self.ended or (end < len(self.text) and not CUT_NUMBER.fullmatch(self.text, end)):
                     return self.pass_to(end)
             except json.JSONDecodeError as error:
                 cut_off = error.pos > len(self.text) - 64 or error.msg.startswith("Unterminated string")

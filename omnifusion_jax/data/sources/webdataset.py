@@ -1,7 +1,6 @@
 """Tar shards as WebDataset has them: members that share a name are a dialogue and its pictures."""
 
 import dataclasses
-import functools
 import os
 from pathlib import Path
 
@@ -39,7 +38,7 @@ class TarSource:
         self.shards = files_at(path, ".tar")
         self.index = indexed(self.shards)
         self.fingerprint = self.index.fingerprint
-        self.file = Recent(functools.partial(open, mode="rb", buffering=0), OPEN)
+        self.file = Recent(Opened, OPEN)
         if not len(self):
             raise DataError(f"{path} holds no dialogues")
 
@@ -84,7 +83,7 @@ class TarSource:
                 f"a file of {size:,} bytes; at most {MAX_FILE_BYTES:,} are allowed. Make it smaller",
                 "file_size",
             )
-        data = os.pread(self.file(self.shards[shard]).fileno(), size, start)
+        data = self.file(self.shards[shard]).read(size, start)
         if len(data) < size:
             raise DataError("the shard is cut off here. Copy it again", "truncated")
         return data
@@ -96,6 +95,22 @@ class TarSource:
 
     def sample(self, i) -> Sample:
         return self.index.sample(range(len(self))[i])
+
+
+class Opened:
+    """A file that several threads may read; it is closed when nothing holds it."""
+
+    descriptor = None
+
+    def __init__(self, path: Path):
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self):
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+
+    def read(self, size: int, start: int) -> bytes:
+        return os.pread(self.descriptor, size, start)
 
 
 def check(sample: Sample) -> None:
