@@ -231,7 +231,7 @@ def scanned(monkeypatch):
     """The shards that were looked through."""
     found, look = [], tar_index.samples_of
     monkeypatch.setattr(tar_index, "SMALL", 0)
-    monkeypatch.setattr(tar_index, "samples_of", lambda path: found.append(path.name) or look(path))
+    monkeypatch.setattr(tar_index, "samples_of", lambda path, n: found.append(path.name) or look(path, n))
     return found
 
 

@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def ending(folder: Path, suffix: str) -> list[Path]:
     return sorted(file for file in folder.glob(f"*{suffix}") if not file.name.startswith("."))
 
 
-def each(look: Callable[[Path], Any], files: list[Path]) -> list:
+def each(look: Callable[[Any], Any], files: Iterable) -> list:
     """[look(file), ...], several at a time."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(look, files))

@@ -88,17 +88,20 @@ def found(shards: list[Path], size: int) -> tuple[dict, list[np.ndarray]]:
         print(
             f"{shards[0]}: finding the samples, once ({len(shards)} files, {size / 1e9:.1f} GB)", flush=True
         )
-    lines, digests = [], []
-    for number, (samples, digest) in enumerate(each(samples_of, shards)):
-        lines += [json.dumps([number, *sample]).encode() for sample in samples]
-        digests.append(digest)
-    starts = np.cumsum([0, *map(len, lines)]).astype(np.int64)
-    text = np.frombuffer(b"".join(lines), np.uint8)
+    parts = each(lambda number: samples_of(shards[number], number), range(len(shards)))
+    lengths, texts, digests = zip(*parts, strict=True)
+    starts = np.cumsum(np.concatenate([[0], *lengths])).astype(np.int64)
+    text = np.frombuffer(b"".join(texts), np.uint8)
     return {"fingerprint": hashed(digests, hashlib.sha256(text).hexdigest())}, [starts, text]
 
 
-def samples_of(shard: Path) -> tuple[list[tuple], str]:
-    """([a Sample without its shard, ...], a hash of the text of the records) of a tar file."""
+def samples_of(shard: Path, number: int) -> tuple[np.ndarray, bytes, str]:
+    """Looks through a tar file.
+
+    Returns:
+      int64[samples], how many bytes each Sample takes as JSON; these bytes; a hash of the text of the
+      records.
+    """
     members, last, digest = {}, None, hashlib.blake2b(digest_size=16)
     with open(shard, "rb") as file:
         infos, whole = read(file, shard)
@@ -116,8 +119,9 @@ def samples_of(shard: Path) -> tuple[list[tuple], str]:
                     digest.update(os.pread(file.fileno(), min(info.size, MAX_FILE_BYTES), info.offset_data))
     if not (whole or members):
         raise DataError(f"{shard} is damaged before its first sample. Copy it again", "damaged")
-    samples = [(key, whole or key != last, listed) for key, listed in members.items()]
-    return samples, digest.hexdigest()
+    samples = (Sample(number, key, whole or key != last, listed) for key, listed in members.items())
+    lines = [json.dumps(sample).encode() for sample in samples]
+    return np.array([len(line) for line in lines], np.int64), b"".join(lines), digest.hexdigest()
 
 
 def read(file: BinaryIO, shard: Path) -> tuple[list[tarfile.TarInfo], bool]:
