@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -293,7 +294,7 @@ def test_an_index_behind_the_last_is_an_index_error(tmp_path):
 
 def test_other_columns_are_not_read(tmp_path):
     rows = with_bytes(CONVERSATIONS)
-    others = {"texts": "never", "image.thumbnail": "never", "embedding": "never" * 1000}
+    others = {"texts": "never", "images.thumbnail": "never", "embedding": "never" * 1000}
     as_parquet(tmp_path / "d.parquet", pa.Table.from_pylist([{**row, **others} for row in rows]), group=5)
     expected = as_json(tmp_path / "json", CONVERSATIONS)
     with parquet.ParquetFile(tmp_path / "d.parquet") as file:
@@ -357,8 +358,8 @@ def test_recent_calls_once_and_keeps_no_failure():
     for _ in range(2):
         with pytest.raises(KeyError):
             recent("bad")
-    assert [recent(key) for key in "bcab"] == ["bb", "cc", "aa", "bb"]
-    assert calls == ["a", "bad", "bad", "b", "c", "a", "b"]
+    assert [recent(key) for key in "bcbabc"] == ["bb", "cc", "bb", "aa", "bb", "cc"]
+    assert calls == ["a", "bad", "bad", "b", "c", "a", "c"]  # the one asked for longest ago goes first
 
 
 @every_format
@@ -454,14 +455,16 @@ def test_a_damaged_row_group_spoils_its_own_rows(tmp_path):
 
 
 def test_a_damaged_place_in_a_map_is_an_error_not_the_end(tmp_path):
-    table = pa.table({"messages": pa.array([MESSAGES[0]["messages"]]), "id": pa.array(["x" * 3])})
-    as_arrow(tmp_path / "d.arrow", table)
+    turns = pa.array([MESSAGES[0]["messages"]] * 3)
+    as_arrow(
+        tmp_path / "d.arrow", pa.table({"messages": turns, "id": ["abc", "def", "ghi"]}).combine_chunks()
+    )
     data = (tmp_path / "d.arrow").read_bytes()
-    offsets = b"\0\0\0\0\3\0\0\0"  # of the only id, which is the last column
-    at = data.rindex(offsets)
-    (tmp_path / "d.arrow").write_bytes(data[:at] + b"\0\0\0\0\xff\xff\xff\x7f" + data[at + 8 :])
+    at = data.index(struct.pack("<3i", 0, 3, 6))  # where the ids of the first batch begin and end
+    (tmp_path / "d.arrow").write_bytes(data[:at] + struct.pack("<3i", 0, 1 << 30, 6) + data[at + 12 :])
     source = opened(tmp_path / "d.arrow")
     refused(lambda: source[0], f"{tmp_path}/d.arrow[0]: cannot be read as Arrow", reason="damaged")
+    assert source[2].where.endswith('[2] (id "ghi")')
 
 
 def test_text_that_is_not_utf8(tmp_path):

@@ -359,6 +359,12 @@ def test_a_header_that_is_damaged_loses_nothing_silently(tmp_path):
     )
 
 
+def test_a_shard_that_ends_before_its_first_sample(tmp_path):
+    whole = shard(tmp_path / "d.tar", [("README", b"x"), *members(CONVERSATIONS)]).read_bytes()
+    (tmp_path / "d.tar").write_bytes(whole[:1024])
+    refused(lambda: opened(tmp_path / "d.tar"), "damaged before its first sample", reason="damaged")
+
+
 def test_a_negative_size_ends(tmp_path):
     path = shard(tmp_path / "d.tar", [("a.json", {"conversations": ALONE}), ("b.jpg", b"x" * 2000)])
     data = bytearray(path.read_bytes())

@@ -75,9 +75,8 @@ class ArrowFile:
         """A record batch. Raises DataError, without the file's name, if it is damaged."""
         with faults("Arrow"):
             batch = self.batches[i].select(self.columns)
-            batch.validate(
-                full=True
-            )  # a damaged offset would end the process; bytes of pictures are not read
+            # a damaged offset would end the process; the bytes of pictures are not looked at
+            batch.validate(full=True)
             return batch
 
 

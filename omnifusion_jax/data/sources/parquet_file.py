@@ -47,8 +47,7 @@ class ParquetFile:
         with faults("Parquet"), self.opened() as file:
             if self.digest_of(file.metadata) != self.digest:
                 raise DataError("the file was changed while it was being read", "changed")
-            # for "image" pyarrow also reads a column whose name begins with "image."
-            table = file.read_row_group(i, self.columns, use_threads=False).select(self.columns)
+            table = file.read_row_group(i, self.columns, use_threads=False)
             if len(table) != self.rows[i]:
                 raise DataError(
                     f"a row group has {len(table)} rows, but {self.rows[i]} by the footer", "damaged"
