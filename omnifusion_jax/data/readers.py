@@ -109,6 +109,8 @@ class Readers:
           plan: the numbers in each row; or in the rows of each example, if a record makes several.
           gather: gives what each host has given it, so that all make batches of one form.
         """
+        several = {len(self.look(n)) for records in plan for n in records}
+        assert len(several) == 1, f"records give different numbers of rows: {several}"
         rows = [row for records in plan for row in zip(*map(self.look, records), strict=True)]
         form, places = arrange(rows, length, self.tiles, pools, usual)
         rooms = gather(form.room)

@@ -29,8 +29,8 @@ class JsonSource:
             raise DataError(f"{self.path} is a folder: give the file in it, e.g. {example}")
         if not self.path.is_file():
             raise DataError(
-                f"{self.path} does not exist: data.path names a LLaVA JSON or JSONL file, "
-                "or synthetic:captions"
+                f"{self.path} does not exist: data.path names a LLaVA JSON or JSONL file, another source "
+                "(docs/data.md), or synthetic:captions"
             )
         self.file = open(self.path, "rb")  # noqa: SIM115, it is read as long as the source lives
         self.index = indexed(self.path)
