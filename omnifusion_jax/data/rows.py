@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from omnifusion_jax.data.omitted import Omitted
+from omnifusion_jax.data.order import Order
 from omnifusion_jax.data.readers import BadSample, Readers
+from omnifusion_jax.errors import DataError
 
 AHEAD = 2  # records of a row that are read before they are needed
 
@@ -32,7 +34,7 @@ class Rows:
 
     Args:
       readers: what reads the records.
-      order: the index of the record at each position.
+      order: the index of the record at each position; its length is that of an epoch.
       batch_size: rows of a batch, on all hosts.
       numbers: of the rows that this host makes.
       choose: a packing.Alone or packing.Fullest.
@@ -42,7 +44,7 @@ class Rows:
     def __init__(
         self,
         readers: Readers,
-        order: Sequence[int],
+        order: Order,
         batch_size: int,
         numbers: Sequence[int],
         choose: Callable,
@@ -77,7 +79,13 @@ class Rows:
         self.readers.ask([(n, self.order[n]) for n in positions])
 
     def following(self, row):
-        """The positions of the records that go into the next batch."""
+        """The positions of the records that go into the next batch.
+
+        Raises:
+          DataError: the row finds nothing but bad records, however far it looks. With records in their own
+            order that happens when all that a row takes, every `batch_size`-th, are bad.
+        """
+        in_vain = 0
         while len(row.waiting) < self.choose.window:
             if row.asked == row.looked:
                 self.ask([self.further(row)])
@@ -88,6 +96,13 @@ class Rows:
             if isinstance(found, BadSample):
                 self.readers.drop(n)
                 self.omitted.omit(self.order[n], found)
+                in_vain += 1
+                if in_vain > len(self.order):
+                    raise DataError(
+                        f"row {row.number} of the batches finds nothing but bad records. "
+                        f"Set data.shuffle, or another batch_size. The last is {found.problem}",
+                        found.reason,
+                    )
             else:
                 row.waiting.append(n)
         sizes = [self.size(n) for n in row.waiting]

@@ -24,9 +24,9 @@ SIZES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 30)), min_size=1, 
 def test_an_epoch_takes_its_samples_and_no_record_comes_twice_before_all_have_come(sizes, seed, shuffle):
     order = Order([Share(*size) for size in sizes], seed, shuffle)
     first = np.cumsum([0, *(records for records, _ in sizes)])
-    drawn = [order[n] for n in range(4 * order.length)]
+    drawn = [order[n] for n in range(4 * len(order))]
     for epoch in range(4):
-        here = drawn[epoch * order.length : (epoch + 1) * order.length]
+        here = drawn[epoch * len(order) : (epoch + 1) * len(order)]
         of_set = collections.Counter(np.searchsorted(first, here, side="right") - 1)
         assert of_set == {k: samples for k, (_, samples) in enumerate(sizes)}
     for k, (records, samples) in enumerate(sizes):

@@ -285,7 +285,8 @@ class Ends:
 
     def __init__(self, inner, n):
         self.inner, self.n, self.given = inner, n, 0
-        self.state, self.restore, self.checked = inner.state, inner.restore, inner.checked
+        self.state, self.restore = inner.state, inner.restore
+        self.counts, self.checked = inner.counts, inner.checked
 
     def __next__(self):
         if self.given == self.n:
@@ -351,7 +352,8 @@ def poisoned(step):
     class Poisoned:
         def __init__(self, inner):
             self.inner, self.n = inner, 0
-            self.state, self.restore, self.checked = inner.state, inner.restore, inner.checked
+            self.state, self.restore = inner.state, inner.restore
+            self.counts, self.checked = inner.counts, inner.checked
 
         def __next__(self):
             self.n += 1
@@ -369,7 +371,8 @@ def test_a_broken_loss_leaves_no_trace(tokenizer, tmp_path):
 
         def __init__(self, inner):
             self.inner, self.n = inner, 0
-            self.state, self.restore, self.checked = inner.state, inner.restore, inner.checked
+            self.state, self.restore = inner.state, inner.restore
+            self.counts, self.checked = inner.counts, inner.checked
 
         def __next__(self):
             self.n += 1
