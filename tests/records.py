@@ -3,13 +3,16 @@
 import functools
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny
 from PIL import Image
+from pyarrow import parquet
 
 from omnifusion_jax.data.sources import JsonSource
 from omnifusion_jax.data.tokenizer import Tokenizer
@@ -111,3 +114,41 @@ def expected_samples():
     prepare = tiny.prepare(Tokenizer(SHARED / "omnifusion_1_1"), 512, 48, 8)
     source = JsonSource(REAL / "dialogues.json", REAL / "images")
     return prepare, [prepare(source[i]) for i in range(len(source))]
+
+
+# --- written as
+
+
+def as_parquet(path, table, group=2):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    parquet.write_table(table, path, row_group_size=group)
+
+
+def as_arrow(path, table, make=pa.ipc.new_stream, **options):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    with pa.OSFile(str(path), "wb") as file, make(file, table.schema, **options) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+def shard(path, members, **options):
+    """Writes (name, bytes or what JSON can hold) as a tar file."""
+    path.parent.mkdir(exist_ok=True, parents=True)
+    with tarfile.open(path, "w", **options) as tar:
+        for name, content in members:
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def members(records, pictures=PICTURES):
+    """Samples of the records: pictures are numbered, records do not name them."""
+    for n, record in enumerate(records):
+        yield (
+            f"set/{n:04}.json",
+            {key: value for key, value in record.items() if key not in ("image", "images")},
+        )
+        names = record.get("images") or record.get("image") or []
+        for i, name in enumerate([names] if isinstance(names, str) else names):
+            yield f"set/{n:04}.{i}.{name.split('.')[-1]}", pictures[name]

@@ -15,7 +15,9 @@ from records import (
     MESSAGES,
     PARTS,
     PICTURES,
+    as_arrow,
     as_json,
+    as_parquet,
     needs_real,
     real,
     refused,
@@ -44,17 +46,6 @@ def with_bytes(records, hold=held):
 
 def opened(path, images=""):
     return open_source(str(path), str(images), 0)
-
-
-def as_parquet(path, table, group=2):
-    path.parent.mkdir(exist_ok=True, parents=True)
-    parquet.write_table(table, path, row_group_size=group)
-
-
-def as_arrow(path, table, make=pa.ipc.new_stream, **options):
-    path.parent.mkdir(exist_ok=True, parents=True)
-    with pa.OSFile(str(path), "wb") as file, make(file, table.schema, **options) as writer:
-        writer.write_table(table, max_chunksize=2)
 
 
 def as_arrow_file(path, table):

@@ -1,7 +1,6 @@
 """Tar shards, written by tarfile, hold the dialogues that the same records in JSON hold."""
 
 import gzip
-import io
 import json
 import os
 import pickle
@@ -16,44 +15,21 @@ from records import (
     CONVERSATIONS,
     MESSAGES,
     PARTS,
-    PICTURES,
     TALK,
     TWO,
     as_json,
+    members,
     needs_real,
     real,
     refused,
     same,
     same_samples,
+    shard,
 )
 
 from omnifusion_jax.data.sources import TarSource, open_source, tar_index
 from omnifusion_jax.data.sources import kept as kept_files
 from omnifusion_jax.errors import DataError
-
-
-def shard(path, members, **options):
-    """Writes (name, bytes or what JSON can hold) as a tar file."""
-    path.parent.mkdir(exist_ok=True, parents=True)
-    with tarfile.open(path, "w", **options) as tar:
-        for name, content in members:
-            data = content if isinstance(content, bytes) else json.dumps(content).encode()
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def members(records, pictures=PICTURES):
-    """Samples of the records: pictures are numbered, records do not name them."""
-    for n, record in enumerate(records):
-        yield (
-            f"set/{n:04}.json",
-            {key: value for key, value in record.items() if key not in ("image", "images")},
-        )
-        names = record.get("images") or record.get("image") or []
-        for i, name in enumerate([names] if isinstance(names, str) else names):
-            yield f"set/{n:04}.{i}.{name.split('.')[-1]}", pictures[name]
 
 
 def opened(path):

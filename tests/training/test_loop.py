@@ -328,7 +328,8 @@ def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path, capsys)
     assert curve == whole
     for path, a in trained.items():
         assert_array_equal(a, expected[path])
-    assert saved(cut, 7).position["data"]["seen"] == 7 * 16
+    rows = saved(cut, 7).position["data"]["rows"]
+    assert [looked for looked, *_ in rows.values()] == [7] * 16
 
     def grown(inner):
         inner.records += 1
