@@ -78,7 +78,7 @@ class DataConfig:
     on_long: str = "raise"
     packing: bool = False  # several dialogues a row, each of which sees only itself
     row_length: int = 0  # packing: tokens of a row; 0: max_length
-    row_tiles: int = 0  # packing: tiles of media that a row has room for; 0: as many as tokens
+    row_tiles: int = 0  # packing: tiles of media that a row has room for; 0: as many as its tokens can show
     window: int = 16  # packing: dialogues that wait for a row, of which those are taken that fill it best
     max_pixels: int = 50_000_000  # larger pictures are refused, by what their header says
     draft: bool = False  # decode large JPEG files at a part of their size: faster, and other pixels

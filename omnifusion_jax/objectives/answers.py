@@ -42,7 +42,8 @@ class Answers:
             check = functools.partial(start_check, source, prepare, c.num_workers, c.on_long == "skip")
         length, usual, choose = c.row_length or c.max_length, prepare.room, Alone()
         if c.packing:
-            usual = c.row_tiles or length
+            shown = length // min(tile.rows for tile in prepare.tiles.values())
+            usual = c.row_tiles or max(shown, prepare.room)
             choose = Fullest(c.window, length, usual)
         return Batches(
             source,
