@@ -68,7 +68,8 @@ def train(
         with writing(workdir):
             save_model(config, workdir / "model", trained, frozen, tokenizer_dir)
         figures, records = evaluate({**trained, **frozen}) if evaluate else ({}, [])
-        figures = named(figures) | {"steps": config.steps, "data/skipped": batches.skipped}
+        counts = {f"data/{name}": count for name, count in batches.counts().items()}
+        figures = named(figures) | {"steps": config.steps} | counts
         problems = verdict(read_rows(workdir / "metrics.jsonl"), objective.ignorance(config, tokenizer))
         if problems:
             figures["problems"] = problems

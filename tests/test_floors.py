@@ -15,7 +15,19 @@ FLOORS = (
     ("training", "inference", "checkpoints"),
     ("evaluation",),
     ("objectives",),
-    ("api", "run", "shipped", "changes", "cli", "train", "convert", "generate", "chat", "__init__"),
+    (
+        "api",
+        "run",
+        "shipped",
+        "changes",
+        "cli",
+        "train",
+        "convert",
+        "generate",
+        "prepare_data",
+        "chat",
+        "__init__",
+    ),
 )
 CHECKPOINTS = (  # the same within checkpoints/
     ("storage",),

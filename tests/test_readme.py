@@ -21,7 +21,7 @@ from conftest import FAST_COMPILATION
 from PIL import Image, ImageDraw
 
 from omnifusion_jax import shipped
-from omnifusion_jax.batch import tiles_of
+from omnifusion_jax.batch import outline
 from omnifusion_jax.checkpoints.storage.bundled import BUNDLED, locate
 from omnifusion_jax.cli import command
 from omnifusion_jax.cli.overrides import ConfigFlags
@@ -124,7 +124,7 @@ def test_training_data(desk):
     prepare = tiny.prepare(Tokenizer(locate("omnifusion-tiny-decoder")), 512)
     source = open_source(str(desk / "dialogues.json"), desk / "images", side=6)
     samples = [prepare(source[i]) for i in range(len(source))]
-    assert len(samples) == 2 and [tiles_of(sample, "image") for sample in samples] == [1, 0]
+    assert len(samples) == 2 and [outline(sample).tiles.get("image", 0) for sample in samples] == [1, 0]
 
 
 # --- commands: first words -> check(arguments, desk)

@@ -24,6 +24,7 @@ from omnifusion_jax.config.training import (
     EvalConfig,
     MeshConfig,
     OptimizerConfig,
+    SetConfig,
     TrainConfig,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "RopeScaling",
+    "SetConfig",
     "StreamConfig",
     "TrainConfig",
     "View",

@@ -35,9 +35,38 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass
-class DataConfig:
-    path: str = ""  # LLaVA JSON or JSONL, or synthetic:<kind>
+class SetConfig:
+    """A set of data in a mixture."""
+
+    name: str = ""  # how messages and reports call it
+    path: str = ""  # as data.path
     images: str = ""  # folder that image names are relative to
+    repeats: float = 1.0  # how often an epoch takes all its records; 0.5: every second epoch has the same
+    samples: int = 0  # how many records an epoch takes instead; 0: as `repeats` says
+    # its part of an epoch, relative to the weights of the others, instead; an epoch is then as long as all
+    # sets together. All sets have weights, or none
+    weight: float = 0.0
+    layout: str | None = None  # instead of model.layout, whose trained vectors it must do with
+    prompt: str | None = None  # instead of model.prompt
+    get: str = ""  # where it comes from, which is said when it is missing
+
+    def validate(self):
+        name = self.name or "a set"
+        check(bool(self.path), f"data.sets: {name} has no path")
+        for field in ("repeats", "samples", "weight"):
+            value = getattr(self, field)
+            check(value >= 0, f"data.sets: {field} of {name} is {value}; it must not be negative")
+        drawn = self.samples or self.weight or self.repeats
+        check(bool(drawn), f"data.sets: repeats of {name} is 0: nothing of it would be read. Leave it out")
+        both = bool(self.samples) + bool(self.weight) + (self.repeats != 1.0) > 1
+        check(not both, f"data.sets: {name} has more than one of repeats, samples and weight")
+
+
+@dataclasses.dataclass
+class DataConfig:
+    path: str = ""  # a file or folder of dialogues (docs/data.md), or synthetic:<kind>
+    images: str = ""  # folder that image names are relative to, and outside of which nothing is read
+    sets: tuple[SetConfig, ...] = ()  # a mixture of several, instead of `path`
     num_workers: int = 0  # processes that read and lay out dialogues; 0: threads of this process
     shuffle: bool = True  # in a new order every epoch, drawn from `seed`
     on_bad_sample: str = "raise"  # or skip: left out, counted, reported; the run stops above `bad_share`
@@ -45,10 +74,17 @@ class DataConfig:
     # check every record's text and picture header while the step compiles, in processes of its own; or off
     check: str = "first_epoch"
     max_length: int = 2048  # tokens of a laid-out dialogue, feature rows included
+    # a dialogue that is longer: raise; skip: left out and counted; or cut: after the last answer that fits
+    on_long: str = "raise"
+    packing: bool = False  # several dialogues a row, each of which sees only itself
+    row_length: int = 0  # packing: tokens of a row; 0: max_length
+    row_tiles: int = 0  # packing: tiles of media that a row has room for; 0: as many as tokens
+    window: int = 16  # packing: dialogues that wait for a row, of which those are taken that fill it best
     max_pixels: int = 50_000_000  # larger pictures are refused, by what their header says
 
     def validate(self):
         one_of("data.on_bad_sample", self.on_bad_sample, ("raise", "skip"))
+        one_of("data.on_long", self.on_long, ("raise", "skip", "cut"))
         one_of("data.check", self.check, ("first_epoch", "off"))
         check(
             0 <= self.bad_share <= 1,
@@ -56,10 +92,32 @@ class DataConfig:
         )
         check(self.num_workers >= 0, f"data.num_workers is {self.num_workers}; it must be 0 or more")
         check(
-            bool(self.path),
+            bool(self.path or self.sets),
             "data.path is empty: give a LLaVA JSON file, "
             "--config.data.path=dialogues.json --config.data.images=FOLDER",
         )
+        check(
+            not (self.path and self.sets),
+            f"data.path={self.path} and data.sets are both given: --config.data.path= leaves the mixture, "
+            "--config.data.sets=[] the path",
+        )
+        for one in self.sets:
+            one.validate()
+        names = [one.name for one in self.sets]
+        check(all(names) and len(set(names)) == len(names), f"data.sets need names of their own: {names}")
+        weighted = [one.name for one in self.sets if one.weight]
+        check(
+            len(weighted) in (0, len(names)),
+            f"data.sets: only {', '.join(weighted)} have a weight; give one to all sets, or to none",
+        )
+        row = self.row_length or self.max_length
+        check(row >= self.max_length, f"data.row_length {row} is less than data.max_length {self.max_length}")
+        check(
+            self.window > 0 and self.row_tiles >= 0,
+            "data.window must be positive, data.row_tiles not negative",
+        )
+        unpacked = self.packing or not (self.row_length or self.row_tiles)
+        check(unpacked, "data.row_length and data.row_tiles work with data.packing only")
 
 
 @dataclasses.dataclass
@@ -161,6 +219,10 @@ class TrainConfig:
         groups = self.loss_mean_rows >= 0 and self.batch_size % (self.loss_mean_rows or 1) == 0
         check(
             groups, f"batch_size {self.batch_size} is not a multiple of loss_mean_rows {self.loss_mean_rows}"
+        )
+        check(
+            not (self.data.packing and self.loss_mean_rows),
+            "loss_mean_rows counts dialogues by rows, of which data.packing has several in one. Choose one",
         )
         OBJECTIVES[self.objective]
         one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))

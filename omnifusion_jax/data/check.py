@@ -1,7 +1,6 @@
 """Checks a whole data set without decoding pictures: lays out every record with the sizes that headers give.
 
-It does so in worker processes, so that a run compiles and even trains meanwhile. Records are sent in
-portions, and a worker finishes one before it gets the next: a million records need no second copy in memory.
+It does so in worker processes, so that a run compiles and even trains meanwhile.
 """
 
 import contextlib
@@ -13,11 +12,13 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from omnifusion_jax.data.ahead import PATIENCE, Worker, pack
+from omnifusion_jax.data.omitted import TOO_LONG
+from omnifusion_jax.data.readers import PATIENCE
 from omnifusion_jax.data.sources import ENDLESS
-from omnifusion_jax.errors import OmniFusionError
+from omnifusion_jax.data.worker import Worker, pack
+from omnifusion_jax.errors import DataError
 
-PORTION = 200  # records sent to a worker at a time
+PORTION = 200  # records that a worker checks at a time
 EXAMPLES = 3  # shown for each reason
 NICE = 10  # training has priority
 
@@ -25,18 +26,24 @@ NICE = 10  # training has priority
 class Report:
     """The result so far: how many of `records` were `checked` and how many of these are `bad`, by `reasons`.
 
-    `failed` is None, or the message of the error that ended the check early.
+    Those that are only too long count as `too_long` instead, if `skip_long`. `failed` is None, or the message
+    of the error that ended the check early.
     """
 
-    def __init__(self, records: int):
+    def __init__(self, records: int, skip_long: bool = False):
         self.records, self.checked, self.found, self.failed = records, 0, {}, None
+        self.skip_long, self.too_long = skip_long, 0
         self.lock = threading.Lock()
 
-    def add(self, count: int, problems: list[tuple[int, str]]) -> None:
-        """Adds `count` checked records; `problems` holds (index, problem) for those that cannot be used."""
+    def add(self, count: int, problems: list[tuple[int, DataError]]) -> None:
+        """Adds `count` checked records; `problems` holds (index, error) for those that cannot be used."""
         with self.lock:
             self.checked += count
-            for index, problem in problems:
+            for index, error in problems:
+                if self.skip_long and error.reason == TOO_LONG:
+                    self.too_long += 1
+                    continue
+                problem = str(error)
                 name = reason(problem)
                 number, examples = self.found.get(name, (0, []))
                 self.found[name] = number + 1, sorted([*examples, (index, problem)])[:EXAMPLES]
@@ -66,6 +73,8 @@ class Report:
         lines = [f"data: {checked} records checked (text, headers of pictures), {found}"]
         for name, (number, examples) in self.reasons.items():
             lines += [f"  {number:,} x {name}", *(f"      {example}" for example in examples)]
+        if self.too_long:
+            lines.append(f"  {self.too_long:,} are too long, and left out for that (data.on_long=skip)")
         if self.failed:
             lines.append(f"  The check itself ended early: {self.failed}")
         return "\n".join(lines)
@@ -83,26 +92,19 @@ def reason(problem: str) -> str:
 
 @dataclasses.dataclass
 class Problems:
-    """Turns [(index, Dialogue)] into [(index, problem)] of the dialogues that `prepare` refuses."""
+    """Turns indices into [(index, DataError)] of the records of `source` that cannot be used."""
 
+    source: Any
     prepare: Callable
 
-    def __call__(self, dialogues):
+    def __call__(self, indices):
         found = []
-        for index, dialogue in dialogues:
-            problem = refusal(self.prepare, dialogue)
-            if problem:
-                found.append((index, problem))
+        for index in indices:
+            try:
+                self.prepare(self.source[index])
+            except DataError as error:
+                found.append((index, error))
         return found
-
-
-def refusal(function, argument):
-    """The message of the OmniFusionError that `function(argument)` raises, or None."""
-    try:
-        function(argument)
-    except OmniFusionError as error:
-        return str(error)
-    return None
 
 
 class Check:
@@ -112,18 +114,19 @@ class Check:
     Check any more, and before Python exits.
 
     Args:
-      source: has a length and gives the Dialogue at an index, or raises OmniFusionError. It is read in
-        threads of this process.
+      source: has a length and gives the Dialogue at an index, or raises OmniFusionError. It is pickled for
+        the processes.
       prepare: a data.layout.Prepare; its `outlined` form is used, which reads only the headers of pictures.
+      skip_long: records that are only too long are not counted with the bad ones.
     """
 
-    def __init__(self, source: Any, prepare: Any, processes: int = 1):
-        self.report, self.closed = Report(len(source)), threading.Event()
-        function = pack(Problems(prepare.outlined()))
+    def __init__(self, source: Any, prepare: Any, processes: int = 1, skip_long: bool = False):
+        self.report, self.closed = Report(len(source), skip_long), threading.Event()
+        function = pack(Problems(source, prepare.outlined()))
         workers = [Worker(function, NICE) for _ in range(processes)]
         portions = Portions(len(source))
         threads = [
-            threading.Thread(target=work, args=(w, source, portions, self.report, self.closed), daemon=True)
+            threading.Thread(target=work, args=(w, portions, self.report, self.closed), daemon=True)
             for w in workers
         ]
         self.threads = threads
@@ -155,19 +158,13 @@ class Portions:
         return range(start, min(start + PORTION, self.records))
 
 
-def work(worker, source, portions, report, closed):
-    """A thread's work: reads portions of the source and has one worker process check them."""
+def work(worker, portions, report, closed):
+    """A thread's work: has one worker process check portions of the source."""
     with contextlib.closing(worker):
         try:
             for portion in portions:
-                dialogues, problems = [], []
-                for i in portion:
-                    try:
-                        dialogues.append((i, source[i]))
-                    except OmniFusionError as error:
-                        problems.append((i, str(error)))
-                worker.send(dialogues)
-                report.add(len(portion), problems + worker.receive())
+                worker.send(portion)
+                report.add(len(portion), worker.receive())
         except Exception as error:
             # An error of the check, not of the data. Training can do without the check, but must not take it
             # for complete.
@@ -187,6 +184,6 @@ def end(closed, workers, threads):
             thread.join(max(0.0, until - time.monotonic()))
 
 
-def start_check(source: Any, prepare: Any, processes: int) -> Check | None:
+def start_check(source: Any, prepare: Any, processes: int, skip_long: bool = False) -> Check | None:
     """Starts a Check of the whole source; None for synthetic pictures, which have no end."""
-    return Check(source, prepare, max(1, processes)) if len(source) < ENDLESS else None
+    return Check(source, prepare, max(1, processes), skip_long) if len(source) < ENDLESS else None

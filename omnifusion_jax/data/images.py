@@ -90,10 +90,27 @@ def image_size(
         grey beyond 0..65535, or an orientation that a PNG file stores after its pixels.
     """
     with _named_faults(source), contextlib.ExitStack() as files:
-        opened = _read(source, lambda path: files.enter_context(open(path, "rb")))
-        image = _opened(opened, max_pixels)
-        _check_levels(image)
-        return image.size[::-1] if _lies(image) else image.size
+        return _size(_read(source, lambda path: files.enter_context(open(path, "rb"))), max_pixels)
+
+
+def picture_file(
+    source: str | os.PathLike | bytes | Image.Image | np.ndarray, *, max_pixels: int = 50_000_000
+) -> bytes:
+    """The file of a picture: its bytes as they are, or for a PIL image or an array a PNG file.
+
+    The PNG file holds what `open_image` gives for the source, so that nothing is lost.
+
+    Raises:
+      DataError: as `image_size` does, from the header.
+    """
+    with _named_faults(source):
+        opened = _read(source)
+        if isinstance(opened, io.BytesIO):
+            _size(opened, max_pixels)
+            return opened.getvalue()
+        written = io.BytesIO()
+        _rgb(ImageOps.exif_transpose(_opened(opened, max_pixels))).save(written, "PNG")
+        return written.getvalue()
 
 
 def is_data_url(source: object) -> bool:
@@ -229,6 +246,13 @@ def _opened(file, max_pixels):
         image = file if isinstance(file, Image.Image) else Image.open(file, formats=FORMATS)
         _check(image, max_pixels)
     return image
+
+
+def _size(file, max_pixels):
+    """(width, height) of the upright picture in a file for Pillow, whose header is checked."""
+    image = _opened(file, max_pixels)
+    _check_levels(image)
+    return image.size[::-1] if _lies(image) else image.size
 
 
 def _lies(image):

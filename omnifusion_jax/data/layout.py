@@ -10,6 +10,7 @@ marks it. USER, BOT, SOI and EOI are trained vectors, not tokens. Every piece of
 and without a beginning-of-sequence token, except in "template", where all text is one piece.
 """
 
+import bisect
 import collections
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, UNKNOWN, Sample, Tile
+from omnifusion_jax.config.base import check
 from omnifusion_jax.data.chat_template import Template
 from omnifusion_jax.data.dialogues import ROLES, Dialogue
 from omnifusion_jax.data.modality import (
@@ -58,10 +60,26 @@ class Layout:
     turn.
     """
 
-    def __init__(self, tokenizer, config, max_length: int):
+    def __init__(
+        self, tokenizer, config, max_length: int, cut: bool = False, vectors: Sequence[str] | None = None
+    ):
+        """Makes the layout of a ModelConfig.
+
+        Args:
+          max_length: tokens that a dialogue may have.
+          cut: a dialogue that is too long is cut after the last answer that fits, not refused.
+          vectors: names of the model's trained vectors, if they are not those of `config`.
+
+        Raises:
+          ConfigError: the layout needs other vectors than the model has.
+        """
         # It keeps only what it needs of the config, because worker processes do without JAX.
-        self.tokenizer, self.max_length = tokenizer, max_length
+        self.tokenizer, self.max_length, self.cut = tokenizer, max_length, cut
         self.name, self.vectors, self.streams = config.layout, config.special, tuple(config.streams)
+        if vectors is not None:
+            missing = ", ".join(name for name in self.vectors if name not in vectors)
+            check(not missing, f"layout {self.name!r} needs vectors that the model does not have: {missing}")
+            self.vectors = vectors
         self.user, self.bot, self.placed = config.user, config.bot, config.image_place == "mark"
         self.original = config.layout == "original"
         self.prompt = tokenizer.encode(config.prompt)
@@ -82,6 +100,43 @@ class Layout:
         Raises:
           DataError: the dialogue does not suit this layout, or is too long.
         """
+        sample = self.sample(dialogue, prepared, ask)
+        n = len(sample.tokens)
+        if n <= self.max_length:
+            return sample
+        if self.original and not ask:
+            return Sample(*(column[: self.max_length] for column in sample[:4]), *sample[4:])
+        shorter = self.shortened(dialogue, prepared) if self.cut and not ask else None
+        if shorter is None:
+            advice = "Shorten or split the dialogue, or raise max_length (data.max_length in training)"
+            raise DataError(
+                f"{dialogue.where}: {n} tokens, but max_length is {self.max_length}. {advice}", "too_long"
+            )
+        return shorter
+
+    def shortened(self, dialogue, prepared):
+        """The Sample of as many first turns as fit and end with an answer, or None if the first does not fit.
+
+        Media that the text marks in a turn left out are left out too.
+        """
+        any_marks = any(marked(text) for _, text in dialogue.turns)
+
+        def first(count):
+            turns = dialogue.turns[:count]
+            items = sum(len(marked(text)) for _, text in turns) if any_marks else len(prepared)
+            part = dataclasses.replace(dialogue, turns=turns, media=dialogue.media[:items])
+            return self.sample(part, prepared[:items], ask=False)
+
+        answers = [i for i, (role, _) in enumerate(dialogue.turns, 1) if ROLES[role] == ANSWER]
+        too_long = lambda count: len(first(count).tokens) > self.max_length
+        fitting = bisect.bisect_left(answers[:-1], True, key=too_long)
+        if not fitting:
+            return None
+        kept = answers[fitting - 1]
+        return first(kept)._replace(cut=len(dialogue.turns) - kept)
+
+    def sample(self, dialogue, prepared, ask):
+        """The Sample of a dialogue of any length."""
         turns = self.check(dialogue, len(prepared), ask)
         items = list(zip(dialogue.media, prepared, strict=True))
         if not self.interleaved:  # before the first turn they stand stream by stream
@@ -94,8 +149,7 @@ class Layout:
             views.setdefault(stream, []).append(one.views)
         media = {stream: tuple(map(np.concatenate, zip(*of, strict=True))) for stream, of in views.items()}
         media_positions = sum(len(one.order) for one in prepared)
-        sample = Sample(tokens, kind, index, weights, media, len(prepared), media_positions)
-        return self.within_length(sample, dialogue.where, ask)
+        return Sample(tokens, kind, index, weights, media, len(prepared), media_positions)
 
     def in_vectors(self, dialogue, turns, media, ask):
         """Pieces of a sequence in which trained vectors mark the speakers."""
@@ -202,16 +256,6 @@ class Layout:
             kind = np.where(newline, SPECIAL, FEATURE + self.streams.index(stream)).astype(np.int32)
             yield np.full(n, self.tokenizer.pad, np.int32), kind, index, np.zeros(n, np.float32)
             first[stream] += one.rows
-
-    def within_length(self, sample, where, ask):
-        """The sample; one too long is cut off ("original" in training) or raises DataError."""
-        n = len(sample.tokens)
-        if n <= self.max_length:
-            return sample
-        if self.original and not ask:
-            return Sample(*(column[: self.max_length] for column in sample[:4]), *sample[4:])
-        advice = "Shorten or split the dialogue, or raise max_length (data.max_length in training)"
-        raise DataError(f"{where}: {n} tokens, but max_length is {self.max_length}. {advice}", "too_long")
 
     def read(self, dialogue):
         """The turns as this layout takes them: ("user", "assistant" or "system", text). Raises DataError."""
@@ -334,9 +378,9 @@ class Prepare:
     processors: dict[str, Callable[..., Prepared]]  # by stream, such as an ImageProcessor
 
     @classmethod
-    def of(cls, tokenizer, config, max_length: int, **settings) -> Self:
-        """The Prepare of a ModelConfig; `settings` go to the processor of every stream."""
-        layout = Layout(tokenizer, config, max_length)
+    def of(cls, tokenizer, config, max_length: int, cut=False, vectors=None, **settings) -> Self:
+        """The Prepare of a ModelConfig; arguments as in Layout, `settings` go to every stream's processor."""
+        layout = Layout(tokenizer, config, max_length, cut, vectors)
         processors = {
             name: MODALITIES[name].processor.of(c, **settings) for name, c in config.streams.items()
         }

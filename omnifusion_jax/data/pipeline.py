@@ -1,35 +1,31 @@
-"""From a source to batches: shuffles, lays out (in threads or worker processes) and collects."""
+"""From a source to batches: an order, rows of dialogues, and batches made ahead of their use."""
 
 import dataclasses
 import functools
-import itertools
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from omnifusion_jax.batch import FEATURE, Batch, Sample, collate
+from omnifusion_jax.batch import FEATURE, Batch, Sample, outline
 from omnifusion_jax.data import synthetic
 from omnifusion_jax.data.ahead import Ahead
+from omnifusion_jax.data.omitted import SHOWN, SKIP, Omitted, allowed
+from omnifusion_jax.data.order import Order, Share
+from omnifusion_jax.data.packing import Alone, Fullest
+from omnifusion_jax.data.readers import BadSample, Readers, alone
+from omnifusion_jax.data.rows import Rows
 from omnifusion_jax.data.sources import ENDLESS
 from omnifusion_jax.errors import DataError, OmniFusionError
 
 WAIT = 20  # seconds that the first step waits at most for the check of the data
-SHOWN = 10  # bad records that a message names
-SKIP = "data.on_bad_sample=skip leaves such samples out and counts them"
+DEPTH = 2  # batches that are made before they are asked for
 
 
 def keep(sample: Sample) -> Sample:
     """The `prepare` of sources that already give samples."""
     return sample
-
-
-class BadSample(NamedTuple):
-    """Stands for a record that cannot be used."""
-
-    where: int  # its index in the source
-    problem: str
 
 
 @dataclasses.dataclass
@@ -63,54 +59,56 @@ class PatchSource:
 
 @dataclasses.dataclass
 class Read:
-    """Gives sample `i` of a source, or a BadSample in place of an OmniFusionError.
+    """Gives the samples of record `i` of a source, or a BadSample in place of an OmniFusionError.
 
-    Exceptions do not pass well between processes, and whether to skip is decided in one place.
+    Whether to skip is decided in one place.
     """
 
     source: Any
     prepare: Callable[..., Sample | list[Sample]]
+    room: int | None = None  # tiles of media that a row has room for
 
-    def __call__(self, i):
+    def __call__(self, i: int) -> list[Sample] | BadSample:
         try:
-            return self.prepare(self.source[int(i)])
+            made = self.prepare(self.source[int(i)])
         except OmniFusionError as error:
-            return BadSample(int(i), str(error))
+            return BadSample(str(error), getattr(error, "reason", "other"))
+        made = [made] if isinstance(made, Sample) else made
+        tiles = max(sum(outline(sample).tiles.values()) for sample in made)
+        if self.room is not None and tiles > self.room:
+            where = named(self.source)(i)
+            return BadSample(f"{where}: {tiles} tiles of media, but data.row_tiles is {self.room}", "tiles")
+        return made
 
 
-def allowed(bad_share: float, records: int) -> int:
-    """How many of the `records` of a source may be bad."""
-    return max(1, math.floor(bad_share * records))
-
-
-def hopeless(bad: int, read: int, bad_share: float) -> bool:
-    """Whether so many bad records leave no doubt that more than `bad_share` of a source are bad.
-
-    This is so when `bad` of `read` records, drawn at random, exceed the expected number by 4 standard
-    deviations, and by 3 more records for small numbers. Fewer than one run in 10,000 is stopped wrongly.
-    """
-    expected = bad_share * read
-    return bad > expected + 4 * math.sqrt(expected) + 3
+def named(source: Any) -> Callable[[int], str]:
+    """What gives the place of a record, for messages."""
+    return getattr(source, "where", "record {}".format)
 
 
 class Batches:
     """An endless iterator of `Batch`es over a source; every epoch holds each record once, in its own order.
 
-    The order follows from `seed` and the number of records alone. Samples are made in threads of this process
-    or in `num_workers` processes, whose number only decides how fast samples come. They start with the first
-    batch. `close` ends them and may be called more than once; a batch asked for afterwards continues in the
-    order. `state()` is the exact position in it, and may be restored with another number of workers.
+    What batch n holds follows from the data, the settings and `seed`. Samples are made in threads of this
+    process or in `num_workers` processes, whose number only decides how fast they come. They start with the
+    first batch. `close` ends them and may be called more than once; a batch asked for afterwards continues in
+    the order. `state()` is the exact position in it, and may be restored with another number of workers, and
+    after `merged` on another number of hosts.
 
-    A bad sample raises DataError. With `on_bad_sample="skip"` it is left out and its index is put in `bad`
-    with the problem, which is None if an earlier start of the run met it. DataError is then raised when all
-    records, or more than `bad_share` of them and more than one, turn out to be bad in one epoch, or as soon
-    as the records read so far leave no doubt of it.
+    A bad sample raises DataError. With `on_bad_sample="skip"` it is left out, and DataError is raised when
+    there are too many, see `omitted`.
 
     Args:
       source: has a length and gives the record at an index.
       prepare: makes a Sample of a record, or a list of the Samples of its rows, which follow one another.
-      batch_size: records of a batch.
-      length, tiles, pools, usual: as in `batch.collate`.
+      batch_size: rows of a batch, on all hosts; or examples, if a record makes several rows.
+      length, tiles, pools, usual: as in `batch.collate`; pools on all hosts.
+      shares: what each set of data gives to an epoch; None: the source is one set, and gives all it has.
+      choose: which dialogues go into a row together, a packing.Alone or packing.Fullest.
+      on_long: what is done with a dialogue whose DataError has the reason "too_long": "raise"; "skip"; or the
+        same as with other bad samples.
+      host: (number, count): of the hosts that share the batches, and whose rows this one makes.
+      gather: called by all hosts at the same points with something small; gives what each of them has given.
       check: a function that starts a data.check.Check of the same source, or returns None. It is called when
         the first sample is read, unless an earlier start of the run completed its check or an epoch.
         `checked` asks for its report before the first step and with every later batch, prints it, and raises
@@ -129,89 +127,98 @@ class Batches:
         usual: int = 1,
         seed: int = 0,
         shuffle: bool = True,
+        shares: Sequence[Share] | None = None,
+        choose: Alone | Fullest | None = None,
         num_workers: int = 0,
         on_bad_sample: str = "raise",
+        on_long: str = "",
         bad_share: float = 0.01,
+        host: tuple[int, int] = (0, 1),
+        gather: Callable = alone,
         check: Callable | None = None,
     ):
-        import grain  # here because it imports JAX, which worker processes do without
-
-        self.batch_size, self.num_workers, self.shuffle = batch_size, num_workers, shuffle
-        self.on_bad_sample, self.bad_share = on_bad_sample, bad_share
-        self.start_check, self.check, self.waited, self.all_checked = check, None, False, False
-        self.collate = functools.partial(collate, length=length, tiles=tiles, pools=pools, usual=usual)
+        number, hosts = host
+        pools = batch_size if pools is None else pools
+        assert batch_size % hosts == pools % hosts == 0, f"{batch_size} rows, {pools} pools, {hosts} hosts"
+        self.batch_size, self.num_workers, self.on_bad_sample = batch_size, num_workers, on_bad_sample
+        self.numbers = range(number * batch_size // hosts, (number + 1) * batch_size // hosts)
+        self.form = {"length": length, "pools": pools // hosts, "usual": usual, "gather": gather}
+        self.tiles, self.choose = tiles, choose or Alone()
         self.records, self.content = len(source), getattr(source, "fingerprint", None)
-        self.seen, self.bad, self.bad_now = 0, {}, 0
-        self.reader, self.samples = Read(source, prepare), None
-        indices = grain.MapDataset.range(self.records).seed(seed)
-        self.order = (indices.shuffle() if shuffle else indices).repeat()
+        self.order = Order(shares or [Share(self.records, self.records)], seed, shuffle)
+        self.reader = Read(source, prepare, getattr(self.choose, "tiles", None))
+        self.name = named(source)
+        self.omitted = Omitted(
+            self.records,
+            on_bad=on_bad_sample,
+            on_long=on_long,
+            bad_share=bad_share,
+            drawn=shuffle,
+            gather=gather,
+        )
+        self.start_check, self.check, self.waited, self.all_checked = check, None, False, False
+        self.position = {"rows": {}} | self.omitted.state()  # after the last batch that was given
+        self.made = None  # an Ahead
 
     @property
     def skipped(self) -> int:
         """How many different records were left out."""
-        return len(self.bad)
+        return len(self.position["bad"])
+
+    @property
+    def seen(self) -> int:
+        """How many records were looked at."""
+        return sum(looked for looked, *_ in self.position["rows"].values())
+
+    def counts(self) -> dict[str, int]:
+        """What metrics tell: records left out so far, those of them that are too long, and dialogues cut."""
+        too_long = len(self.position["too_long"])
+        cut = sum(cut for _, cut, _ in self.position["rows"].values())
+        return {"skipped": self.skipped, "too_long": too_long, "cut": cut}
 
     def __iter__(self):
         return self
 
     def __next__(self) -> Batch:
-        if self.samples is not None:
+        if self.made is not None:
             self.checked()
-        if self.samples is None:
+        else:
             self.begin_check()
-            self.samples = Ahead(
-                self.reader, self.order, self.seen, processes=self.num_workers, ahead=2 * self.batch_size
-            )
-        records = []  # the rows of each
-        while len(records) < self.batch_size:
-            sample = next(self.samples)
-            if self.seen % self.records == 0:
-                self.bad_now = 0  # an epoch begins
-            self.seen += 1
-            if isinstance(sample, BadSample):
-                self.skip(sample)
-            else:
-                records.append([sample] if isinstance(sample, Sample) else sample)
-        assert len(set(map(len, records))) == 1, "records give different numbers of rows"
-        return self.collate(list(itertools.chain.from_iterable(records)))
-
-    def skip(self, sample):
-        """Leaves a BadSample out. Raises DataError if none may be, or if there are too many."""
-        if self.on_bad_sample == "raise":
+            readers = Readers(self.reader, self.tiles, self.name, self.num_workers)
+            made = batches(readers, self.planned(readers), self.omitted, self.form)
+            self.made = Ahead(made, DEPTH, readers.close)
+        try:
+            batch, self.position = next(self.made)
+        except DataError as error:
+            if self.on_bad_sample != "raise":
+                raise
             others = self.check and self.check.wait(WAIT)  # so that one run names all bad records
             self.end_check()
             report = f"\n{others}" if others and others.bad else ""
-            raise DataError(f"{sample.problem.rstrip('.')}. ({SKIP}){report}")
-        self.bad[sample.where] = sample.problem
-        self.bad_now += 1
-        read = (self.seen - 1) % self.records + 1
-        too_many = self.bad_now > allowed(self.bad_share, self.records) or self.bad_now == self.records
-        if too_many or (self.shuffle and hopeless(self.bad_now, read, self.bad_share)):
-            shown = "\n  ".join(map(self.problem, list(self.bad)[-SHOWN:]))
-            raise DataError(
-                f"{self.bad_now:,} of the {read:,} records read in this epoch are bad; "
-                f"{self.limit()}:\n  {shown}"
-            )
+            raise DataError(f"{error}{report}", error.reason) from error
+        return batch
+
+    def planned(self, readers):
+        """The Rows of this host from the present position on."""
+        rows = Rows(readers, self.order, self.batch_size, self.numbers, self.choose, self.omitted)
+        self.omitted.restore(self.position)
+        if self.position["rows"]:
+            rows.restore(self.position["rows"])
+        return rows
 
     def problem(self, index):
         """The problem of a record left out; if an earlier start of the run met it, it is read again."""
-        if self.bad[index] is None:
-            again = self.reader(index)
-            fine = f"record {index} could not be used when an earlier start of the run read it; now it can"
-            self.bad[index] = again.problem if isinstance(again, BadSample) else fine
-        return self.bad[index]
+        known = self.omitted.found.get(index) or self.reader(index)
+        if isinstance(known, BadSample):
+            return known.problem
+        return f"record {index} could not be used when an earlier start of the run read it; now it can"
 
     def left_out(self) -> list[str]:
         """Lines that name the first `SHOWN` records left out, and count the others."""
-        lines = [f"left out: {self.problem(index)}" for index in list(self.bad)[:SHOWN]]
+        lines = [f"left out: {self.problem(index)}" for index in self.position["bad"][:SHOWN]]
         if self.skipped > SHOWN:
             lines.append(f"left out: {self.skipped - SHOWN:,} more")
         return lines
-
-    def limit(self):
-        """How many bad records are allowed, for messages."""
-        most = allowed(self.bad_share, self.records)
-        return f"of all {self.records:,} no more than {most:,} may be (data.bad_share={self.bad_share:g})"
 
     def checked(self):
         """Prints the check's report, after a wait the first time. Raises DataError if the run must stop."""
@@ -221,9 +228,11 @@ class Batches:
         if report.bad and self.on_bad_sample == "raise":
             self.end_check()
             raise DataError(f"{report}\n({SKIP}; data.check=off starts without looking)")
-        if report.bad > allowed(self.bad_share, self.records):
+        share = self.omitted.bad_share
+        if report.bad > allowed(share, self.records):
             self.end_check()
-            raise DataError(f"{report}\nToo many: {self.limit()}")
+            most = f"of all {self.records:,} no more than {allowed(share, self.records):,} may be"
+            raise DataError(f"{report}\nToo many: {most} (data.bad_share={share:g})")
         if report.done:
             print(f"{report}\nThey are left out and counted." if report.bad else report, flush=True)
             self.all_checked = report.failed is None
@@ -235,15 +244,18 @@ class Batches:
     def state(self) -> dict:
         """The position and what is known of the data, for JSON. It is cheap: every batch calls it."""
         data = {"records": self.records, "content": self.content, "checked": self.all_checked}
-        return data | {"seen": self.seen, "bad_now": self.bad_now, "bad": list(self.bad)}
+        return data | self.position
 
     def restore(self, state: dict) -> None:
         """Continues where `state` was taken, with the same seed; forgets what was known of other data."""
         self.end_reading()
         same = (state["records"], state["content"]) == (self.records, self.content)
-        self.seen = state["seen"]
-        self.bad_now = state["bad_now"] if same else 0
-        self.bad = dict.fromkeys(state["bad"]) if same else {}
+        unknown = {"bad": [], "too_long": [], "history": []}
+        mine = {str(number): state["rows"][str(number)] for number in self.numbers if state["rows"]}
+        self.position = state | {"rows": mine} | ({} if same else unknown)
+        for name in ("records", "content", "checked"):
+            del self.position[name]
+        self.omitted.found = {}
         self.all_checked = same and state["checked"]
         if self.all_checked or (same and self.seen >= self.records):  # every record has been read once
             self.start_check = None
@@ -257,9 +269,9 @@ class Batches:
         self.end_check()
 
     def end_reading(self):
-        if self.samples is not None:
-            self.samples.close()
-            self.samples = None
+        if self.made is not None:
+            self.made.close()
+            self.made = None
 
     def begin_check(self):
         if self.start_check is not None:
@@ -269,3 +281,15 @@ class Batches:
         if self.check is not None:
             self.check.close()
             self.check = None
+
+
+def batches(readers, rows, omitted, form):
+    """Yields batches, each with the position after it."""
+    for plan in rows:
+        position = {"rows": rows.state()} | omitted.state()
+        yield readers.collect(plan, **form), position
+
+
+def merged(states: Sequence[dict]) -> dict:
+    """The state of a run from those of all its hosts."""
+    return states[0] | {"rows": functools.reduce(operator.or_, (state["rows"] for state in states))}

@@ -75,7 +75,8 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
     """Runs `config.steps` steps, resuming from `workdir` when it holds a checkpoint.
 
     Args:
-      batches: an iterator with `state()`, `restore(state)` and `checked()`, like data.pipeline.Batches.
+      batches: an iterator with `state()`, `restore(state)`, `counts()` and `checked()`, like
+        data.pipeline.Batches.
       given: {path: array} of the parameters to start from, taken out of the dict; the others are drawn.
       on_eval: called as on_eval(arrays) every `eval.every_steps` steps; it returns {name: figure} to log.
       allow_change: go on although the data set is not the one that the run was saved with.
@@ -205,7 +206,7 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
                 state, metrics = programs[shapes](state, frozen, batch)
             done, position = n, batches.state()
             read(unread)
-            unread = n, metrics
+            unread = n, metrics, batches.counts()
             saves = checkpoints.due(n) or n == config.steps
             if saves or evaluates(n):
                 settle(n, saves)
@@ -242,15 +243,15 @@ def report(config, monitor, step, before_run):
     """Gives the metrics of a step to the monitor.
 
     Args:
-      step: (number, {name: array}), or None when there is nothing to read.
+      step: (number, {name: array}, counts of the data), or None when there is nothing to read.
       before_run: how many bad steps were skipped before this run.
     Raises: NotFinite when this run has had `max_bad_steps` bad steps.
     """
     if step is None:
         return
-    n, arrays = step
+    n, arrays, counts = step
     metrics = {name: value.item() for name, value in jax.device_get(arrays).items()}
-    monitor.step(n, metrics)
+    monitor.step(n, metrics, counts)
     bad = metrics["bad"] - before_run
     if bad >= config.max_bad_steps:
         raise NotFinite(

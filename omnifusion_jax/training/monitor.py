@@ -93,17 +93,17 @@ class Monitor:
         finally:
             self.since += time.perf_counter() - before
 
-    def step(self, step: int, metrics: Mapping[str, float]):
-        """Takes the metrics of the finished step `step` (numbers, not device arrays)."""
+    def step(self, step: int, metrics: Mapping[str, float], counts: Mapping[str, int]):
+        """Takes the metrics of the finished step `step`, as numbers, and what its data counted."""
         broken = not math.isfinite(metrics["loss"])
         self.sums["loss"] += 0.0 if broken else metrics["loss"] * metrics["targets"]
         self.sums["targets"] += 0.0 if broken else metrics["targets"]
         for name in ("tokens", "images"):
             self.sums[name] += metrics[name]
         if step % self.every == 0 or step in (1, self.steps):
-            self.write(step, metrics)
+            self.write(step, metrics, counts)
 
-    def write(self, step, metrics):
+    def write(self, step, metrics, counts):
         seconds = max(time.perf_counter() - self.since, 1e-9)
         figures = {
             "loss": self.sums["loss"] / self.sums["targets"] if self.sums["targets"] else math.nan,
@@ -113,7 +113,8 @@ class Monitor:
             "grad_norm": metrics["grad_norm"],
             "bad_steps": metrics["bad"],
         }
-        self.log(step, {f"train/{name}": value for name, value in figures.items()})
+        of_data = {f"data/{name}": value for name, value in counts.items()}
+        self.log(step, {f"train/{name}": value for name, value in figures.items()} | of_data)
         self.progress.update(self.task, completed=step, description=COLUMNS.format(**figures))
         if not self.console.is_terminal:
             self.console.print(f"step {step}/{self.steps}  {COLUMNS.format(**figures)}")

@@ -30,6 +30,7 @@ def step(monitor, clock, n, loss, targets, tokens, images, seconds=2.0, wait=0.5
     monitor.step(
         n,
         {"loss": loss, "targets": targets, "tokens": tokens, "images": images, "grad_norm": norm, "bad": bad},
+        {"skipped": 2 * n},
     )
 
 
@@ -57,6 +58,7 @@ def test_figures_of_an_interval(tmp_path, clock):
         "train/tokens_per_s": 600 / 4,
         "train/images_per_s": 6 / 4,
         "train/input_wait": 1.0 / 4,
+        "data/skipped": 6,
         "train/grad_norm": 3.0,
         "train/bad_steps": 0,
     }

@@ -7,16 +7,34 @@ folder to which names of pictures are relative, `side` the number of patches a s
 from pathlib import Path
 
 from omnifusion_jax.data.images import is_data_url, is_url, short
+from omnifusion_jax.data.sources.array_record import ArrayRecordSource
 from omnifusion_jax.data.sources.base import ENDLESS, Source
 from omnifusion_jax.data.sources.json_file import JsonSource
 from omnifusion_jax.data.sources.synthetic_pictures import SYNTHETIC, SyntheticSource
+from omnifusion_jax.data.sources.tfds import TfdsSource
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import SOURCES
 
-__all__ = ["ENDLESS", "SYNTHETIC", "JsonSource", "Source", "SyntheticSource", "open_source"]
+__all__ = [
+    "ENDLESS",
+    "SYNTHETIC",
+    "ArrayRecordSource",
+    "JsonSource",
+    "Source",
+    "SyntheticSource",
+    "TfdsSource",
+    "open_source",
+]
 
 # The row that reads a file, by the end of its name
-SUFFIXES = {".json": "json", ".jsonl": "json"}
+SUFFIXES = {".json": "json", ".jsonl": "json", ".array_record": "array_record"}
+# The row that reads a folder, by what is in it: the first that is found counts
+FOLDERS = {
+    "dataset.json": "array_record",
+    "unfinished": "array_record",
+    "*.array_record": "array_record",
+    "features.json": "tfds",
+}
 
 
 def open_source(path: str, images: str, side: int) -> Source:
@@ -30,4 +48,7 @@ def open_source(path: str, images: str, side: int) -> Source:
     name, colon, rest = path.partition(":")
     if colon and name in SOURCES.names():
         return SOURCES[name](rest, images, side)
-    return SOURCES[SUFFIXES.get(Path(path).suffix, "json")](path, images, side)
+    row = SUFFIXES.get(Path(path).suffix, "json")
+    if Path(path).is_dir():
+        row = next((row for inside, row in FOLDERS.items() if any(Path(path).glob(inside))), "json")
+    return SOURCES[row](path, images, side)

@@ -1,0 +1,51 @@
+"""Which record stands where in the endless order of a run: a function of the seed and the sizes alone."""
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Share(NamedTuple):
+    """What a set of data gives to an epoch."""
+
+    records: int  # that it has
+    samples: int  # that an epoch takes from it
+
+
+class Order:
+    """The index of the record at each position; those of a later set follow those of the sets before it.
+
+    Every epoch holds `samples` records of each set, all sets shuffled together. A set goes through all its
+    records, in a new order each time, before one comes again: an epoch that takes fewer than there are goes
+    on in the next epoch where it stopped. Nothing is held in memory.
+
+    Args:
+      shares: one for each set.
+      seed: of all the orders; without `shuffle`, sets follow one another as they are.
+    """
+
+    def __init__(self, shares: Sequence[Share], seed: int, shuffle: bool = True):
+        import grain  # here because it imports JAX, which worker processes do without
+
+        def endless(count, seed):
+            dataset = grain.MapDataset.range(count).seed(seed)
+            return (dataset.shuffle() if shuffle else dataset).repeat()
+
+        self.shares = list(shares)
+        self.ends = list(itertools.accumulate(share.samples for share in shares))
+        self.first = [0, *itertools.accumulate(share.records for share in shares)]
+        self.length = self.ends[-1]  # of an epoch
+        self.slots = endless(self.length, seed)
+        # A set whose samples are all its records, once or several times, is shuffled by the slots.
+        self.within = [
+            None if samples % records == 0 else endless(records, (seed + 1 + k) % 2**32)
+            for k, (records, samples) in enumerate(shares)
+        ]
+
+    def __getitem__(self, n: int) -> int:
+        epoch, slot = n // self.length, int(self.slots[n])
+        k = bisect.bisect_right(self.ends, slot)
+        draw = slot - (self.ends[k - 1] if k else 0) + epoch * self.shares[k].samples
+        record = draw % self.shares[k].records if self.within[k] is None else int(self.within[k][draw])
+        return self.first[k] + record

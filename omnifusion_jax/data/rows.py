@@ -1,0 +1,120 @@
+"""The rows of the batches of a run: each is a stream of its own, so that any process can make any of them.
+
+Row r of a batch of b rows takes the records at r, r + b, r + 2b, ... of the order. How it goes on depends on
+these records alone, whatever other rows, workers or hosts do: a bad record is replaced by the next of the
+same row, and what waits to be packed waits for the same row.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from omnifusion_jax.data.omitted import Omitted
+from omnifusion_jax.data.readers import BadSample, Readers
+
+AHEAD = 2  # records of a row that are read before they are needed
+
+
+@dataclasses.dataclass
+class Row:
+    """Where a row is in its records."""
+
+    number: int
+    looked: int = 0  # at how many of its records
+    cut: int = 0  # how many of its dialogues were cut off
+    waiting: list[int] = dataclasses.field(default_factory=list)  # positions in the order, oldest first
+
+
+class Rows:
+    """An endless iterator over the plans of batches: for each row the positions of its records.
+
+    Records that are planned, and no others, are left in `readers` to be collected or dropped.
+
+    Args:
+      readers: what reads the records.
+      order: the index of the record at each position.
+      batch_size: rows of a batch, on all hosts.
+      numbers: of the rows that this host makes.
+      choose: a packing.Alone or packing.Fullest.
+      omitted: decides which records are left out.
+    """
+
+    def __init__(
+        self,
+        readers: Readers,
+        order: Sequence[int],
+        batch_size: int,
+        numbers: Sequence[int],
+        choose: Callable,
+        omitted: Omitted,
+    ):
+        self.readers, self.order, self.batch_size = readers, order, batch_size
+        self.choose, self.omitted = choose, omitted
+        self.rows = [Row(number) for number in numbers]
+        self.asked = collections.Counter()  # {number of a row: how many of its records were asked for}
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> list[list[int]]:
+        while any(
+            [self.ask(row) for row in self.rows]
+        ):  # all in turn, so that the first batch is ready first
+            pass
+        plan = [self.following(row) for row in self.rows]
+        self.omitted.end_batch()
+        return plan
+
+    def position(self, row, k):
+        """Where the k-th record of a row stands in the order."""
+        return row.number + k * self.batch_size
+
+    def ask(self, row):
+        """Has one more record of a row read, unless enough are; whether it had."""
+        k = self.asked[row.number]
+        if len(row.waiting) + k - row.looked >= self.choose.window + AHEAD:
+            return False
+        n = self.position(row, k)
+        self.readers.ask(n, self.order[n])
+        self.asked[row.number] += 1
+        return True
+
+    def following(self, row):
+        """The positions of the records that go into the next batch."""
+        while len(row.waiting) < self.choose.window:
+            self.ask(row)
+            n = self.position(row, row.looked)
+            found = self.readers.look(n)
+            row.looked += 1
+            self.omitted.looked += 1
+            if isinstance(found, BadSample):
+                self.readers.drop(n)
+                self.omitted.omit(self.order[n], found)
+            else:
+                row.waiting.append(n)
+        sizes = [self.size(n) for n in row.waiting]
+        chosen = self.choose(sizes)
+        plan = [row.waiting[i] for i in chosen]
+        row.waiting = [n for i, n in enumerate(row.waiting) if i not in set(chosen)]
+        row.cut += sum(self.readers.look(n)[0].cut > 0 for n in plan)
+        return plan
+
+    def size(self, n):
+        """(tokens, tiles) of a record: the most that any of its rows has."""
+        outlines = self.readers.look(n)
+        tokens = max(sample.length for sample in outlines)
+        return tokens, max(sum(sample.tiles.values()) for sample in outlines)
+
+    def state(self) -> dict:
+        """Where every row is, for JSON: {number: [records looked at, dialogues cut, positions that wait]}."""
+        return {str(row.number): [row.looked, row.cut, list(row.waiting)] for row in self.rows}
+
+    def restore(self, state: dict) -> None:
+        """Goes on where `state` was taken, on this host or on others that made these rows."""
+        for row in self.rows:
+            row.looked, row.cut, waiting = state[str(row.number)]
+            row.waiting = list(waiting)
+        self.asked = collections.Counter({row.number: row.looked for row in self.rows})
+        for row in self.rows:
+            for n in row.waiting:
+                self.readers.ask(n, self.order[n])
