@@ -38,7 +38,11 @@ def get_config(name=""):
         train_parts=((r"(image/adapter|special)/.*", 1.0), (r"(image/encoders|decoder)/.*", None)),
         remat="full",
         data=DataConfig(
-            path="data/pretrain.json", images="data/images", num_workers=16, on_bad_sample="skip"
+            path="data/pretrain.json",
+            images="data/images",
+            num_workers=16,
+            on_bad_sample="skip",
+            on_long="cut",
         ),
         checkpoint=CheckpointConfig(every_steps=500),
         **variant(VARIANTS, name),

@@ -44,7 +44,9 @@ def get_config(name=""):
         },
         train_parts=((r"(image/adapter|special|decoder)/.*", 1.0), (r"image/encoders/.*", None)),
         remat="full",
-        data=DataConfig(path="data/sft.json", images="data/images", num_workers=16, on_bad_sample="skip"),
+        data=DataConfig(
+            path="data/sft.json", images="data/images", num_workers=16, on_bad_sample="skip", on_long="cut"
+        ),
         checkpoint=CheckpointConfig(every_steps=500, final="complete"),
         **variant(VARIANTS, name),
     )

@@ -81,6 +81,7 @@ class DataConfig:
     row_tiles: int = 0  # packing: tiles of media that a row has room for; 0: as many as tokens
     window: int = 16  # packing: dialogues that wait for a row, of which those are taken that fill it best
     max_pixels: int = 50_000_000  # larger pictures are refused, by what their header says
+    draft: bool = False  # decode large JPEG files at a part of their size: faster, and other pixels
 
     def validate(self):
         one_of("data.on_bad_sample", self.on_bad_sample, ("raise", "skip"))

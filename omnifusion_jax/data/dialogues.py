@@ -87,10 +87,22 @@ def parse(record: Any, where: str) -> Dialogue:
             if key == "conversations":
                 return Dialogue(where, found, in_order(found, listed), marked=True)
             return Dialogue(where, *assembled(found, listed, where))
+    if "instruction" in record and "output" in record:
+        return Dialogue(where, instruction(record, where))
     keys = ", ".join(map(str, record)) or "nothing"
     raise DataError(
         f"{where}: there is neither 'conversations' (LLaVA) nor 'messages' in it, only {keys}", "form"
     )
+
+
+def instruction(record, where):
+    """The turns of a record in Alpaca's form, which has no media."""
+    parts = [record["instruction"], record.get("input") or "", record["output"]]
+    for name, part in zip(("instruction", "input", "output"), parts, strict=True):
+        if not isinstance(part, str):
+            raise DataError(f"{where}: {name} is no string", "form")
+        check_characters(part, f"{where}: {name}")
+    return ("user", "\n".join(filter(None, parts[:2]))), ("assistant", parts[2])
 
 
 def given_list(record, keys):

@@ -116,8 +116,8 @@ def prepare_each(c: DataConfig, model: ModelConfig, tokenizer) -> PrepareEach:
     for one in sets(c):
         own = {name: getattr(one, name) for name in ("layout", "prompt") if getattr(one, name) is not None}
         config = dataclasses.replace(model, **own)
-        settings = {"cut": c.on_long == "cut", "vectors": model.special, "max_pixels": c.max_pixels}
-        found.append(Prepare.of(tokenizer, config, c.max_length, **settings))
+        settings = {"vectors": model.special, "max_pixels": c.max_pixels, "draft": c.draft}
+        found.append(Prepare.of(tokenizer, config, c.max_length, cut=c.on_long == "cut", **settings))
     return PrepareEach(found)
 
 

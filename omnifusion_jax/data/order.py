@@ -35,16 +35,19 @@ class Order:
         self.shares = list(shares)
         self.ends = list(itertools.accumulate(share.samples for share in shares))
         self.first = [0, *itertools.accumulate(share.records for share in shares)]
-        self.length = self.ends[-1]  # of an epoch
-        self.slots = endless(self.length, seed)
+        self.slots = endless(len(self), seed)
         # A set whose samples are all its records, once or several times, is shuffled by the slots.
         self.within = [
             None if samples % records == 0 else endless(records, (seed + 1 + k) % 2**32)
             for k, (records, samples) in enumerate(shares)
         ]
 
+    def __len__(self) -> int:
+        """Records in an epoch."""
+        return self.ends[-1]
+
     def __getitem__(self, n: int) -> int:
-        epoch, slot = n // self.length, int(self.slots[n])
+        epoch, slot = n // len(self), int(self.slots[n])
         k = bisect.bisect_right(self.ends, slot)
         draw = slot - (self.ends[k - 1] if k else 0) + epoch * self.shares[k].samples
         record = draw % self.shares[k].records if self.within[k] is None else int(self.within[k][draw])

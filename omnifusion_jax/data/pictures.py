@@ -7,6 +7,7 @@ import numpy as np
 
 from omnifusion_jax.batch import Tile
 from omnifusion_jax.config import ImageConfig, View
+from omnifusion_jax.config.base import check
 from omnifusion_jax.data.images import fit, image_size, open_image, padded
 from omnifusion_jax.data.modality import NEXT, Modality, first_given
 from omnifusion_jax.data.tiles import best_grid, most, order, tiles
@@ -39,10 +40,15 @@ class ImageProcessor:
     rows: int  # feature rows of one tile
     side: int | None  # rows a side of the square grid that they form, None if they form none
     max_pixels: int = 50_000_000
+    draft: bool = False  # large JPEG files are decoded at a part of their size
 
     @classmethod
-    def of(cls, c: ImageConfig, max_pixels: int = 50_000_000) -> Self:
-        return cls(c.views, c.fit, c.grids, c.unpad, c.newline, c.rows, c.side, max_pixels)
+    def of(cls, c: ImageConfig, max_pixels: int = 50_000_000, draft: bool = False) -> Self:
+        """The processor of an ImageConfig. Raises ConfigError for what cannot go together."""
+        check(
+            not (draft and c.fit == "tiles"), "data.draft shrinks pictures, image.fit=tiles shows them large"
+        )
+        return cls(c.views, c.fit, c.grids, c.unpad, c.newline, c.rows, c.side, max_pixels, draft)
 
     @property
     def room(self) -> int:
@@ -62,7 +68,8 @@ class ImageProcessor:
         return Tile(number, tuple((view.size, view.size, 3) for view in self.views), np.uint8, self.rows)
 
     def __call__(self, source) -> Prepared:
-        picture = open_image(source, max_pixels=self.max_pixels)
+        draft = max(view.edge or view.size for view in self.views) if self.draft else None
+        picture = open_image(source, max_pixels=self.max_pixels, draft=draft)
         if self.fit == "tiles":
             return self.prepared((tiles(picture, self.views[0].size, self.grids),), picture.size)
         views = tuple(

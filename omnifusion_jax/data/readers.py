@@ -20,7 +20,8 @@ from omnifusion_jax.batch import Batch, Outline, Sample, Tile, arrange, blank, o
 from omnifusion_jax.data.worker import Worker, WorkerEnded, pack
 
 THREADS = 2  # when there are no worker processes
-PORTION = 4  # messages that a worker is sent before it has answered the first
+PORTION = 2  # messages that a worker is sent before it has answered the first
+TOGETHER = 8  # records that a message asks for at most
 # Seconds that a thread is given to end. One that is stuck, for example in a file on a dead network share,
 # ends with this process.
 PATIENCE = 1.0
@@ -60,32 +61,39 @@ class Readers:
         name: Callable[[int], str],
         processes: int,
     ):
-        self.tiles, self.found = tiles, {}  # {n: (its maker, its outlines or their future)}
-        if processes:
-            pickled = pack(Shelf(read, tiles))
-            workers = [Worker(pickled) for _ in range(processes)]
-        else:
-            workers = [Here(Shelf(read, tiles)) for _ in range(THREADS)]
-        self.makers = [Maker(worker, name) for worker in workers]
+        self.tiles = tiles
+        self.maker_of, self.asked, self.outlines = {}, {}, {}  # by number; a sample is asked for or outlined
+        self.makers = []
+        for _ in range(processes or THREADS):
+            now = Memory(8)
+            shelf = Shelf(read, tiles, now)
+            self.makers.append(Maker(Worker(pack(shelf)) if processes else Here(shelf), now, name))
         self.close = weakref.finalize(self, end, self.makers)
 
-    def ask(self, n: int, index: int) -> None:
-        """Has the record with an index read, under the number `n`, after those asked for before."""
-        maker = min(self.makers, key=lambda maker: maker.load)
-        self.found[n] = maker, maker.ask("make", n, index)
+    def ask(self, wanted: Sequence[tuple[int, int]]) -> None:
+        """Has records read after those that were asked for before, given as (number, index)."""
+        together = max(1, min(TOGETHER, len(wanted) // (2 * len(self.makers))))
+        for first in range(0, len(wanted), together):
+            some = wanted[first : first + together]
+            maker = min(self.makers, key=lambda maker: maker.load)
+            future = maker.ask("make", some, count=len(some))
+            for n, _ in some:
+                self.maker_of[n], self.asked[n] = maker, future
 
     def look(self, n: int) -> list[Outline] | BadSample:
         """The outlines of the samples of number `n`, once they are made."""
-        maker, found = self.found[n]
-        if isinstance(found, Future):
-            found = found.result()
-            self.found[n] = maker, found
-        return found
+        while n not in self.outlines:
+            made = self.asked[n].result()
+            self.outlines |= made
+            for n_made in made:
+                del self.asked[n_made]
+        return self.outlines[n]
 
     def drop(self, n: int) -> None:
         """Forgets number `n`, which goes into no batch."""
-        maker, _ = self.found.pop(n)
-        maker.ask("drop", n)
+        self.look(n)
+        del self.outlines[n]
+        self.maker_of.pop(n).ask("drop", n)
 
     def collect(
         self,
@@ -101,6 +109,8 @@ class Readers:
           plan: the numbers in each row; or in the rows of each example, if a record makes several.
           gather: gives what each host has given it, so that all make batches of one form.
         """
+        several = {len(self.look(n)) for records in plan for n in records}
+        assert len(several) == 1, f"records give different numbers of rows: {several}"
         rows = [row for records in plan for row in zip(*map(self.look, records), strict=True)]
         form, places = arrange(rows, length, self.tiles, pools, usual)
         rooms = gather(form.room)
@@ -109,7 +119,7 @@ class Readers:
         for records in plan:
             of_records = zip(*[next(rest) for _ in self.look(records[0])], strict=True)
             for n, places_of_record in zip(records, of_records, strict=True):
-                jobs[self.found.pop(n)[0]].append((n, places_of_record))
+                jobs[self.maker_of.pop(n)].append((n, places_of_record))
         memory = Memory(size(form, self.tiles))
         try:
             done = [maker.ask("put", memory, form, job, urgent=True) for maker, job in jobs.items()]
@@ -117,27 +127,39 @@ class Readers:
                 future.result()
         finally:
             memory.close()
+        for records in plan:
+            for n in records:
+                del self.outlines[n]
         batch = blank(form, self.tiles, memory.map)
         batch.items[:] = [sum(sample.items for sample in row) for row in rows]
         return batch
 
 
 class Shelf:
-    """What a worker runs: it makes samples, and keeps them until they are put into a batch."""
+    """What a worker runs: it makes samples, and keeps them until they are put into a batch.
 
-    def __init__(self, read, tiles):
-        self.read, self.tiles, self.made = read, tiles, {}
+    `now` is a Memory that tells which record is being read: its index and 1, or 0.
+    """
+
+    def __init__(self, read, tiles, now):
+        self.read, self.tiles, self.now, self.made = read, tiles, now, {}
 
     def __call__(self, message):
         what, *arguments = message
         return getattr(self, what)(*arguments)
 
-    def make(self, n, index):
-        made = self.read(index)
-        if isinstance(made, BadSample):
-            return made
-        self.made[n] = made
-        return list(map(outline, made))
+    def make(self, wanted):
+        found = {}
+        for n, index in wanted:
+            self.now.number = index + 1
+            made = self.read(index)
+            if isinstance(made, BadSample):
+                found[n] = made
+            else:
+                self.made[n] = made
+                found[n] = list(map(outline, made))
+        self.now.number = 0
+        return found
 
     def put(self, memory, form, jobs):
         batch = blank(form, self.tiles, memory.map)
@@ -170,25 +192,25 @@ class Here:
 class Maker:
     """A thread that sends messages to one worker, and gives its answers to those who asked."""
 
-    def __init__(self, worker, name):
-        self.worker, self.name = worker, name
+    def __init__(self, worker, now, name):
+        self.worker, self.now, self.name = worker, now, name
+        self.load = 0  # records that were asked for and are not made
         self.waiting, self.sent = collections.deque(), collections.deque()  # (message, future)
         self.changed, self.ended = threading.Condition(), None
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
-    @property
-    def load(self) -> int:
-        """Messages without an answer."""
-        return len(self.waiting) + len(self.sent)
+    def ask(self, *message, urgent: bool = False, count: int = 0) -> Future:
+        """The future answer of the worker; an urgent message goes before those that are not sent yet.
 
-    def ask(self, *message, urgent: bool = False) -> Future:
-        """The future answer of the worker; an urgent message goes before those that are not sent yet."""
+        `count` is the number of records that are asked for.
+        """
         future = Future()
         with self.changed:
             if self.ended:
                 future.set_exception(self.ended)
                 return future
+            self.load += count
             (self.waiting.appendleft if urgent else self.waiting.append)((message, future))
             self.changed.notify()
         return future
@@ -205,13 +227,15 @@ class Maker:
                 else:
                     self.answer(Future.set_result, answer)
         except WorkerEnded as error:
-            what, *arguments = self.sent[0][0] if self.sent else [""]
-            reading = f". It was reading {self.name(arguments[1])}" if what == "make" else ""
+            now = self.now.number
+            reading = f". It was reading {self.name(now - 1)}" if now else ""
             self.fail(WorkerEnded(f"{error}{reading}"))
 
     def answer(self, give, answer):
         """Gives an answer to whoever asked the first message, unless it was given up."""
-        _, future = self.sent.popleft()
+        (what, *arguments), future = self.sent.popleft()
+        if what == "make":
+            self.load -= len(arguments[0])
         if not future.done():
             give(future, answer)
 
@@ -252,6 +276,7 @@ def end(makers):
         if maker.thread is not threading.current_thread():
             maker.thread.join(max(0.0, until - time.monotonic()))
         maker.worker.close()
+        maker.now.close()
 
 
 class Memory:
@@ -270,6 +295,15 @@ class Memory:
             self.path = f"/proc/{os.getpid()}/fd/{self.file}"
         os.ftruncate(self.file, size)
         self.map = mmap.mmap(self.file, size)
+
+    @property
+    def number(self) -> int:
+        """The first 8 bytes."""
+        return int.from_bytes(self.map[:8], "little")
+
+    @number.setter
+    def number(self, value: int):
+        self.map[:8] = value.to_bytes(8, "little")
 
     def close(self) -> None:
         """No other process can open the memory any more; those that did keep it."""

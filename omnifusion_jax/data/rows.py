@@ -5,12 +5,13 @@ these records alone, whatever other rows, workers or hosts do: a bad record is r
 same row, and what waits to be packed waits for the same row.
 """
 
-import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 
 from omnifusion_jax.data.omitted import Omitted
+from omnifusion_jax.data.order import Order
 from omnifusion_jax.data.readers import BadSample, Readers
+from omnifusion_jax.errors import DataError
 
 AHEAD = 2  # records of a row that are read before they are needed
 
@@ -21,6 +22,7 @@ class Row:
 
     number: int
     looked: int = 0  # at how many of its records
+    asked: int = 0  # how many of its records were asked for
     cut: int = 0  # how many of its dialogues were cut off
     waiting: list[int] = dataclasses.field(default_factory=list)  # positions in the order, oldest first
 
@@ -32,7 +34,7 @@ class Rows:
 
     Args:
       readers: what reads the records.
-      order: the index of the record at each position.
+      order: the index of the record at each position; its length is that of an epoch.
       batch_size: rows of a batch, on all hosts.
       numbers: of the rows that this host makes.
       choose: a packing.Alone or packing.Fullest.
@@ -42,7 +44,7 @@ class Rows:
     def __init__(
         self,
         readers: Readers,
-        order: Sequence[int],
+        order: Order,
         batch_size: int,
         numbers: Sequence[int],
         choose: Callable,
@@ -51,16 +53,13 @@ class Rows:
         self.readers, self.order, self.batch_size = readers, order, batch_size
         self.choose, self.omitted = choose, omitted
         self.rows = [Row(number) for number in numbers]
-        self.asked = collections.Counter()  # {number of a row: how many of its records were asked for}
 
     def __iter__(self):
         return self
 
     def __next__(self) -> list[list[int]]:
-        while any(
-            [self.ask(row) for row in self.rows]
-        ):  # all in turn, so that the first batch is ready first
-            pass
+        while wanted := [n for row in self.rows if (n := self.further(row)) is not None]:
+            self.ask(wanted)  # a record of every row in turn: those of the first batch come first
         plan = [self.following(row) for row in self.rows]
         self.omitted.end_batch()
         return plan
@@ -69,20 +68,27 @@ class Rows:
         """Where the k-th record of a row stands in the order."""
         return row.number + k * self.batch_size
 
-    def ask(self, row):
-        """Has one more record of a row read, unless enough are; whether it had."""
-        k = self.asked[row.number]
-        if len(row.waiting) + k - row.looked >= self.choose.window + AHEAD:
-            return False
-        n = self.position(row, k)
-        self.readers.ask(n, self.order[n])
-        self.asked[row.number] += 1
-        return True
+    def further(self, row):
+        """The position of the next record of a row that should be read; None when enough are."""
+        if row.asked - row.looked + len(row.waiting) >= self.choose.window + AHEAD:
+            return None
+        row.asked += 1
+        return self.position(row, row.asked - 1)
+
+    def ask(self, positions):
+        self.readers.ask([(n, self.order[n]) for n in positions])
 
     def following(self, row):
-        """The positions of the records that go into the next batch."""
+        """The positions of the records that go into the next batch.
+
+        Raises:
+          DataError: the row finds nothing but bad records, however far it looks. With records in their own
+            order that happens when all that a row takes, every `batch_size`-th, are bad.
+        """
+        in_vain = 0
         while len(row.waiting) < self.choose.window:
-            self.ask(row)
+            if row.asked == row.looked:
+                self.ask([self.further(row)])
             n = self.position(row, row.looked)
             found = self.readers.look(n)
             row.looked += 1
@@ -90,6 +96,13 @@ class Rows:
             if isinstance(found, BadSample):
                 self.readers.drop(n)
                 self.omitted.omit(self.order[n], found)
+                in_vain += 1
+                if in_vain > len(self.order):
+                    raise DataError(
+                        f"row {row.number} of the batches finds nothing but bad records. "
+                        f"Set data.shuffle, or another batch_size. The last is {found.problem}",
+                        found.reason,
+                    )
             else:
                 row.waiting.append(n)
         sizes = [self.size(n) for n in row.waiting]
@@ -113,8 +126,5 @@ class Rows:
         """Goes on where `state` was taken, on this host or on others that made these rows."""
         for row in self.rows:
             row.looked, row.cut, waiting = state[str(row.number)]
-            row.waiting = list(waiting)
-        self.asked = collections.Counter({row.number: row.looked for row in self.rows})
-        for row in self.rows:
-            for n in row.waiting:
-                self.readers.ask(n, self.order[n])
+            row.asked, row.waiting = row.looked, list(waiting)
+            self.ask(row.waiting)

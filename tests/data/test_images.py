@@ -611,3 +611,21 @@ def test_a_strip_shrinks_before_it_grows(monkeypatch):
         np.abs(stepwise.astype(int) - np.asarray(resize(strip, (64, 64), Image.Resampling.BICUBIC))).max()
         <= 2
     )  # by rounding in between
+
+
+def test_a_draft_of_a_large_file_is_smaller_and_looks_the_same(tmp_path):
+    """The shorter side keeps what was asked for; a file that is small, or no JPEG, is read as ever."""
+    y, x = np.mgrid[:900, :1200]
+    pixels = np.stack([x * 255 // 1200, y * 255 // 900, (x + y) % 256], -1).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    whole, half = (open_image(tmp_path / "a.jpg", draft=draft) for draft in (None, 336))
+    assert (whole.size, half.size) == ((1200, 900), (600, 450))
+    assert open_image(tmp_path / "a.jpg", draft=600).size == (1200, 900)
+    assert open_image(tmp_path / "a.jpg", draft=100).size == (150, 113)
+    assert open_image(tmp_path / "a.png", draft=100).size == (1200, 900)
+    assert open_image(pixels, draft=100).size == (1200, 900)
+    difference = np.abs(fit(whole, 336).astype(int)[..., :2] - fit(half, 336).astype(int)[..., :2])
+    assert difference.mean() < 2
+    with pytest.raises(DataError, match="are allowed"):  # by the header, before anything is shrunk
+        open_image(tmp_path / "a.jpg", draft=100, max_pixels=10**6)

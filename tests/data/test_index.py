@@ -4,10 +4,11 @@ import json
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from omnifusion_jax.data.sources import JsonSource, index
+from omnifusion_jax.data.sources import kept as kept_files
 from omnifusion_jax.errors import DataError
 
 VALUES = st.recursive(
@@ -33,6 +34,7 @@ def pieces(path):
     ascii=st.booleans(),
     mark=st.booleans(),
 )
+@example(values=[0.5, -1e-30, 1e30], chunk=1, indent=None, ascii=True, mark=False)
 def test_lists(tmp_path_factory, values, chunk, indent, ascii, mark):
     path = tmp_path_factory.mktemp("d") / "d.json"
     text = json.dumps(values, indent=indent, ensure_ascii=ascii)
@@ -83,7 +85,7 @@ def kept(tmp_path, monkeypatch):
 def test_an_index_is_made_once(kept):
     path, scanned = kept
     first = JsonSource(path)
-    assert path.with_name("d.json.index").stat().st_size == index.HEADER + 8 * 21 + 4 * 20
+    assert path.with_name("d.json.index").stat().st_size == kept_files.HEADER + 8 * 21 + 4 * 20
     again = pickle.loads(pickle.dumps(JsonSource(path)))
     assert len(scanned) == 1
     assert [again[i].turns for i in range(20)] == [first[i].turns for i in range(20)]
@@ -99,7 +101,7 @@ def test_an_index_that_cannot_be_used_is_made_anew(kept, damage):
     changed = {
         "cut": data[:-1],
         "not ours": b"hello",
-        "another version": data.replace(b'"version": 1', b'"version": 0'),
+        "another version": data.replace(b'"version": 2', b'"version": 0'),
     }
     place.write_bytes(changed[damage])
     assert len(JsonSource(path)) == 20 and len(scanned) == 2 and place.read_bytes() == data
@@ -116,7 +118,7 @@ def test_a_changed_file_is_looked_through_again(kept):
 
 def test_a_folder_that_cannot_be_written(kept, monkeypatch, tmp_path):
     path, _ = kept
-    monkeypatch.setattr(index.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    monkeypatch.setattr(kept_files.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     path.with_name("d.json.index").mkdir()  # so that no file can take its name, whoever runs the test
     (path.with_name("d.json.index") / "in use").touch()

@@ -39,7 +39,7 @@ def made_by(function, processes=0, tiles=TILES):
 def looks(made, count):
     """What is found under the first numbers."""
     for i in range(count):
-        made.ask(i, i)
+        made.ask([(i, i)])
     return [made.look(i) for i in range(count)]
 
 
@@ -56,7 +56,7 @@ def test_a_batch_is_what_its_samples_are_collated_to(processes, rows):
     made = made_by(read, processes)
     plan = [[4, 1], [0], [7, 2, 3], [6]]
     for n in (3, 1, 0, 7, 4, 2, 6, 5):
-        made.ask(n, n)
+        made.ask([(n, n)])
     batch = made.collect(plan, 20, pools=2)
     expected = collate(
         [[read(n)[row] for n in records] for records in plan for row in range(rows)], 20, TILES, 2
@@ -66,8 +66,8 @@ def test_a_batch_is_what_its_samples_are_collated_to(processes, rows):
     )
     assert all(a.flags.writeable and a.ctypes.data % 64 == 0 for a in arrays(batch))
     made.drop(5)
-    assert made.found == {}
-    made.ask(0, 0)  # a number may be used again
+    assert made.maker_of == made.asked == made.outlines == {}
+    made.ask([(0, 0)])  # a number may be used again
     assert made.collect([[0]], 20).tokens[0, 0] == 0
     made.close()
 
@@ -75,7 +75,7 @@ def test_a_batch_is_what_its_samples_are_collated_to(processes, rows):
 def test_numbers_and_indices_are_two_things():
     made = made_by(lambda i: [sample(i)])
     for n, index in enumerate([7, 7, 3]):
-        made.ask(n, index)
+        made.ask([(n, index)])
     assert made.collect([[2], [0], [1]], 9).tokens[:, 0].tolist() == [3, 7, 7]
 
 
@@ -131,7 +131,7 @@ def test_what_a_function_raises_is_raised_where_it_is_looked_at():
     ]:
         made = made_by(picky, processes)
         for i in range(5):
-            made.ask(i, i)
+            made.ask([(i, i)])
         assert made.look(4)[0].length == 5
         for _ in range(2):  # and again, rather than waiting for ever
             with pytest.raises(error, match=words):
@@ -147,7 +147,7 @@ def test_a_worker_that_is_killed_is_named_with_the_record_it_was_reading():
 
     made = made_by(last, 1)
     for i in range(9):
-        made.ask(i, i + 1)
+        made.ask([(i, i + 1)])
     told = (
         r"ended with status -9, often because memory ran out; fewer data\.num_workers take less\. "
         "It was reading number 5$"
@@ -157,7 +157,7 @@ def test_a_worker_that_is_killed_is_named_with_the_record_it_was_reading():
             made.look(n)
     with pytest.raises(OmniFusionError, match=told):  # nor does it wait for what can come no more
         made.collect([[0]], 9)
-    made.ask(9, 9)
+    made.ask([(9, 9)])
     with pytest.raises(OmniFusionError, match=told):
         made.look(9)
 

@@ -387,3 +387,16 @@ def test_held_out_questions_are_about_held_out_scenes():
         scene, rng = synthetic.scene_and_rng(i, "train")
         rng.integers(2)
         assert (SyntheticSource("captions", 6)[i].images[0] == synthetic.render(scene, rng)).all()
+
+
+def test_instructions_without_a_picture(tmp_path):
+    """As Alpaca has them."""
+    records = [
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+        {"instruction": "Say red.", "input": "", "output": "red"},
+        {"instruction": "Say red.", "output": 3},
+    ]
+    source = JsonSource(written(tmp_path / "d.json", records))
+    assert source[0].turns == (("user", "Add.\n1 and 2"), ("assistant", "3"))
+    assert source[1].turns == (("user", "Say red."), ("assistant", "red"))
+    refused(lambda: source[2], "d.json[2]: output is no string")

@@ -289,7 +289,8 @@ class Ends:
 
     def __init__(self, inner, n):
         self.inner, self.n, self.given = inner, n, 0
-        self.state, self.restore, self.checked = inner.state, inner.restore, inner.checked
+        self.state, self.restore = inner.state, inner.restore
+        self.counts, self.checked = inner.counts, inner.checked
 
     def __next__(self):
         if self.given == self.n:
@@ -318,7 +319,8 @@ def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path, capsys)
     cut = tmp_path / "cut"
     with pytest.raises(Interrupted):
         fit(c, tokenizer, cut, wrap=lambda inner: Ends(inner, 4))
-    assert saved(cut, 4).position["data"]["seen"] == 4 * 16  # what was learned before the data failed
+    rows = saved(cut, 4).position["data"]["rows"]
+    assert [looked for looked, *_ in rows.values()] == [4] * 16  # what was learned before the data failed
     assert "no next batch: the state after step 4 is saved" in capsys.readouterr().out
     shutil.rmtree(cut / "checkpoints" / "4")  # as a machine that dies leaves it
     worthless = {path: a if path.startswith("image/encoders/") else 0 * a for path, a in start(c).items()}
@@ -330,7 +332,8 @@ def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path, capsys)
     assert curve == whole
     for path, a in trained.items():
         assert_array_equal(a, expected[path])
-    assert saved(cut, 7).position["data"]["seen"] == 7 * 16
+    rows = saved(cut, 7).position["data"]["rows"]
+    assert [looked for looked, *_ in rows.values()] == [7] * 16
 
     def grown(inner):
         inner.records += 1
@@ -354,7 +357,8 @@ def poisoned(step):
     class Poisoned:
         def __init__(self, inner):
             self.inner, self.n = inner, 0
-            self.state, self.restore, self.checked = inner.state, inner.restore, inner.checked
+            self.state, self.restore = inner.state, inner.restore
+            self.counts, self.checked = inner.counts, inner.checked
 
         def __next__(self):
             self.n += 1
@@ -372,7 +376,8 @@ def test_a_broken_loss_leaves_no_trace(tokenizer, tmp_path):
 
         def __init__(self, inner):
             self.inner, self.n = inner, 0
-            self.state, self.restore, self.checked = inner.state, inner.restore, inner.checked
+            self.state, self.restore = inner.state, inner.restore
+            self.counts, self.checked = inner.counts, inner.checked
 
         def __next__(self):
             self.n += 1

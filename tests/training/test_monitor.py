@@ -72,6 +72,7 @@ def test_figures_of_an_interval(tmp_path, clock):
         "train/images_per_s": 2.0,
         "train/input_wait": 0.25,
         "train/bad_steps": 2,
+        "data/skipped": 14,
     }
 
 

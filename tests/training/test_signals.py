@@ -169,7 +169,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path, capfd):
     config.batch_size, config.steps, config.log_every = 2, steps, 1
     config.mesh = MeshConfig(1, 1)  # of eight devices in this process
     config.validate()
-    assert train(config, workdir) == {"steps": steps, "data/skipped": 0}
+    assert train(config, workdir) == {"steps": steps, "data/skipped": 0, "data/too_long": 0, "data/cut": 0}
     train(config, tmp_path / "whole")
     cut, whole = rows(workdir), rows(tmp_path / "whole")
     assert [row["step"] for row in cut] == [row["step"] for row in whole] == list(range(1, steps + 1))

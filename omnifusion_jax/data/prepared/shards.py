@@ -11,12 +11,12 @@ from typing import Any
 
 import msgpack
 
-from omnifusion_jax.data.worker import Worker, pack
 from omnifusion_jax.data.dialogues import Dialogue
 from omnifusion_jax.data.prepared.disk import complete, write_json, writing
 from omnifusion_jax.data.prepared.plan import Plan, whole
 from omnifusion_jax.data.sources.array_record import UNFINISHED, body, open_shard, packed
 from omnifusion_jax.data.sources.base import Source
+from omnifusion_jax.data.worker import Worker, pack
 from omnifusion_jax.errors import DataError, OmniFusionError
 
 PORTION = 16  # records written between two steps of the progress bar

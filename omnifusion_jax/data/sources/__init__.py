@@ -9,9 +9,11 @@ from pathlib import Path
 from omnifusion_jax.data.images import is_data_url, is_url, short
 from omnifusion_jax.data.sources.array_record import ArrayRecordSource
 from omnifusion_jax.data.sources.base import ENDLESS, Source
+from omnifusion_jax.data.sources.columns import ColumnSource
 from omnifusion_jax.data.sources.json_file import JsonSource
 from omnifusion_jax.data.sources.synthetic_pictures import SYNTHETIC, SyntheticSource
 from omnifusion_jax.data.sources.tfds import TfdsSource
+from omnifusion_jax.data.sources.webdataset import TarSource
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import SOURCES
 
@@ -19,21 +21,36 @@ __all__ = [
     "ENDLESS",
     "SYNTHETIC",
     "ArrayRecordSource",
+    "ColumnSource",
     "JsonSource",
     "Source",
     "SyntheticSource",
+    "TarSource",
     "TfdsSource",
     "open_source",
 ]
 
 # The row that reads a file, by the end of its name
-SUFFIXES = {".json": "json", ".jsonl": "json", ".array_record": "array_record"}
-# The row that reads a folder, by what is in it: the first that is found counts
+SUFFIXES = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".array_record": "array_record",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".tar": "webdataset",
+    ".gz": "webdataset",  # and others: these say how to unpack them
+    ".tgz": "webdataset",
+}
+# The row that wrote a folder, by a file that says so
+MARKERS = {"dataset.json": "array_record", "unfinished": "array_record", "features.json": "tfds"}
+# The row that reads any other folder, by what is in it
 FOLDERS = {
-    "dataset.json": "array_record",
-    "unfinished": "array_record",
     "*.array_record": "array_record",
-    "features.json": "tfds",
+    "*.parquet": "parquet",
+    "*/*.parquet": "parquet",
+    "*.arrow": "arrow",
+    "*/*.arrow": "arrow",
+    "*.tar": "webdataset",
 }
 
 
@@ -48,7 +65,17 @@ def open_source(path: str, images: str, side: int) -> Source:
     name, colon, rest = path.partition(":")
     if colon and name in SOURCES.names():
         return SOURCES[name](rest, images, side)
-    row = SUFFIXES.get(Path(path).suffix, "json")
-    if Path(path).is_dir():
-        row = next((row for inside, row in FOLDERS.items() if any(Path(path).glob(inside))), "json")
-    return SOURCES[row](path, images, side)
+    return SOURCES[recognised(Path(path))](path, images, side)
+
+
+def recognised(path: Path) -> str:
+    """The row that reads a file, a folder or a glob."""
+    if not path.is_dir():
+        return SUFFIXES.get(path.suffix, "json")
+    for marker, row in MARKERS.items():
+        if (path / marker).exists():
+            return row
+    rows = sorted({row for pattern, row in FOLDERS.items() if any(path.glob(pattern))})
+    if len(rows) > 1:
+        raise DataError(f"{path} holds files of several kinds: say which, {f':{path} or '.join(rows)}:{path}")
+    return rows[0] if rows else "json"

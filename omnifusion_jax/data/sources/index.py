@@ -1,32 +1,32 @@
 """Where each record of a JSON or JSONL file begins: found once, kept beside the file, never held as objects.
 
-Files below SMALL are looked through at every start. For others the file `dialogues.json.index` begins with a
-line of JSON (what it was made from), padded to HEADER bytes. Then follow int64[records + 1], the byte at
-which each record begins and the end of the last, and int32[records], the line of each. It is mapped into
-memory, so that a process holds 12 bytes a record at most.
+Files below SMALL are looked through at every start. For others the file `dialogues.json.index`, which `kept`
+writes, holds int64[records + 1], the byte at which each record begins and the end of the last, and
+int32[records], the line of each. It is mapped into memory: a process holds 12 bytes a record at most.
 """
 
 import codecs
-import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import os
-import tempfile
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from omnifusion_jax.data.sources.kept import kept
 from omnifusion_jax.errors import DataError
 
-VERSION = 1
-HEADER = 512
+VERSION = 2
 CHUNK = 1 << 24  # bytes read at a time
 SMALL = 1 << 24  # bytes
 LONG = 1 << 28  # bytes: finding the records of a longer file takes seconds, which is said
 BLANK = b" \t\r\n"
+CUT_NUMBER = re.compile(r"\.|[eE][+-]?")  # what follows the "1" of "1.5" or "1e+5" if a chunk ends there
 
 
 class Index(NamedTuple):
@@ -49,10 +49,14 @@ def indexed(path: Path) -> Index:
     stat = path.stat()
     made_from = {"version": VERSION, "size": stat.st_size, "changed": stat.st_mtime_ns}
     small = stat.st_size < SMALL
-    for place in () if small else places(path):
-        found = read(place)
-        if found and made_from.items() <= found.items():
-            return opened(place, found)
+    find = functools.partial(found, path, stat)
+    place = path.with_name(path.name + ".index")
+    facts, (starts, lines) = find() if small else kept(place, made_from, find)
+    return Index(starts, lines, facts["fingerprint"], mapped=not small)
+
+
+def found(path: Path, stat: os.stat_result) -> tuple[dict, list[np.ndarray]]:
+    """Looks through a file: (its fingerprint, [starts, lines])."""
     if stat.st_size > LONG:
         print(f"{path}: finding its records, once ({stat.st_size / 1e9:.1f} GB)", flush=True)
     with open(path, "rb") as file:
@@ -63,56 +67,9 @@ def indexed(path: Path) -> Index:
             pass  # what follows the list
     starts = np.concatenate([np.zeros(0, np.int64), *(part[0] for part in parts)])
     lines = np.concatenate([np.zeros(0, np.int32), *(part[1] for part in parts)])
-    header = made_from | {"records": len(lines), "fingerprint": digest.hexdigest()}
     if path.stat().st_mtime_ns != stat.st_mtime_ns:
         raise DataError(f"{path} was changed while it was read: start again when it is complete")
-    if small:
-        return Index(starts, lines, header["fingerprint"], mapped=False)
-    for place in places(path):
-        with contextlib.suppress(OSError):
-            write(place, header, starts, lines)
-            return opened(place, header)
-    raise DataError(f"{path}: its index can be written neither beside it nor to {tempfile.gettempdir()}")
-
-
-def places(path: Path) -> list[Path]:
-    """Where the index of a file may be: beside it, or with temporary files if that folder is not ours."""
-    name = hashlib.blake2b(os.fsencode(path.absolute()), digest_size=8).hexdigest()
-    beside = path.with_name(path.name + ".index")
-    return [beside, Path(tempfile.gettempdir(), f"omnifusion-{os.getuid()}-{name}.index")]
-
-
-def read(place: Path) -> dict | None:
-    """The header of an index, or None if there is none that can be used."""
-    try:
-        with open(place, "rb") as file:
-            header = json.loads(file.read(HEADER))
-        whole = HEADER + 12 * header["records"] + 8
-        return header if place.stat().st_size == whole and "fingerprint" in header else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def opened(place: Path, header: dict) -> Index:
-    n = header["records"]
-    starts = np.memmap(place, np.int64, "r", HEADER, (n + 1,))
-    if n == 0:
-        return Index(starts, np.zeros(0, np.int32), header["fingerprint"], mapped=True)
-    lines = np.memmap(place, np.int32, "r", HEADER + 8 * (n + 1), (n,))
-    return Index(starts, lines, header["fingerprint"], mapped=True)
-
-
-def write(place: Path, header: dict, starts: np.ndarray, lines: np.ndarray) -> None:
-    """Writes an index under another name first, since several processes may do so at once."""
-    beside = place.with_name(f"{place.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            file.write(json.dumps(header).encode().ljust(HEADER))
-            file.write(starts.astype(np.int64).tobytes())
-            file.write(lines.astype(np.int32).tobytes())
-        beside.replace(place)
-    finally:
-        beside.unlink(missing_ok=True)
+    return {"fingerprint": digest.hexdigest()}, [starts, lines]
 
 
 def hashed(file: BinaryIO, digest) -> Iterator[bytes]:
@@ -235,7 +192,7 @@ class Text:
         while True:
             try:
                 _, end = self.parse(self.text, self.at)
-                if end < len(self.text) or self.ended:
+                if self.ended or (end < len(self.text) and not CUT_NUMBER.fullmatch(self.text, end)):
                     return self.pass_to(end)
             except json.JSONDecodeError as error:
                 cut_off = error.pos > len(self.text) - 64 or error.msg.startswith("Unterminated string")

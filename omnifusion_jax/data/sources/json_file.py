@@ -29,8 +29,8 @@ class JsonSource:
             raise DataError(f"{self.path} is a folder: give the file in it, e.g. {example}")
         if not self.path.is_file():
             raise DataError(
-                f"{self.path} does not exist: data.path names a LLaVA JSON or JSONL file, "
-                "or synthetic:captions"
+                f"{self.path} does not exist: data.path names a LLaVA JSON or JSONL file, another source "
+                "(docs/data.md), or synthetic:captions"
             )
         self.file = open(self.path, "rb")  # noqa: SIM115, it is read as long as the source lives
         self.index = indexed(self.path)
@@ -53,6 +53,8 @@ class JsonSource:
         return len(self.index.lines)
 
     def __getitem__(self, i: int) -> Dialogue:
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.path} has {len(self)} records, there is no record {i}")
         where = self.where(i)
         start, end = self.index.starts[i : i + 2].tolist()
         data = os.pread(self.file.fileno(), end - start, start)  # safe in threads, unlike seek and read
@@ -69,8 +71,8 @@ class JsonSource:
         return f"{self.path}:{self.index.lines[i]}" if self.by_line else f"{self.path}[{i}]"
 
 
-def parsed(data: bytes, where: str):
-    """The value of the JSON that `data` begins with. Raises DataError, which names `where`."""
+def parsed(data: bytes, where: str, what: str = "the line"):
+    """The value of the JSON that `data` begins with. Raises DataError, which names `where` and `what`."""
     try:
         return json.loads(data.decode())
     except UnicodeDecodeError as error:
@@ -79,4 +81,4 @@ def parsed(data: bytes, where: str):
         raise DataError(f"{where}: not JSON (nested too deeply)", "not_json") from None
     except ValueError as error:
         message = getattr(error, "msg", "too long a number")
-        raise DataError(f"{where}: not JSON ({message}). Correct or remove the line", "not_json") from None
+        raise DataError(f"{where}: not JSON ({message}). Correct or remove {what}", "not_json") from None
