@@ -9,11 +9,11 @@ import importlib.util
 import os
 import re
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run_module
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,22 +76,12 @@ def pytest_terminal_summary(terminalreporter):
         )
 
 
-def run_command(name, *arguments, fails=False, given="", flags=FAST_COMPILATION):
+def run_command(name, *arguments, fails=False, given=""):
     """Runs `python -m omnifusion_jax.NAME` on one device from the repository's root.
 
-    Returns what it printed, stderr included. `flags` are XLA's: none for a run of many steps.
+    Returns what it printed, stderr included.
     """
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", f"omnifusion_jax.{name}", *arguments]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment,
-        input=given,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=900,
-    )
-    assert (done.returncode != 0) == fails, done.stdout[-4000:]
-    return done.stdout
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILATION, "PYTHONPATH": str(ROOT)}
+    status, said = run_module(f"omnifusion_jax.{name}", arguments, ROOT, environment, given)
+    assert (status != 0) == fails, said[-4000:]
+    return said

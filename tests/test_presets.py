@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 
 from omnifusion_jax import sharding
+from omnifusion_jax.checkpoints.decoders.language_models import decoder_config
 from omnifusion_jax.cli import command
 from omnifusion_jax.cli.overrides import ConfigFlags
 from omnifusion_jax.config import adapter, part_of
@@ -82,6 +83,50 @@ def test_published_sizes():
             counts[name][part_of(path)] = counts[name].get(part_of(path), 0) + a.size
     assert counts["omnifusion-1.1-mix"]["image/adapter"] == 56_682_546
     assert sum(counts["llava-1.5-7b"].values()) == 7_063_427_072  # llava-hf/llava-1.5-7b-hf
+
+
+MISTRAL = {
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "vocab_size": 32000,
+}
+VICUNA = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "rms_norm_eps": 1e-05,
+    "vocab_size": 32000,
+}
+LARGER = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
+LARGER |= {"num_attention_heads": 40, "num_key_value_heads": 40}
+PADDED = {"vocab_size": 32064}  # as converted for Hugging Face
+LATER = {"rope_theta": 1000000.0, "sliding_window": None}
+# config.json of mistralai/Mistral-7B-v0.1 and of lmsys/vicuna-*-v1.5, text_config of llava-hf's models
+PUBLISHED_DECODERS = {
+    "omnifusion-1.1": MISTRAL,
+    "report-clip-l-vicuna-7b": VICUNA,
+    "report-clip-l-vicuna-13b": VICUNA | LARGER,
+    "llava-1.5-7b": VICUNA | PADDED,
+    "llava-1.5-13b": VICUNA | LARGER | PADDED,
+    "llava-next-mistral-7b": MISTRAL | LATER | PADDED,  # from Mistral-7B-Instruct-v0.2
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_DECODERS)
+def test_decoders_are_as_published(name):
+    assert preset(name).decoder == decoder_config(PUBLISHED_DECODERS[name])
 
 
 def test_unknown_names_list_the_known():

@@ -19,6 +19,7 @@ import tiny
 from absl import flags
 from conftest import FAST_COMPILATION
 from PIL import Image, ImageDraw
+from processes import run_module
 
 from omnifusion_jax import shipped
 from omnifusion_jax.batch import outline
@@ -131,19 +132,9 @@ def test_training_data(desk):
 
 
 def run(module, arguments, desk):
-    command = [sys.executable, "-m", f"omnifusion_jax.{module}", *arguments]
-    done = subprocess.run(
-        command,
-        cwd=desk,
-        env=ENVIRONMENT,
-        input=SAID,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
+    status, said = run_module(f"omnifusion_jax.{module}", arguments, desk, ENVIRONMENT, SAID)
+    assert status == 0, said[-4000:]
+    return said
 
 
 PARSE = """

@@ -80,6 +80,20 @@ def test_why_answers_end(model, mixed):
     )
 
 
+def test_speakers_have_the_names_of_either_form(model):
+    """LLaVA's human and gpt are the user and the assistant, also where the model speaks next."""
+    turns = ("What is it?", "A circle.", "Which colour?")
+    for count in range(1, 4):
+        llava, usual = (
+            Request(
+                [{"role": role, "content": text} for role, text in zip(roles, turns[:count], strict=False)]
+            )
+            for roles in (("human", "gpt") * 2, ("user", "assistant") * 2)
+        )
+        one, other = model.logits([llava, usual])
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("generation", [GREEDY, SAMPLED])
 def test_a_stream_is_the_answer(model, mixed, generation):
     for request in mixed[:4]:

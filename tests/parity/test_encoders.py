@@ -121,6 +121,19 @@ def test_post_norm_of_features(tmp_path):
     close(model(images), theirs(pixels(model.config, images)).last_hidden_state)
 
 
+def test_layers_are_counted_from_either_end(tmp_path):
+    """As states are: 0 and -3 are what enters the first of two blocks."""
+    theirs = save(
+        tmp_path, transformers.SiglipVisionModel, transformers.SiglipVisionConfig, intermediate_size=80
+    )
+    model, images = compare(tmp_path, states(theirs))
+    with torch.no_grad():
+        every = states(theirs)(pixels(model.config, images))
+    for layer in (0, 1, -3):
+        model.config.feature_layer = layer
+        close(model(images), every[layer])
+
+
 @pytest.mark.parametrize("size", [None, PATCH * 3, PATCH * 8])
 @pytest.mark.parametrize("gated", [False, True])
 def test_dinov2(tmp_path, size, gated):

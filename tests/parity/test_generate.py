@@ -204,7 +204,8 @@ def test_the_published_recipe(tmp_path, sharpness, eos):
         "bad_words_ids": bad,
         "use_cache": True,
     }
-    asked = [(tiny.image(config, i) if i % 3 else None, question) for i in range(6) for question in QUESTIONS]
+    pictures = [None, *(tiny.image(config, i) for i in range(4))]
+    asked = [(picture, question) for picture in pictures for question in QUESTIONS]
     requests = [
         Request(
             [{"role": "user", "content": question}],

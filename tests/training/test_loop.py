@@ -1,6 +1,7 @@
 """The loop: accumulation, meshes, freezing, broken losses, resuming."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -162,9 +163,13 @@ def test_frozen_parts_have_no_optimizer_state(tokenizer, tmp_path):
     assert sizes(kept["optimizer"]) == 2 * sizes(trained)
 
 
-def flops(c, pictures=1):
+EVERYTHING = ((r".*", 1.0),)
+
+
+@functools.cache
+def flops(train_parts, pictures=1):
     """Of the step, as the compiler counts them: a scan's body once, the same for all. `pictures` a row."""
-    objective = OBJECTIVES["answers"]
+    c, objective = config(train_parts=train_parts), OBJECTIVES["answers"]
     skeleton = nnx.eval_shape(lambda: objective.module(c.model, rngs=nnx.Rngs(0)))
     trained, frozen = split(c.train_parts, nnx.parameters(skeleton))
     optimizer = make_optimizer(c.optimizer, c.steps, c.train_parts)
@@ -182,9 +187,8 @@ def flops(c, pictures=1):
 
 
 def test_frozen_parts_cost_no_backward_pass():
-    everything = ((r".*", 1.0),)
-    encoder = flops(config(train_parts=everything)) - flops(config(train_parts=PHASE2))
-    decoder = flops(config(train_parts=PHASE2)) - flops(config(train_parts=PHASE1))
+    encoder = flops(EVERYTHING) - flops(PHASE2)
+    decoder = flops(PHASE2) - flops(PHASE1)
     c = config().model.image.encoders[0]
     patches, depth = (
         config().batch_size * (1 + c.patches),
@@ -197,9 +201,9 @@ def test_frozen_parts_cost_no_backward_pass():
 
 def test_a_batch_without_pictures_runs_no_encoder():
     """Not forward, and nothing of its gradient either."""
-    c, everything = config().model.image.encoders[0], config(train_parts=((r".*", 1.0),))
-    block = 2 * everything.batch_size * (1 + c.patches) * (4 * c.width**2 + 2 * c.width * c.mlp)
-    with_some, without = (flops(everything, pictures) for pictures in (1, 0))
+    c = config().model.image.encoders[0]
+    block = 2 * config().batch_size * (1 + c.patches) * (4 * c.width**2 + 2 * c.width * c.mlp)
+    with_some, without = (flops(EVERYTHING, pictures) for pictures in (1, 0))
     assert with_some - without > 0.8 * 3 * block
 
 

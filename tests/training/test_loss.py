@@ -9,8 +9,10 @@ import tiny
 from numpy.testing import assert_allclose
 
 from omnifusion_jax.batch import TEXT, UNKNOWN, Batch
+from omnifusion_jax.data.synthetic import CELL_WORDS
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training.loss import answer_loss
 
 
@@ -92,6 +94,27 @@ def test_an_unknown_target_costs_nothing_but_counts():
     as_text, equal = loss(m, zero)  # token 0 as any other, where the layout does not say that it is unknown
     assert as_text > total + 0.1 and equal == more
     assert_allclose([as_text, total], [plain(m, zero)[0], plain(m, other)[0]], rtol=2e-5)
+
+
+def test_an_empty_patch_costs_nothing_but_counts():
+    """Word 0 of the encoder's objective says that nothing is there; most patches are such."""
+    objective, c, rng = OBJECTIVES["patches"], tiny.config(), np.random.default_rng(6)
+    empty = nnx.eval_shape(lambda: objective.module(c, rngs=nnx.Rngs(0)))
+    drawn = {
+        path: rng.normal(size=a.shape).astype(a.dtype) * 0.15 for path, a in nnx.parameters(empty).items()
+    }
+    reader = nnx.with_parameters(empty, drawn)
+    tokens = rng.integers(1, len(CELL_WORDS), (3, c.image.encoders[0].patches)).astype(np.int32)
+    tokens[0], tokens[1, ::2] = 0, 0
+    pictures = rng.integers(0, 256, (3, 1, 24, 24, 3), np.uint8)
+    rows = Batch(*(np.zeros_like(tokens),) * 6, items=None, media={"image": (pictures,)})
+    batch = rows._replace(tokens=tokens, weights=np.ones(tokens.shape, np.float32))
+    total, count = jax.jit(lambda reader: objective.loss(reader, batch, None, "none"))(reader)
+    logits = np.asarray(jax.jit(lambda reader: reader(pictures[:, 0]))(reader), np.float64)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(logp, tokens[..., None], -1)[..., 0][tokens != 0].sum()
+    assert_allclose(total, expected, rtol=1e-5)
+    assert count == tokens.size
 
 
 def test_packed_equals_unpacked_in_value_and_gradient():

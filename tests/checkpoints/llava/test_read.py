@@ -91,6 +91,11 @@ def test_other_features_and_a_linear_projector(tmp_path):
         "linear",
     )
     agree(ours, model, processor, beams=(1,))
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_2.bias[7] = 1.0
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"multi_modal_projector.linear_2 is an identity"):
+        load_checkpoint(tmp_path)
 
 
 def test_siglip_has_no_class_token(tmp_path):

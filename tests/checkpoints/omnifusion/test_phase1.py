@@ -156,6 +156,11 @@ def test_its_model_is_the_published_one_where_sizes_fit(tmp_path):
     ):
         with pytest.raises(CheckpointError, match=said):
             load_checkpoint(tmp_path / "one", preset=other)
+    (tmp_path / "one/omnifusion.json").write_text(json.dumps({"preset": "omnifusion-tiny"}))
+    with pytest.raises(CheckpointError, match=r"not of the model omnifusion-tiny: decoder\.width"):
+        load_checkpoint(tmp_path / "one")  # what the file says, unless the user says otherwise
+    assert load_checkpoint(tmp_path / "one", preset="omnifusion-1.1").arrays.keys() == found.arrays.keys()
+    (tmp_path / "one/omnifusion.json").unlink()
     module.n_embeddings = 256  # of pictures of 224 pixels; the arrays are the same
     torch.save(module, tmp_path / "one/projection.pt")
     with pytest.raises(
