@@ -147,7 +147,7 @@ class Layout:
         views = {}  # {stream: views of each item}
         for (stream, _), one in items:
             views.setdefault(stream, []).append(one.views)
-        media = {stream: tuple(map(np.concatenate, zip(*of, strict=True))) for stream, of in views.items()}
+        media = {stream: tuple(map(joined, zip(*of, strict=True))) for stream, of in views.items()}
         media_positions = sum(len(one.order) for one in prepared)
         return Sample(tokens, kind, index, weights, media, len(prepared), media_positions)
 
@@ -420,6 +420,11 @@ class Prepare:
         return dataclasses.replace(
             self, processors={stream: processor.outline for stream, processor in self.processors.items()}
         )
+
+
+def joined(arrays):
+    """Arrays one after the other; one alone is not copied."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def check_marks(dialogue, interleaved):

@@ -20,9 +20,14 @@ SIZES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 30)), min_size=1, 
 
 
 @settings(deadline=None, max_examples=60)
-@given(sizes=SIZES, seed=st.integers(0, 2**32 - 1), shuffle=st.booleans())
-def test_an_epoch_takes_its_samples_and_no_record_comes_twice_before_all_have_come(sizes, seed, shuffle):
-    order = Order([Share(*size) for size in sizes], seed, shuffle)
+@given(sizes=SIZES, seed=st.integers(0, 2**32 - 1), shuffle=st.booleans(), small=st.booleans())
+def test_an_epoch_takes_its_samples_and_no_record_comes_twice_before_all_have_come(
+    sizes, seed, shuffle, small
+):
+    """Also with the orders that large sets have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("omnifusion_jax.data.order.SMALL", 100 if small else 0)
+        order = Order([Share(*size) for size in sizes], seed, shuffle)
     first = np.cumsum([0, *(records for records, _ in sizes)])
     drawn = [order[n] for n in range(4 * len(order))]
     for epoch in range(4):
