@@ -9,6 +9,7 @@ import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from omnifusion_jax.batch import Outline
 from omnifusion_jax.data.omitted import Omitted
 from omnifusion_jax.data.readers import BadSample, Readers
 
@@ -92,18 +93,12 @@ class Rows:
                 self.omitted.omit(self.order[n], found)
             else:
                 row.waiting.append(n)
-        sizes = [self.size(n) for n in row.waiting]
+        sizes = [room_of(self.readers.look(n)) for n in row.waiting]
         chosen = self.choose(sizes)
         plan = [row.waiting[i] for i in chosen]
         row.waiting = [n for i, n in enumerate(row.waiting) if i not in set(chosen)]
         row.cut += sum(self.readers.look(n)[0].cut > 0 for n in plan)
         return plan
-
-    def size(self, n):
-        """(tokens, tiles) of a record: the most that any of its rows has."""
-        outlines = self.readers.look(n)
-        tokens = max(sample.length for sample in outlines)
-        return tokens, max(sum(sample.tiles.values()) for sample in outlines)
 
     def state(self) -> dict:
         """Where every row is, for JSON: {number: [records looked at, dialogues cut, positions that wait]}."""
@@ -118,3 +113,9 @@ class Rows:
         for row in self.rows:
             for n in row.waiting:
                 self.readers.ask(n, self.order[n])
+
+
+def room_of(outlines: Sequence[Outline]) -> tuple[int, int]:
+    """(tokens, tiles) that a record takes of a row: the most that any of its samples has."""
+    tokens = max(sample.length for sample in outlines)
+    return tokens, max(sum(sample.tiles.values()) for sample in outlines)
