@@ -11,8 +11,6 @@ import os
 from pathlib import Path
 
 from absl import flags
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from omnifusion_jax.checkpoints.load import load_tokenizer
 from omnifusion_jax.cli import command
@@ -21,7 +19,7 @@ from omnifusion_jax.config import TrainConfig, check
 from omnifusion_jax.data.reading import open_reading
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.data_report import fix, report, steps, table
-from omnifusion_jax.data_report.gather import gather
+from omnifusion_jax.data_report.progress import read_all
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.models.presets import preset
 
@@ -69,15 +67,7 @@ def look(config, data, tokenizer) -> int:
     if clean:
         fix.check_target(clean, data.source, config.data.images)
     report.clear(folder)
-    columns = TextColumn("{task.completed:,}/{task.total:,} records"), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("")
-        gathered, sweep = gather(data, config.data, WORKERS.value, lambda n: progress.advance(task, n))
-        progress.update(task, total=gathered.records)
-        try:
-            sweep.wait()
-        except KeyboardInterrupt:
-            sweep.close()
+    gathered = read_all(data, config.data, WORKERS.value)
     found = report.report(config, data, tokenizer, gathered)
     print(table.text(found), flush=True)
     if not found["complete"]:
@@ -94,7 +84,7 @@ def compose(config, data, tokenizer) -> int:
     """Prints what is in some steps of the run, and returns the exit status."""
     wanted = steps.span(STEPS.value, config.steps)
     try:
-        for step, rows in steps.composition(config, data, wanted, config.data.num_workers):
+        for step, rows in steps.composition(config, data, wanted, WORKERS.value):
             for number, row in enumerate(rows):
                 print(f"step {step} row {number}: {', '.join(map(data.source.where, row))}")
     except DataError as error:

@@ -23,7 +23,7 @@ from omnifusion_jax.data.rows import Rows
 from omnifusion_jax.data_report.gather import UNTAUGHT, USABLE, Gathered
 
 LONGER = (1, 2, 4)  # rows that are tried, as multiples of max_length
-ROOMIER = (1.0, 1.25, 1.5, 2.0)  # tiles of a row that are tried, as multiples of what its tokens come with
+ROOMIER = (1.0, 1.25, 1.5, 2.0)  # tiles of a row that are tried, as multiples of what rows hold anyway
 NEAR = 0.99  # of the tokens that rows without a limit of tiles hold: more tiles are not worth their room
 LEAST, MOST = 1000, 10_000  # dialogues that are put into rows for an estimate
 BUCKETS = 16  # batches that are sorted by length together
@@ -48,17 +48,15 @@ class Sizes:
         self.source, self.found, self.asked = source, gathered.found, {}
 
     def ask(self, n: int, index: int) -> None:
-        self.asked[n] = index
+        number, i = self.source.locate(index)
+        records = self.found[number].records
+        record = records[i % len(records)]  # of a source without an end, those looked at stand for the rest
+        taken = record["state"] in (USABLE, UNTAUGHT)
+        outline = Outline(int(record["tokens"]), {"": int(record["tiles"])}, 0, 0)
+        self.asked[n] = [outline] if taken else BadSample("", "")
 
     def look(self, n: int) -> list[Outline] | BadSample:
-        number, i = self.source.locate(self.asked[n])
-        records = self.found[number].records
-        record = records[
-            i % len(records)
-        ]  # what was looked at of a source without an end stands for the rest
-        if record["state"] not in (USABLE, UNTAUGHT):
-            return BadSample("", "")
-        return [Outline(int(record["tokens"]), {"": int(record["tiles"])}, 0, 0)]
+        return self.asked[n]
 
     def drop(self, n: int) -> None:
         del self.asked[n]
@@ -75,7 +73,6 @@ class Estimate:
         shares = zip(data.shares, taken, strict=True)
         self.epoch = sum(share.samples * part for share, part in shares)
         records = np.concatenate([one.taken for one in gathered.found])
-        self.tokens, self.tiles = int(records["tokens"].sum(dtype=np.int64)), int(records["tiles"].sum())
         self.most = int(records["tiles"].max(initial=0))  # of a dialogue
 
     def packed(self, length: int, tiles: int) -> Fill:
@@ -89,7 +86,7 @@ class Estimate:
         dialogues = held[0] / count
         an_epoch = math.ceil(self.epoch / dialogues)
         steps = math.ceil(an_epoch / self.config.batch_size)
-        full = held[1] / count / length, held[2] / count / max(1, tiles)
+        full = held[1] / count / length, held[2] / count / tiles
         return Fill(length, tiles, *map(float, full), float(dialogues), an_epoch, steps)
 
     def rows(self, choose) -> Iterator[list[list[tuple[int, int]]]]:
@@ -105,10 +102,10 @@ class Estimate:
 
     def suited(self, length: int) -> Fill:
         """Rows of so many tokens, with as few tiles as do not leave many tokens empty."""
-        each = math.ceil(length * self.tiles / self.tokens)
-        best = self.packed(length, max(self.most, length))
+        least = max(1, self.most)  # 0 would mean as many as tokens
+        best = self.packed(length, max(least, length))
         for more in ROOMIER:
-            tried = self.packed(length, max(self.most, math.ceil(each * more)))
+            tried = self.packed(length, max(least, math.ceil(best.tiles * best.row_tiles * more)))
             if tried.tokens >= NEAR * best.tokens:
                 return tried
         return best
@@ -135,12 +132,12 @@ def fill(config: TrainConfig, data: Reading, gathered: Gathered) -> dict | None:
 
     Rows of `packed` and `run` are the fields of a Fill.
     """
-    c, estimate = config.data, Estimate(config, data, gathered)
-    if not estimate.tokens:
+    c, lengths = config.data, np.concatenate([one.taken["tokens"] for one in gathered.found])
+    if not len(lengths):
         return None
+    estimate = Estimate(config, data, gathered)
     rows = [estimate.suited(c.max_length * times)._asdict() for times in LONGER]
     run = estimate.packed(data.length, data.usual)._asdict() if c.packing else None
-    lengths = np.concatenate([one.taken["tokens"] for one in gathered.found])
     return {
         "run": run,
         "packed": rows,

@@ -179,6 +179,17 @@ class Look:
         result.counts["scripts"].update(map(script, self.watched.answers()))
 
 
+def begin(data: Reading, c: DataConfig) -> tuple[Gathered, Look]:
+    """A Gathered that knows nothing yet, and what finds out."""
+    found = []
+    for name, first, source in zip(data.source.names, data.source.first, data.source.sources, strict=False):
+        endless = len(source) >= ENDLESS
+        found.append(Found(name, first, ENOUGH if endless else len(source), endless))
+    watched = Watched(data.prepare)
+    read = Read(data.source, watched, getattr(data.choose, "tiles", None))
+    return Gathered(found), Look(read, watched, c.on_long == "skip")
+
+
 def gather(
     data: Reading, c: DataConfig, processes: int, advance: Callable[[int], Any] = lambda records: None
 ) -> tuple[Gathered, Sweep]:
@@ -188,12 +199,7 @@ def gather(
       processes: that read.
       advance: is told, from several threads, how many more records are done.
     """
-    sets = zip(data.source.names, data.source.first, data.source.sources, strict=False)
-    found = []
-    for name, first, source in sets:
-        endless = len(source) >= ENDLESS
-        found.append(Found(name, first, ENOUGH if endless else len(source), endless))
-    gathered, watched = Gathered(found), Watched(data.prepare)
+    gathered, look = begin(data, c)
 
     def add(portion, result):
         gathered.add(portion, result)
@@ -203,6 +209,4 @@ def gather(
         first, last = data.source.where(portion[0]), data.source.where(portion[-1])
         gathered.failed.append(f"{error}. It was reading {first} to {last}")
 
-    read = Read(data.source, watched, getattr(data.choose, "tiles", None))
-    look = Look(read, watched, c.on_long == "skip")
     return gathered, Sweep(look, gathered.portions(), add, fail, processes)
