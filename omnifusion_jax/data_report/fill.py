@@ -26,6 +26,7 @@ LONGER = (1, 2, 4)  # rows that are tried, as multiples of max_length
 ROOMIER = (1.0, 1.25, 1.5, 2.0)  # tiles of a row that are tried, as multiples of what rows hold anyway
 NEAR = 0.99  # of the tokens that rows without a limit of tiles hold: more tiles are not worth their room
 LEAST, MOST = 1000, 10_000  # dialogues that are put into rows for an estimate
+EPOCHS = 10  # gone through at most, of a small set
 BUCKETS = 16  # batches that are sorted by length together
 
 
@@ -77,7 +78,9 @@ class Estimate:
 
     def packed(self, length: int, tiles: int) -> Fill:
         """Rows of so many tokens and tiles, each of several dialogues."""
-        enough, held = min(max(self.epoch, LEAST), MOST), np.zeros(3, np.int64)
+        # an order of few records takes long to find: grain draws numbers until one is less than their count
+        enough = min(max(self.epoch, min(EPOCHS * self.epoch, LEAST)), MOST)
+        held = np.zeros(3, np.int64)
         rows, count = self.rows(Fullest(self.config.data.window, length, tiles)), 0
         while held[0] < enough:
             for row in next(rows):
