@@ -27,6 +27,7 @@ ROOMIER = (1.0, 1.25, 1.5, 2.0)  # tiles of a row that are tried, as multiples o
 NEAR = 0.99  # of the tokens that rows without a limit of tiles hold: more tiles are not worth their room
 LEAST, MOST = 1000, 10_000  # dialogues that are put into rows for an estimate
 EPOCHS = 10  # gone through at most, of a small set
+RECORDS = 50  # of the set for each row of a batch that is filled
 BUCKETS = 16  # batches that are sorted by length together
 
 
@@ -78,10 +79,11 @@ class Estimate:
 
     def packed(self, length: int, tiles: int) -> Fill:
         """Rows of so many tokens and tiles, each of several dialogues."""
-        # an order of few records takes long to find: grain draws numbers until one is less than their count
         enough = min(max(self.epoch, min(EPOCHS * self.epoch, LEAST)), MOST)
         held = np.zeros(3, np.int64)
-        rows, count = self.rows(Fullest(self.config.data.window, length, tiles)), 0
+        # Rows are alike: fewer of them tell as much. Of few records, each takes grain long to draw.
+        streams = min(self.config.batch_size, max(1, int(self.epoch) // RECORDS))
+        rows, count = self.rows(Fullest(self.config.data.window, length, tiles), streams), 0
         while held[0] < enough:
             for row in next(rows):
                 held += (len(row), *map(sum, zip(*row, strict=True)))
@@ -92,9 +94,9 @@ class Estimate:
         full = held[1] / count / length, held[2] / count / tiles
         return Fill(length, tiles, *map(float, full), float(dialogues), an_epoch, steps)
 
-    def rows(self, choose) -> Iterator[list[list[tuple[int, int]]]]:
-        """For every step the (tokens, tiles) of the dialogues in each row."""
-        sizes, batch = Sizes(self.data.source, self.gathered), self.config.batch_size
+    def rows(self, choose, batch: int) -> Iterator[list[list[tuple[int, int]]]]:
+        """For every step of `batch` rows the (tokens, tiles) of the dialogues in each of them."""
+        sizes = Sizes(self.data.source, self.gathered)
         settings = {"on_bad": "skip", "on_long": "skip", "bad_share": 1.0, "drawn": False, "gather": alone}
         omitted = Omitted(len(self.data.source), **settings)
         for plan in Rows(sizes, self.order, batch, range(batch), choose, omitted):

@@ -66,7 +66,7 @@ def test_an_estimate_has_the_rows_of_the_run(tmp_path):
     estimate = Estimate(c, data, found)
     assert estimate.epoch == pytest.approx(38 + 30)
     batches = OBJECTIVES["answers"].batches(c, talks.tokenizer())
-    steps, held = estimate.rows(Fullest(5, 300, 300)), 0
+    steps, held = estimate.rows(Fullest(5, 300, 300), 3), 0
     for _ in range(60):
         expected = [
             [int((row == k).sum()) for k in range(1, row.max() + 1)] for row in next(batches).segments
