@@ -49,7 +49,7 @@ def sets(report: dict) -> list[str]:
         found = dict.fromkeys(key for one in each for key in one["pictures"][name])
         for key in found:
             counts = (one["pictures"][name].get(key, 0) for one in each)
-            rows.append((f"  {key} {unit}", *map(number, counts)))
+            rows.append((f"  {unit}: {key}", *map(number, counts)))
     for script in each[0]["scripts"]:
         rows.append((f"answers in {script}", *(percent(one["scripts"][script]) for one in each)))
     return aligned(rows)
@@ -91,7 +91,8 @@ def repeats(report: dict) -> list[str]:
         for n, m in found["times"][:5]:
             lines.append(f"{n:,} {what if n > 1 else what[:-1]} occur{'' if n > 1 else 's'} {m:,} times")
         if found["most"]:
-            lines.append(f"    most often: {', '.join(map(printable, found['most']))}, ...")
+            more = ", ..." if found["times"][0][1] > len(found["most"]) else ""
+            lines.append(f"    most often: {', '.join(map(printable, found['most']))}{more}")
     return lines
 
 
