@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from omnifusion_jax.checkpoints.load import load_decoder, load_encoder, load_trained
+from omnifusion_jax.checkpoints.load import NO_TOKENIZER, load_decoder, load_encoder, load_trained
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.storage.placement import placed
@@ -119,9 +119,7 @@ def starting_point(config: TrainConfig, allow_change: bool = False):
         arrays |= placed(mesh, trained)
         tokenizer = tokenizer or found
     if tokenizer is None and OBJECTIVES[config.objective].text:
-        raise ConfigError(
-            "no tokenizer: set parts_from.decoder, init_from or tokenizer (a directory with tokenizer.json)"
-        )
+        raise ConfigError(NO_TOKENIZER)
     return arrays, tokenizer
 
 

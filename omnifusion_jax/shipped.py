@@ -10,6 +10,8 @@ import sys
 import traceback
 from pathlib import Path
 
+import cloudpickle
+
 from omnifusion_jax.config import TrainConfig
 from omnifusion_jax.errors import ConfigError, OmniFusionError
 from omnifusion_jax.fields import fields, nearest, strays
@@ -42,6 +44,8 @@ def module(name: str):
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
     found = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = found  # dataclasses in the file look up their types there
+    # worker processes cannot import it: what it defines, such as a source, travels to them as a whole
+    cloudpickle.register_pickle_by_value(found)
     spec.loader.exec_module(found)
     return found
 

@@ -12,7 +12,7 @@ FLOORS = (
     ("config",),
     ("nn", "sharding", "fields"),
     ("models", "data"),
-    ("training", "inference", "checkpoints"),
+    ("training", "inference", "checkpoints", "data_report"),
     ("evaluation",),
     ("objectives",),
     (
@@ -26,6 +26,7 @@ FLOORS = (
         "generate",
         "prepare_data",
         "chat",
+        "check_data",
         "__init__",
     ),
 )

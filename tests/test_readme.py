@@ -221,6 +221,10 @@ def check_chat(arguments, desk):
         assert said.rsplit("> ", 2)[1].strip()  # what stands between the two prompts
 
 
+def check_check_data(arguments, desk):
+    assert "nothing wrong with 2 records" in run("check_data", arguments, desk)
+
+
 def check_train(arguments, desk):
     """Builds the config and applies what is set on the command line; nothing is trained."""
     here = flags.FlagValues()
@@ -263,6 +267,7 @@ CHECKS = {
     "python -m omnifusion_jax.generate": check_generate,
     "python -m omnifusion_jax.convert": check_convert,
     "python -m omnifusion_jax.chat": check_chat,
+    "python -m omnifusion_jax.check_data": check_check_data,
     "python -m omnifusion_jax.train": check_train,
     "sbatch launch/slurm.sh": check_script("launch/slurm.sh"),
     "launch/tpu_vm.sh": check_script("launch/tpu_vm.sh"),

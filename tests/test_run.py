@@ -12,7 +12,7 @@ from settings import changed
 
 import omnifusion_jax as of
 from omnifusion_jax import shipped
-from omnifusion_jax.checkpoints.load import load_checkpoint
+from omnifusion_jax.checkpoints.load import load_checkpoint, load_tokenizer
 from omnifusion_jax.checkpoints.native import open_native, save_native
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.config import adapter, part_of
@@ -51,7 +51,9 @@ def test_phase_two_starts_from_its_parts_and_phase_one(bundled, phase_one):
     arrays, tokenizer = starting_point(config)
     _, expected = bundled
     assert set(map(part_of, arrays)) == ALL
-    assert tokenizer == DECODER  # of the decoder's parts_from, before that of init_from
+    assert (
+        tokenizer == load_tokenizer(config) == DECODER
+    )  # of the decoder's parts_from, before that of init_from
     np.testing.assert_array_equal(
         arrays["image/adapter/linear/kernel"], -expected["image/adapter/linear/kernel"]
     )
@@ -102,15 +104,17 @@ def test_an_adapter_of_another_kind_than_that_of_phase_one_is_refused(phase_one)
 
 def test_a_tokenizer_that_is_named_comes_first(phase_one, tmp_path):
     named = changed(shipped.load("tiny:sft"), {"init_from": str(phase_one), "tokenizer": str(tmp_path)})
-    assert starting_point(named)[1] == tmp_path
+    assert starting_point(named)[1] == load_tokenizer(named) == tmp_path
     alone = changed(
         shipped.load("tiny:sft"),
         {"init_from": str(phase_one), "parts_from": {"image/encoders/0": "omnifusion-tiny-encoder"}},
     )
-    assert starting_point(alone)[1] == phase_one
+    assert starting_point(alone)[1] == load_tokenizer(alone) == phase_one
     none = changed(alone, {"init_from": None})
     with pytest.raises(of.ConfigError, match=r"no tokenizer: set parts_from\.decoder"):
         starting_point(none)
+    with pytest.raises(of.ConfigError, match=r"no tokenizer: set parts_from\.decoder"):
+        load_tokenizer(none)
 
 
 @pytest.mark.parametrize(

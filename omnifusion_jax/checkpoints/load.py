@@ -14,11 +14,11 @@ from omnifusion_jax.checkpoints.llava.read import is_llava
 from omnifusion_jax.checkpoints.llava.read import read as read_llava
 from omnifusion_jax.checkpoints.omnifusion import original, phase1
 from omnifusion_jax.checkpoints.storage import hub
-from omnifusion_jax.checkpoints.storage.bundled import VISION
+from omnifusion_jax.checkpoints.storage.bundled import VISION, locate
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.checkpoints.storage.placement import placed
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
-from omnifusion_jax.config import DecoderConfig, EncoderConfig, ModelConfig
+from omnifusion_jax.config import DecoderConfig, EncoderConfig, ModelConfig, TrainConfig, check
 from omnifusion_jax.errors import CheckpointError
 
 
@@ -42,6 +42,9 @@ FORMATS = {  # the first format that knows a directory reads it
     ),
     "omnifusion": Format(original.locate, original.read, RELEASE, ("vision", "assign")),
 }
+NO_TOKENIZER = (
+    "no tokenizer: set parts_from.decoder, init_from or tokenizer (a directory with tokenizer.json)"
+)
 ALONE = {  # sources that are one part of a model: (how they are recognised, how convert takes them)
     "a vision tower": (vision_towers.is_encoder, "--vision={} --decoder=LANGUAGE_MODEL"),
     "a language model": (language_models.is_decoder, "--decoder={} --vision=VISION_TOWER"),
@@ -189,6 +192,22 @@ def load_decoder(source: str | Path, dtype=None) -> tuple[DecoderConfig, dict[st
         return *language_models.read(directory, dtype), tokenizer
     config, arrays = native_part(directory, "decoder", dtype)
     return config.decoder, arrays, tokenizer
+
+
+def load_tokenizer(config: TrainConfig) -> Path:
+    """The tokenizer's directory of a run, found as run.starting_point finds it; no weight is read.
+
+    Raises:
+      CheckpointError: a source that should have one is missing.
+      ConfigError: no source has one.
+    """
+    if config.tokenizer:
+        return Path(locate(config.tokenizer))
+    sources = (config.parts_from.get("decoder"), config.init_from)
+    found = (fast_tokenizer(hub.local(source, weights=False)) for source in sources if source)
+    directory = next(filter(None, found), None)
+    check(directory is not None, NO_TOKENIZER)
+    return directory
 
 
 def native_part(directory: Path, part: str, dtype) -> tuple[ModelConfig, dict[str, Lazy]]:

@@ -15,11 +15,11 @@ HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
 MISSING = re.compile(r"flag --(\S+)=None: Flag --\1 must have a value other than None\.")
 
 
-def run(main, *sections, argv=None):
+def run(main, *sections, argv=None, failed=1):
     """Runs `main` as `absl.app.run` does, with its FieldFlags `sections`.
 
-    Two things differ: an OmniFusionError is one line on stderr and exit status 1, without a traceback; and
-    --help ends with status 0.
+    Two things differ: an OmniFusionError, or a wrong flag, is one line on stderr and the exit status
+    `failed`, without a traceback; and --help ends with status 0.
     """
 
     def guarded(argv):
@@ -27,7 +27,7 @@ def run(main, *sections, argv=None):
             return main(argv)
         except OmniFusionError as error:
             print(f"error: {error}", file=sys.stderr)
-            return 1
+            return failed
 
     def parse(argv):
         module = sys.modules[main.__module__]
@@ -35,7 +35,11 @@ def run(main, *sections, argv=None):
         if HELP & set(argv[1:]):
             show(page(inspect.getdoc(module), own, sections))
             sys.exit()
-        return parsed(argv, [flag.name for flag in own], sections)
+        try:
+            return parsed(argv, [flag.name for flag in own], sections)
+        except SystemExit as exit:
+            print(exit.code, file=sys.stderr)
+            sys.exit(failed)
 
     logging.set_verbosity(logging.WARNING)  # or Orbax prints a page at every save
     app.run(guarded, argv, flags_parser=parse)

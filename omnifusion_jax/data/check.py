@@ -3,19 +3,15 @@
 It does so in worker processes, so that a run compiles and even trains meanwhile.
 """
 
-import contextlib
 import dataclasses
 import re
 import threading
-import time
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 from omnifusion_jax.data.omitted import TOO_LONG
-from omnifusion_jax.data.readers import PATIENCE
 from omnifusion_jax.data.sources import ENDLESS
-from omnifusion_jax.data.worker import Worker, pack
+from omnifusion_jax.data.sweep import Sweep
 from omnifusion_jax.errors import DataError
 
 PORTION = 200  # records that a worker checks at a time
@@ -47,6 +43,13 @@ class Report:
                 name = reason(problem)
                 number, examples = self.found.get(name, (0, []))
                 self.found[name] = number + 1, sorted([*examples, (index, problem)])[:EXAMPLES]
+
+    def fail(self, error: Exception) -> None:
+        """Notes an error of the check, not of the data.
+
+        Training can do without the check, but must not take it for complete.
+        """
+        self.failed = str(error)
 
     @property
     def reasons(self) -> dict[str, tuple[int, list[str]]]:
@@ -121,67 +124,22 @@ class Check:
     """
 
     def __init__(self, source: Any, prepare: Any, processes: int = 1, skip_long: bool = False):
-        self.report, self.closed = Report(len(source), skip_long), threading.Event()
-        function = pack(Problems(source, prepare.outlined()))
-        workers = [Worker(function, NICE) for _ in range(processes)]
-        portions = Portions(len(source))
-        threads = [
-            threading.Thread(target=work, args=(w, portions, self.report, self.closed), daemon=True)
-            for w in workers
-        ]
-        self.threads = threads
-        self.close = weakref.finalize(self, end, self.closed, workers, threads)
-        for thread in threads:
-            thread.start()
+        report = self.report = Report(len(source), skip_long)
+        starts = range(0, report.records, PORTION)
+        self.sweep = Sweep(
+            Problems(source, prepare.outlined()),
+            (range(start, min(start + PORTION, report.records)) for start in starts),
+            lambda portion, problems: report.add(len(portion), problems),
+            lambda portion, error: report.fail(error),
+            processes,
+            NICE,
+        )
+        self.close, self.threads = self.sweep.close, self.sweep.threads
 
     def wait(self, seconds: float | None = None) -> Report:
         """The Report, once all records are checked or `seconds` have passed."""
-        until = None if seconds is None else time.monotonic() + seconds
-        for thread in self.threads:
-            left = None if until is None else max(0.0, until - time.monotonic())
-            thread.join(left)
+        self.sweep.wait(seconds)
         return self.report
-
-
-class Portions:
-    """An iterator over the ranges of indices still to be checked, which several threads share."""
-
-    def __init__(self, records):
-        self.starts, self.records, self.lock = iter(range(0, records, PORTION)), records, threading.Lock()
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        with self.lock:
-            start = next(self.starts)
-        return range(start, min(start + PORTION, self.records))
-
-
-def work(worker, portions, report, closed):
-    """A thread's work: has one worker process check portions of the source."""
-    with contextlib.closing(worker):
-        try:
-            for portion in portions:
-                worker.send(portion)
-                report.add(len(portion), worker.receive())
-        except Exception as error:
-            # An error of the check, not of the data. Training can do without the check, but must not take it
-            # for complete.
-            if not closed.is_set():
-                report.failed = str(error)
-
-
-def end(closed, workers, threads):
-    """Ends all threads and processes of a Check."""
-    closed.set()
-    for worker in workers:
-        worker.process.kill()
-    until = time.monotonic() + PATIENCE
-    for thread in threads:
-        # the garbage collector may call this in any thread, and none can join itself
-        if thread is not threading.current_thread():
-            thread.join(max(0.0, until - time.monotonic()))
 
 
 def start_check(source: Any, prepare: Any, processes: int, skip_long: bool = False) -> Check | None:

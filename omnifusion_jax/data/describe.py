@@ -22,7 +22,13 @@ def describe(source, prepare, tokenizer) -> str:
 
 
 def render(sample, tokenizer, special, streams) -> str:
-    """The positions of a Sample as text, one piece for each run of positions of one kind.
+    """The positions of a Sample as text, with its targets in [[ ]]; arguments as in `runs`."""
+    found = runs(sample, tokenizer, special, streams)
+    return " ".join(f"[[{text}]]" if target else text for text, target in found)
+
+
+def runs(sample, tokenizer, special, streams) -> list[tuple[str, bool]]:
+    """The positions of a Sample as (text, whether it is a target), a pair for each run of one kind.
 
     `special` and `streams` are the names that `sample.index` and `sample.kind` refer to.
     """
@@ -33,18 +39,18 @@ def render(sample, tokenizer, special, streams) -> str:
     kinds = np.where(kinds == UNKNOWN, TEXT, kinds)
     marks = np.stack([kinds, sample.weights > 0])
     starts = [0, *(np.flatnonzero((marks[:, 1:] != marks[:, :-1]).any(axis=0)) + 1), len(sample.tokens)]
-    words = []
+    found = []
     for start, end in itertools.pairwise(starts):
         kind, target = kinds[start], sample.weights[start] > 0
         if kind == TEXT:
             text = tokenizer.decode(sample.tokens[start:end])
             if sample.tokens[end - 1] == tokenizer.eos:
                 text += "</s>"
-            words.append(f"[[{text}]]" if target else text)
+            found.append((text, bool(target)))
         elif kind == SPECIAL:
-            words += [f"<{special[i].upper()}>" for i in sample.index[start:end]]
+            found += [(f"<{special[i].upper()}>", False) for i in sample.index[start:end]]
         elif kind >= FEATURE:
             ends = lines[start:end].sum()
             newlines = f" and {ends} ends of lines" if ends else ""
-            words.append(f"<{end - start - ends} {streams[kind - FEATURE]} features{newlines}>")
-    return " ".join(words)
+            found.append((f"<{end - start - ends} {streams[kind - FEATURE]} features{newlines}>", False))
+    return found

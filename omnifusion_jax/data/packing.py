@@ -35,6 +35,7 @@ class Fullest:
         (tokens, tiles), *others = waiting
         left, room = self.tokens - tokens, self.tiles - tiles
         assert left >= 0 and room >= 0, "the oldest dialogue is larger than a row"
+        room = min(room, sum(tiles for _, tiles in others))  # more than all of them is room for nothing
         within = (1 << left + 1) - 1
         reached = [[1] + [0] * room]  # after each of the others: [tiles] -> bits
         for tokens, tiles in others[::-1]:  # the oldest of them last, so that it is asked first below

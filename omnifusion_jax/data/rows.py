@@ -8,12 +8,14 @@ same row, and what waits to be packed waits for the same row.
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from omnifusion_jax.batch import Outline
 from omnifusion_jax.data.omitted import Omitted
 from omnifusion_jax.data.order import Order
 from omnifusion_jax.data.readers import BadSample, Readers
 from omnifusion_jax.errors import DataError
 
 AHEAD = 2  # records of a row that are read before they are needed
+IN_VAIN = 1000  # bad records in a row that no luck explains, even in a small set where most are bad
 
 
 @dataclasses.dataclass
@@ -97,7 +99,7 @@ class Rows:
                 self.readers.drop(n)
                 self.omitted.omit(self.order[n], found)
                 in_vain += 1
-                if in_vain > len(self.order):
+                if in_vain > max(len(self.order), IN_VAIN):
                     raise DataError(
                         f"row {row.number} of the batches finds nothing but bad records. "
                         f"Set data.shuffle, or another batch_size. The last is {found.problem}",
@@ -105,18 +107,13 @@ class Rows:
                     )
             else:
                 row.waiting.append(n)
-        sizes = [self.size(n) for n in row.waiting]
+                in_vain = 0
+        sizes = [room_of(self.readers.look(n)) for n in row.waiting]
         chosen = self.choose(sizes)
         plan = [row.waiting[i] for i in chosen]
         row.waiting = [n for i, n in enumerate(row.waiting) if i not in set(chosen)]
         row.cut += sum(self.readers.look(n)[0].cut > 0 for n in plan)
         return plan
-
-    def size(self, n):
-        """(tokens, tiles) of a record: the most that any of its rows has."""
-        outlines = self.readers.look(n)
-        tokens = max(sample.length for sample in outlines)
-        return tokens, max(sum(sample.tiles.values()) for sample in outlines)
 
     def state(self) -> dict:
         """Where every row is, for JSON: {number: [records looked at, dialogues cut, positions that wait]}."""
@@ -128,3 +125,9 @@ class Rows:
             row.looked, row.cut, waiting = state[str(row.number)]
             row.asked, row.waiting = row.looked, list(waiting)
             self.ask(row.waiting)
+
+
+def room_of(outlines: Sequence[Outline]) -> tuple[int, int]:
+    """(tokens, tiles) that a record takes of a row: the most that any of its samples has."""
+    tokens = max(sample.length for sample in outlines)
+    return tokens, max(sum(sample.tiles.values()) for sample in outlines)

@@ -6,9 +6,8 @@ import math
 from omnifusion_jax.config import TrainConfig
 from omnifusion_jax.data.check import start_check
 from omnifusion_jax.data.describe import describe
-from omnifusion_jax.data.mixture import open_mixture, prepare_each, shares
-from omnifusion_jax.data.packing import Alone, Fullest
 from omnifusion_jax.data.pipeline import Batches
+from omnifusion_jax.data.reading import open_reading
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.evaluation.exact_match import exact_match
 from omnifusion_jax.inference.model import Model
@@ -32,27 +31,22 @@ class Answers:
 
     def batches(self, config, tokenizer):
         c = config.data
-        source = open_mixture(c, config.model.image.encoders[0].side)
-        prepare = prepare_each(c, config.model, tokenizer)
-        print(describe(source, prepare, tokenizer))
+        data = open_reading(c, config.model, tokenizer)
+        print(describe(data.source, data.prepare, tokenizer))
         ignorance = self.ignorance(config, tokenizer)
         print(f"The loss of a model that knows nothing is ln {tokenizer.vocab} = {ignorance:.1f}.")
         check = None
         if c.check == "first_epoch":
-            check = functools.partial(start_check, source, prepare, c.num_workers, c.on_long == "skip")
-        length, usual, choose = c.row_length or c.max_length, prepare.room, Alone()
-        if c.packing:
-            shown = length // min(tile.rows for tile in prepare.tiles.values())
-            usual = c.row_tiles or max(shown, prepare.room)
-            choose = Fullest(c.window, length, usual)
+            long = c.on_long == "skip"
+            check = functools.partial(start_check, data.source, data.prepare, c.num_workers, long)
         return Batches(
-            source,
-            prepare,
-            shares=shares(c, source),
-            choose=choose,
-            length=length,
-            tiles=prepare.tiles,
-            usual=usual,
+            data.source,
+            data.prepare,
+            shares=data.shares,
+            choose=data.choose,
+            length=data.length,
+            tiles=data.prepare.tiles,
+            usual=data.usual,
             on_bad_sample=c.on_bad_sample,
             on_long=c.on_long,
             bad_share=c.bad_share,

@@ -207,6 +207,12 @@ def advanced(make, state, steps):
     return batches.state()["rows"]
 
 
+def test_a_window_is_filled_from_few_good_records():
+    batches = packed(Lengths(10, bad=set(range(9))), bad_share=0.9, window=12)
+    for _ in range(3):
+        assert {i for row in records(next(batches)) for i in row} == {9}
+
+
 def test_what_does_not_fit_a_row_is_a_bad_sample():
     class Wide(Lengths):
         def __init__(self):

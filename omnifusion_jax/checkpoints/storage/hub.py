@@ -7,7 +7,8 @@ from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.errors import CheckpointError
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::(\w[\w.-]*(?:/\w[\w.-]*)*))?")  # org/name, org/name:folder
-WANTED = ["*.json", "*.jinja", "*.safetensors", "*.pt", "*.model", "arrays/*"]
+SETTINGS = ["*.json", "*.jinja", "*.model"]
+WANTED = [*SETTINGS, "*.safetensors", "*.pt", "arrays/*"]
 
 # OmniFusion's repository holds three models. Its plain id means release 1.1, for which the files of the
 # others are left out; the others are named by their folder.
@@ -17,12 +18,13 @@ BESIDE = {  # files that belong to a folder and lie outside it: release 1.0
 }
 
 
-def local(source: str | Path, files: bool = False) -> Path:
+def local(source: str | Path, files: bool = False, weights: bool = True) -> Path:
     """The local directory of a source, which is downloaded where it names a repository.
 
     A source is a directory, the name of a bundled model, `org/name` for a repository of the Hugging Face Hub,
     or `org/name:folder` for one folder of a repository; then only that folder is downloaded.
-    With `files`, a source may also be a file, which is returned as it is.
+    With `files`, a source may also be a file, which is returned as it is. Without `weights`, only settings
+    and tokenizers are downloaded.
 
     Raises:
       CheckpointError: there is no such directory, and the repository or its folder cannot be reached.
@@ -36,22 +38,22 @@ def local(source: str | Path, files: bool = False) -> Path:
             f"{source}: not a directory, and not a Hugging Face id (org/name or org/name:folder) either"
         )
     name, folder = hub_id.groups()
-    wanted, unwanted = patterns(folder)
+    wanted, unwanted = patterns(folder, WANTED if weights else SETTINGS)
     snapshot = download(name, wanted, unwanted)
-    if not holds_weights(snapshot, folder, unwanted):
+    if weights and not holds_weights(snapshot, folder, unwanted):
         # Only older repositories need their .bin files: others hold the same weights in both forms.
-        wanted, _ = patterns(folder, ["*.bin"])
+        wanted, _ = patterns(folder, [*WANTED, "*.bin"])
         snapshot = download(name, wanted, unwanted)
     if folder and not (snapshot / folder).is_dir():
         raise CheckpointError(f"{source}: the repository {name} has no folder {folder} with files of a model")
     return snapshot / (folder or "")
 
 
-def patterns(folder, more=()):
+def patterns(folder, wanted):
     """(patterns to download, patterns to leave out) for huggingface_hub, whose `*` also matches a slash."""
     if folder is None:
-        return [*WANTED, *more], OTHERS
-    inside = [f"{folder}/{pattern}" for pattern in (*WANTED, *more)]
+        return wanted, OTHERS
+    inside = [f"{folder}/{pattern}" for pattern in wanted]
     return [*inside, *BESIDE.get(folder, ())], []
 
 

@@ -17,8 +17,9 @@ from parity.two_encoders import build
 from omnifusion_jax.checkpoints.decoders import language_models
 from omnifusion_jax.checkpoints.encoders.vision_towers import VISION_FAMILIES
 from omnifusion_jax.checkpoints.inspect import inspect
-from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder
-from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_tokenizer
+from omnifusion_jax.config import TrainConfig
+from omnifusion_jax.errors import CheckpointError, ConfigError
 from omnifusion_jax.models.presets import preset
 
 ID = "AIRI-Institute/OmniFusion"
@@ -144,6 +145,17 @@ def test_the_two_encoder_release_by_its_folder(repository, snapshot):
     found = load_checkpoint(f"{ID}:OmniMistral-v1_1-encoders-mix", **towers)
     assert mark(found) == 2.0 and found.config.image.adapter.kind == "sum"
     assert there(snapshot) == MIX
+
+
+def test_for_a_tokenizer_alone_no_weights_are_downloaded(snapshot):
+    config = TrainConfig(parts_from={"decoder": f"{ID}:OmniMistral-v1_1/tokenizer"})
+    assert load_tokenizer(config) == snapshot / "OmniMistral-v1_1/tokenizer"
+    config = TrainConfig(parts_from={"decoder": f"{ID}:OmniMistral-v1_1/tuned-model"})
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        load_tokenizer(config)
+    tokenizer = under("OmniMistral-v1_1/tokenizer", TOKENIZER)
+    expected = tokenizer | under("OmniMistral-v1_1/tuned-model", DECODER)
+    assert there(snapshot) == expected
 
 
 def test_what_was_downloaded_before_changes_nothing(repository, snapshot):

@@ -1,0 +1,31 @@
+"""What a run reads, and how: everything about its data that follows from the config and the tokenizer."""
+
+from typing import NamedTuple
+
+from omnifusion_jax.config import DataConfig, ModelConfig
+from omnifusion_jax.data.mixture import Mixture, PrepareEach, open_mixture, prepare_each, shares
+from omnifusion_jax.data.order import Share
+from omnifusion_jax.data.packing import Alone, Fullest
+
+
+class Reading(NamedTuple):
+    """The data of a run, opened."""
+
+    source: Mixture
+    prepare: PrepareEach
+    shares: list[Share]
+    choose: Alone | Fullest
+    length: int  # tokens of a row
+    usual: int  # tiles that a row usually has
+
+
+def open_reading(c: DataConfig, model: ModelConfig, tokenizer) -> Reading:
+    """The Reading of a run. Raises what `open_mixture`, `prepare_each` and `shares` raise."""
+    source = open_mixture(c, model.image.encoders[0].side)
+    prepare = prepare_each(c, model, tokenizer)
+    length, usual, choose = c.row_length or c.max_length, prepare.room, Alone()
+    if c.packing:
+        shown = length // min(tile.rows for tile in prepare.tiles.values())
+        usual = c.row_tiles or max(shown, prepare.room)
+        choose = Fullest(c.window, length, usual)
+    return Reading(source, prepare, shares(c, source), choose, length, usual)
