@@ -10,6 +10,7 @@ from PIL import Image
 from talks import talk
 
 from omnifusion_jax.data_report.classes import script, size_class
+from omnifusion_jax.data_report.figures import lengths
 from omnifusion_jax.data_report.gather import EXAMPLES, PORTION, RECORD, gather
 from omnifusion_jax.data_report.report import report
 from omnifusion_jax.data_report.watched import difference_hash
@@ -57,6 +58,14 @@ def test_the_hash_says_which_pixels_are_brighter_than_their_left_neighbours():
     assert difference_hash(picture.resize((90, 160), Image.Resampling.NEAREST)) == 2**63 + 1
     assert difference_hash(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) != 2**63 + 1
     assert difference_hash(Image.new("RGB", (50, 3), "red")) == 0
+
+
+def test_bins_of_lengths():
+    found = lengths(np.array([1, 16, 17, 32, 241, 256], np.int32), 256)
+    assert found["width"] == 16 and found["counts"] == [2, 2, *[0] * 13, 2]
+    found = lengths(np.array([100], np.int32), 100)
+    assert found["width"] == 7 and sum(found["counts"]) == found["counts"][14] == 1
+    assert lengths(np.zeros(0, np.int32), 100) is None
 
 
 # --- a set counted by hand
@@ -163,14 +172,15 @@ def test_tiles_that_fit_no_row_are_a_problem(folder):
 
 def test_sets_are_counted_apart_and_together(folder):
     a = talks.write(folder, [talk(i) for i in range(PORTION + 3)], "a.jsonl")
-    b = talks.write(folder, [talk(0, "other", image="gone.png"), talk(1)], "b.json")
+    b = talks.write(folder, [talk(0, image="gone.png"), talk(1), talk(2, "b"), talk(3, "b")], "b.json")
     found = reported(talks.config(a, b, images=folder))
     assert list(found["sets"]) == ["a", "b"]
-    assert [one["usable"] for one in found["sets"].values()] == [PORTION + 3, 1]
-    assert found["all"]["usable"] == PORTION + 4 and found["of"] == PORTION + 5
-    # all say the same, in both sets
-    assert found["all"]["repeated"]["dialogues"]["times"] == [[1, PORTION + 4]]
-    assert found["sets"]["b"]["repeated"]["dialogues"]["times"] == []
+    assert [one["usable"] for one in found["sets"].values()] == [PORTION + 3, 3]
+    assert found["all"]["usable"] == PORTION + 6 and found["of"] == PORTION + 7
+    # the same is said in both sets
+    assert found["all"]["repeated"]["dialogues"]["times"] == [[1, PORTION + 4], [1, 2]]
+    repeated = {"times": [[1, 2]], "most": [f"b: {b}[2]", f"b: {b}[3]"]}
+    assert found["sets"]["b"]["repeated"]["dialogues"] == repeated
     (problem,) = found["problems"]
     assert (problem["set"], problem["examples"][0]["where"]) == ("b", f"b: {b}[0]")
 

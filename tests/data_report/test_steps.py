@@ -86,6 +86,14 @@ def test_a_run_that_leaves_nothing_out_is_not_read_from_its_start(sets, tmp_path
     assert len(taken) == 9
 
 
+def test_a_run_that_leaves_long_dialogues_out_is_read_from_its_start(tmp_path):
+    """Even though any other bad record ends it."""
+    records = [talk(i, f"number {i} is " + "cat " * (400 if i % 4 == 1 else 1)) for i in range(22)]
+    c = talks.config(talks.write(tmp_path, records), batch_size=3, on_long="skip")
+    expected = steps_of_training(c, 9)
+    assert composed(c, 7, 9) == list(enumerate(expected, 1))[6:]
+
+
 def test_a_run_that_ends_there_says_why(sets):
     a, _, folder = sets
     c = talks.config(a, images=folder, batch_size=2, shuffle=False)
