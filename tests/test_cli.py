@@ -52,7 +52,15 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def test_shipped_configs_have_names():
-    assert shipped.names() == ["pretrain", "report/table4", "report/table5", "report/table6", "sft", "tiny"]
+    assert shipped.names() == [
+        "pretrain",
+        "report/mixture",
+        "report/table4",
+        "report/table5",
+        "report/table6",
+        "sft",
+        "tiny",
+    ]
 
 
 @pytest.mark.parametrize("source", ["sft:original", str(ROOT / "configs/sft.py:original")])
@@ -84,7 +92,7 @@ def test_a_file_of_ones_own(elsewhere):
         (
             "stf",
             [
-                "there is no config 'stf': shipped with the package are pretrain, report/table4,",
+                "there is no config 'stf': shipped with the package are pretrain, report/mixture, report/table4,",
                 "its path, which ends in .py",
             ],
         ),
