@@ -92,7 +92,7 @@ def test_a_file_of_ones_own(elsewhere):
         (
             "stf",
             [
-                "there is no config 'stf': shipped with the package are pretrain, report/mixture, report/table4,",
+                "there is no config 'stf': shipped with the package are pretrain, report/mixture,",
                 "its path, which ends in .py",
             ],
         ),

@@ -227,6 +227,7 @@ def test_each_is_left_out_for_its_reason(damaged):
     assert len(KINDS) > 30 and len(expected) == COUNT
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_bit_flips_change_pictures_or_are_told(damaged):
     """Whatever bits are flipped, a sample comes out, or a reason."""
     source, prepare, _ = damaged
