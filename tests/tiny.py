@@ -138,6 +138,33 @@ def config(**settings) -> ModelConfig:
     )
 
 
+SECOND = EncoderConfig(
+    image_size=16,
+    shortest_edge=20,
+    patch=8,
+    width=24,
+    layers=1,
+    heads=2,
+    mlp=40,
+    class_token=False,
+    pre_norm=False,
+)
+
+
+def looking(looks) -> ModelConfig:
+    """A small model of one layer each, without dropout: with "two encoders", "tiles", or "one encoder"."""
+    c = config(image_place="mark" if looks == "one encoder" else "prefix")
+    c.image.encoders[0].layers = c.decoder.layers = 1
+    c.image.encoders[0].feature_layer = -1
+    c.decoder.window, c.image.adapter.dropout = None, 0.0
+    if looks == "two encoders":
+        c.image.encoders, c.image.adapter = (*c.image.encoders, SECOND), adapter("sum", width=16)
+    if looks == "tiles":
+        c.image.fit, c.image.newline, c.image.unpad, c.image.grids = "tiles", True, True, ((1, 2),)
+    c.validate()
+    return c
+
+
 def arrays(c: ModelConfig, *parts, seed=0, dtype=np.float32):
     """Random parameters by path; biases and norms too, so that none can be left out unnoticed."""
     rng, key = np.random.default_rng(seed), repr((c, parts))

@@ -23,10 +23,10 @@ from omnifusion_jax.config.base import check
 from omnifusion_jax.data.chat_template import Template
 from omnifusion_jax.data.dialogues import ROLES, Dialogue
 from omnifusion_jax.data.modality import (
+    check_marks,
     content_parts,
     marked,
     pieces,
-    streams_by_mark,
     without_breaks,
     without_marks,
 )
@@ -425,32 +425,6 @@ class Prepare:
 def joined(arrays):
     """Arrays one after the other; one alone is not copied."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def check_marks(dialogue, interleaved):
-    """Raises DataError unless a dialogue has a mark for each media item; messages may also have none.
-
-    Where media stand among the text (`interleaved`), marks and media must have the same order too.
-    """
-    streams = streams_by_mark()
-    found = [mark for _, text in dialogue.turns for mark in marked(text)]
-    for mark, stream in streams.items():
-        marks, items = found.count(mark), len(dialogue.of(stream))
-        if marks != items and (dialogue.marked or found):
-            marks_noun = "mark" if marks == 1 else "marks"
-            files_noun = "file" if items == 1 else "files"
-            raise DataError(
-                f'{dialogue.where}: the text has {marks} {mark} {marks_noun} but "{stream}" lists {items} '
-                f"{files_noun}. Add the missing file or remove a mark",
-                "marks",
-            )
-    there, given = [streams[mark] for mark in found], [media.stream for media in dialogue.media]
-    if interleaved and found and there != given:
-        raise DataError(
-            f"{dialogue.where}: the text marks {', '.join(there)}, the media are {', '.join(given)}. "
-            "Give them in the order of their marks",
-            "marks",
-        )
 
 
 def counted(streams):

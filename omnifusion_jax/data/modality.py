@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import MODALITIES
 
 NEXT = object()  # source of a media item that is the next of those listed beside the messages
@@ -62,3 +63,29 @@ def without_breaks(text: str) -> str:
     for mark in dict.fromkeys(marked(text)):
         text = text.replace(mark + "\n", mark).replace("\n" + mark, mark).strip()
     return text
+
+
+def check_marks(dialogue, interleaved):
+    """Raises DataError unless a dialogue has a mark for each media item; messages may also have none.
+
+    Where media stand among the text (`interleaved`), marks and media must have the same order too.
+    """
+    streams = streams_by_mark()
+    found = [mark for _, text in dialogue.turns for mark in marked(text)]
+    for mark, stream in streams.items():
+        marks, items = found.count(mark), len(dialogue.of(stream))
+        if marks != items and (dialogue.marked or found):
+            marks_noun = "mark" if marks == 1 else "marks"
+            files_noun = "file" if items == 1 else "files"
+            raise DataError(
+                f'{dialogue.where}: the text has {marks} {mark} {marks_noun} but "{stream}" lists {items} '
+                f"{files_noun}. Add the missing file or remove a mark",
+                "marks",
+            )
+    there, given = [streams[mark] for mark in found], [media.stream for media in dialogue.media]
+    if interleaved and found and there != given:
+        raise DataError(
+            f"{dialogue.where}: the text marks {', '.join(there)}, the media are {', '.join(given)}. "
+            "Give them in the order of their marks",
+            "marks",
+        )

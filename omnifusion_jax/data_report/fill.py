@@ -84,7 +84,7 @@ class Estimate:
         """Rows of so many tokens and tiles, each of several dialogues."""
         enough = min(max(self.epoch, min(EPOCHS * self.epoch, LEAST)), MOST)
         held = np.zeros(3, np.int64)
-        # Rows are alike: fewer of them tell as much. Of few records, each takes grain long to draw.
+        # Rows are alike: fewer of them tell as much.
         streams = min(self.config.batch_size, max(1, int(self.epoch) // RECORDS))
         rows, count = self.rows(Fullest(self.config.data.window, length, tiles), streams), 0
         while held[0] < enough:

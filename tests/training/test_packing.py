@@ -7,7 +7,6 @@ import tiny
 from numpy.testing import assert_allclose
 
 from omnifusion_jax.batch import collate
-from omnifusion_jax.config import EncoderConfig, adapter
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.tables import OBJECTIVES
@@ -15,31 +14,6 @@ from omnifusion_jax.training.step import init_state, make_step
 
 SHOWN = (0, 1, 2, 0, 1, 0, 0, 3)  # pictures of each dialogue
 ROWS = ([5, 2], [0, 1, 3], [7], [4, 6])  # dialogues of each packed row
-SECOND = EncoderConfig(
-    image_size=16,
-    shortest_edge=20,
-    patch=8,
-    width=24,
-    layers=1,
-    heads=2,
-    mlp=40,
-    class_token=False,
-    pre_norm=False,
-)
-
-
-def config(looks):
-    c = tiny.config(image_place="mark" if looks == "one encoder" else "prefix")
-    c.image.encoders[0].layers = 1
-    c.image.encoders[0].feature_layer = -1
-    c.image.adapter.dropout = 0.0
-    c.decoder.window = 5 if looks == "window" else None
-    if looks == "two encoders":
-        c.image.encoders, c.image.adapter = (*c.image.encoders, SECOND), adapter("sum", width=16)
-    if looks == "tiles":
-        c.image.fit, c.image.newline, c.image.unpad, c.image.grids = "tiles", True, True, ((1, 2),)
-    c.validate()
-    return c
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +43,8 @@ def stepped(c, batch, accumulate):
 
 @pytest.mark.parametrize("looks", ["one encoder", "window", "two encoders", "tiles"])
 def test_packed_equals_unpacked(tokenizer, looks):
-    c = config(looks)
+    c = tiny.looking(looks)
+    c.decoder.window = 5 if looks == "window" else None
     made = list(samples(c, tokenizer))
     tiles = Prepare.of(tokenizer, c, 256).tiles
     alone = collate(made, max(len(sample.tokens) for sample in made), tiles)

@@ -7,7 +7,6 @@ import tiny
 from numpy.testing import assert_allclose, assert_array_equal
 
 from omnifusion_jax.batch import FEATURE, TEXT, Batch, collate
-from omnifusion_jax.config import EncoderConfig, adapter
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
@@ -15,30 +14,6 @@ from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training.step import init_state, make_step, portions
 
 SHOWN = (0, 1, 2, 0, 1, 0, 0, 3)  # pictures of each row
-SECOND = EncoderConfig(
-    image_size=16,
-    shortest_edge=20,
-    patch=8,
-    width=24,
-    layers=1,
-    heads=2,
-    mlp=40,
-    class_token=False,
-    pre_norm=False,
-)
-
-
-def config(looks):
-    c = tiny.config(image_place="mark" if looks == "one encoder" else "prefix")
-    c.image.encoders[0].layers = c.decoder.layers = 1
-    c.image.encoders[0].feature_layer = -1
-    c.decoder.window, c.image.adapter.dropout = None, 0.0
-    if looks == "two encoders":
-        c.image.encoders, c.image.adapter = (*c.image.encoders, SECOND), adapter("sum", width=16)
-    if looks == "tiles":
-        c.image.fit, c.image.newline, c.image.unpad, c.image.grids = "tiles", True, True, ((1, 2),)
-    c.validate()
-    return c
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +46,7 @@ embed = jax.jit(lambda model, batch: model.embed(batch))
 
 @pytest.mark.parametrize("looks", ["one encoder", "two encoders", "tiles"])
 def test_pools_change_no_embedding(tokenizer, looks):
-    c = config(looks)
+    c = tiny.looking(looks)
     model = nnx.with_parameters(abstract(c), tiny.arrays(c))
     one_each, *shared = batches(c, tokenizer, None, 4, 2, 1)
     expected = np.asarray(embed(model, one_each))
@@ -111,7 +86,7 @@ def stepped(c, batch, accumulate):
 
 def test_portions_of_rows_with_and_without_pictures_add_up(tokenizer):
     """Of two portions the first has only rows without pictures, its pool blank; of four each has both."""
-    c = config("one encoder")
+    c = tiny.looking("one encoder")
     one, two, eight = batches(c, tokenizer, 1, 2, 8, order=(0, 3, 5, 6, 1, 2, 4, 7))
     assert not two.media["image"][0][0].any() and two.items.tolist() == [0, 0, 0, 0, 1, 2, 1, 3]
     expected, gradients = stepped(c, one, 1)
@@ -128,7 +103,7 @@ def test_without_pictures_only_rows_of_tables_are_gathered(tokenizer, layout):
     """No product of matrices is left in the embedding."""
     parts = "{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}"
     template = "{% for m in messages %}" + parts + "{% endfor %}"
-    c = config("one encoder")
+    c = tiny.looking("one encoder")
     c.layout, c.image_place, c.template = layout, "prefix", template * (layout == "template")
     c.validate()
     model = nnx.with_parameters(abstract(c), tiny.arrays(c))
