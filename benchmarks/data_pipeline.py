@@ -4,8 +4,8 @@ python benchmarks/data_pipeline.py [--workers=1] [--rounds=3] [--large]
 
 In turns on the same cores: a plain Pillow loop in as many processes, this pipeline, and PyTorch's DataLoader
 with the CLIP processor of transformers (if PyTorch is installed). On JPEGs of 640 x 480, or with --large of
-12 megapixels. Prints the median of the rounds, the share of the Pillow loop, and the CPU time that the main
-process spends on a batch of 64.
+12 megapixels (in batches of 8, which take as long). Prints the median of the rounds, the share of the Pillow
+loop, and the CPU time that the main process spends on a batch.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.models.presets import preset
 
-BATCH, SIZE = 64, 336
+SIZE = 336
 
 
 def write_set(folder: Path, size, count: int) -> Path:
@@ -72,7 +72,7 @@ def plain_loop(paths, seconds, rate):
     rate.put(count / (time.perf_counter() - start))
 
 
-def pillow(folder, workers, seconds):
+def pillow(folder, workers, seconds, _):
     paths, rate = sorted(folder.glob("*.jpg")), multiprocessing.Queue()
     run = [multiprocessing.Process(target=plain_loop, args=(paths, seconds, rate)) for _ in range(workers)]
     for process in run:
@@ -80,16 +80,16 @@ def pillow(folder, workers, seconds):
     return sum(rate.get() for _ in run), None
 
 
-def ours(folder, workers, seconds):
+def ours(folder, workers, seconds, batch):
     prepare = Prepare.of(Tokenizer(locate("omnifusion-tiny-decoder")), preset("omnifusion-1.1"), 2048)
     source = open_source(str(folder / "dialogues.jsonl"), str(folder), 24)
     batches = Batches(
-        source, prepare, batch_size=BATCH, pools=1, length=2048, tiles=prepare.tiles, num_workers=workers
+        source, prepare, batch_size=batch, pools=1, length=2048, tiles=prepare.tiles, num_workers=workers
     )
-    return rate_of(batches, seconds, batches.close)
+    return rate_of(batches, batch, seconds, batches.close)
 
 
-def torch_loader(folder, workers, seconds):
+def torch_loader(folder, workers, seconds, batch):
     import torch
     from transformers import CLIPImageProcessorPil
 
@@ -109,18 +109,18 @@ def torch_loader(folder, workers, seconds):
             tokens[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
             return processor(picture, return_tensors="pt")["pixel_values"][0], tokens
 
-    loader = iter(torch.utils.data.DataLoader(Pictures(), BATCH, shuffle=False, num_workers=workers))
-    return rate_of(loader, seconds, lambda: None)
+    loader = iter(torch.utils.data.DataLoader(Pictures(), batch, shuffle=False, num_workers=workers))
+    return rate_of(loader, batch, seconds, lambda: None)
 
 
-def rate_of(batches, seconds, close):
+def rate_of(batches, batch, seconds, close):
     """(pictures a second, CPU milliseconds of this process a batch); the first two batches do not count."""
     next(batches), next(batches)
     count, start, cpu = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - start < seconds or count < 2:
         next(batches)
         count += 1
-    found = count * BATCH / (time.perf_counter() - start), 1e3 * (time.process_time() - cpu) / count
+    found = count * batch / (time.perf_counter() - start), 1e3 * (time.process_time() - cpu) / count
     close()
     return found
 
@@ -132,7 +132,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--large", action="store_true")
     given = parser.parse_args()
-    size, count = ((4000, 3000), 24) if given.large else ((640, 480), 256)
+    size, count, batch = ((4000, 3000), 12, 8) if given.large else ((640, 480), 256, 64)
     loaders = {"Pillow loop": pillow, "this pipeline": ours, "PyTorch DataLoader": torch_loader}
     found = {name: [] for name in loaders}
     with tempfile.TemporaryDirectory() as folder:
@@ -141,11 +141,11 @@ def main():
         for _ in range(given.rounds):
             for name, loader in loaders.items():
                 try:
-                    found[name].append(loader(folder, given.workers, given.seconds))
+                    found[name].append(loader(folder, given.workers, given.seconds, batch))
                 except ImportError as error:
                     print(f"{name}: {error}")
     base = statistics.median(rate for rate, _ in found["Pillow loop"])
-    print(f"{size[0]} x {size[1]}, {given.workers} processes, batches of {BATCH}")
+    print(f"{size[0]} x {size[1]}, {given.workers} processes, batches of {batch}")
     for name, rounds in found.items():
         if rounds:
             rate = statistics.median(rate for rate, _ in rounds)

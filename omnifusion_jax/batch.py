@@ -132,7 +132,7 @@ def collate(
     """
     rows = [[row] if isinstance(row, Sample) else row for row in rows]
     form, places = arrange([list(map(outline, row)) for row in rows], length, tiles, pools, usual, left)
-    batch = blank(form, tiles)
+    batch = over(form, tiles, np.zeros(size(form, tiles), np.uint8))
     for row, of_row in zip(rows, places, strict=True):
         batch.items[of_row[0].row] = sum(sample.items for sample in row)
         for sample, place in zip(row, of_row, strict=True):
@@ -169,10 +169,8 @@ def arrange(
     return Form(len(rows), length, pools, rooms), places
 
 
-def blank(form: Form, tiles: Mapping[str, Tile], memory: Any = None) -> Batch:
-    """A Batch of nothing but padding, in `memory` (a buffer of zeros of `size(form, tiles)` bytes) or new."""
-    if memory is None:
-        memory = np.zeros(size(form, tiles), np.uint8)
+def over(form: Form, tiles: Mapping[str, Tile], memory: Any) -> Batch:
+    """A Batch whose arrays lie in `memory`, a buffer of at least `size(form, tiles)` bytes, as it is."""
     offset, arrays = 0, []
     for shape, dtype in shapes(form, tiles):
         arrays.append(np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape))
@@ -182,6 +180,18 @@ def blank(form: Form, tiles: Mapping[str, Tile], memory: Any = None) -> Batch:
     for stream, tile in tiles.items():
         media[stream] = tuple(next(rest) for _ in tile.shapes)
     return Batch(*arrays[: COLUMNS + 1], media)
+
+
+def clear(batch: Batch, rows: Sequence[Sequence[Outline]]) -> None:
+    """Makes padding of whatever the memory of a Batch held, but for tiles that these samples will cover."""
+    for array in batch[: COLUMNS + 1]:
+        array[:] = 0
+    for stream, views in batch.media.items():
+        for view in views:
+            shared = len(rows) // len(view)  # rows per pool
+            for pool, room in enumerate(view):
+                of_pool = [sample for row in rows[pool * shared : (pool + 1) * shared] for sample in row]
+                room[sum(sample.tiles.get(stream, 0) for sample in of_pool) :] = 0
 
 
 COLUMNS = 6  # arrays of a batch that are [batch, seq]

@@ -82,11 +82,15 @@ def open_image(
         and says what to do.
     """
     with _named_faults(source):
-        image = _opened(_read(source), max_pixels)
+        given = _read(source)
+        image = _opened(given, max_pixels)
+        if isinstance(given, Image.Image):
+            image = image.copy()
         if draft is not None:  # does nothing for other formats
             short = min(image.size)
             image.draft(None, tuple(side * draft // short for side in image.size))
-        return _rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
 
 
 def image_size(
@@ -396,4 +400,4 @@ def _rgb(image):
             )
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     image.info.pop("transparency", None)  # dropped like alpha; Pillow would try to keep it, and warn
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -6,6 +6,9 @@ none.
 """
 
 import collections
+import ctypes
+import functools
+import itertools
 import mmap
 import os
 import tempfile
@@ -13,10 +16,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
-from typing import NamedTuple, Self
+from concurrent.futures import CancelledError, Future, wait
+from typing import Any, NamedTuple
 
-from omnifusion_jax.batch import Batch, Outline, Sample, Tile, arrange, blank, outline, put, size
+from omnifusion_jax.batch import Batch, Outline, Sample, Tile, arrange, clear, outline, over, put, size
 from omnifusion_jax.data.worker import Worker, WorkerEnded, pack
 
 THREADS = 2  # when there are no worker processes
@@ -63,7 +66,7 @@ class Readers:
     ):
         self.tiles = tiles
         self.maker_of, self.asked, self.outlines = {}, {}, {}  # by number; a sample is asked for or outlined
-        self.makers = []
+        self.makers, self.memories = [], Memories()
         for _ in range(processes or THREADS):
             now = Memory(8)
             shelf = Shelf(read, tiles, now)
@@ -120,18 +123,17 @@ class Readers:
             of_records = zip(*[next(rest) for _ in self.look(records[0])], strict=True)
             for n, places_of_record in zip(records, of_records, strict=True):
                 jobs[self.maker_of.pop(n)].append((n, places_of_record))
-        memory = Memory(size(form, self.tiles))
-        try:
-            done = [maker.ask("put", memory, form, job, urgent=True) for maker, job in jobs.items()]
-            for future in done:
-                future.result()
-        finally:
-            memory.close()
+        memory = self.memories.take(size(form, self.tiles))
+        batch = over(form, self.tiles, self.memories.lent(memory))
+        clear(batch, rows)
+        batch.items[:] = [sum(sample.items for sample in row) for row in rows]
+        done = [maker.ask("put", memory, form, job, urgent=True) for maker, job in jobs.items()]
+        wait(done)  # all of them, so that no worker writes into memory that serves another batch
+        for future in done:
+            future.result()
         for records in plan:
             for n in records:
                 del self.outlines[n]
-        batch = blank(form, self.tiles, memory.map)
-        batch.items[:] = [sum(sample.items for sample in row) for row in rows]
         return batch
 
 
@@ -162,7 +164,7 @@ class Shelf:
         return found
 
     def put(self, memory, form, jobs):
-        batch = blank(form, self.tiles, memory.map)
+        batch = over(form, self.tiles, memory.map)
         for n, places in jobs:
             for sample, place in zip(self.made.pop(n), places, strict=True):
                 put(batch, sample, place, self.tiles)
@@ -279,22 +281,50 @@ def end(makers):
         maker.now.close()
 
 
-class Memory:
-    """Zeros that worker processes can write into; a pickled one is the same memory in another process.
+class Memories:
+    """Memory for batches, which is used again when nothing refers to a batch any more.
 
-    On Linux they have no name and take no room in /dev/shm, and are gone when nobody refers to them, however
-    a process ends.
+    Fresh pages would take as long as all that is written into them.
     """
 
+    def __init__(self):
+        self.free = []
+
+    def take(self, size: int) -> "Memory":
+        """Memory of at least `size` bytes, which holds anything."""
+        while self.free:
+            memory = self.free.pop()
+            if len(memory.map) >= size:
+                return memory
+        return Memory(size)
+
+    def lent(self, memory: "Memory") -> Any:
+        """The memory as a buffer; when the last array in it is gone, it is free again."""
+        buffer = (ctypes.c_char * len(memory.map)).from_buffer(memory.map)
+        weakref.finalize(buffer, self.free.append, memory).atexit = False
+        return buffer
+
+
+class Memory:
+    """Memory that worker processes can write into; a pickled one is the same memory in another process.
+
+    At first it holds zeros. On Linux it has no name and takes no room in /dev/shm, and is gone when nobody
+    refers to it, however a process ends. `close` is also called when nothing refers to the Memory.
+    """
+
+    counter = itertools.count()
+
     def __init__(self, size: int):
-        self.named = not hasattr(os, "memfd_create")
-        if self.named:
-            self.file, self.path = tempfile.mkstemp()
+        if hasattr(os, "memfd_create"):
+            file = os.memfd_create("batch")
+            path, remove = f"/proc/{os.getpid()}/fd/{file}", None
         else:
-            self.file = os.memfd_create("batch")
-            self.path = f"/proc/{os.getpid()}/fd/{self.file}"
-        os.ftruncate(self.file, size)
-        self.map = mmap.mmap(self.file, size)
+            file, path = tempfile.mkstemp()
+            remove = path
+        os.ftruncate(file, size)
+        self.map = mmap.mmap(file, size)
+        self.name = path, size, next(self.counter)  # the number of a file descriptor is used again
+        self.close = weakref.finalize(self, gone, file, remove)
 
     @property
     def number(self) -> int:
@@ -305,18 +335,21 @@ class Memory:
     def number(self, value: int):
         self.map[:8] = value.to_bytes(8, "little")
 
-    def close(self) -> None:
-        """No other process can open the memory any more; those that did keep it."""
-        os.close(self.file)
-        if self.named:
-            os.unlink(self.path)
-
     def __reduce__(self):
-        return Memory.opened, (self.path, len(self.map))
+        return opened, self.name
 
-    @classmethod
-    def opened(cls, path: str, size: int) -> Self:
-        memory = cls.__new__(cls)
-        with open(path, "r+b") as file:
-            memory.map = mmap.mmap(file.fileno(), size)
-        return memory
+
+def gone(file, path):
+    """No other process can open the memory of this file any more; those that did keep it."""
+    os.close(file)
+    if path is not None:
+        os.unlink(path)
+
+
+@functools.lru_cache(4)  # batches that exist at a time
+def opened(path: str, size: int, number: int) -> Memory:
+    """The Memory of another process. Mapping its pages for every batch anew would take milliseconds."""
+    memory = Memory.__new__(Memory)
+    with open(path, "r+b") as file:
+        memory.map = mmap.mmap(file.fileno(), size)
+    return memory

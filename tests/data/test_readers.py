@@ -72,6 +72,28 @@ def test_a_batch_is_what_its_samples_are_collated_to(processes, rows):
     made.close()
 
 
+@pytest.mark.parametrize("processes", [0, 1])
+def test_memory_serves_another_batch_when_nobody_has_its_arrays(processes):
+    full, fresh = lambda i: [sample(24 + 5 * i, 2)], lambda i: [sample(26, i)]
+    made = made_by(lambda i: full(i) if i < 4 else fresh(i - 4), processes)
+    for i in range(8):
+        made.ask([(i, i)])
+    one = made.collect([[0], [1]], 5, pools=1)
+    address, tiles = one.tokens.ctypes.data, one.media["image"][1]
+    expected = tiles.copy()
+    del one  # but not one of its arrays
+    two = made.collect([[2], [3]], 5, pools=1)
+    assert two.tokens.ctypes.data != address and (tiles == expected).all()
+    del tiles
+    three = made.collect([[5], [4]], 5, pools=1)
+    assert three.tokens.ctypes.data == address
+    again = collate([fresh(1), fresh(0)], 5, TILES, 1)
+    assert all((a == b).all() for a, b in zip(arrays(three), arrays(again), strict=True))
+    four = made.collect([[6], [7]], 50, pools=1, usual=20)  # larger than what is free
+    assert (four.tokens[:, 5:] == 0).all() and four.tokens[1, 0] == 26
+    made.close()
+
+
 def test_numbers_and_indices_are_two_things():
     made = made_by(lambda i: [sample(i)])
     for n, index in enumerate([7, 7, 3]):
@@ -175,6 +197,7 @@ def test_memory_is_shared_and_leaves_nothing_behind(tmp_path, monkeypatch, named
     assert memory.map[7] == 9 and memory.map[8] == 0 and len(other.map) == 1000
     assert list(tmp_path.iterdir()) == []
     del memory, other
+    readers.opened.cache_clear()
     assert set(os.listdir("/proc/self/fd")) == before
 
 
