@@ -102,6 +102,7 @@ class Place(NamedTuple):
 
     row: int
     start: int  # its first position
+    stop: int  # where the next sample of the row begins, or the row ends
     segment: int  # its number in the row, from 1 on
     pool: int
     first: dict[str, int]  # {stream: the tile of the pool with which its own begin}
@@ -159,7 +160,8 @@ def arrange(
         start = length - sum(sample.length for sample in row) if left else 0
         of_row = []
         for segment, sample in enumerate(row, 1):
-            of_row.append(Place(number, start, segment, number // shared, dict(first)))
+            stop = length if segment == len(row) else start + sample.length
+            of_row.append(Place(number, start, stop, segment, number // shared, dict(first)))
             start += sample.length
             for stream in tiles:
                 first[stream] += sample.tiles.get(stream, 0)
@@ -183,9 +185,7 @@ def over(form: Form, tiles: Mapping[str, Tile], memory: Any) -> Batch:
 
 
 def clear(batch: Batch, rows: Sequence[Sequence[Outline]]) -> None:
-    """Makes padding of whatever the memory of a Batch held, but for tiles that these samples will cover."""
-    for array in batch[: COLUMNS + 1]:
-        array[:] = 0
+    """Makes padding of what the memory of a Batch held where none of these samples will be `put`."""
     for stream, views in batch.media.items():
         for view in views:
             shared = len(rows) // len(view)  # rows per pool
@@ -217,8 +217,13 @@ def aligned(count):
 
 
 def put(batch: Batch, sample: Sample, place: Place, tiles: Mapping[str, Tile]) -> None:
-    """Writes a sample and its media into a Batch; `items` of its row are left to the caller."""
+    """Writes a sample, padding up to the next, and its media into a Batch.
+
+    `items` of its row are left to the caller.
+    """
     n = len(sample.tokens)
+    for array in batch[:COLUMNS]:
+        array[place.row, place.start + n : place.stop] = 0
     here = np.s_[place.row, place.start : place.start + n]
     for name in ("tokens", "kind", "index", "weights"):
         getattr(batch, name)[here] = getattr(sample, name)
