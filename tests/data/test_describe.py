@@ -7,8 +7,10 @@ import pytest
 import tiny
 
 from omnifusion_jax.checkpoints.storage.bundled import locate
+from omnifusion_jax.config import EncoderConfig, ImageConfig, ModelConfig
 from omnifusion_jax.data.describe import describe, render
 from omnifusion_jax.data.dialogues import Dialogue
+from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
 
@@ -54,6 +56,15 @@ def test_a_target_begins_where_text_that_is_none_ends(tokenizer):
         " User:Where is the star?AI: [[top left</s>]]"
         " User:Где кольцо?AI: [[слева вверху</s>]]"
     )
+
+
+def test_ends_of_lines_are_no_features(tokenizer):
+    image = ImageConfig((EncoderConfig(image_size=32, patch=16),), fit="tiles", newline=True)
+    prepare = Prepare.of(tokenizer, ModelConfig(image=image), 96)
+    wide = np.zeros((32, 64, 3), np.uint8)  # the whole, and two tiles: three squares of 2 x 2 patches
+    sample = prepare(dataclasses.replace(TALK, media=tiny.shown(wide)))
+    text = render(sample, tokenizer, prepare.layout.vectors, STREAMS)
+    assert " <SOI> <12 image features and 2 ends of lines> <EOI>" in text
 
 
 def test_the_original_layout_has_no_end_of_sequence(tokenizer):

@@ -114,6 +114,9 @@ def test_a_changed_file_is_looked_through_again(kept):
     assert len(JsonSource(path)) == 7 and len(scanned) == 2
     with pytest.raises(DataError, match="was changed while it was being read"):
         pickle.loads(travels)
+    before = JsonSource(path).fingerprint
+    path.write_text(json.dumps(RECORDS[:7]).replace("hi", "ho"))  # of the same size
+    assert JsonSource(path).fingerprint != before and len(scanned) == 3
 
 
 def test_a_folder_that_cannot_be_written(kept, monkeypatch, tmp_path):

@@ -173,6 +173,10 @@ def test_each_set_is_read_in_its_own_way(sets, tokenizer):
     assert tokenizer.decode(brief.tokens[: len(tokenizer.encode("Be brief.\n"))]).strip() == "Be brief."
     assert not np.array_equal(plain.tokens[:4], brief.tokens[:4])
     assert (plain.kind == 3).sum() == 2 and (words.kind == 3).sum() == 0
+    without = config(sets, {}, {"prompt": ""}, {})
+    none = prepare_each(without, model, tokenizer)(mixture[10])
+    usual = prepare_each(config(sets, {}, {}, {}), model, tokenizer)(mixture[10])
+    assert none.tokens.tolist() == usual.tokens[len(tokenizer.encode(tiny.PROMPT)) :].tolist()
     bare = tiny.config(layout="text")
     with pytest.raises(
         ConfigError, match="layout 'omnifusion' needs vectors that the model does not have: user, bot"

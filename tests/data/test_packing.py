@@ -12,9 +12,10 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnifusion_jax.batch import PADDING, Sample
+from omnifusion_jax.batch import PADDING, Outline, Sample
 from omnifusion_jax.data.packing import Alone, Fullest
 from omnifusion_jax.data.pipeline import Batches, keep, merged
+from omnifusion_jax.data.rows import room_of
 from omnifusion_jax.errors import DataError
 
 SIZES = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 3)), min_size=1, max_size=7)
@@ -90,6 +91,11 @@ def records(batch):
 
 def bytes_of(batch):
     return [a.tobytes() for a in jax.tree.leaves(batch)]
+
+
+def test_records_of_several_rows_take_the_room_of_their_largest():
+    outlines = [Outline(3, {"image": 4}, 1, 0), Outline(9, {"image": 1, "audio": 2}, 1, 0)]
+    assert room_of(outlines) == room_of(outlines[::-1]) == (9, 4)
 
 
 def test_what_a_packed_batch_holds():

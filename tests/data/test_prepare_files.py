@@ -356,6 +356,24 @@ def test_what_was_cut_off_goes_on(tmp_path):
     assert contents(output) == contents(tmp_path / "whole")
 
 
+def test_flags_say_what_is_taken(data, tmp_path):
+    """The pictures have 600, 630 and 870 pixels."""
+    path, images = data
+    said = run_command(
+        "prepare_data",
+        f"--data={path}",
+        f"--images={images}",
+        f"--output={tmp_path / 'out'}",
+        "--max_pixels=600",
+        "--on_bad_sample=skip",
+        "--num_workers=1",
+        "--count=9",
+        "--shard_records=4",
+    )
+    assert "out: 4 records, 2 image files, " in said and "  5 left out: size\n" in said
+    assert len(list((tmp_path / "out").glob("*.array_record"))) == 3
+
+
 def test_a_full_disk(tmp_path):
     output = tmp_path / "out"
     process = command(output, "--num_workers=1", before="ulimit -f 100")  # kilobytes a file

@@ -29,6 +29,7 @@ from records import (
 
 from omnifusion_jax.data.sources import TarSource, open_source, tar_index
 from omnifusion_jax.data.sources import kept as kept_files
+from omnifusion_jax.data.sources.files import in_range
 from omnifusion_jax.errors import DataError
 
 
@@ -71,6 +72,7 @@ def test_the_real_dialogues_are_prepared_to_the_same_bit(tmp_path):
     [
         (["x.jpg", "x.png"], ["x.jpg", "x.png"]),
         (["x.png", "x.jpg"], ["x.png", "x.jpg"]),
+        (["x.0.png", "x.png"], ["x.png", "x.0.png"]),
         (["x.10.png", "x.9.JPEG", "x.0.webp"], ["x.0.webp", "x.9.JPEG", "x.10.png"]),
         (["x.1.gif", "x.tiff", "x.left.bmp"], ["x.tiff", "x.left.bmp", "x.1.gif"]),
         (["./x.tif", "x.txt", "x.cls", "x.npy"], ["./x.tif"]),
@@ -164,6 +166,7 @@ def test_a_folder_a_glob_and_a_range(tmp_path):
     refused(lambda: opened(folder / "s-{008..012}.tar"), "2 of its 5 files", "s-011.tar", reason="missing")
     refused(lambda: opened(folder / "none.tar"), "none.tar does not exist", reason="missing")
     assert isinstance(opened(f"webdataset:{folder}"), TarSource)
+    assert in_range("{8..10}/s-{08..10}.tar")[::4] == ["8/s-08.tar", "9/s-09.tar", "10/s-10.tar"]
 
 
 def test_sources_travel_to_other_processes_and_threads(tmp_path):
@@ -197,6 +200,8 @@ def test_the_fingerprint_is_that_of_the_text(tmp_path):
     other = [{**CONVERSATIONS[0], "id": "eno"}, *CONVERSATIONS[1:]]  # of the same length
     assert opened(shard(tmp_path / "c/d.tar", members(other))).fingerprint != one
     assert opened(shard(tmp_path / "d/d.tar", members(CONVERSATIONS[::-1]))).fingerprint != one
+    longer = [(name, file + b" " if name.endswith("jpg") else file) for name, file in members(CONVERSATIONS)]
+    assert opened(shard(tmp_path / "e/d.tar", longer)).fingerprint != one
 
 
 # --- the index beside the shards

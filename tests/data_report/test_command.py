@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
 import pytest
 import talks
 from conftest import ROOT
+from pyarrow import parquet
 from talks import talk
 
 # Runs command lines one after the other in one process, since importing takes seconds
@@ -46,6 +48,9 @@ def open_deadly(rest, images, side):
 
 def get_config(name=""):
     config = tiny.get_config("pretrain")
+    if name == "columns":
+        config.data.path, config.data.images = "shown.parquet", "pictures"
+        return config
     config.data.path = ""
     config.data.sets = (
         SetConfig(name="talks", path="good.jsonl"),
@@ -66,6 +71,7 @@ COMMANDS = {
         "--num_workers=1",
     ],
     "mixture": ["--config=mine.py", "--output=mixture", "--num_workers=1"],
+    "columns": ["--config=mine.py:columns", "--output=columns", "--fix=columns.json", "--num_workers=1"],
     "died": ["--config=mine.py:deadly:", "--output=died", "--num_workers=1"],
     "steps": ["--data=good.jsonl", "--steps=3:4", "--config.batch_size=2", "--num_workers=1"],
     "steps end": ["--data=bad.jsonl", "--images=.", "--steps=1", "--config.batch_size=4", "--num_workers=1"],
@@ -92,6 +98,9 @@ def ran(tmp_path_factory):
     talks.write(folder, [talk(0), talk(1, "cat " * 200)], "long.jsonl")
     talks.write(folder, [talk(0)], "there.json")
     (folder / "mine.py").write_text(CONFIG)
+    (folder / "pictures").mkdir()
+    talks.picture(folder / "pictures" / "b.png")
+    parquet.write_table(pa.Table.from_pylist([talk(0, image="b.png"), talk(1)]), folder / "shown.parquet")
     (folder / "died").mkdir()
     (folder / "died" / "report.json").write_text("of an earlier check")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -108,7 +117,17 @@ def ran(tmp_path_factory):
     return folder, json.loads(done.stdout)
 
 
-STATUSES = {"good": 0, "clean": 0, "long": 0, "mixture": 0, "steps": 0, "help": 0, "bad": 1, "steps end": 1}
+STATUSES = {
+    "good": 0,
+    "columns": 0,
+    "clean": 0,
+    "long": 0,
+    "mixture": 0,
+    "steps": 0,
+    "help": 0,
+    "bad": 1,
+    "steps end": 1,
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -141,6 +160,12 @@ def test_a_bad_set_and_its_clean_one(ran):
     assert json.loads((folder / "bad/report.json").read_text())["all"]["usable"] == 2
     assert [one["id"] for one in json.loads((folder / "clean.json").read_text())] == ["r0", "r2"]
     assert "nothing wrong with 2 records" in found["clean"][1]
+
+
+def test_a_clean_set_names_pictures_as_the_config_does(ran):
+    folder, found = ran
+    assert found["columns"][1].endswith("columns.json: 2 records without a problem\n")
+    assert json.loads((folder / "columns.json").read_text())[0]["images"] == ["b.png"]
 
 
 def test_dialogues_that_are_left_out_for_their_length_are_told(ran):

@@ -107,6 +107,12 @@ def header(files):
 # --- what is written
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(model, files):
+    files[0].write_text(json.dumps({"id": "a", **ask("What?")}) + "\n", encoding="utf-8-sig")
+    run(model, files)
+    assert read(files[1]) == [alone(model, "a", user("What?"))]
+
+
 def test_answers_stand_in_order_with_their_ids(model, files):
     write(
         files[0],
