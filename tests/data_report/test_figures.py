@@ -162,6 +162,14 @@ def test_samples_without_targets_are_a_problem(folder):
     assert problem["examples"][0]["message"] == f"{place}: no token is a target: nothing is learned"
 
 
+def test_each_set_is_looked_at_in_its_own_layout(folder):
+    paths = [talks.write(folder, [talk(0), talk(1, "cat " * 400)], f"{name}.jsonl") for name in "ab"]
+    c = talks.config(*paths)
+    c.data.sets[1].layout = "original"  # which cuts what is too long
+    found = reported(c)["sets"]
+    assert [(one["usable"], one["cut"]) for one in found.values()] == [(1, 0), (2, 1)]
+
+
 def test_tiles_that_fit_no_row_are_a_problem(folder):
     record = talk(0, image=["a.png"] * 3, question="<image><image>\nWhat?")
     c = talks.config(talks.write(folder, [record, talk(1, image="a.png")]), images=folder)

@@ -271,8 +271,11 @@ def test_two_layers_of_open_clip_in_full_width(tmp_path):
     loads(tmp_path, c, "open_clip_model.safetensors", "in_proj_weight")
 
 
-@pytest.mark.parametrize("name", ["siglip-base-16-512", "siglip-so400m-14-384"])
-def test_two_layers_of_timm_in_full_width(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "mode", "edge"),
+    [("siglip-base-16-512", "squash", None), ("siglip-so400m-14-384", "center", 426)],  # 384 / 0.9 = 426.7
+)
+def test_two_layers_of_timm_in_full_width(tmp_path, name, mode, edge):
     c = dataclasses.replace(NAMED[name], layers=2, activation="gelu", position_resize="bicubic_antialias")
     size, picture = (
         name.split("-")[1],
@@ -280,8 +283,9 @@ def test_two_layers_of_timm_in_full_width(tmp_path, name):
     )
     settings = {
         "architecture": f"vit_{size}_patch{c.patch}_siglip_{c.image_size}",
-        "pretrained_cfg": {**picture, "crop_mode": "squash"},
+        "pretrained_cfg": {**picture, "crop_mode": mode},
     }
+    c.shortest_edge = edge
     write(tmp_path, settings)
     random_file(tmp_path / "model.safetensors", on_meta(Hub, c, siglip=True), looked_at)
     loads(tmp_path, c)
