@@ -43,6 +43,17 @@ SAMPLES = [sample(*colours) for colours in COLOURS]
 TILES = tiny.tiles(4, rows=ROWS)
 
 
+def test_several_samples_in_a_row():
+    """Pictures of a row are counted together, and its positions begin anew with each sample."""
+    batch = collate([SAMPLES[2:], SAMPLES[:1]], 20, TILES, 1)
+    assert batch.items.tolist() == [3, 1]
+    n, m = (len(one.tokens) for one in SAMPLES[2:])
+    assert batch.segments[0].tolist() == [1] * n + [2] * m + [0] * (20 - n - m)
+    assert batch.positions[0].tolist() == [*range(n), *range(m), *[0] * (20 - n - m)]
+    assert batch.index[0][batch.kind[0] == FEATURE].tolist() == [*range(ROWS * 3)]
+    assert batch.index[1][batch.kind[1] == FEATURE].tolist() == [*range(ROWS * 3, ROWS * 4)]
+
+
 def shades(view):
     """The colour of every part of every pool; 0: blank."""
     return view[:, :, 0, 0, 0].tolist()
