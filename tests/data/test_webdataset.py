@@ -160,10 +160,16 @@ def test_a_folder_a_glob_and_a_range(tmp_path):
     shard(folder / "s-009.tar", members(CONVERSATIONS[2:4]))
     shard(folder / "s-010.tar", members(CONVERSATIONS[4:]))
     expected = as_json(tmp_path / "json", CONVERSATIONS)
-    for path in (folder, folder / "s-*.tar", folder / "s-{008..010}.tar", folder / "s-0{08..10}.tar"):
-        same(opened(path), expected)
+    (folder / "s-011.tar").mkdir()  # a folder is no file, whatever its name
+    for path in ("s-*.tar", "s-{008..010}.tar", "s-0{08..10}.tar"):
+        same(opened(folder / path), expected)
+    same(opened(tmp_path / "**/s-*.tar"), expected)
+    (folder / "s-011.tar").rmdir()
+    same(opened(folder), expected)
+    assert len(opened(folder / "s-{010..010}.tar")) == 1
     assert len(opened(folder / "s-{009..010}.tar")) == 3
     refused(lambda: opened(folder / "s-{008..012}.tar"), "2 of its 5 files", "s-011.tar", reason="missing")
+    refused(lambda: opened(folder / "s-{010..009}.tar"), "s-{010..009}.tar does not exist", reason="missing")
     refused(lambda: opened(folder / "none.tar"), "none.tar does not exist", reason="missing")
     assert isinstance(opened(f"webdataset:{folder}"), TarSource)
     assert in_range("{8..10}/s-{08..10}.tar")[::4] == ["8/s-08.tar", "9/s-09.tar", "10/s-10.tar"]
