@@ -169,6 +169,15 @@ def until_stopped(batches):
     return rows, str(caught.value)
 
 
+def test_a_run_that_was_stopped_and_restored_stops_there_again():
+    """What it had looked at is forgotten."""
+    batches = numbers(Numbers(24, bad={3, 4}), 1, on_bad_sample="skip", shuffle=False)
+    begun = through_json(batches.state())
+    first = until_stopped(batches)
+    batches.restore(begun)
+    assert until_stopped(batches) == first and first[1].startswith("2 of 5 records are bad; ")
+
+
 @pytest.mark.parametrize(
     ("records", "bad", "share", "stops"),
     [
@@ -381,6 +390,8 @@ def test_patches_name_what_covers_them():
         and batch.index[0].tolist() == list(range(36))
     )
     assert len(source) == ENDLESS
+    unseen, (scene, rng) = PatchSource(6, "held-out")[3], synthetic.scene_and_rng(3, "held-out")
+    assert (unseen.media["image"][0][0] == synthetic.render(scene, rng)).all()
 
 
 # --- worker processes

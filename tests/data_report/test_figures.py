@@ -178,6 +178,17 @@ def test_tiles_that_fit_no_row_are_a_problem(folder):
     assert reported(c)["all"]["skipped"] == {"tiles": 1}
 
 
+def test_pictures_are_looked_at_as_training_does(folder):
+    """Cut into tiles, and with its limit of pixels."""
+    records = [talk(0, image="a.png"), talk(1, image="b.png")]  # 40 x 30 and 300 x 30
+    c = talks.config(talks.write(folder, records), images=folder, max_length=512, max_pixels=8999)
+    c.model.image.fit, c.model.image.grids = "tiles", ((1, 1), (1, 3))
+    assert reported(c)["all"]["pictures"]["tiles"] == {2: 1}
+    assert reported(c)["all"]["skipped"] == {"size": 1}
+    c.data.max_pixels = 9000
+    assert reported(c)["all"]["pictures"]["tiles"] == {2: 1, 4: 1}
+
+
 def test_sets_are_counted_apart_and_together(folder):
     a = talks.write(folder, [talk(i) for i in range(PORTION + 3)], "a.jsonl")
     b = talks.write(folder, [talk(0, image="gone.png"), talk(1), talk(2, "b"), talk(3, "b")], "b.json")
