@@ -362,6 +362,9 @@ def test_the_fingerprint_is_that_of_the_data(tmp_path, suffix, write):
     write(tmp_path / f"other/train-00001-of-00002{suffix}", pa.Table.from_pylist(other))
     one, two, third = (opened(tmp_path / name).fingerprint for name in ("one", "two", "other"))
     assert one == two != third
+    (tmp_path / f"two/train-00000-of-00002{suffix}").rename(tmp_path / f"two/a{suffix}")
+    (tmp_path / f"two/train-00001-of-00002{suffix}").rename(tmp_path / f"two/b{suffix}")
+    assert opened(tmp_path / "two").fingerprint != one
 
 
 def test_a_table_is_not_imported_before_it_is_read():
