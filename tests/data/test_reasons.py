@@ -142,7 +142,7 @@ def tokenizer(tmp_path_factory):
 def test_reasons_of_dialogues(tokenizer, case):
     reason, settings, turns, shown, form = LAID[case]
     dialogue = Dialogue("here", turns, tiny.shown(*[PICTURE] * shown), **form)
-    with pytest.raises(DataError, match="^here: ") as caught:
+    with pytest.raises(DataError, match=r"^here: ") as caught:
         tiny.prepare(tokenizer, 200, 24, 8, **settings)(dialogue)
     assert caught.value.reason == reason, caught.value
 
@@ -150,7 +150,7 @@ def test_reasons_of_dialogues(tokenizer, case):
 @pytest.mark.parametrize(("turns", "last"), [(ANSWERED, "assistant"), ((("system", "Be brief."),), "system")])
 def test_what_is_asked_ends_with_a_question(tokenizer, turns, last):
     with pytest.raises(
-        DataError, match=f"here: the last turn is the {last}'s. End with a question"
+        DataError, match=rf"here: the last turn is the {last}'s\. End with a question"
     ) as caught:
         tiny.layout(tokenizer, 200, **WRITTEN)(Dialogue("here", turns), [], ask=True)
     assert caught.value.reason == "order"

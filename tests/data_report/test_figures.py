@@ -149,6 +149,27 @@ def test_dialogues_that_are_too_long(folder, on_long, usable, problems, too_long
     assert one["lost"] == pytest.approx((sum(problems.values()) + too_long + cut) / 3)
 
 
+def test_problems_of_several_sets_the_most_frequent_first(folder):
+    gone = lambda n: [talk(i, image="gone.png") for i in range(n)]
+    empty = [talk(0, " ")]
+    a = talks.write(folder, ["{", *gone(1)], "a.jsonl")
+    b = talks.write(folder, [*gone(2), *empty, *gone(1), "{"], "b.jsonl")
+    found = reported(talks.config(a, b, images=folder))
+    assert [(one["count"], one["set"], one["reason"]) for one in found["problems"]] == [
+        (3, "b", "missing"),
+        (1, "a", "missing"),
+        (1, "a", "not_json"),
+        (1, "b", "empty_turn"),
+        (1, "b", "not_json"),
+    ]
+    assert [one["index"] for one in found["problems"][0]["examples"]] == [2, 3, 5]
+    assert found["all"]["skipped"] == {"missing": 4, "not_json": 2, "empty_turn": 1}
+    assert list(found["all"]["skipped"]) == ["missing", "not_json", "empty_turn"]
+    read_with = found["read_with"]
+    assert (read_with["max_length"], read_with["tokens"]) == (256, 852)
+    assert read_with["tokenizer"].endswith("omnifusion-tiny-decoder")
+
+
 def test_samples_without_targets_are_a_problem(folder):
     """In the layout "original" a dialogue without an answer is taken, and a long one loses its end."""
     question = {"id": "q", "conversations": [{"from": "human", "value": "What?"}]}

@@ -7,7 +7,7 @@ import pytest
 import talks
 from talks import talk
 
-from omnifusion_jax.data.packing import Fullest
+from omnifusion_jax.data.packing import Alone, Fullest
 from omnifusion_jax.data_report.fill import Estimate, bucketed, fill
 from omnifusion_jax.tables import OBJECTIVES
 
@@ -44,6 +44,23 @@ def test_tiles_that_suit_a_row(tmp_path):
         (8, 1.0, 1.0),
         (16, 1.0, 1.0),
     ]
+
+
+def test_the_rows_of_a_run(tmp_path):
+    """Tiles are those of the config, or as many as a row of features has, or as one picture may have."""
+    talks.picture(tmp_path / "a.png")
+    file = talks.write(tmp_path, [talk(0, image="a.png")])  # 36 positions a tile
+    settings = {"images": tmp_path, "packing": True}
+    read = lambda **more: talks.opened(talks.config(file, **settings | more))
+    reading = read(row_length=400)
+    assert (reading.length, reading.usual, reading.choose) == (400, 11, Fullest(16, 400, 11))
+    reading = read(row_tiles=3, window=5)
+    assert (reading.length, reading.usual, reading.choose) == (256, 3, Fullest(5, 256, 3))
+    reading = read(packing=False)
+    assert (reading.length, reading.usual, reading.choose) == (256, 1, Alone())
+    c = talks.config(file, **settings, max_length=100)
+    c.model.image.fit = "tiles"  # five at most with the usual grids, of which a row shows no more than two
+    assert talks.opened(c).usual == 5
 
 
 def test_buckets_by_hand():

@@ -12,6 +12,7 @@ from PIL import Image
 from talks import talk
 
 from omnifusion_jax.data_report import plots
+from omnifusion_jax.data_report.page import charts
 from omnifusion_jax.data_report.report import clear, report, write
 from omnifusion_jax.errors import DataError
 
@@ -92,6 +93,31 @@ def test_charts_are_drawn_where_matplotlib_is(hostile, tmp_path):
     assert all(base64.b64decode(url.partition(",")[2]).startswith(b"<?xml") for url in drawn)
     assert "matplotlib" not in page.text
     assert written(hostile, tmp_path / "two")[1].read_bytes() == first
+
+
+def test_what_is_drawn(monkeypatch):
+    """A chart for each count of which there are any, with names and numbers of its own."""
+    drawn = []
+    monkeypatch.setattr(plots, "bars", lambda counts, label: drawn.append((counts, label)) or label)
+    found = {
+        "tokens": {"width": 600, "counts": [5, 0, 1]},
+        "pictures": {"sizes": {"1-128 x 1-128": 3}, "tiles": {1: 2, 5: 1}},
+        "scripts": {"Latin": 0.75, "other": 0.25},
+    }
+    assert [title for title, _ in charts(found)] == [
+        "Tokens of a dialogue",
+        "Sizes of pictures",
+        "Tiles of pictures",
+        "Scripts of answers",
+    ]
+    assert drawn == [
+        ({"1 to 600": 5, "601 to 1,200": 0, "1,201 to 1,800": 1}, "dialogues"),
+        ({"1-128 x 1-128": 3}, "pictures"),
+        ({"1": 2, "5": 1}, "pictures"),
+        ({"Latin": 0.75, "other": 0.25}, "share of the answers"),
+    ]
+    nothing = {"tokens": None, "pictures": {"sizes": {}, "tiles": {}}, "scripts": {"Latin": 0.0}}
+    assert charts(nothing) == []
 
 
 def test_without_matplotlib_the_page_says_so(hostile, tmp_path, monkeypatch):
