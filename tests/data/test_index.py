@@ -128,6 +128,7 @@ def test_a_folder_that_cannot_be_written(kept, monkeypatch, tmp_path):
     (path.with_name("d.json.index") / "in use").touch()
     assert len(JsonSource(path)) == 20
     assert len(list((tmp_path / "temporary").glob("omnifusion-*.index"))) == 1
+    assert {file.name for file in tmp_path.iterdir()} == {"d.json", "d.json.index", "temporary"}
     monkeypatch.setattr(kept_files.tempfile, "gettempdir", lambda: str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"d\.json\.index can be written neither there nor to .*nowhere"):
         JsonSource(path)

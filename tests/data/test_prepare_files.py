@@ -100,6 +100,7 @@ def test_the_bytes_do_not_depend_on_the_workers(data, tmp_path):
     prepare(data, tmp_path / "3", workers=3)
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
     steps = []
+    (tmp_path / "3" / "unfinished").mkdir()  # as if it had been killed just before its end
     prepare(data, tmp_path / "3", advance=steps.append)  # once more: nothing is left to do
     assert contents(tmp_path / "1") == contents(tmp_path / "3") and steps == [10]
 
@@ -133,8 +134,14 @@ def test_what_was_made_is_kept(data, tmp_path):
         open_source(str(tmp_path / "out"), "", 6)
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.array_record")}
     assert len(kept) == 3
+    assert not list((tmp_path / "out" / "unfinished").glob("*.array_record.[0-9]*"))  # of what was begun
     last.write_bytes(FILES["1.png"])
-    prepare(data, tmp_path / "out")
+    lost = sorted(kept)[1]
+    lost.unlink()
+    del kept[lost]
+    steps = []
+    prepare(data, tmp_path / "out", advance=steps.append)
+    assert sum(steps) == 10
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     prepare(data, tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -311,12 +318,15 @@ def test_how_many_records_a_shard_has(data):
     few = plan(shard_bytes=3 * sum(sizes) // 10).shard_records
     assert few in (2, 3)  # what is around the pictures counts too
     assert plan(shard_bytes=1).shard_records == 1
-    assert plan(count=4).records == 4
+    assert plan(count=4).records == 4 and plan(count=10).records == 10
+    assert plan(shard_records=7).shard_records == 7 and plan(shard_records=70).shard_records == 10
     with pytest.raises(DataError, match="--count=11: d has 10 records"):
         plan(count=11)
     many = planned(open_source("synthetic:captions", "", 6), "s", count=6400)
     assert len(many) == 16  # so that there is work for several processes, though they are small
     assert [many.range(15), many.range(1)] == [range(6000, 6400), range(400, 800)]
+    more = planned(open_source("synthetic:captions", "", 6), "s", count=6401)
+    assert (more.shard_records, len(more), more.range(15)) == (401, 16, range(6015, 6401))
 
 
 def test_two_processes_and_one_folder(data, tmp_path):

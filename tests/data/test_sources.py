@@ -229,6 +229,8 @@ def test_a_missing_file_and_another_encoding(tmp_path):
         f"{tmp_path / 'no.json'} does not exist",
         "data.path names",
     )
+    for address in (URL, "https://example.org/d.json"):
+        refused(lambda a=address: open_source(a, "", 6), f"data.path={address[:9]}", " is not fetched: downl")
     refused(lambda: JsonSource(tmp_path), "is a folder: give the file in it")
     (tmp_path / "d.json").write_bytes('[{"id": "ж"}]'.encode("cp1251"))
     source = JsonSource(tmp_path / "d.json")

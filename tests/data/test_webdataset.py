@@ -80,9 +80,10 @@ def test_the_real_dialogues_are_prepared_to_the_same_bit(tmp_path):
     ],
 )
 def test_the_order_of_pictures(tmp_path, given, order):
-    record = {"messages": MESSAGES[1]["messages"]}
-    dialogue = only(tmp_path, *((name, name.encode()) for name in given), ("x.json", record))
-    assert [image.decode() for image in dialogue.images] == order
+    for named in ({}, {"image": []}, {"images": None}):
+        record = {"messages": MESSAGES[1]["messages"], **named}
+        dialogue = only(tmp_path, *((name, name.encode()) for name in given), ("x.json", record))
+        assert [image.decode() for image in dialogue.images] == order
 
 
 @pytest.mark.parametrize(
@@ -378,6 +379,25 @@ def test_what_is_too_large_is_not_read(tmp_path, monkeypatch):
     path = shard(tmp_path / "d.tar", [("x.json", {"conversations": TALK}), ("x.jpg", b"x" * 5000)])
     monkeypatch.setattr("omnifusion_jax.data.sources.webdataset.MAX_FILE_BYTES", 4999)
     refused(lambda: opened(path)[0], "d.tar:x: a file of 5,000 bytes", reason="file_size")
+    monkeypatch.setattr("omnifusion_jax.data.sources.webdataset.MAX_FILE_BYTES", 5000)
+    assert opened(path)[0].images == (b"x" * 5000,)
+
+
+def test_a_shard_that_is_cut_off_while_it_is_read(tmp_path):
+    path = shard(tmp_path / "d.tar", [("x.json", {"conversations": TALK}), ("x.jpg", b"x" * 5000)])
+    source = opened(path)
+    os.truncate(path, 3000)
+    refused(lambda: source[0], "d.tar:x: the shard is cut off here", reason="truncated")
+
+
+def test_folders_are_no_members(tmp_path):
+    """Whatever their names: programs that pack a folder write it too."""
+    (tmp_path / "data.v1").mkdir()
+    (tmp_path / "data.v1" / "x.json").write_text(json.dumps({"conversations": ALONE}))
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        tar.add(tmp_path / "data.v1", "data.v1")
+    source = opened(tmp_path / "d.tar")
+    assert len(source) == 1 and source.where(0) == f"{tmp_path}/d.tar:data.v1/x"
 
 
 @settings(deadline=None, max_examples=60)

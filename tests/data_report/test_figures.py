@@ -1,5 +1,6 @@
 """What is counted of a data set, against sets that are counted by hand."""
 
+import collections
 import dataclasses
 import os
 
@@ -11,7 +12,7 @@ from talks import talk
 
 from omnifusion_jax.data_report.classes import script, size_class
 from omnifusion_jax.data_report.figures import lengths
-from omnifusion_jax.data_report.gather import EXAMPLES, PORTION, RECORD, gather
+from omnifusion_jax.data_report.gather import EXAMPLES, PORTION, RECORD, USABLE, Found, Result, gather
 from omnifusion_jax.data_report.report import report
 from omnifusion_jax.data_report.watched import difference_hash
 
@@ -230,6 +231,32 @@ def test_of_a_source_without_an_end_the_beginning_is_looked_at(monkeypatch):
     found = reported(talks.config("synthetic:captions"))
     assert found["all"]["records"] == 40 and found["all"]["of"] is None and found["complete"]
     assert found["all"]["pictures"]["number"] == 40 and found["fill"]["padded"] > 0
+
+
+def test_what_fills_max_length_is_not_cut(folder):
+    file = talks.write(folder, [talk(0)])
+    (n,) = talks.gathered(talks.config(file))[1].found[0].records["tokens"].tolist()
+    one = reported(talks.config(file, max_length=n))["all"]
+    assert (one["usable"], one["cut"], one["lost"]) == (1, 0, 0.0)
+
+
+def test_a_long_message_is_shortened(folder):
+    record = {"conversations": [{"from": "b" * 3000, "value": "What?"}]}
+    (problem,) = reported(talks.config(talks.write(folder, [record])))["problems"]
+    assert len(problem["examples"][0]["message"]) == 1000
+
+
+def test_portions_may_come_in_any_order():
+    found = Found("d", 10, 4, False)
+    records = np.zeros(2, RECORD)
+    records["state"] = USABLE
+    for start, hashes in ((12, [7, 8]), (10, [5])):
+        counts = {"tiles": collections.Counter({1: len(hashes)})}
+        problems = [(start + 1, "form", f"{start + 1}: no"), (start, "form", f"{start}: no")]
+        found.add(range(start, start + 2), Result(records, np.array(hashes, np.uint64), counts, problems))
+        assert found.looked == (2 if start == 12 else 4)
+    assert found.hashes.tolist() == [5, 7, 8] and found.counts["tiles"] == {1: 3}
+    assert found.problems["form"] == (4, [(i, f"{i}: no") for i in range(10, 14)])
 
 
 def test_no_usable_record_at_all(folder):

@@ -55,6 +55,7 @@ def hostile(tmp_path):
         talk(EVIL, f"{EVIL} is the answer", image="a.png", question=EVIL),
         talk(f"{EVIL}\x1b[2J", image=f"{EVIL}.png"),
         talk("half", "an answer", image=None, question="\ud83d"),
+        talk("half \ud83d", image="gone.png"),
     ]
     lines = [json.dumps(one) for one in records]
     return talks.config(talks.write(tmp_path, lines), images=tmp_path, max_length=1024)
@@ -66,6 +67,7 @@ def test_what_a_dialogue_says_is_text(hostile, tmp_path):
     assert "script" not in dict(page.tags) and not any("onerror" in found for _, found in page.tags)
     assert page.text.count("<script>alert('1')</script>") >= 4  # question, answer, and a problem's message
     assert "{{ 7 * 7 }}" in page.text and "49" not in page.text
+    assert 'id "rhalf \\ud83d"' in page.text  # what UTF-8 cannot hold
     assert all(source.startswith("data:image/") for source in page.sources())
     assert not [tag for tag, found in page.tags if tag in ("link", "iframe") or "href" in found]
     (policy,) = [found for tag, found in page.tags if "http-equiv" in found]
