@@ -159,6 +159,10 @@ def test_places_and_fingerprints(sets, tmp_path):
     assert mixture[16].number == 2 and mixture[16].dialogue.turns[0] == ("user", "c 0?")
     alone = open_mixture(DataConfig(path=sets["a"]), 6)
     assert alone.where(3) == f"{sets['a']}:4" and alone.fingerprint == alone.sources[0].fingerprint
+    two, turned = (
+        open_mixture(config({name: sets[name] for name in names}, {}, {}), 6) for names in ("ab", "ba")
+    )
+    assert len({two.fingerprint, turned.fingerprint, alone.fingerprint, mixture.fingerprint}) == 4
     written(tmp_path, "b", 7)
     assert open_mixture(config(sets, {}, {}, {}), 6).fingerprint != mixture.fingerprint
     assert Mixture({"x": [1, 2]}).fingerprint is None
