@@ -142,6 +142,8 @@ def test_all_missing_sets_are_named_with_where_they_come_from(sets):
     told = str(caught.value)
     assert told.startswith("2 of 3 sets of data cannot be read:\n  b: gone/b.json does not exist")
     assert "\n    It comes from example.org/b\n  c: gone/c.json does not exist" in told
+    with pytest.raises(DataError, match=r"1 of 1 sets of data cannot be read:\n  b: (.|\n)*example.org/b$"):
+        open_mixture(DataConfig(sets=(missing.sets[1],)), 6)
 
 
 def test_places_and_fingerprints(sets, tmp_path):

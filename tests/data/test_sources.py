@@ -10,7 +10,7 @@ import tiny
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.data import questions, synthetic
 from omnifusion_jax.data.describe import describe
-from omnifusion_jax.data.dialogues import Request, from_request, located, parse
+from omnifusion_jax.data.dialogues import Dialogue, Media, Request, from_request, located, parse
 from omnifusion_jax.data.pipeline import Batches
 from omnifusion_jax.data.sources import SYNTHETIC, JsonSource, SyntheticSource, open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
@@ -132,6 +132,18 @@ def test_a_request_takes_pictures_as_they_are():
     dialogue = from_request(Request([{"role": "user", "content": "What?"}], images=[picture, "cat.jpg"]))
     assert dialogue.images[0] is picture and dialogue.images[1] == "cat.jpg"
     assert from_request(Request([{"role": "user", "content": "What?"}], images=picture)).images[0] is picture
+
+
+def test_a_dialogue_is_asked_with_the_media_of_its_turns():
+    media = tuple(
+        Media(stream, source) for stream, source in (("image", "a"), ("sound", "s"), ("image", "b"))
+    )
+    dialogue, messages = Dialogue("here", TURNS, media), [{"role": "user", "content": "What?"}]
+    assert dialogue.images == dialogue.of("image") == ("a", "b") and dialogue.of("sound") == ("s",)
+    whole = dialogue.request(messages, "7")
+    assert whole == Request(messages, ["a", "b"], "7", {"sound": ["s"]})
+    assert dialogue.request(messages, items={"image": 1}) == Request(messages, ["a"], None, {"sound": []})
+    assert Dialogue("here", TURNS).request(messages, items={}) == Request(messages)
 
 
 @pytest.mark.parametrize(
