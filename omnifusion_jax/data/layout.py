@@ -129,7 +129,7 @@ class Layout:
 
         answers = [i for i, (role, _) in enumerate(dialogue.turns, 1) if ROLES[role] == ANSWER]
         too_long = lambda count: len(first(count).tokens) > self.max_length
-        fitting = bisect.bisect_left(answers[:-1], True, key=too_long)
+        fitting = bisect.bisect_left(answers, True, key=too_long)
         if not fitting:
             return None
         kept = answers[fitting - 1]

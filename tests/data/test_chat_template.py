@@ -243,6 +243,8 @@ def test_the_image_token_may_have_another_name_and_an_id_of_its_own(tokenizer):
         "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}",  # no picture
         "<image>{{ messages[0]['content'] }}",  # writes out the parts
         "{{ messages.nothing.there }}",
+        "{{ 1 + messages }}",  # a TypeError
+        "{{ 'text'.index('<image>') }}",  # a ValueError
     ],
 )
 def test_a_template_that_says_nothing_of_use_is_refused(tokenizer, source):

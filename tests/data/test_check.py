@@ -12,7 +12,7 @@ from PIL import Image
 
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.config import DataConfig
-from omnifusion_jax.data.check import Check, reason, start_check
+from omnifusion_jax.data.check import Check, Report, reason, start_check
 from omnifusion_jax.data.pipeline import Batches
 from omnifusion_jax.data.sources import JsonSource, SyntheticSource
 from omnifusion_jax.data.tokenizer import Tokenizer
@@ -114,6 +114,43 @@ def test_every_record_is_looked_at_and_what_is_wrong_is_counted_by_reason(prepar
 def test_reasons_are_the_same_whatever_the_record(one, other):
     assert reason(one) == reason(other)
     assert reason(one) != reason("a:1: another thing. Do it")
+
+
+def test_dialogues_that_are_too_long_count_for_themselves_where_they_are_left_out():
+    long, gone = DataError("d:1: 9 tokens", "too_long"), DataError("d:2: gone. Add it", "missing")
+    reports = [Report(4, skip_long) for skip_long in (False, True)]
+    for report in reports:
+        report.add(3, [(2, gone), (0, long)])
+        report.add(1, [(1, gone)])
+    strict, left = reports
+    assert (strict.bad, strict.too_long) == (3, 0) and (left.bad, left.too_long) == (2, 1)
+    lines = str(left).splitlines()
+    assert lines[1] == "  2 x gone"
+    assert lines[-1] == "  1 are too long, and left out for that (data.on_long=skip)"
+    assert strict.reasons == {"gone": (2, ["d:2: gone. Add it"] * 2), "# tokens": (1, ["d:1: 9 tokens"])}
+
+
+def test_a_check_is_done_when_it_failed():
+    report = Report(4)
+    report.add(3, [])
+    assert not report.done
+    report.fail(ValueError("broke"))
+    assert report.done and str(report).splitlines() == [
+        "data: 3 of 4 records checked (text, headers of pictures), nothing wrong",
+        "  The check itself ended early: broke",
+    ]
+
+
+def test_a_check_gives_way_to_training_and_leaves_long_dialogues_out(prepare):
+    class Says(list):
+        def __getitem__(self, i):
+            if i:
+                raise DataError(f"niceness {os.nice(0)}")
+            return tiny.dialogue((("user", "What?"), ("assistant", "cat " * 200)))
+
+    report = start_check(Says([0, 1]), prepare, 0, True).wait()
+    assert (report.checked, report.too_long, report.bad) == (2, 1, 1)
+    assert report.reasons["niceness #"] == (1, [f"niceness {min(19, os.nice(0) + 10)}"])
 
 
 def run(prepare, source, on_bad_sample="raise", bad_share=0.01, **settings):

@@ -362,6 +362,9 @@ def test_the_fingerprint_is_that_of_the_data(tmp_path, suffix, write):
     write(tmp_path / f"other/train-00001-of-00002{suffix}", pa.Table.from_pylist(other))
     one, two, third = (opened(tmp_path / name).fingerprint for name in ("one", "two", "other"))
     assert one == two != third
+    (tmp_path / f"two/train-00000-of-00002{suffix}").rename(tmp_path / f"two/a{suffix}")
+    (tmp_path / f"two/train-00001-of-00002{suffix}").rename(tmp_path / f"two/b{suffix}")
+    assert opened(tmp_path / "two").fingerprint != one
 
 
 def test_a_table_is_not_imported_before_it_is_read():
@@ -386,6 +389,8 @@ def test_columns_that_are_missing_or_differ(tmp_path, suffix, write):
         reason="form",
     )
     table = pa.Table.from_pylist(CONVERSATIONS)
+    write(tmp_path / f"one/b{suffix}", table.select(["conversations", "images", "id"]))
+    assert len(opened(tmp_path / "one")) == 10  # in another order they are the same
     twice = pa.Table.from_arrays([*table.columns, table["id"]], names=[*table.schema.names, "id"])
     write(tmp_path / f"twice{suffix}", twice)
     refused(lambda: opened(tmp_path / f"twice{suffix}"), "several columns have one name", reason="form")
@@ -443,6 +448,19 @@ def test_a_damaged_row_group_spoils_its_own_rows(tmp_path):
             lambda i=i: source[i], f"{tmp_path}/d.parquet[{i}]: cannot be read as Parquet", reason="damaged"
         )
     assert [source[i].turns[0][0] for i in (0, 1, 4)] == ["human"] * 3
+
+
+def test_damage_that_a_checksum_shows(tmp_path):
+    """It would be read as another text."""
+    table = pa.Table.from_pylist([{"conversations": CONVERSATIONS[2]["conversations"]}])
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    parquet.write_table(table, tmp_path / "d.parquet", **options)
+    data = (tmp_path / "d.parquet").read_bytes()
+    source = opened(tmp_path / "d.parquet")
+    assert source[0].turns == (("human", "Hi"), ("gpt", "Hello"))
+    at = data.index(b"\x05\0\0\0Hello")
+    (tmp_path / "d.parquet").write_bytes(data[:at] + b"\x05\0\0\0Jello" + data[at + 9 :])
+    refused(lambda: opened(tmp_path / "d.parquet")[0], "[0]: cannot be read as Parquet", reason="damaged")
 
 
 def test_a_damaged_place_in_a_map_is_an_error_not_the_end(tmp_path):

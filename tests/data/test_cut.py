@@ -63,6 +63,21 @@ def test_pictures_of_turns_that_are_cut_off_go_with_them(tokenizer):
     ]
 
 
+def test_pictures_that_no_turn_marks_stay(tokenizer):
+    talk = turns("What?", "A red circle.", "And?", "A blue square.")
+    dialogue = tiny.dialogue(talk, *[np.zeros((24, 24, 3), np.uint8)] * 2)
+    whole = cut_at(tokenizer, 999, dialogue, 2)
+    shorter = cut_at(tokenizer, len(whole.tokens) - 1, dialogue, 2)
+    assert (shorter.items, len(shorter.media["image"][0]), shorter.cut) == (2, 2, 2)
+
+
+def test_a_question_behind_the_last_answer_is_cut_off(tokenizer):
+    talk = turns("What?", "A red circle.", "And then? " * 9)
+    fits = cut_at(tokenizer, 999, tiny.dialogue(talk[:2]))
+    sample = cut_at(tokenizer, len(fits.tokens), tiny.dialogue(talk))
+    assert sample.tokens.tolist() == fits.tokens.tolist() and sample.cut == 1
+
+
 def test_questions_are_never_cut(tokenizer):
     dialogue = tiny.dialogue(turns("What?", "A red circle.", "And? " * 40))
     with pytest.raises(DataError, match="but max_length is 40"):

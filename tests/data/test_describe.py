@@ -76,6 +76,16 @@ def test_the_original_layout_has_no_end_of_sequence(tokenizer):
     )
 
 
+def test_targets_that_cost_nothing_are_text_all_the_same(tmp_path):
+    """The layout "original" knows targets that the tokenizer does not."""
+    tokenizer = tiny.make_tokenizer(tmp_path)
+    sample = tiny.layout(tokenizer, 96, layout="original")(
+        Dialogue("x", (("user", "What?"), ("assistant", "a <unk> star"))), []
+    )
+    said = tokenizer.decode(tokenizer.encode("a <unk> star"))
+    assert render(sample, tokenizer, NAMES, STREAMS).endswith(f"<USER> What? <BOT> [[{said}]]")
+
+
 def test_the_first_sample_that_can_be_used_is_shown(tokenizer):
     good = dataclasses.replace(SHOWN, where="good")
     source = [Dialogue("bad", (("user", "Why?"),)), good]

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from omnifusion_jax.data.images import FITS, fit, image_size, is_data_url, is_url, open_image, short
+from omnifusion_jax.data.images import FITS, fit, image_size, is_data_url, is_url, open_image, padded, short
 from omnifusion_jax.errors import DataError
 
 REAL = Path(__file__).parents[2].parent / "shared/data/real_dialogues/images"
@@ -218,6 +218,7 @@ def test_no_message_repeats_a_long_name():
         == f"{signed[:40]}... (1,038 characters): not fetched: download it, and give the path of the file."
     )
     assert refused("x" * 5000) == f"{'x' * 40}... (5,000 characters): there is no such file. Check the name."
+    assert short("s3://" + "x" * 55) == "s3://" + "x" * 55  # 60 characters
     deep = "/".join(["folder"] * 30) + "/cat.jpg"
     assert short(deep) == short(Path(deep)) == deep  # what can be looked up is said whole
     assert short(data_url(b"x" * 9)) == "data:image/png;base64,eHh4eHh4eHh4... (34 characters)"
@@ -338,6 +339,8 @@ def test_formats_outside_the_list(tmp_path):
 def test_a_huge_file(tmp_path, monkeypatch):
     monkeypatch.setattr("omnifusion_jax.data.images.MAX_FILE_BYTES", 100)
     refused(saved(tmp_path / "big.png", Image.fromarray(noise(31, 17))), "big.png", "100")
+    refused(bytes(101), "a file of 101 bytes; 1 to 100 are allowed. Scale it down")
+    refused(bytes(100), "not an image")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tiff", "gif"])
@@ -596,6 +599,10 @@ def test_an_endless_strip_stays_small(size):
         match=f"{size[0]} x {size[1]} pixels cannot be padded to a square: the long side may have 16,384",
     ):
         fit(strip, 336, "pad")
+
+
+def test_the_longest_strip_that_is_padded():
+    assert padded((16_384, 1)) == padded((1, 16_384)) == 16_384
 
 
 def test_a_strip_shrinks_before_it_grows(monkeypatch):

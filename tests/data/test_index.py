@@ -1,6 +1,7 @@
 """The index of a data file: every record where it is, whatever the size of the pieces that are read."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -127,6 +128,23 @@ def test_a_folder_that_cannot_be_written(kept, monkeypatch, tmp_path):
     (path.with_name("d.json.index") / "in use").touch()
     assert len(JsonSource(path)) == 20
     assert len(list((tmp_path / "temporary").glob("omnifusion-*.index"))) == 1
+    assert {file.name for file in tmp_path.iterdir()} == {"d.json", "d.json.index", "temporary"}
+    monkeypatch.setattr(kept_files.tempfile, "gettempdir", lambda: str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"d\.json\.index can be written neither there nor to .*nowhere"):
+        JsonSource(path)
+
+
+def test_a_file_that_changes_while_it_is_looked_through(kept, monkeypatch):
+    path, _ = kept
+    scan = index.elements_of
+
+    def slow(chunks, path):
+        yield from scan(chunks, path)
+        os.utime(path, ns=(0, 1))
+
+    monkeypatch.setattr(index, "elements_of", slow)
+    with pytest.raises(DataError, match=r"d\.json was changed while it was read"):
+        JsonSource(path)
 
 
 def test_a_bad_record_does_not_spoil_the_others(tmp_path):

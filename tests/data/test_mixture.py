@@ -50,6 +50,10 @@ def test_orders_of_seeds_sets_and_epochs_differ():
     two = take(1, [Share(40, 40), Share(40, 40)])
     assert sorted(n < 40 for n in two) != [n < 40 for n in two]  # the sets are mixed
     assert take(1, [Share(40, 40)]) != take(1, [Share(40, 40)], 40)
+    both = [Order([Share(80, 40), Share(80, 40)], 1)[n] for n in range(80)]
+    assert {n for n in both if n < 80} != {n - 80 for n in both if n >= 80}
+    large = [Share(1 << 17, 1 << 17)]
+    assert take(1, large) == take(1, large) != take(2, large) != take(2, large, 1 << 17)
 
 
 def test_without_shuffling_sets_follow_one_another():
@@ -87,6 +91,7 @@ def config(sets, *settings, **more):
         (({"repeats": 2.0}, {"repeats": 0.5}, {"samples": 9}), [20, 3, 9]),
         (({"weight": 3.0}, {"weight": 1.0}, {"weight": 1.0}), [12, 4, 4]),
         (({"repeats": 0.01}, {}, {}), [1, 6, 4]),
+        (({"repeats": 0.36}, {"repeats": 0.4}, {}), [4, 2, 4]),  # 3.6 and 2.4
     ],
 )
 def test_what_an_epoch_takes(sets, settings, expected):
@@ -137,6 +142,8 @@ def test_all_missing_sets_are_named_with_where_they_come_from(sets):
     told = str(caught.value)
     assert told.startswith("2 of 3 sets of data cannot be read:\n  b: gone/b.json does not exist")
     assert "\n    It comes from example.org/b\n  c: gone/c.json does not exist" in told
+    with pytest.raises(DataError, match=r"1 of 1 sets of data cannot be read:\n  b: (.|\n)*example.org/b$"):
+        open_mixture(DataConfig(sets=(missing.sets[1],)), 6)
 
 
 def test_places_and_fingerprints(sets, tmp_path):
@@ -154,9 +161,14 @@ def test_places_and_fingerprints(sets, tmp_path):
     assert mixture[16].number == 2 and mixture[16].dialogue.turns[0] == ("user", "c 0?")
     alone = open_mixture(DataConfig(path=sets["a"]), 6)
     assert alone.where(3) == f"{sets['a']}:4" and alone.fingerprint == alone.sources[0].fingerprint
+    two, turned = (
+        open_mixture(config({name: sets[name] for name in names}, {}, {}), 6) for names in ("ab", "ba")
+    )
+    assert len({two.fingerprint, turned.fingerprint, alone.fingerprint, mixture.fingerprint}) == 4
     written(tmp_path, "b", 7)
     assert open_mixture(config(sets, {}, {}, {}), 6).fingerprint != mixture.fingerprint
     assert Mixture({"x": [1, 2]}).fingerprint is None
+    assert Mixture({"x": [1, 2], "y": [3, 4]}).where(3) == "y: record 1"
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +194,14 @@ def test_each_set_is_read_in_its_own_way(sets, tokenizer):
         ConfigError, match="layout 'omnifusion' needs vectors that the model does not have: user, bot"
     ):
         prepare_each(config(sets, {}, {}, {"layout": "omnifusion"}), bare, tokenizer)
+
+
+@pytest.mark.parametrize("on_long", ["raise", "skip", "cut"])
+def test_all_sets_are_read_with_the_settings_of_the_data(sets, tokenizer, on_long):
+    settings = {"max_pixels": 77, "draft": True, "on_long": on_long}
+    for prepare in prepare_each(config(sets, {}, {}, {}, **settings), tiny.config(), tokenizer).each:
+        assert (prepare.processors["image"].max_pixels, prepare.processors["image"].draft) == (77, True)
+        assert (prepare.layout.max_length, prepare.layout.cut) == (96, on_long == "cut")
 
 
 def test_batches_of_a_mixture(sets, tokenizer):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from omnifusion_jax.batch import PADDING, Outline, Sample
 from omnifusion_jax.data.packing import Alone, Fullest
-from omnifusion_jax.data.pipeline import Batches, keep, merged
+from omnifusion_jax.data.pipeline import Batches, Read, keep, merged
+from omnifusion_jax.data.readers import BadSample
 from omnifusion_jax.data.rows import room_of
 from omnifusion_jax.errors import DataError
 
@@ -229,3 +230,13 @@ def test_what_does_not_fit_a_row_is_a_bad_sample():
     for _ in range(30):
         next(batches)
     assert batches.left_out() == ["left out: record 5: 9 tiles of media, but data.row_tiles is 8"]
+
+
+def test_the_largest_row_of_a_record_must_fit():
+    source = Lengths()
+    source.tiles[:3] = 0, 8, 9
+    several = lambda sample: [source[0], sample]
+    read = Read([source[1], source[2]], several, room=8)
+    assert [len(one.media["image"][0]) for one in read(0)] == [0, 8]
+    assert read(1) == BadSample("record 1: 9 tiles of media, but data.row_tiles is 8", "tiles")
+    assert len(Read([source[2]], several)(0)) == 2  # without rows that are packed there is no limit

@@ -7,10 +7,11 @@ from PIL import Image
 
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.config import CLIP_MEAN, IMAGENET_MEAN, EncoderConfig, ImageConfig, ModelConfig, adapter
+from omnifusion_jax.data.images import fit, open_image
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.pictures import ImageProcessor
 from omnifusion_jax.data.tokenizer import Tokenizer
-from omnifusion_jax.errors import DataError
+from omnifusion_jax.errors import ConfigError, DataError
 
 
 def clip_and_dinov2(fit, **second):
@@ -117,6 +118,22 @@ def test_a_picture_takes_no_more_places_than_are_kept_for_it(newline):
     ]
     assert processor.positions == max(taken) == (51 if newline else 45) and processor.room == 5
     assert ImageProcessor.of(small()).positions == 9 and ImageProcessor.of(small()).room == 1
+
+
+def test_a_draft_keeps_what_every_encoder_needs(tmp_path):
+    """The second encoder looks at the largest edge, 112 pixels: a quarter of the file is too little."""
+    path = tmp_path / "a.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(pixels).resize((320, 240)).save(path)
+    c = clip_and_dinov2("crop", shortest_edge=112)
+    views = ImageProcessor.of(c, draft=True)(path).views
+    expected = [fit(open_image(path, draft=112), 28, shortest=edge) for edge in (28, 112)]
+    whole = [fit(open_image(path), 28, shortest=edge) for edge in (28, 112)]
+    for view, drafted, plain in zip(views, expected, whole, strict=True):
+        np.testing.assert_array_equal(view[0], drafted)
+        assert (view[0] != plain).any()
+    with pytest.raises(ConfigError, match=r"data\.draft shrinks pictures, image\.fit=tiles shows them large"):
+        ImageProcessor.of(small(fit="tiles"), draft=True)
 
 
 def test_the_limit_of_pixels_is_the_processor_s_own():

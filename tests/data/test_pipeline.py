@@ -161,12 +161,59 @@ def test_a_set_of_24_with_one_bad_record_trains_for_many_epochs():
     assert batches.left_out() == ["left out: number 3: bad. Do without it"] and batches.skipped == 1
 
 
+def test_what_is_too_long_counts_for_itself():
+    """A run goes on with the counts of an earlier start."""
+
+    class Long(Numbers):
+        def __getitem__(self, i):
+            if i in (1, 6):
+                raise DataError(f"number {i}: long", "too_long")
+            return super().__getitem__(i)
+
+    make = lambda: numbers(Long(24, bad={3}), on_bad_sample="skip", on_long="skip", shuffle=False)
+    batches, later = make(), make()
+    take(batches, 1)
+    assert batches.counts() == {"skipped": 2, "too_long": 1, "cut": 0}
+    later.restore(through_json(batches.state()))
+    assert later.counts() == batches.counts()
+    take(later, 1)
+    assert later.counts() == {"skipped": 3, "too_long": 2, "cut": 0}
+    strict = numbers(Long(24, bad={3}), on_bad_sample="skip", on_long="raise", shuffle=False)
+    with pytest.raises(DataError, match=r"number 1: long\. \(data\.on_long=skip leaves such") as caught:
+        take(strict, 1)
+    assert caught.value.reason == "too_long"
+    with pytest.raises(DataError, match=r"number 3: bad\. Do without it\. \(data\.on_bad_sample=skip"):
+        take(numbers(Long(24, bad={3}), on_long="skip", shuffle=False), 1)
+
+
+def test_dialogues_that_were_cut_are_counted():
+    class Cut(Numbers):
+        def __getitem__(self, i):
+            return super().__getitem__(i)._replace(cut=2 * (i in (2, 9)))
+
+    batches = numbers(Cut(12), shuffle=False)
+    found = []
+    for _ in range(4):
+        take(batches, 1)
+        found.append(batches.counts()["cut"])
+    assert found == [1, 1, 2, 3]  # the last is the second epoch's
+
+
 def until_stopped(batches):
     rows = []
     with pytest.raises(DataError) as caught:
         while len(rows) < 2000:
             rows += take(batches, 1)
     return rows, str(caught.value)
+
+
+def test_a_run_that_was_stopped_and_restored_stops_there_again():
+    """What it had looked at is forgotten."""
+    batches = numbers(Numbers(24, bad={3, 4}), 1, on_bad_sample="skip", shuffle=False)
+    begun = through_json(batches.state())
+    first = until_stopped(batches)
+    batches.restore(begun)
+    assert until_stopped(batches) == first and first[1].startswith("2 of 5 records are bad; ")
 
 
 @pytest.mark.parametrize(
@@ -381,6 +428,8 @@ def test_patches_name_what_covers_them():
         and batch.index[0].tolist() == list(range(36))
     )
     assert len(source) == ENDLESS
+    unseen, (scene, rng) = PatchSource(6, "held-out")[3], synthetic.scene_and_rng(3, "held-out")
+    assert (unseen.media["image"][0][0] == synthetic.render(scene, rng)).all()
 
 
 # --- worker processes

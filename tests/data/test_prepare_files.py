@@ -100,6 +100,7 @@ def test_the_bytes_do_not_depend_on_the_workers(data, tmp_path):
     prepare(data, tmp_path / "3", workers=3)
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
     steps = []
+    (tmp_path / "3" / "unfinished").mkdir()  # as if it had been killed just before its end
     prepare(data, tmp_path / "3", advance=steps.append)  # once more: nothing is left to do
     assert contents(tmp_path / "1") == contents(tmp_path / "3") and steps == [10]
 
@@ -133,8 +134,14 @@ def test_what_was_made_is_kept(data, tmp_path):
         open_source(str(tmp_path / "out"), "", 6)
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.array_record")}
     assert len(kept) == 3
+    assert not list((tmp_path / "out" / "unfinished").glob("*.array_record.[0-9]*"))  # of what was begun
     last.write_bytes(FILES["1.png"])
-    prepare(data, tmp_path / "out")
+    lost = sorted(kept)[1]
+    lost.unlink()
+    del kept[lost]
+    steps = []
+    prepare(data, tmp_path / "out", advance=steps.append)
+    assert sum(steps) == 10
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     prepare(data, tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -274,10 +281,15 @@ def test_pil_images_are_kept_as_they_are_shown(mode):
     given = Image.fromarray(pixels)
     given = Image.fromarray(np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000) if mode == "I;16" else given
     given = given if given.mode == mode else given.convert(mode)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # it lies on its side
+    given.info["exif"] = turned.tobytes()
     shown = np.asarray(open_image(given))
-    [media] = whole(tiny.dialogue((), given), 1000).media
-    assert media.source.startswith(b"\x89PNG")
+    [media] = whole(tiny.dialogue((), given), 20).media
+    assert media.source.startswith(b"\x89PNG") and shown.shape == (5, 4, 3)
     np.testing.assert_array_equal(open_image(media.source), shown)
+    with pytest.raises(DataError, match=r"5 x 4 pixels; 1 to 19 \(max_pixels\)"):
+        whole(tiny.dialogue((), given), 19)
 
 
 def test_headers_are_looked_at():
@@ -306,12 +318,15 @@ def test_how_many_records_a_shard_has(data):
     few = plan(shard_bytes=3 * sum(sizes) // 10).shard_records
     assert few in (2, 3)  # what is around the pictures counts too
     assert plan(shard_bytes=1).shard_records == 1
-    assert plan(count=4).records == 4
+    assert plan(count=4).records == 4 and plan(count=10).records == 10
+    assert plan(shard_records=7).shard_records == 7 and plan(shard_records=70).shard_records == 10
     with pytest.raises(DataError, match="--count=11: d has 10 records"):
         plan(count=11)
     many = planned(open_source("synthetic:captions", "", 6), "s", count=6400)
     assert len(many) == 16  # so that there is work for several processes, though they are small
     assert [many.range(15), many.range(1)] == [range(6000, 6400), range(400, 800)]
+    more = planned(open_source("synthetic:captions", "", 6), "s", count=6401)
+    assert (more.shard_records, len(more), more.range(15)) == (401, 16, range(6015, 6401))
 
 
 def test_two_processes_and_one_folder(data, tmp_path):
@@ -356,22 +371,71 @@ def test_what_was_cut_off_goes_on(tmp_path):
     assert contents(output) == contents(tmp_path / "whole")
 
 
-def test_flags_say_what_is_taken(data, tmp_path):
-    """The pictures have 600, 630 and 870 pixels."""
-    path, images = data
-    said = run_command(
-        "prepare_data",
-        f"--data={path}",
-        f"--images={images}",
-        f"--output={tmp_path / 'out'}",
-        "--max_pixels=600",
-        "--on_bad_sample=skip",
-        "--num_workers=1",
-        "--count=9",
-        "--shard_records=4",
+# Runs command lines one after the other in one process, since importing takes seconds
+DRIVER = """
+import contextlib, io, json, sys
+import tensorflow_datasets  # it defines flags, which flagsaver would forget
+from absl.testing import flagsaver
+from omnifusion_jax import prepare_data
+from omnifusion_jax.cli import command
+found = {}
+for name, words in json.load(sys.stdin).items():
+    out, err = io.StringIO(), io.StringIO()
+    with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            command.run(prepare_data.main, argv=["prepare_data", *words, f"--output={name}"])
+        except SystemExit as ended:
+            found[name] = [ended.code or 0, out.getvalue() + err.getvalue()]
+json.dump(found, sys.stdout)
+"""
+PICTURED = ["--data=d.json", "--images=images", "--num_workers=1"]
+COMMANDS = {
+    # the pictures have 600, 630 and 870 pixels
+    "some": [*PICTURED, "--max_pixels=600", "--on_bad_sample=skip", "--count=9", "--shard_records=4"],
+    "strict": [*PICTURED, "--max_pixels=600", "--shard_records=2"],
+    "mega": ["--data=synthetic:captions", "--count=70", "--shard_mb=1", "--num_workers=1"],
+    "words": ["--data=synthetic:text", "--count=1", "--side=3", "--to=tfds"],
+    "usual": ["--data=synthetic:text", "--count=1", "--to=tfds"],
+    "tfds": [*PICTURED, "--to=tfds", "--name=talks", "--count=2", "--max_pixels=629", "--shard_records=1"],
+    "none": ["--data=d.json", "--images=images", "--num_workers=0"],
+    "nothing": ["--images=images"],
+}
+
+
+@pytest.fixture
+def ran(data, tmp_path):
+    """{name: (status, what was printed)}; each command has written a folder of its name, in `tmp_path`."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input=json.dumps(COMMANDS),
+        text=True,
+        capture_output=True,
+        timeout=300,
     )
-    assert "out: 4 records, 2 image files, " in said and "  5 left out: size\n" in said
-    assert len(list((tmp_path / "out").glob("*.array_record"))) == 3
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_flags_say_what_is_written(ran, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    shards = lambda name: len(list((tmp_path / name).glob("*.array_record*")))
+    statuses = {name: status for name, (status, _) in ran.items()}
+    assert statuses == dict.fromkeys(COMMANDS, 0) | {"strict": 1, "none": 1, "nothing": 1}, ran
+    said = {name: printed for name, (_, printed) in ran.items()}
+    assert "some: 4 records, 2 image files, " in said["some"] and "  5 left out: size\n" in said["some"]
+    assert "9/9 records" in said["some"] and shards("some") == 3
+    assert "error: d.json[2]: " in said["strict"] and "--on_bad_sample=skip leaves" in said["strict"]
+    assert shards("strict") == 1  # what is complete is kept
+    assert 1 << 19 < max(file.stat().st_size for file in (tmp_path / "mega").glob("*.array_record")) < 1 << 21
+    assert shards("mega") == 2
+    for name, side in (("words", 3), ("usual", 6)):
+        written = open_source(str(tmp_path / name / "dialogues/1.0.0"), "", 0)[0]
+        assert written.turns == open_source("synthetic:text", "", side)[0].turns
+    assert "tfds/talks/1.0.0: 2 records, 1 image files, " in said["tfds"] and shards("tfds/talks/1.0.0") == 2
+    assert len(open_source(str(tmp_path / "tfds/talks/1.0.0"), "", 0)) == 2
+    assert "num_workers" in said["none"] and "--data is missing" in said["nothing"]
 
 
 def test_a_full_disk(tmp_path):

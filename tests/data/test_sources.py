@@ -10,7 +10,7 @@ import tiny
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.data import questions, synthetic
 from omnifusion_jax.data.describe import describe
-from omnifusion_jax.data.dialogues import Request, from_request, located, parse
+from omnifusion_jax.data.dialogues import Dialogue, Media, Request, from_request, located, parse
 from omnifusion_jax.data.pipeline import Batches
 from omnifusion_jax.data.sources import SYNTHETIC, JsonSource, SyntheticSource, open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
@@ -65,8 +65,14 @@ def test_image_is_a_name_or_a_list_of_names_or_null(tmp_path, image, files):
 
 
 def test_without_an_image_or_an_id(tmp_path):
-    dialogue = JsonSource(written(tmp_path / "d.json", [{"conversations": TALK}]))[0]
-    assert dialogue.images == () and dialogue.where == f"{tmp_path / 'd.json'}[0]"
+    source = JsonSource(
+        written(tmp_path / "d.json", [{"conversations": TALK}, {"id": 0, "conversations": TALK}])
+    )
+    assert source[0].images == () and source[0].where == f"{tmp_path / 'd.json'}[0]"
+    assert source[1].where == f'{tmp_path / "d.json"}[1] (id "0")'
+    for i in (-1, 2):
+        with pytest.raises(IndexError):
+            source[i]
 
 
 def test_messages_and_images(tmp_path):
@@ -117,6 +123,7 @@ def test_nothing_outside_the_folder_of_pictures_is_read(tmp_path):
 def test_what_hugging_face_data_sets_hold_for_a_picture(tmp_path):
     assert located({"bytes": b"x", "path": "a.jpg"}, "image", "pics") == b"x"
     assert located({"bytes": None, "path": "a.jpg"}, "image", "") == Path("a.jpg")
+    assert located({"bytes": b"", "path": "a.jpg"}, "image", "") == b""  # an empty file, not another one
     assert located(b"x", "image", "pics") == b"x"
 
 
@@ -125,6 +132,18 @@ def test_a_request_takes_pictures_as_they_are():
     dialogue = from_request(Request([{"role": "user", "content": "What?"}], images=[picture, "cat.jpg"]))
     assert dialogue.images[0] is picture and dialogue.images[1] == "cat.jpg"
     assert from_request(Request([{"role": "user", "content": "What?"}], images=picture)).images[0] is picture
+
+
+def test_a_dialogue_is_asked_with_the_media_of_its_turns():
+    media = tuple(
+        Media(stream, source) for stream, source in (("image", "a"), ("sound", "s"), ("image", "b"))
+    )
+    dialogue, messages = Dialogue("here", TURNS, media), [{"role": "user", "content": "What?"}]
+    assert dialogue.images == dialogue.of("image") == ("a", "b") and dialogue.of("sound") == ("s",)
+    whole = dialogue.request(messages, "7")
+    assert whole == Request(messages, ["a", "b"], "7", {"sound": ["s"]})
+    assert dialogue.request(messages, items={"image": 1}) == Request(messages, ["a"], None, {"sound": []})
+    assert Dialogue("here", TURNS).request(messages, items={}) == Request(messages)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +168,15 @@ def test_a_request_takes_pictures_as_they_are():
             record(conversations=[{"from": "human", "value": "cut \ud83d"}]),
             ["conversations[0]", "half a character", "Correct its text"],
         ),
+        (
+            {"messages": [{"role": "user", "content": "cut \ud83d"}]},
+            ["messages[0]", "half a character", "Correct its text"],
+        ),
+        (
+            {"instruction": "Add.", "output": "cut \ud83d"},
+            ["output holds half a character", "Correct its text"],
+        ),
+        ({"instruction": 1, "output": "red"}, ["instruction is no string"]),
         (record(image=5), ['(id "a")', '"image" must name a file or a list of files, not hold a int']),
         (record(image=["a.jpg", {"path": "b.jpg"}]), ["must name a file or a list of files"]),
     ],
@@ -213,6 +241,8 @@ def test_a_missing_file_and_another_encoding(tmp_path):
         f"{tmp_path / 'no.json'} does not exist",
         "data.path names",
     )
+    for address in (URL, "https://example.org/d.json"):
+        refused(lambda a=address: open_source(a, "", 6), f"data.path={address[:9]}", " is not fetched: downl")
     refused(lambda: JsonSource(tmp_path), "is a folder: give the file in it")
     (tmp_path / "d.json").write_bytes('[{"id": "ж"}]'.encode("cp1251"))
     source = JsonSource(tmp_path / "d.json")
@@ -395,8 +425,10 @@ def test_instructions_without_a_picture(tmp_path):
         {"instruction": "Add.", "input": "1 and 2", "output": "3"},
         {"instruction": "Say red.", "input": "", "output": "red"},
         {"instruction": "Say red.", "output": 3},
+        {"instruction": "Say red.", "input": None, "output": "red"},
     ]
     source = JsonSource(written(tmp_path / "d.json", records))
+    assert source[3].turns == source[1].turns
     assert source[0].turns == (("user", "Add.\n1 and 2"), ("assistant", "3"))
     assert source[1].turns == (("user", "Say red."), ("assistant", "red"))
     refused(lambda: source[2], "d.json[2]: output is no string")

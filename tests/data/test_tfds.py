@@ -309,3 +309,10 @@ def test_what_cannot_be_written(source, tmp_path):
         write(skip=True)
     with pytest.raises(DataError, match="small letters, digits and _"):
         write("my talks")
+    (tmp_path / "none.json").write_text(json.dumps([{"id": "a"}]))
+    nothing = JsonSource(tmp_path / "none.json")
+    with pytest.raises(
+        DataError, match=r"none/1\.0\.0: no record can be used\. The first: .*id \"a\""
+    ) as caught:
+        write_tfds(nothing, tmp_path / "out", planned(nothing, "d"), "none", skip=True)
+    assert caught.value.reason == "form" and not (tmp_path / "out" / "none" / "1.0.0").exists()

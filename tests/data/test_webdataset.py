@@ -80,9 +80,10 @@ def test_the_real_dialogues_are_prepared_to_the_same_bit(tmp_path):
     ],
 )
 def test_the_order_of_pictures(tmp_path, given, order):
-    record = {"messages": MESSAGES[1]["messages"]}
-    dialogue = only(tmp_path, *((name, name.encode()) for name in given), ("x.json", record))
-    assert [image.decode() for image in dialogue.images] == order
+    for named in ({}, {"image": []}, {"images": None}):
+        record = {"messages": MESSAGES[1]["messages"], **named}
+        dialogue = only(tmp_path, *((name, name.encode()) for name in given), ("x.json", record))
+        assert [image.decode() for image in dialogue.images] == order
 
 
 @pytest.mark.parametrize(
@@ -160,10 +161,16 @@ def test_a_folder_a_glob_and_a_range(tmp_path):
     shard(folder / "s-009.tar", members(CONVERSATIONS[2:4]))
     shard(folder / "s-010.tar", members(CONVERSATIONS[4:]))
     expected = as_json(tmp_path / "json", CONVERSATIONS)
-    for path in (folder, folder / "s-*.tar", folder / "s-{008..010}.tar", folder / "s-0{08..10}.tar"):
-        same(opened(path), expected)
+    (folder / "s-011.tar").mkdir()  # a folder is no file, whatever its name
+    for path in ("s-*.tar", "s-{008..010}.tar", "s-0{08..10}.tar"):
+        same(opened(folder / path), expected)
+    same(opened(tmp_path / "**/s-*.tar"), expected)
+    (folder / "s-011.tar").rmdir()
+    same(opened(folder), expected)
+    assert len(opened(folder / "s-{010..010}.tar")) == 1
     assert len(opened(folder / "s-{009..010}.tar")) == 3
     refused(lambda: opened(folder / "s-{008..012}.tar"), "2 of its 5 files", "s-011.tar", reason="missing")
+    refused(lambda: opened(folder / "s-{010..009}.tar"), "s-{010..009}.tar does not exist", reason="missing")
     refused(lambda: opened(folder / "none.tar"), "none.tar does not exist", reason="missing")
     assert isinstance(opened(f"webdataset:{folder}"), TarSource)
     assert in_range("{8..10}/s-{08..10}.tar")[::4] == ["8/s-08.tar", "9/s-09.tar", "10/s-10.tar"]
@@ -372,6 +379,25 @@ def test_what_is_too_large_is_not_read(tmp_path, monkeypatch):
     path = shard(tmp_path / "d.tar", [("x.json", {"conversations": TALK}), ("x.jpg", b"x" * 5000)])
     monkeypatch.setattr("omnifusion_jax.data.sources.webdataset.MAX_FILE_BYTES", 4999)
     refused(lambda: opened(path)[0], "d.tar:x: a file of 5,000 bytes", reason="file_size")
+    monkeypatch.setattr("omnifusion_jax.data.sources.webdataset.MAX_FILE_BYTES", 5000)
+    assert opened(path)[0].images == (b"x" * 5000,)
+
+
+def test_a_shard_that_is_cut_off_while_it_is_read(tmp_path):
+    path = shard(tmp_path / "d.tar", [("x.json", {"conversations": TALK}), ("x.jpg", b"x" * 5000)])
+    source = opened(path)
+    os.truncate(path, 3000)
+    refused(lambda: source[0], "d.tar:x: the shard is cut off here", reason="truncated")
+
+
+def test_folders_are_no_members(tmp_path):
+    """Whatever their names: programs that pack a folder write it too."""
+    (tmp_path / "data.v1").mkdir()
+    (tmp_path / "data.v1" / "x.json").write_text(json.dumps({"conversations": ALONE}))
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        tar.add(tmp_path / "data.v1", "data.v1")
+    source = opened(tmp_path / "d.tar")
+    assert len(source) == 1 and source.where(0) == f"{tmp_path}/d.tar:data.v1/x"
 
 
 @settings(deadline=None, max_examples=60)

@@ -72,6 +72,15 @@ COMMANDS = {
     ],
     "mixture": ["--config=mine.py", "--output=mixture", "--num_workers=1"],
     "columns": ["--config=mine.py:columns", "--output=columns", "--fix=columns.json", "--num_workers=1"],
+    "another set": [
+        "--config=mine.py",
+        "--data=bad.jsonl",
+        "--images=.",
+        "--output=other",
+        "--num_workers=1",
+    ],
+    "other dialogues": ["--data=bad.jsonl", "--images=.", "--config.objective=patches"],
+    "negative": ["--data=good.jsonl", "--num_workers=0"],
     "died": ["--config=mine.py:deadly:", "--output=died", "--num_workers=1"],
     "steps": ["--data=good.jsonl", "--steps=3:4", "--config.batch_size=2", "--num_workers=1"],
     "steps end": ["--data=bad.jsonl", "--images=.", "--steps=1", "--config.batch_size=4", "--num_workers=1"],
@@ -126,6 +135,7 @@ STATUSES = {
     "steps": 0,
     "help": 0,
     "bad": 1,
+    "another set": 1,
     "steps end": 1,
 }
 
@@ -178,6 +188,14 @@ def test_a_mixture(ran):
     assert lines[1].split() == ["talks", "words", "all"] and lines[2].split() == ["records", "7", "7", "14"]
 
 
+def test_a_set_that_is_named_takes_the_place_of_the_config_s(ran):
+    folder, found = ran
+    lines = found["another set"][1].splitlines()
+    assert lines[0].endswith("layout omnifusion, max_length 200") and lines[1].split() == ["data"]
+    assert lines[2].split() == ["records", "4"] and "2 of 4 records have problems" in lines
+    assert json.loads((folder / "other/report.json").read_text())["all"]["pictures"]["number"] == 1
+
+
 def test_a_process_that_died(ran):
     folder, found = ran
     _, out, _err = found["died"]
@@ -206,6 +224,8 @@ def test_steps_are_printed(ran):
         ("no such file", "gone.jsonl does not exist"),
         ("images alone", "--images goes with --data"),
         ("no dialogues", "objective=patches reads data in a way of its own"),
+        ("other dialogues", "objective=patches reads data in a way of its own"),
+        ("negative", "num_workers"),
         ("overwriting", "--fix=there.json is there already, and is not overwritten"),
         ("no folder", "--output=good.jsonl cannot be written: File exists. Give another"),
     ],

@@ -1,5 +1,6 @@
 """What is counted of a data set, against sets that are counted by hand."""
 
+import collections
 import dataclasses
 import os
 
@@ -11,7 +12,7 @@ from talks import talk
 
 from omnifusion_jax.data_report.classes import script, size_class
 from omnifusion_jax.data_report.figures import lengths
-from omnifusion_jax.data_report.gather import EXAMPLES, PORTION, RECORD, gather
+from omnifusion_jax.data_report.gather import EXAMPLES, PORTION, RECORD, USABLE, Found, Result, gather
 from omnifusion_jax.data_report.report import report
 from omnifusion_jax.data_report.watched import difference_hash
 
@@ -149,6 +150,27 @@ def test_dialogues_that_are_too_long(folder, on_long, usable, problems, too_long
     assert one["lost"] == pytest.approx((sum(problems.values()) + too_long + cut) / 3)
 
 
+def test_problems_of_several_sets_the_most_frequent_first(folder):
+    gone = lambda n: [talk(i, image="gone.png") for i in range(n)]
+    empty = [talk(0, " ")]
+    a = talks.write(folder, ["{", *gone(1)], "a.jsonl")
+    b = talks.write(folder, [*gone(2), *empty, *gone(1), "{"], "b.jsonl")
+    found = reported(talks.config(a, b, images=folder))
+    assert [(one["count"], one["set"], one["reason"]) for one in found["problems"]] == [
+        (3, "b", "missing"),
+        (1, "a", "missing"),
+        (1, "a", "not_json"),
+        (1, "b", "empty_turn"),
+        (1, "b", "not_json"),
+    ]
+    assert [one["index"] for one in found["problems"][0]["examples"]] == [2, 3, 5]
+    assert found["all"]["skipped"] == {"missing": 4, "not_json": 2, "empty_turn": 1}
+    assert list(found["all"]["skipped"]) == ["missing", "not_json", "empty_turn"]
+    read_with = found["read_with"]
+    assert (read_with["max_length"], read_with["tokens"]) == (256, 852)
+    assert read_with["tokenizer"].endswith("omnifusion-tiny-decoder")
+
+
 def test_samples_without_targets_are_a_problem(folder):
     """In the layout "original" a dialogue without an answer is taken, and a long one loses its end."""
     question = {"id": "q", "conversations": [{"from": "human", "value": "What?"}]}
@@ -178,6 +200,17 @@ def test_tiles_that_fit_no_row_are_a_problem(folder):
     assert reported(c)["all"]["skipped"] == {"tiles": 1}
 
 
+def test_pictures_are_looked_at_as_training_does(folder):
+    """Cut into tiles, and with its limit of pixels."""
+    records = [talk(0, image="a.png"), talk(1, image="b.png")]  # 40 x 30 and 300 x 30
+    c = talks.config(talks.write(folder, records), images=folder, max_length=512, max_pixels=8999)
+    c.model.image.fit, c.model.image.grids = "tiles", ((1, 1), (1, 3))
+    assert reported(c)["all"]["pictures"]["tiles"] == {2: 1}
+    assert reported(c)["all"]["skipped"] == {"size": 1}
+    c.data.max_pixels = 9000
+    assert reported(c)["all"]["pictures"]["tiles"] == {2: 1, 4: 1}
+
+
 def test_sets_are_counted_apart_and_together(folder):
     a = talks.write(folder, [talk(i) for i in range(PORTION + 3)], "a.jsonl")
     b = talks.write(folder, [talk(0, image="gone.png"), talk(1), talk(2, "b"), talk(3, "b")], "b.json")
@@ -198,6 +231,32 @@ def test_of_a_source_without_an_end_the_beginning_is_looked_at(monkeypatch):
     found = reported(talks.config("synthetic:captions"))
     assert found["all"]["records"] == 40 and found["all"]["of"] is None and found["complete"]
     assert found["all"]["pictures"]["number"] == 40 and found["fill"]["padded"] > 0
+
+
+def test_what_fills_max_length_is_not_cut(folder):
+    file = talks.write(folder, [talk(0)])
+    (n,) = talks.gathered(talks.config(file))[1].found[0].records["tokens"].tolist()
+    one = reported(talks.config(file, max_length=n))["all"]
+    assert (one["usable"], one["cut"], one["lost"]) == (1, 0, 0.0)
+
+
+def test_a_long_message_is_shortened(folder):
+    record = {"conversations": [{"from": "b" * 3000, "value": "What?"}]}
+    (problem,) = reported(talks.config(talks.write(folder, [record])))["problems"]
+    assert len(problem["examples"][0]["message"]) == 1000
+
+
+def test_portions_may_come_in_any_order():
+    found = Found("d", 10, 4, False)
+    records = np.zeros(2, RECORD)
+    records["state"] = USABLE
+    for start, hashes in ((12, [7, 8]), (10, [5])):
+        counts = {"tiles": collections.Counter({1: len(hashes)})}
+        problems = [(start + 1, "form", f"{start + 1}: no"), (start, "form", f"{start}: no")]
+        found.add(range(start, start + 2), Result(records, np.array(hashes, np.uint64), counts, problems))
+        assert found.looked == (2 if start == 12 else 4)
+    assert found.hashes.tolist() == [5, 7, 8] and found.counts["tiles"] == {1: 3}
+    assert found.problems["form"] == (4, [(i, f"{i}: no") for i in range(10, 14)])
 
 
 def test_no_usable_record_at_all(folder):

@@ -7,8 +7,9 @@ import pytest
 import talks
 from talks import talk
 
-from omnifusion_jax.data.packing import Fullest
-from omnifusion_jax.data_report.fill import Estimate, bucketed, fill
+from omnifusion_jax.data.packing import Alone, Fullest
+from omnifusion_jax.data.readers import BadSample
+from omnifusion_jax.data_report.fill import Estimate, Sizes, bucketed, fill
 from omnifusion_jax.tables import OBJECTIVES
 
 
@@ -46,13 +47,49 @@ def test_tiles_that_suit_a_row(tmp_path):
     ]
 
 
+def test_the_rows_of_a_run(tmp_path):
+    """Tiles are those of the config, or as many as a row of features has, or as one picture may have."""
+    talks.picture(tmp_path / "a.png")
+    file = talks.write(tmp_path, [talk(0, image="a.png")])  # 36 positions a tile
+    settings = {"images": tmp_path, "packing": True}
+    read = lambda **more: talks.opened(talks.config(file, **settings | more))
+    reading = read(row_length=400)
+    assert (reading.length, reading.usual, reading.choose) == (400, 11, Fullest(16, 400, 11))
+    reading = read(row_tiles=3, window=5)
+    assert (reading.length, reading.usual, reading.choose) == (256, 3, Fullest(5, 256, 3))
+    reading = read(packing=False)
+    assert (reading.length, reading.usual, reading.choose) == (256, 1, Alone())
+    c = talks.config(file, **settings, max_length=100)
+    c.model.image.fit = "tiles"  # five at most with the usual grids, of which a row shows no more than two
+    assert talks.opened(c).usual == 5
+
+
 def test_buckets_by_hand():
     # 32 dialogues are sorted together, two a batch: 1 1 | 3 3 | ... ; the last two are on their own
     lengths = [1, 3] * 16 + [5, 1]
     assert bucketed(np.array(lengths), 2) == pytest.approx((16 * 1 + 16 * 3 + 6) / (16 + 48 + 10))
 
 
-def test_an_estimate_has_the_rows_of_the_run(tmp_path):
+def test_sizes_stand_for_records(tmp_path, monkeypatch):
+    """Those of which nothing is learned are taken too; of a source without an end the first stand for all."""
+    question = {"conversations": [{"from": "human", "value": "What?"}]}
+    c = talks.config(talks.write(tmp_path, ["{", question, talk(2)]))
+    c.model.layout = "original"
+    data, found = talks.gathered(c)
+    sizes = Sizes(data.source, found)
+    sizes.ask([(5, 0), (6, 1), (7, 2)])
+    lengths = [one.length for n in (6, 7) for one in sizes.look(n)]
+    assert isinstance(sizes.look(5), BadSample) and lengths == found.found[0].records["tokens"][1:].tolist()
+    monkeypatch.setattr("omnifusion_jax.data_report.gather.ENOUGH", 4)
+    data, found = talks.gathered(talks.config("synthetic:captions"))
+    sizes = Sizes(data.source, found)
+    sizes.ask([(n, n) for n in range(8)])
+    lengths = found.found[0].records["tokens"].tolist()
+    assert [sizes.look(n)[0].length for n in range(8)] == lengths * 2 and len(set(lengths)) > 1
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_estimate_has_the_rows_of_the_run(tmp_path, shuffle):
     """Of two sets, one of them twice an epoch, with records that are left out."""
     rng = np.random.default_rng(0)
     long = lambda count: [talk(i, "cat " * rng.integers(1, 60)) for i in range(count)]
@@ -62,6 +99,7 @@ def test_an_estimate_has_the_rows_of_the_run(tmp_path):
     settings = {"on_bad_sample": "skip", "on_long": "skip", "bad_share": 0.5}
     c = talks.config(a, b, batch_size=3, packing=True, row_length=300, window=5, **settings)
     c.data.sets = (c.data.sets[0], dataclasses.replace(c.data.sets[1], repeats=2.0))
+    c.seed, c.data.shuffle = 3, shuffle
     data, found = talks.gathered(c)
     estimate = Estimate(c, data, found)
     assert estimate.epoch == pytest.approx(38 + 30)

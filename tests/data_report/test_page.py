@@ -12,6 +12,7 @@ from PIL import Image
 from talks import talk
 
 from omnifusion_jax.data_report import plots
+from omnifusion_jax.data_report.page import charts
 from omnifusion_jax.data_report.report import clear, report, write
 from omnifusion_jax.errors import DataError
 
@@ -54,6 +55,7 @@ def hostile(tmp_path):
         talk(EVIL, f"{EVIL} is the answer", image="a.png", question=EVIL),
         talk(f"{EVIL}\x1b[2J", image=f"{EVIL}.png"),
         talk("half", "an answer", image=None, question="\ud83d"),
+        talk("half \ud83d", image="gone.png"),
     ]
     lines = [json.dumps(one) for one in records]
     return talks.config(talks.write(tmp_path, lines), images=tmp_path, max_length=1024)
@@ -65,6 +67,7 @@ def test_what_a_dialogue_says_is_text(hostile, tmp_path):
     assert "script" not in dict(page.tags) and not any("onerror" in found for _, found in page.tags)
     assert page.text.count("<script>alert('1')</script>") >= 4  # question, answer, and a problem's message
     assert "{{ 7 * 7 }}" in page.text and "49" not in page.text
+    assert 'id "rhalf \\ud83d"' in page.text  # what UTF-8 cannot hold
     assert all(source.startswith("data:image/") for source in page.sources())
     assert not [tag for tag, found in page.tags if tag in ("link", "iframe") or "href" in found]
     (policy,) = [found for tag, found in page.tags if "http-equiv" in found]
@@ -92,6 +95,31 @@ def test_charts_are_drawn_where_matplotlib_is(hostile, tmp_path):
     assert all(base64.b64decode(url.partition(",")[2]).startswith(b"<?xml") for url in drawn)
     assert "matplotlib" not in page.text
     assert written(hostile, tmp_path / "two")[1].read_bytes() == first
+
+
+def test_what_is_drawn(monkeypatch):
+    """A chart for each count of which there are any, with names and numbers of its own."""
+    drawn = []
+    monkeypatch.setattr(plots, "bars", lambda counts, label: drawn.append((counts, label)) or label)
+    found = {
+        "tokens": {"width": 600, "counts": [5, 0, 1]},
+        "pictures": {"sizes": {"1-128 x 1-128": 3}, "tiles": {1: 2, 5: 1}},
+        "scripts": {"Latin": 0.75, "other": 0.25},
+    }
+    assert [title for title, _ in charts(found)] == [
+        "Tokens of a dialogue",
+        "Sizes of pictures",
+        "Tiles of pictures",
+        "Scripts of answers",
+    ]
+    assert drawn == [
+        ({"1 to 600": 5, "601 to 1,200": 0, "1,201 to 1,800": 1}, "dialogues"),
+        ({"1-128 x 1-128": 3}, "pictures"),
+        ({"1": 2, "5": 1}, "pictures"),
+        ({"Latin": 0.75, "other": 0.25}, "share of the answers"),
+    ]
+    nothing = {"tokens": None, "pictures": {"sizes": {}, "tiles": {}}, "scripts": {"Latin": 0.0}}
+    assert charts(nothing) == []
 
 
 def test_without_matplotlib_the_page_says_so(hostile, tmp_path, monkeypatch):

@@ -94,6 +94,14 @@ def test_a_run_that_leaves_long_dialogues_out_is_read_from_its_start(tmp_path):
     assert composed(c, 7, 9) == list(enumerate(expected, 1))[6:]
 
 
+def test_records_in_their_own_order_may_begin_with_bad_ones(tmp_path):
+    """As in training: they tell nothing of the others."""
+    records = [*["{"] * 12, *(talk(i, f"number {i} is a cat") for i in range(12, 200))]
+    settings = {"shuffle": False, "on_bad_sample": "skip", "bad_share": 0.1}
+    c = talks.config(talks.write(tmp_path, records), batch_size=3, **settings)
+    assert composed(c, 1, 1) == [(1, [[12], [13], [14]])]
+
+
 def test_a_run_that_ends_there_says_why(sets):
     a, _, folder = sets
     c = talks.config(a, images=folder, batch_size=2, shuffle=False)

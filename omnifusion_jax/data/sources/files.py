@@ -31,7 +31,7 @@ def files_at(path: str | Path, suffix: str) -> list[Path]:
     if Path(path).is_dir():
         return files_in(Path(path), suffix)
     names = in_range(str(path))
-    if len(names) > 1:
+    if names and names != [str(path)]:
         missing = [name for name in names if not Path(name).is_file()]
         if missing:
             raise DataError(
