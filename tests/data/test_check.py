@@ -130,6 +130,14 @@ def test_dialogues_that_are_too_long_count_for_themselves_where_they_are_left_ou
     assert strict.reasons == {"gone": (2, ["d:2: gone. Add it"] * 2), "# tokens": (1, ["d:1: 9 tokens"])}
 
 
+def test_the_first_records_are_shown_whatever_the_order_of_portions():
+    report = Report(4000)
+    for portion in (7, 3, 5, 1, 9):
+        report.add(200, [(portion * 200, DataError(f"d.json[{portion * 200}]: broken", "damaged"))])
+    ((number, examples),) = report.reasons.values()
+    assert number == 5 and examples == [f"d.json[{i}]: broken" for i in (200, 600, 1000)]
+
+
 def test_a_check_is_done_when_it_failed():
     report = Report(4)
     report.add(3, [])
