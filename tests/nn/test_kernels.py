@@ -112,6 +112,21 @@ def test_many_devices_share_the_work(name, batch):
         np.testing.assert_allclose(a, b, atol=5e-5)
 
 
+def test_triton_is_lowered_for_a_gpu_without_one():
+    """At a size of 7B: three kernels, for the output, for what the gradients share, and for the gradients."""
+    n, s = 256, jax.ShapeDtypeStruct
+    shapes = (2, 8, 4, n, 128), (2, 8, n, 128), (2, 8, n, 128)
+    given = [s(shape, jnp.bfloat16) for shape in shapes] + [s((2, n), jnp.int32)] * 2
+
+    def gradients(q, k, v, *places):
+        run = lambda *qkv: triton(*qkv, AttentionSpec.of(*places), (0.0, None))
+        y, pull = jax.vjp(run, q, k, v)
+        return pull(y)
+
+    text = jax.jit(gradients).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == 3
+
+
 # --- what is refused
 
 DIALOGUE = Need("bfloat16", 128, 2048, 2048, "later", False, None, 0.0, False)

@@ -21,6 +21,7 @@ def test_a_packed_step_compiles_for_a_tpu_with_splash():
     environment = os.environ | {
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         "XLA_FLAGS": "",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other tests compile for TPUs too
         "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0",
         "JAX_MEMORY_FITTING_EFFORT": "-1.0",
     }
