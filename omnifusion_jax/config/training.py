@@ -6,7 +6,7 @@ import re
 from omnifusion_jax.config.base import check, one_of
 from omnifusion_jax.config.model import ModelConfig
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.tables import OBJECTIVES
+from omnifusion_jax.tables import KERNELS, OBJECTIVES
 
 
 @dataclasses.dataclass
@@ -194,6 +194,9 @@ class TrainConfig:
     train_parts: tuple[tuple[str, float | None], ...] = ()
     compute_dtype: str = "bfloat16"  # or float32; parameters are kept in float32
     remat: str = "none"  # none | dots | full: what is kept of a decoder layer for its backward pass
+    # the kernel that computes attention: auto (what the devices can do best, printed at the start), dense,
+    # splash (TPU), cudnn or triton (GPU)
+    attention: str = "auto"
     max_bad_steps: int = 10  # steps with a NaN or infinite loss that are skipped before the run stops
     log_every: int = 10  # steps between lines of metrics
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -226,6 +229,8 @@ class TrainConfig:
             "loss_mean_rows counts dialogues by rows, of which data.packing has several in one. Choose one",
         )
         OBJECTIVES[self.objective]
+        if self.attention != "auto":
+            KERNELS[self.attention]
         one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
         one_of("remat", self.remat, ("none", "dots", "full"))
         check(

@@ -5,6 +5,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from omnifusion_jax import sharding
 from omnifusion_jax.config import TrainConfig, check, part_of
@@ -12,6 +13,7 @@ from omnifusion_jax.errors import CheckpointError, OmniFusionError
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.attend import Choice
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import freeze
 from omnifusion_jax.training.checkpoint import Checkpoints
@@ -99,6 +101,12 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
         f"batch_size / grad_accum is {examples} examples at a time, which {devices} cannot share evenly. "
         "Change one of them",
     )
+    attention = Choice.of(
+        config.attention,
+        mesh.devices.flat[0].platform,
+        packed=config.data.packing,
+        tell=functools.partial(print, flush=True),
+    )
     skeleton, arrays = fill(config, mesh, given)
     trained, frozen = freeze.split(config.train_parts, arrays)
     del arrays
@@ -135,6 +143,7 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
         dtype=dtype,
         remat=config.remat,
         loss_mean_rows=config.loss_mean_rows,
+        attention=attention,
     )
     step = jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     monitor = Monitor(workdir, config.steps, int(state.step), config.log_every, position["interval"])
@@ -190,6 +199,7 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
             before = time.perf_counter()
             batch = following(batches, stop, save)
             monitor.wait += time.perf_counter() - before
+            rows_as_promised(config, batch)
             batch = jax.device_put(batch, placed)
             shapes = tuple(a.shape for a in jax.tree.leaves(batch))  # pools of media come in a few sizes
             if shapes not in programs:
@@ -217,6 +227,19 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
         save()
         raise
     return state
+
+
+def rows_as_promised(config, batch):
+    """Checks what the kernel of attention was told: without packing, a row is one dialogue, then padding.
+
+    Raises: ConfigError when it is not so.
+    """
+    alone = lambda: batch.segments.max() <= 1 and (np.diff(batch.segments, axis=1) <= 0).all()
+    check(
+        config.data.packing or alone(),
+        "a row of the batch is not one dialogue and then padding, as data.packing=False promises the "
+        "attention kernel. Set data.packing=True for rows that hold anything else",
+    )
 
 
 def following(batches, stop, save):

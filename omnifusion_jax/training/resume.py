@@ -17,6 +17,7 @@ ABSENT = "(no such field)"
 FREE = (
     r"mesh\..*",  # where arrays lie: the same results, to rounding
     r"remat",  # what is kept or computed again: the same values
+    r"attention",  # which kernel computes it: the same results, to rounding
     r"checkpoint\..*",  # how often the state is saved, and in what form the model is written at the end
     r"eval\..*",  # only measures
     r"log_every",  # what is written down

@@ -16,6 +16,7 @@ from omnifusion_jax.batch import Batch
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.attend import using
 from omnifusion_jax.training.loss import by_rows
 
 
@@ -73,7 +74,9 @@ def portions(batch: Batch, n: int, together: int = 1) -> Batch:
     return jax.tree.map(cut, batch)
 
 
-def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat, loss_mean_rows=0):
+def make_step(
+    skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat, loss_mean_rows=0, attention="dense"
+):
     """Makes the function (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
     Its metrics are scalars: loss (what is minimised: the mean over target tokens, or over the means of
@@ -84,6 +87,7 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat,
       skeleton: the abstract module whose parameters are the trained and the frozen arrays together.
       objective: an objectives.base.Objective, which gives the loss.
       dtype: of the computation.
+      attention: a kernel, or a nn.choice.Choice of several.
     """
 
     def loss(params, frozen, batch, key):
@@ -104,7 +108,8 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat,
             # The barrier ties the weights to the micro-batch. Otherwise XLA moves their all-gathers out of
             # the loop, and every chip holds the whole model.
             params, weights, (micro, key) = jax.lax.optimization_barrier((state.params, frozen, item))
-            (value, count), grads = gradient(params, weights, micro, key)
+            with using(attention):  # the backward pass too: parts of a forward pass may run again in it
+                (value, count), grads = gradient(params, weights, micro, key)
             return jax.tree.map(jnp.add, total, (value, count, grads)), None
 
         zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))

@@ -22,7 +22,7 @@ from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training.freeze import split
-from omnifusion_jax.training.loop import NotFinite, fill, train
+from omnifusion_jax.training.loop import NotFinite, fill, rows_as_promised, train
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.step import init_state, make_step
 
@@ -247,7 +247,14 @@ def test_pictures_are_counted_and_not_the_dialogues_that_have_them(tokenizer, tm
     assert [pictures for pictures, _ in expected] == [0, 24, 0, 24]
     for row, (pictures, tokens) in list(zip(rows(tmp_path), expected, strict=True))[1:]:
         assert row["train/images_per_s"] / row["train/tokens_per_s"] == pytest.approx(pictures / tokens)
-    assert capsys.readouterr().out.count(": compiling for batches with another number of pictures") == 1
+    said = capsys.readouterr().out
+    assert said.count(": compiling for batches with another number of pictures") == 1
+    told = [line for line in said.splitlines() if line.startswith("attention: ")]
+    assert told == [
+        "attention: dense (96 x 96, head_dim 16, causal, window 64, float32); "
+        "splash is for tpu; cudnn is for gpu; triton is for gpu",
+        "attention: dense (10 x 10, head_dim 8, float32); dense (9 x 9, head_dim 16, float32)",
+    ]
 
 
 def test_figures_of_evaluation_are_logged_during_the_run(tokenizer, tmp_path):
@@ -424,6 +431,27 @@ def test_broken_losses_are_counted_anew_when_a_run_goes_on(tokenizer, tmp_path):
     fit(config(**settings), tokenizer, tmp_path, wrap=poisoned(lambda n: n <= 2))
     lines = rows(tmp_path)
     assert [row["train/bad_steps"] for row in lines] == [1, 2, 3, 4, 4, 4]
+
+
+def test_an_attention_kernel_for_other_devices_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="attention=splash is for tpu devices, and these are cpu"):
+        fit(config(attention="splash"), tokenizer, tmp_path)
+    with pytest.raises(ConfigError, match="no attention kernel 'flash'; choose from dense, cudnn, splash"):
+        config(attention="flash")
+
+
+def test_rows_that_break_the_promise_to_the_attention_kernel_are_refused(tokenizer):
+    """Without packing a row is one dialogue, then padding; a kernel without segments relies on it."""
+    c = config()
+    batch = next(batches(tokenizer, c))
+    rows_as_promised(c, batch)
+    two = batch._replace(segments=batch.segments + (batch.positions > 20) * (batch.segments > 0))
+    before = batch._replace(segments=np.roll(batch.segments, 1, axis=1))
+    for broken in (two, before):
+        with pytest.raises(ConfigError, match=r"Set data\.packing=True"):
+            rows_as_promised(c, broken)
+    c.data.packing = True
+    rows_as_promised(c, two)
 
 
 def test_an_uneven_batch_is_refused(tokenizer, tmp_path):
