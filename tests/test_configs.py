@@ -139,8 +139,14 @@ BOTH = {
     "model.image.adapter": adapter("sum"),
 }
 REFUSED = [  # what is set in configs/pretrain.py, and what the message says
-    ({"optimizer.name": "sgd"}, "optimizer.name is 'sgd'; choose from adamw, adafactor"),
-    ({"optimizer.name": "adafactor", "optimizer.weight_decay": 0.1}, "weight_decay works with adamw only"),
+    ({"optimizer.name": "sgd"}, "optimizer.name is 'sgd'; choose from adamw, adafactor, lion, muon"),
+    (
+        {"optimizer.name": "adafactor", "optimizer.weight_decay": 0.1},
+        "weight_decay does not work with adafactor",
+    ),
+    ({"optimizer.name": "adafactor", "optimizer.moments": "int8"}, "adafactor has no moments to speak of"),
+    ({"optimizer.moments": "int4"}, "choose from float32, bfloat16, int8"),
+    ({"optimizer.name": "lion", "optimizer.beta2": 0.9}, "lion has none"),
     ({"optimizer.learning_rate": 0.0}, "learning_rate 0.0 is not positive"),
     ({"optimizer.warmup": 1.0}, r"in \[0, 1\), not 1.0"),
     ({"optimizer.warmup": -0.1}, r"in \[0, 1\), not -0.1"),

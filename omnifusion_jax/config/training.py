@@ -11,19 +11,31 @@ from omnifusion_jax.tables import OBJECTIVES
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    name: str = "adamw"  # or adafactor
+    name: str = "adamw"  # or adafactor, lion, muon (matrices of hidden layers; adamw for the rest)
     learning_rate: float = 1e-3  # the highest; multiplied by the factors of train_parts
-    weight_decay: float = 0.0  # adamw: a step takes this share of a matrix, times the learning rate, away
+    weight_decay: float = 0.0  # a step takes this share of a matrix, times the learning rate, away
     schedule: str = "cosine"  # to zero at the horizon; or constant
     warmup: float = 0.01  # share of the horizon in which the learning rate rises from zero
     horizon: float = 1.0  # length of the schedule, in runs; at 8 the run ends after an eighth of it
     clip: float | None = 1.0  # largest global gradient norm; None: no clipping
     beta2: float = 0.999  # adamw: how slowly the mean of squared gradients forgets
+    moments: str = "float32"  # what moments are kept in; or bfloat16, or int8 with a scale for 128 of them
 
     def validate(self):
-        one_of("optimizer.name", self.name, ("adamw", "adafactor"))
+        one_of("optimizer.name", self.name, ("adamw", "adafactor", "lion", "muon"))
         one_of("optimizer.schedule", self.schedule, ("cosine", "constant"))
-        check(self.name == "adamw" or not self.weight_decay, "optimizer.weight_decay works with adamw only")
+        one_of("optimizer.moments", self.moments, ("float32", "bfloat16", "int8"))
+        factored = self.name == "adafactor"
+        check(not (factored and self.weight_decay), "optimizer.weight_decay does not work with adafactor")
+        check(
+            self.moments == "float32" or not factored,
+            f"optimizer.moments={self.moments}: adafactor has no moments to speak of. "
+            "Leave it out, or choose another optimizer.name",
+        )
+        check(
+            self.beta2 == 0.999 or self.name in ("adamw", "muon"),
+            f"optimizer.beta2 is for adamw, and for what muon leaves to it; {self.name} has none",
+        )
         check(self.learning_rate > 0, f"optimizer.learning_rate {self.learning_rate} is not positive")
         check(
             0 <= self.warmup < 1, f"optimizer.warmup is a share of the horizon in [0, 1), not {self.warmup}"

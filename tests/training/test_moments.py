@@ -1,0 +1,122 @@
+"""Moments in bfloat16 and in 8 bits: where they go, and that they follow those in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from omnifusion_jax import sharding
+from omnifusion_jax.config import OptimizerConfig
+from omnifusion_jax.training.moments import Blocks, from_int8, to_bfloat16, to_int8
+from omnifusion_jax.training.optimizer import make_optimizer
+from omnifusion_jax.training.step import init_state, state_shardings
+
+UP, NORM = "decoder/layers/feed_forward/up/kernel", "decoder/norm/scale"
+KEY = jax.random.key(1)
+
+
+def optimizer(moments, name="adamw"):
+    settings = {"clip": None, "warmup": 0.0, "schedule": "constant"}
+    return make_optimizer(OptimizerConfig(name=name, moments=moments, **settings), 10, ((".*", 1.0),))
+
+
+def spread(rng, shape):
+    """Numbers of both signs over six decimal places, as gradients are."""
+    return (rng.normal(size=shape) * 10 ** rng.uniform(-6, 0, shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("keep", "error"), [(to_bfloat16, 2**-7), (lambda x, key: from_int8(to_int8(x, key)), 0.2)]
+)
+def test_a_number_becomes_a_neighbour_and_stays_itself_on_average(keep, error):
+    x = spread(np.random.default_rng(0), (4, 256)) * 10.0 ** np.arange(-6, -2)[:, None]
+    drawn = jax.vmap(lambda key: keep(x, key).astype(jnp.float32))(jax.random.split(KEY, 4000))
+    largest = np.abs(x).reshape(4, 2, 128).max(axis=-1).repeat(128, axis=-1)
+    upper = np.abs(x) > 1e-3 * largest
+    assert (np.abs(drawn - x) <= error * np.abs(x))[:, upper].all()
+    assert (np.sign(drawn) == np.sign(x)).all()
+    mean = np.asarray(drawn, np.float64).mean(axis=0)
+    np.testing.assert_allclose(mean[upper], x[upper], rtol=error / 10)
+
+
+def test_zeros_and_the_largest_number_are_exact():
+    x = np.zeros((3, 256), np.float32)
+    x[1, 7], x[2, 200] = 3.0, -1e-30
+    for key in jax.random.split(KEY, 20):
+        np.testing.assert_allclose(from_int8(to_int8(x, key)), x, rtol=1e-6)
+
+
+def test_blocks_have_scales_of_their_own():
+    x = np.ones((2, 3, 256), np.float32)
+    x[..., 128:] = 1e-9
+    packed = to_int8(x, KEY)
+    assert packed.codes.dtype == jnp.int8 and packed.scales.shape == (2, 3, 2)
+    np.testing.assert_allclose(from_int8(packed), x, rtol=1e-6)
+    assert to_int8(x[..., :100], KEY).scales.shape == (2, 3, 1)  # no multiple of a block: the whole row
+
+
+@pytest.mark.parametrize(("moments", "error"), [("bfloat16", 0.05), ("int8", 0.25)])
+def test_second_moments_follow_those_in_float32(moments, error):
+    """The gradient falls to a tenth: rounded to the nearest bfloat16, its mean of squares would stay."""
+    rng = np.random.default_rng(0)
+    params = {UP: jnp.zeros((2, 16, 256))}
+    steps = rng.normal(size=(40, *params[UP].shape)).astype(np.float32)
+    steps = jnp.concatenate([steps[:10], jnp.tile(steps[10:] / 10, (50, 1, 1, 1))])
+
+    def run(moments):
+        rule = optimizer(moments)
+
+        def step(state, gradient):
+            updates, state = rule.update({UP: gradient}, state, params)
+            return state, updates[UP]
+
+        return jax.jit(lambda: jax.lax.scan(step, rule.init(params), steps))()[1]
+
+    exact, found = np.asarray(run("float32"))[-30:], np.asarray(run(moments))[-30:]
+    assert np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2)) < error
+    np.testing.assert_allclose(np.abs(found).mean(), np.abs(exact).mean(), rtol=error / 3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+@pytest.mark.parametrize(("moments", "size"), [("bfloat16", 2), ("int8", 1 + 4 / 128)])
+def test_bytes_of_moments(name, moments, size):
+    """Of large parameters; small ones stay in float32."""
+    params = {
+        UP: jax.ShapeDtypeStruct((2, 64, 256), np.float32),
+        NORM: jax.ShapeDtypeStruct((64,), np.float32),
+    }
+    state = jax.eval_shape(lambda p: optimizer(moments, name).init(p), params)
+    used = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state) if a.ndim)
+    kernel, norm = (int(np.prod(a.shape)) for a in params.values())
+    count = {"adamw": (2, 2), "lion": (1, 1), "muon": (1, 2)}[name]
+    table = 12 if name == "muon" else 0  # its coefficients
+    assert used == count[0] * kernel * size + count[1] * norm * 4 + table
+
+
+def test_packed_moments_lie_as_their_parameters_do():
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    params = {UP: jax.ShapeDtypeStruct((2, 64, 512), np.float32)}
+    state = jax.eval_shape(lambda p: init_state(optimizer("int8"), p), params)
+    placed = state_shardings(mesh, state)
+    found = [b for b in jax.tree.leaves(placed.optimizer, is_leaf=lambda a: isinstance(a, Blocks))]
+    packed = [b for b in found if isinstance(b, Blocks)]
+    spec = PartitionSpec(None, "fsdp", "tensor")
+    assert len(packed) == 2 and all(b.codes.spec == b.scales.spec == spec for b in packed)
+    assert all(b.spec == PartitionSpec() for b in found if not isinstance(b, Blocks))
+
+
+def test_the_same_steps_round_the_same_way():
+    """So a resumed run goes on as if it had not stopped; and every step draws anew."""
+    params = {UP: jnp.zeros((2, 64, 256))}
+    gradient = {UP: jnp.asarray(spread(np.random.default_rng(0), (2, 64, 256)))}
+    rule = optimizer("bfloat16")
+    update = jax.jit(rule.update)
+    state = rule.init(params)
+    first, again = (update(gradient, state, params)[1] for _ in range(2))
+    second = update(optax.tree.zeros_like(gradient), first, params)[1]
+    moments = lambda state: [a for a in jax.tree.leaves(state) if a.dtype == jnp.bfloat16]
+    for a, b in zip(moments(first), moments(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(moments(second)) == 2
