@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 from omnifusion_jax.config.base import check, one_of
+from omnifusion_jax.config.lora import LoraConfig
 from omnifusion_jax.config.model import ModelConfig
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.tables import OBJECTIVES
@@ -197,6 +198,7 @@ class TrainConfig:
     # what is learned: answers; or patches: a bare encoder names what covers each patch of synthetic pictures
     objective: str = "answers"
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     # {part: directory or hub id}, of the parts image/encoders/0 and so on, and decoder;
     # others are fresh, unless init_from has them
     parts_from: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -205,7 +207,9 @@ class TrainConfig:
     # rows (regex, learning-rate factor or None); every parameter matches exactly one, None freezes
     train_parts: tuple[tuple[str, float | None], ...] = ()
     compute_dtype: str = "bfloat16"  # or float32; parameters are kept in float32
-    remat: str = "none"  # none | dots | full: what is kept of a decoder layer for its backward pass
+    # none | dots | full | offload: what is kept of a decoder layer for its backward pass; full keeps the
+    # layer's input alone, offload does so in the memory of the host
+    remat: str = "none"
     max_bad_steps: int = 10  # steps with a NaN or infinite loss that are skipped before the run stops
     log_every: int = 10  # steps between lines of metrics
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -216,7 +220,15 @@ class TrainConfig:
 
     def validate(self) -> "TrainConfig":
         """Checks the whole config and returns it. Raises ConfigError for the first thing that cannot work."""
-        for section in (self.model, self.optimizer, self.data, self.mesh, self.checkpoint, self.eval):
+        for section in (
+            self.model,
+            self.lora,
+            self.optimizer,
+            self.data,
+            self.mesh,
+            self.checkpoint,
+            self.eval,
+        ):
             section.validate()
         for name in ("steps", "batch_size", "grad_accum", "log_every", "max_bad_steps"):
             check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be positive")
@@ -239,7 +251,7 @@ class TrainConfig:
         )
         OBJECTIVES[self.objective]
         one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
-        one_of("remat", self.remat, ("none", "dots", "full"))
+        one_of("remat", self.remat, ("none", "dots", "full", "offload"))
         check(
             bool(self.train_parts),
             "train_parts is empty: rows (regex, learning-rate factor or None) say what is trained",

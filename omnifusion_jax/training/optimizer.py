@@ -17,17 +17,17 @@ from omnifusion_jax.training.moments import kept
 # added to features or stand among them (positions, tokens, queries), which carry information of their own,
 # as in timm; and factors that would switch a part off at zero (layer scale, weights of the mix).
 DECAY = [
-    (r".*/kernel|decoder/(embed|head)|head", True),  # head: of a bare encoder
+    (r".*/(kernel|lora_[ab])|decoder/(embed|head)|head", True),  # head: of a bare encoder
     (r"\w+/encoders/\d+/(class_token|registers|position|layers/scale\d)", False),
     (r"\w+/adapter/(queries|mixes/\d+/layers/weight)", False),
     (r"special/\w+", False),
     (r".*/bias", False),
-    (r".*norm\d?/scale", False),
+    (r".*(norm\d?/|/kernel_)scale", False),
 ]
 
 # What Muon orthogonalises: the matrices of hidden layers. AdamW has the rest, as Muon's author advises: the
 # first layer (patches), embedding tables, heads, and all that is no matrix.
-ORTHOGONAL = r"(?!.*/patch/).*/kernel"
+ORTHOGONAL = r"(?!.*/patch/).*/(kernel|lora_[ab])"
 
 
 def decays(path: str) -> bool:
@@ -74,7 +74,8 @@ def sides(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     inner = tuple(range(ndim))[axes(path)[0] == "layers" :]
     if len(inner) < 2 or path.endswith(("/bias", "scale")):  # a bias or scale may have a dimension for heads
         return (), inner
-    cut = -1 if path.endswith("/out/kernel") else 1  # an output projection has its heads on the input side
+    # an output projection has its heads on the input side; a first factor's only output is its rank
+    cut = -1 if path.endswith(("/out/kernel", "/lora_a")) else 1
     return inner[:cut], inner[cut:]
 
 
