@@ -280,6 +280,7 @@ def left_by_a_run(kind):
 
 
 def write(folder, c, trained, frozen, tokenizer):
+    folder.mkdir(exist_ok=True)
     save_model(c, folder / "model", trained, frozen, tokenizer)
     return folder / "model"
 

@@ -31,7 +31,7 @@ def spread(rng, shape):
     ("keep", "error"), [(to_bfloat16, 2**-7), (lambda x, key: from_int8(to_int8(x, key)), 0.2)]
 )
 def test_a_number_becomes_a_neighbour_and_stays_itself_on_average(keep, error):
-    x = spread(np.random.default_rng(0), (4, 256)) * 10.0 ** np.arange(-6, -2)[:, None]
+    x = spread(np.random.default_rng(0), (4, 256)) * np.float32([[1e-6], [1e-4], [1e-2], [1]])
     drawn = jax.vmap(lambda key: keep(x, key).astype(jnp.float32))(jax.random.split(KEY, 4000))
     largest = np.abs(x).reshape(4, 2, 128).max(axis=-1).repeat(128, axis=-1)
     upper = np.abs(x) > 1e-3 * largest
@@ -60,21 +60,21 @@ def test_blocks_have_scales_of_their_own():
 @pytest.mark.parametrize(("moments", "error"), [("bfloat16", 0.05), ("int8", 0.25)])
 def test_second_moments_follow_those_in_float32(moments, error):
     """The gradient falls to a tenth: rounded to the nearest bfloat16, its mean of squares would stay."""
-    rng = np.random.default_rng(0)
-    params = {UP: jnp.zeros((2, 16, 256))}
-    steps = rng.normal(size=(40, *params[UP].shape)).astype(np.float32)
-    steps = jnp.concatenate([steps[:10], jnp.tile(steps[10:] / 10, (50, 1, 1, 1))])
+    params = {UP: jnp.zeros((2, 16, 128))}
+    bank = jnp.asarray(np.random.default_rng(0).normal(size=(32, *params[UP].shape)), jnp.float32)
 
     def run(moments):
         rule = optimizer(moments)
 
-        def step(state, gradient):
+        def step(state, i):
+            gradient = bank[i % 32] * jnp.where(i < 100, 1, 0.1)
             updates, state = rule.update({UP: gradient}, state, params)
             return state, updates[UP]
 
-        return jax.jit(lambda: jax.lax.scan(step, rule.init(params), steps))()[1]
+        state, _ = jax.lax.scan(step, rule.init(params), jnp.arange(2968))
+        return jax.lax.scan(step, state, jnp.arange(2968, 3000))[1]
 
-    exact, found = np.asarray(run("float32"))[-30:], np.asarray(run(moments))[-30:]
+    exact, found = (np.asarray(jax.jit(run, static_argnums=0)(kind)) for kind in ("float32", moments))
     assert np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2)) < error
     np.testing.assert_allclose(np.abs(found).mean(), np.abs(exact).mean(), rtol=error / 3)
 
