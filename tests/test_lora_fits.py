@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 
@@ -47,12 +48,10 @@ def kept(variant):
 
 @pytest.mark.parametrize(("variant", "bits"), [("", 4.25), ("int8", 8.25)])
 def test_bytes_of_what_is_kept(variant, bits):
-    """32 layers: kernels of 4096 x (4096 * 2 + 1024 * 2 + 14336 * 3) values; factors of rank 64 beside them."""
+    """Of 32 layers: kernels of query, key, value, out, gate, up, down, and factors of rank 64 beside them."""
     _, _, _, state, frozen = kept(variant)
     values = 32 * 4096 * (4096 * 2 + 1024 * 2 + 14336 * 3)
-    kernels = {
-        path: a for path, a in frozen.items() if path.startswith("decoder/layers/") and "/kernel" in path
-    }
+    kernels = {path: a for path, a in frozen.items() if re.fullmatch(r"decoder/layers/.*/kernel.*", path)}
     assert size(kernels) == values * bits / 8
     factors = {path: a for path, a in state.params.items() if "/lora_" in path}
     sides = 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))

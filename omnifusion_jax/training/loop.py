@@ -133,6 +133,7 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
     dtype = jnp.dtype(config.compute_dtype)
     trained = cast(trained, jnp.float32)
     frozen = cast(lora.quantised(frozen, config.lora.base), dtype)
+    frozen = jax.device_put(frozen, placements(mesh, frozen))
     print("\n".join(summary(trained, frozen)), flush=True)
 
     optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
