@@ -170,7 +170,7 @@ def test_a_step_over_integers_is_that_over_their_values(kind):
     for theirs, ours in (loss_and_gradients(c), loss_and_gradients(c, "full")):
         assert_allclose(theirs, value, rtol=1e-5)
         for path, a in gradients.items():
-            assert_allclose(ours[path], a, rtol=0, atol=1e-4 * np.abs(a).max() + 1e-7, err_msg=path)
+            assert_allclose(ours[path], a, rtol=0, atol=5e-4 * np.abs(a).max() + 1e-7, err_msg=path)
 
 
 def test_values_of_integers_are_not_kept_for_the_backward_pass():
