@@ -42,6 +42,7 @@ def test_gradients_are_the_same_whatever_is_kept(remat):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")  # without a TPU
 def test_offloaded_inputs_wait_in_the_memory_of_the_host():
     """In the program that the TPU compiler makes, which has no other use for that memory."""
     pytest.importorskip("libtpu", reason="the TPU compiler (jax[tpu]) is not installed")
