@@ -26,12 +26,10 @@ from omnifusion_jax.training.loop import build
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.step import batch_sharding, init_state, make_step, state_shardings
 
-BITS = {"int4": 4}
-
 
 def size(arrays):
-    """Bytes; NumPy knows no type below one byte."""
-    return sum(a.size * BITS.get(a.dtype.name, 8 * a.dtype.itemsize) // 8 for a in jax.tree.leaves(arrays))
+    """Bytes."""
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(arrays))
 
 
 @functools.cache

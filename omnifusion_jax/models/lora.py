@@ -53,7 +53,9 @@ def add_scales(module, paths: Iterable[str]):
     found = [path for path in paths if re.fullmatch(KERNEL, path)]
     check(bool(found), "lora.base: no kernel of a decoder is frozen, so that none can be kept as integers")
     for path in found:
-        nnx.owner(module, path).add_scales()
+        owner = nnx.owner(module, path)
+        check(owner.ins[-1] % 4 == 0, f"lora.base: {path} has {owner.ins[-1]} inputs, no multiple of 4")
+        owner.add_scales()
 
 
 def quantised(arrays: dict, kind: str) -> dict:
