@@ -51,10 +51,10 @@ def kept(kind: str, rule: optax.GradientTransformation) -> optax.GradientTransfo
 
     def packed(state, params, count):
         leaves, tree = jax.tree_util.tree_flatten_with_path(state)
-        key = jax.random.fold_in(jax.random.key(0), count)
+        seeds = jax.random.bits(jax.random.fold_in(jax.random.key(0), count), len(leaves))
         return tree.unflatten(
-            pack(a, jax.random.fold_in(key, i)) if is_moment(path, a, params) else a
-            for i, (path, a) in enumerate(leaves)
+            pack(a, seed) if is_moment(path, a, params) else a
+            for (path, a), seed in zip(leaves, seeds, strict=True)
         )
 
     def init(params):
@@ -84,21 +84,39 @@ def unpacked(state):
     return jax.tree.map(unpack, state, is_leaf=lambda a: isinstance(a, Blocks))
 
 
-def to_bfloat16(x, key):
+def noise(shape, seed):
+    """Random uint32[shape] that follow from `seed`, uint32[], and from the place of each.
+
+    Three rounds of multiplication and shift (MurmurHash3's last step) rather than `jax.random`, which has
+    twenty: they would take longer than the optimizer, and minutes to compile.
+    """
+    x = seed
+    for axis in range(len(shape)):
+        x = mixed(x ^ mixed(jax.lax.broadcasted_iota(jnp.uint32, shape, axis) + jnp.uint32(axis + 1)))
+    return x
+
+
+def mixed(x):
+    x = (x ^ x >> 16) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ x >> 13) * jnp.uint32(0xC2B2AE35)
+    return x ^ x >> 16
+
+
+def to_bfloat16(x, seed):
     """float32 to bfloat16: noise below its last bit is added, then cut off with all that is below it."""
-    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
-    upper = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) >> 16
+    upper = (jax.lax.bitcast_convert_type(x, jnp.uint32) + (noise(x.shape, seed) >> 16)) >> 16
     return jax.lax.bitcast_convert_type(upper.astype(jnp.uint16), jnp.bfloat16)
 
 
-def to_int8(x, key):
+def to_int8(x, seed):
     """float32 to Blocks. A number that is not zero never becomes zero."""
     parts = blocks(x)
     scales = jnp.abs(parts).max(axis=-1)
     size = jnp.abs(parts) / jnp.where(scales > 0, scales, 1)[..., None]  # from 0 to 1
     low = jnp.floor(LEVELS * jnp.sqrt(jnp.sqrt(size)))
     below, above = power(low), power(low + 1)
-    code = low + (jax.random.uniform(key, size.shape) * (above - below) < size - below)
+    drawn = noise(size.shape, seed).astype(jnp.float32) * 2.0**-32  # from 0 to 1
+    code = low + (drawn * (above - below) < size - below)
     code = jnp.where(size > 0, jnp.clip(code, 1, LEVELS), 0) * jnp.sign(parts)
     return Blocks(code.astype(jnp.int8).reshape(x.shape), scales)
 
