@@ -2,13 +2,20 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
 
-from omnifusion_jax.checkpoints.load import NO_TOKENIZER, load_decoder, load_encoder, load_trained
+from omnifusion_jax.checkpoints.load import (
+    NO_TOKENIZER,
+    load_decoder,
+    load_encoder,
+    load_factors,
+    load_trained,
+)
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.storage.placement import placed
@@ -16,6 +23,7 @@ from omnifusion_jax.config import HANDED_ON, DecoderConfig, EncoderConfig, Train
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.evaluation.report import write_report
+from omnifusion_jax.models import lora
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.models.presets import resolve
 from omnifusion_jax.sharding import make_mesh
@@ -60,14 +68,16 @@ def train(
         tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
         batches = objective.batches(config, tokenizer)
         evaluate = objective.evaluator(config, tokenizer)
-        on_eval = evaluate and (lambda arrays: named(evaluate(arrays)[0]))
+        # answers are written by the plain model: its factors merged, its kernels made of integers again
+        plain = functools.partial(lora.merged, c=config.lora, dtype=jnp.dtype(config.compute_dtype))
+        on_eval = evaluate and (lambda arrays: named(evaluate(plain(arrays))[0]))
         try:
             trained, frozen = loop.train(config, workdir, batches, given, on_eval, allow_change, stop)
         finally:
             batches.close()
         with writing(workdir):
             save_model(config, workdir / "model", trained, frozen, tokenizer_dir)
-        figures, records = evaluate({**trained, **frozen}) if evaluate else ({}, [])
+        figures, records = evaluate(plain({**trained, **frozen})) if evaluate else ({}, [])
         counts = {f"data/{name}": count for name, count in batches.counts().items()}
         figures = named(figures) | {"steps": config.steps} | counts
         problems = verdict(read_rows(workdir / "metrics.jsonl"), objective.ignorance(config, tokenizer))
@@ -115,6 +125,8 @@ def starting_point(config: TrainConfig, allow_change: bool = False):
                 continue
             name, free = f"model.{dotted(part)}", FREE.get(part.rpartition("/")[2], ())
             same_settings(name, ours.get(part), theirs.get(part), config.init_from, but=free)
+        if factors := load_factors(config.init_from):
+            same_settings("lora", config.lora, factors, config.init_from, but=("base",))
         resume.same_reading(config.model, stored, config.init_from, allow_change)
         arrays |= placed(mesh, trained)
         tokenizer = tokenizer or found
@@ -139,14 +151,19 @@ def named(figures: dict) -> dict:
 
 
 def save_model(config: TrainConfig, directory: Path, trained: dict, frozen: dict, tokenizer_dir):
-    """Writes the finished model: the trained parameters in float32, or all of them in the compute dtype."""
+    """Writes the finished model: the trained parameters in float32, or all of them in the compute dtype.
+
+    Factors are among the trained parameters; in a whole model they are merged.
+    """
     arrays = trained
     if config.checkpoint.final == "complete":
-        arrays = cast({**trained, **frozen}, jnp.dtype(config.compute_dtype))
+        dtype = jnp.dtype(config.compute_dtype)
+        arrays = cast(lora.merged({**trained, **frozen}, config.lora, dtype), dtype)
     # a head that only the objective has is no part of the model
-    arrays = {path: a for path, a in arrays.items() if part_of(path) in config.model.parts}
+    parts = (*config.model.parts, "lora")
+    arrays = {path: a for path, a in arrays.items() if part_of(path) in parts}
     beside = directory.with_name("model.new")
     shutil.rmtree(beside, ignore_errors=True)
-    save_native(beside, config.model, arrays, tokenizer_dir)
+    save_native(beside, config.model, arrays, tokenizer_dir, config.lora)
     shutil.rmtree(directory, ignore_errors=True)  # the model of an earlier, shorter run in the same place
     beside.rename(directory)

@@ -16,6 +16,7 @@ RULES = {
     "batch": ("data", "fsdp"),
     "width": "fsdp",
     "vision_embed": "fsdp",
+    "rank": "fsdp",
     "vocab": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",

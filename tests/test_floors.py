@@ -35,7 +35,7 @@ CHECKPOINTS = (  # the same within checkpoints/
     ("storage",),
     ("mapping",),
     ("encoders", "decoders", "checkpoint", "tokenizers"),
-    ("omnifusion", "llava", "native"),
+    ("omnifusion", "llava", "native", "base"),
     ("load",),
     ("assemble", "inspect"),
     ("convert", "__init__"),

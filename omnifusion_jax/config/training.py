@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 from omnifusion_jax.config.base import check, one_of
+from omnifusion_jax.config.lora import LoraConfig
 from omnifusion_jax.config.model import ModelConfig
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.tables import KERNELS, OBJECTIVES
@@ -11,19 +12,31 @@ from omnifusion_jax.tables import KERNELS, OBJECTIVES
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    name: str = "adamw"  # or adafactor
+    name: str = "adamw"  # or adafactor, lion, muon (matrices of hidden layers; adamw for the rest)
     learning_rate: float = 1e-3  # the highest; multiplied by the factors of train_parts
-    weight_decay: float = 0.0  # adamw: a step takes this share of a matrix, times the learning rate, away
+    weight_decay: float = 0.0  # a step takes this share of a matrix, times the learning rate, away
     schedule: str = "cosine"  # to zero at the horizon; or constant
     warmup: float = 0.01  # share of the horizon in which the learning rate rises from zero
     horizon: float = 1.0  # length of the schedule, in runs; at 8 the run ends after an eighth of it
     clip: float | None = 1.0  # largest global gradient norm; None: no clipping
     beta2: float = 0.999  # adamw: how slowly the mean of squared gradients forgets
+    moments: str = "float32"  # what moments are kept in; or bfloat16, or int8 with a scale for 128 of them
 
     def validate(self):
-        one_of("optimizer.name", self.name, ("adamw", "adafactor"))
+        one_of("optimizer.name", self.name, ("adamw", "adafactor", "lion", "muon"))
         one_of("optimizer.schedule", self.schedule, ("cosine", "constant"))
-        check(self.name == "adamw" or not self.weight_decay, "optimizer.weight_decay works with adamw only")
+        one_of("optimizer.moments", self.moments, ("float32", "bfloat16", "int8"))
+        factored = self.name == "adafactor"
+        check(not (factored and self.weight_decay), "optimizer.weight_decay does not work with adafactor")
+        check(
+            self.moments == "float32" or not factored,
+            f"optimizer.moments={self.moments}: adafactor has no moments to speak of. "
+            "Leave it out, or choose another optimizer.name",
+        )
+        check(
+            self.beta2 == 0.999 or self.name in ("adamw", "muon"),
+            f"optimizer.beta2 is for adamw, and for what muon leaves to it; {self.name} has none",
+        )
         check(self.learning_rate > 0, f"optimizer.learning_rate {self.learning_rate} is not positive")
         check(
             0 <= self.warmup < 1, f"optimizer.warmup is a share of the horizon in [0, 1), not {self.warmup}"
@@ -185,6 +198,7 @@ class TrainConfig:
     # what is learned: answers; or patches: a bare encoder names what covers each patch of synthetic pictures
     objective: str = "answers"
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     # {part: directory or hub id}, of the parts image/encoders/0 and so on, and decoder;
     # others are fresh, unless init_from has them
     parts_from: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -193,10 +207,12 @@ class TrainConfig:
     # rows (regex, learning-rate factor or None); every parameter matches exactly one, None freezes
     train_parts: tuple[tuple[str, float | None], ...] = ()
     compute_dtype: str = "bfloat16"  # or float32; parameters are kept in float32
-    remat: str = "none"  # none | dots | full: what is kept of a decoder layer for its backward pass
     # the kernel that computes attention: auto (what the devices can do best, printed at the start), dense,
     # splash (TPU), cudnn or triton (GPU)
     attention: str = "auto"
+    # none | dots | full | offload: what is kept of a decoder layer for its backward pass; full keeps the
+    # layer's input alone, offload does so in the memory of the host
+    remat: str = "none"
     max_bad_steps: int = 10  # steps with a NaN or infinite loss that are skipped before the run stops
     log_every: int = 10  # steps between lines of metrics
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -207,7 +223,15 @@ class TrainConfig:
 
     def validate(self) -> "TrainConfig":
         """Checks the whole config and returns it. Raises ConfigError for the first thing that cannot work."""
-        for section in (self.model, self.optimizer, self.data, self.mesh, self.checkpoint, self.eval):
+        for section in (
+            self.model,
+            self.lora,
+            self.optimizer,
+            self.data,
+            self.mesh,
+            self.checkpoint,
+            self.eval,
+        ):
             section.validate()
         for name in ("steps", "batch_size", "grad_accum", "log_every", "max_bad_steps"):
             check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be positive")
@@ -232,7 +256,7 @@ class TrainConfig:
         if self.attention != "auto":
             KERNELS[self.attention]
         one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
-        one_of("remat", self.remat, ("none", "dots", "full"))
+        one_of("remat", self.remat, ("none", "dots", "full", "offload"))
         check(
             bool(self.train_parts),
             "train_parts is empty: rows (regex, learning-rate factor or None) say what is trained",

@@ -10,10 +10,12 @@ import numpy as np
 from omnifusion_jax import sharding
 from omnifusion_jax.config import TrainConfig, check, part_of
 from omnifusion_jax.errors import CheckpointError, OmniFusionError
+from omnifusion_jax.models import lora
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import Choice
+from omnifusion_jax.nn.stack import HOST, offloads
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import freeze
 from omnifusion_jax.training.checkpoint import Checkpoints
@@ -28,17 +30,38 @@ class NotFinite(OmniFusionError):
     """Too many steps had a NaN or infinite loss."""
 
 
+def build(config: TrainConfig, *, rngs: nnx.Rngs):
+    """The objective's module, with factors and scales beside its kernels where `config.lora` asks for them.
+
+    Raises: ConfigError when `config.lora` does not fit the module or the freeze table.
+    """
+    module = OBJECTIVES[config.objective].module(config.model, rngs=rngs)
+    paths = list(nnx.parameters(module))
+    frozen = [path for path in paths if freeze.factor(config.train_parts, path) is None]
+    both = sorted(set(lora.targets(config.lora, paths)) - set(frozen))
+    check(
+        not both,
+        f"train_parts trains {', '.join(both[:3])} itself, and lora.targets gives it factors. "
+        "Freeze it (None), or leave it out of lora.targets",
+    )
+    lora.add_factors(module, config.lora, rngs=rngs)
+    if config.lora.base != "compute_dtype":
+        lora.add_scales(module, frozen)
+    return module
+
+
 def fill(config: TrainConfig, mesh, given: dict):
     """Makes every parameter of a run, sharded over `mesh`.
 
     The parameters in `given`, {path: array}, are taken out of it and used as they are; the others are drawn
     from the seed.
 
-    Returns: (the objective's module with shapes for parameters, {path: parameter}).
-    Raises: CheckpointError when a given parameter has another shape than the module's.
+    Returns: (the module that `build` makes, with shapes for parameters, {path: parameter}).
+    Raises:
+      CheckpointError: a given parameter has another shape than the module's.
+      ConfigError: what `build` refuses.
     """
-    module = OBJECTIVES[config.objective].module
-    skeleton = nnx.eval_shape(lambda: module(config.model, rngs=nnx.Rngs(0)))
+    skeleton = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
     shapes = nnx.parameters(skeleton)
     placed = placements(mesh, shapes)
     wrong = [
@@ -53,7 +76,7 @@ def fill(config: TrainConfig, mesh, given: dict):
     missing = {path: placed[path] for path in shapes if path not in given}
 
     def fresh():
-        arrays = nnx.parameters(module(config.model, rngs=nnx.Rngs(config.seed)))
+        arrays = nnx.parameters(build(config, rngs=nnx.Rngs(config.seed)))
         return {path: arrays[path] for path in missing}
 
     arrays = jax.jit(fresh, out_shardings=missing)()
@@ -101,9 +124,14 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
         f"batch_size / grad_accum is {examples} examples at a time, which {devices} cannot share evenly. "
         "Change one of them",
     )
+    device = mesh.devices.flat[0]
+    check(
+        config.remat != "offload" or offloads(device),
+        f"remat=offload: devices of {device.platform} have no {HOST} memory. Choose remat=full",
+    )
     attention = Choice.of(
         config.attention,
-        mesh.devices.flat[0].platform,
+        device.platform,
         packed=config.data.packing,
         tell=functools.partial(print, flush=True),
     )
@@ -111,7 +139,9 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
     trained, frozen = freeze.split(config.train_parts, arrays)
     del arrays
     dtype = jnp.dtype(config.compute_dtype)
-    trained, frozen = cast(trained, jnp.float32), cast(frozen, dtype)
+    trained = cast(trained, jnp.float32)
+    frozen = cast(lora.quantised(frozen, config.lora.base), dtype)
+    frozen = jax.device_put(frozen, placements(mesh, frozen))
     print("\n".join(summary(trained, frozen)), flush=True)
 
     optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)

@@ -13,17 +13,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Batch
-from omnifusion_jax.models.axes import placements
+from omnifusion_jax.models.axes import axes
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import using
 from omnifusion_jax.training.loss import by_rows
+from omnifusion_jax.training.moments import parameter_of
 
 
 class TrainState(NamedTuple):
-    """Everything that changes from step to step.
+    """Everything that changes from step to step, of the trained parameters only.
 
-    `params` and the optimizer's moments are float32, and cover the trained parameters only.
+    `params` are float32; moments are as OptimizerConfig.moments says.
     """
 
     step: jax.Array  # int32
@@ -35,15 +36,15 @@ class TrainState(NamedTuple):
 def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
     """The sharding of every array of a state.
 
-    Moments are sharded like their parameters; scalars and factored moments are replicated.
+    Moments are sharded like their parameters, and so are scales of the blocks of their rows, where they can
+    be cut; scalars and factored moments are replicated.
     """
-    placed = placements(mesh, state.params)
 
     def of(path, leaf):
-        name = next((key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), None)
-        if name in placed and leaf.shape == state.params[name].shape:
-            return placed[name]
-        return sharding.replicated(mesh)
+        name = parameter_of(path)
+        if name not in state.params or not leaf.shape or leaf.shape[:-1] != state.params[name].shape[:-1]:
+            return sharding.replicated(mesh)
+        return sharding.sharding(mesh, axes(name), leaf.shape)
 
     return jax.tree_util.tree_map_with_path(of, state)
 
