@@ -26,6 +26,7 @@ from omnifusion_jax.checkpoints.storage.staging import check_free, unfinished, w
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer, fast_tokenizer
 from omnifusion_jax.config import ModelConfig, from_dict, part_of
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.paths import located
 
 VERSION = 1
 
@@ -33,7 +34,8 @@ VERSION = 1
 def save_native(
     directory: str | Path, config: ModelConfig, arrays: Mapping, tokenizer_dir: str | Path | None = None
 ):
-    """Writes whole parts of a model. The directory gets its name only once it is complete.
+    """Writes whole parts of a model. The directory gets its name only once it is complete; in a store (gs://...)
+    config.json comes last.
 
     `arrays` maps paths to Lazy, numpy or jax arrays. Every process of a job calls this, with global arrays.
 
@@ -43,7 +45,7 @@ def save_native(
     """
     parts = sorted(set(map(part_of, arrays)))
     check(arrays, config, parts, directory)
-    directory = Path(directory).absolute()
+    directory = located(directory)
     check_free(directory)  # in every process: if only one stopped here, the others would wait for it forever
     first = jax.process_index() == 0  # this process alone makes and names the directory
     # The free space is checked only in a job of one process, for the same reason: the first would stop alone

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from omnifusion_jax.checkpoints.storage.settings import read_json
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.paths import located
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 SPACE = "\u2581"  # sentencepiece's mark for a space
@@ -29,7 +29,7 @@ def copy_tokenizer(source: str | Path, target: str | Path):
     """Copies those of FILES that are in the directory `source` to the directory `target`."""
     for name in FILES:
         if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, Path(target) / name)
+            (located(target) / name).write_bytes((Path(source) / name).read_bytes())
 
 
 def fast_tokenizer(directory: str | Path) -> Path | None:
