@@ -96,7 +96,7 @@ def open_native(directory: str | Path, dtype=None) -> tuple[ModelConfig, dict[st
       CheckpointError: config.json was not written by this library, or arrays are missing, superfluous or
         misshapen (all are listed). Damaged values raise a CheckpointError too, when they are read.
     """
-    directory = Path(directory).absolute()
+    directory = located(directory)
     config, stored = stored_arrays(directory)
     return config, {path: reader(directory, path, a).astype(dtype or a.dtype) for path, a in stored.items()}
 
@@ -134,12 +134,13 @@ def named_errors(directory):
 
 
 def is_native(directory: str | Path) -> bool:
-    return (Path(directory) / "arrays").is_dir() and (Path(directory) / "config.json").is_file()
+    directory = located(directory)
+    return (directory / "arrays").is_dir() and (directory / "config.json").is_file()
 
 
 def read_config(directory: str | Path) -> tuple[ModelConfig, list[str]]:
     """The model's config, and the names of its parts that are there."""
-    file = Path(directory) / "config.json"
+    file = located(directory) / "config.json"
     if not is_native(directory):
         raise CheckpointError(f"{directory}: not a native checkpoint, which has config.json and arrays/")
     values = read_json(file)

@@ -12,6 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from omnifusion_jax.errors import HostError
+from omnifusion_jax.hosts.abort import before_abort
 from omnifusion_jax.hosts.company import BEAT, SILENCE, Alone, Company
 from omnifusion_jax.hosts.environment import arguments
 from omnifusion_jax.hosts.store import Store
@@ -53,6 +54,7 @@ def started(address: str = "", number: int | None = None, count: int | None = No
     connect(found, silence)
     here = Company(Store(), jax.process_index(), jax.process_count(), silence)
     here.begin()
+    before_abort(here.aborted)
     if not first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  it stays open to the end
     try:

@@ -114,12 +114,22 @@ class Company:
                 reached = time.monotonic()
             except (ConnectionError, TimeoutError):
                 if not self.ending and time.monotonic() - reached > min(self.silence, GRACE):
-                    lost = f"{self.names[0]} cannot be reached: it died, or the network is down"
-                    self.give_up(1, f"{lost}. {AGAIN}")
+                    self.lose_first()
                 continue
             verdict = self.notice(beats, ends, time.monotonic())
             if verdict and not self.ending:
                 self.give_up(*verdict)
+
+    def lose_first(self):
+        """Ends this process since the first host, with the store, is gone."""
+        message = f"{self.names[0]} cannot be reached: it died, or the network is down. {AGAIN}"
+        print(f"{self.names[self.number]} ends: {message}", file=sys.stderr, flush=True)
+        self.leave(1)
+
+    def aborted(self):
+        """JAX, or something else, is about to abort this process. The store may not be asked here."""
+        if not self.ending and self.number and not self.store.reachable():
+            self.lose_first()
 
     def notice(self, beats: dict[str, str], ends: dict[str, str], now: float):
         """Takes in what the others say: (status, message) when this process must end for it, else None."""

@@ -1,5 +1,7 @@
 """The key-value store that all hosts share."""
 
+import socket
+
 import jax
 from jax._src import distributed  # the store has no public name; nothing else of JAX's own is used anywhere
 
@@ -31,6 +33,15 @@ class Store:
     def remove(self, folder: str):
         """Forgets all values in a folder."""
         self.ask(self.client.key_value_delete, f"{folder}/")
+
+    def reachable(self, seconds: float = 2.0) -> bool:
+        """Whether somebody listens where the store is; asked without JAX, which may be about to abort."""
+        host, _, port = distributed.global_state.coordinator_address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+        except OSError:
+            return False
+        return True
 
     def ask(self, method, key, *arguments, **options):
         try:

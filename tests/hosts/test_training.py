@@ -21,13 +21,17 @@ from omnifusion_jax.run import train
 sys.path.insert(0, str(ROOT))
 from configs import tiny
 
-STEPS, SILENCE = 12, 6.0
+STEPS, SILENCE = 9, 6.0
 SETTINGS = {
     "steps": STEPS,
+    "model": {"decoder": {"layers": 1}},
+    "tokenizer": "omnifusion-tiny-decoder",
+    "parts_from": {"image/encoders/0": "omnifusion-tiny-encoder"},
+    "train_parts": tiny.ALL_BUT_ENCODER,
     "batch_size": 8,
     "log_every": 1,
     "mesh": {"data": 4, "fsdp": 2},
-    "checkpoint": {"every_steps": 3},
+    "checkpoint": {"every_steps": 2},
     "optimizer": {"learning_rate": 1e-4},
     "eval": {"path": "synthetic:held-out", "count": 8, "max_new_tokens": 4},
 }
@@ -37,7 +41,7 @@ FILES = {"data": {"check": "off"}}
 
 def flags(settings, name="config"):
     for key, value in settings.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != "parts_from":
             yield from flags(value, f"{name}.{key}")
         else:
             yield f"--{name}.{key}={value}"
@@ -48,7 +52,7 @@ def config(settings):
 
     def put(at, values):
         for key, value in values.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and key != "parts_from":
                 put(getattr(at, key), value)
             else:
                 setattr(at, key, value)
@@ -113,7 +117,7 @@ def same(workdir, other):
     _, ours = open_native(workdir / "model")
     _, theirs = open_native(other / "model")
     assert ours.keys() == theirs.keys()
-    for path in ours:
+    for path in ours.keys() - {"image/adapter/layer/attention/key/bias"}:  # whose true gradient is 0
         assert_allclose(np.asarray(ours[path]), np.asarray(theirs[path]), atol=1e-6, err_msg=path)
 
 
@@ -128,28 +132,51 @@ def alone(tmp_path_factory):
 
 
 def test_sigterm_to_one_host_stops_all_after_one_step_and_one_process_goes_on(alone, tmp_path):
-    two = Two(tmp_path / "run").after(3)
+    two = Two(tmp_path / "run").after(2)
     os.kill(two.children()[1], signal.SIGTERM)
     said = two.end()
     step = max(row["step"] for row in rows(two.workdir))
-    assert 3 <= step < STEPS and (two.workdir / "checkpoints" / str(step)).is_dir()
+    assert 2 <= step < STEPS and (two.workdir / "checkpoints" / str(step)).is_dir()
     assert said.count(f"stopped by SIGTERM: the state after step {step} is saved") == 1
-    assert "1 | " not in said  # the first host says everything
+    assert "0 | step 1/9" in said and "1 | step" not in said  # the first host says everything
     train(config(FILES), two.workdir)
     same(two.workdir, alone["one a row"])
 
 
-def test_when_a_host_is_killed_the_other_names_it_and_both_go_on_later(alone, tmp_path):
-    two = Two(tmp_path / "run", PACKED).after(5)
-    victim = two.children()[1]
+def killed(two, number):
+    """Kills a host of a run, and says who that was and what the other said, which is soon."""
+    victim, since = two.children()[number], time.monotonic()
     os.kill(victim, signal.SIGKILL)
-    killed = time.monotonic()
     said = two.end(128 + signal.SIGKILL)
-    assert time.monotonic() - killed < SILENCE + 10
-    assert f"host 1 (process {victim} on " in said and "has given no sign of life for 6 s" in said
-    assert not (two.workdir / "model").exists()
-    again = Two(tmp_path / "run", PACKED)
-    assert "resuming from step " in again.end()
+    assert time.monotonic() - since < SILENCE + 10
+    assert [line for line in said.splitlines() if line.startswith(f"{1 - number} | host {1 - number}")]
+    return f"host {number} (process {victim} on ", said
+
+
+def test_when_a_host_is_killed_the_other_names_it_and_both_go_on_later(alone, tmp_path):
+    victim, said = killed(Two(tmp_path / "run", PACKED).after(3), 1)
+    assert victim in said and "has given no sign of life for 6 s" in said
+    victim, said = killed(Two(tmp_path / "run", PACKED).after(6), 0)  # it keeps the store of both
+    assert victim in said and "cannot be reached: it died" in said and "resuming from step" in said
+    two = Two(tmp_path / "run", PACKED)
+    assert "resuming from step" in two.end()
     same(two.workdir, alone["packed"])
     summary = [json.loads((where / "summary.json").read_text()) for where in (two.workdir, alone["packed"])]
     assert summary[0] == summary[1] and summary[0]["eval/questions"] == 8
+
+
+def test_an_error_of_one_host_ends_all_with_its_message_and_the_state_saved(tmp_path):
+    """Record 22 is of row 6, which host 1 makes, in the third batch; its picture is not there."""
+    talk = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A circle."}]}
+    lines = [talk | ({"images": ["lost.png"]} if i == 22 else {}) for i in range(64)]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {"path": str(tmp_path / "talks.jsonl"), "images": str(tmp_path), "shuffle": False, "check": "off"}
+    two = Two(tmp_path / "run", {"data": data, "eval": {"path": ""}})
+    said = two.end(1)
+    assert "no next batch: the state after step 2 is saved" in said
+    assert (two.workdir / "checkpoints" / "2").is_dir()
+    mine, theirs = (
+        next(line for line in said.splitlines() if line.startswith(f"{i} | error:")) for i in (1, 0)
+    )
+    assert "lost.png" in mine and "talks.jsonl:23" in mine
+    assert theirs.startswith("0 | error: host 1 (process") and mine.removeprefix("1 | error: ") in theirs

@@ -15,7 +15,7 @@ def read_json(path: str | Path) -> dict:
       CheckpointError: the file is not valid JSON, or does not hold an object.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(located(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error!s:.200})") from error
     if not isinstance(values, dict):
