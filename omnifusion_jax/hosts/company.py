@@ -52,16 +52,19 @@ class Company:
         self.names = [f"host {i}" for i in range(count)]
         self.rounds = collections.Counter()
         self.beats, self.heard, self.ends = {}, {}, {}  # by number: the last beat, when it came, why it ends
-        self.ending, self.over = False, threading.Event()
+        self.said, self.reached = ({}, {}), 0.0  # what the store last held of beats and ends, and when
+        self.ending, self.over = None, threading.Event()  # (exit status, until when at the latest)
 
     def begin(self):
         """Learns the names of all, and begins to watch them."""
         self.names = self.gather(
             f"host {self.number} (process {os.getpid()} on {socket.gethostname()})", "names"
         )
-        self.heard = dict.fromkeys(self.others, time.monotonic())
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-        self.thread.start()
+        self.reached = time.monotonic()
+        self.heard = dict.fromkeys(self.others, self.reached)
+        self.threads = [threading.Thread(target=work, daemon=True) for work in (self.talk, self.watch)]
+        for thread in self.threads:
+            thread.start()
 
     @property
     def others(self):
@@ -103,32 +106,37 @@ class Company:
             given.append(word["given"])
         return {"given": given}
 
-    def watch(self):
-        """Tells the others every `BEAT` seconds that this host lives, and ends it when another has ended."""
-        count, reached = 0, time.monotonic()
+    def talk(self):
+        """Tells the others every `BEAT` seconds that this host lives, and asks for what they say."""
+        beat = 0
         while not self.over.wait(BEAT):
-            count += 1
-            try:
-                self.store.put(f"beat/{self.number}", str(count))
-                beats, ends = self.store.all("beat"), self.store.all("end")
-                reached = time.monotonic()
-            except (ConnectionError, TimeoutError):
-                if not self.ending and time.monotonic() - reached > min(self.silence, GRACE):
-                    self.lose_first()
-                continue
-            verdict = self.notice(beats, ends, time.monotonic())
-            if verdict and not self.ending:
+            beat += 1
+            with contextlib.suppress(ConnectionError, TimeoutError):  # or it waits, when the first host hangs
+                self.store.put(f"beat/{self.number}", str(beat))
+                self.said = self.store.all("beat"), self.store.all("end")
+                self.reached = time.monotonic()
+
+    def watch(self):
+        """Ends this process when another has ended, or gives no sign of life."""
+        while not self.over.wait(BEAT):
+            now = time.monotonic()
+            if self.ending:
+                if now > self.ending[1]:
+                    self.leave(self.ending[0])  # something waits for a host that is no more
+            elif now - self.reached > self.silence:
+                self.lose_first()
+            elif verdict := self.notice(*self.said, now):
                 self.give_up(*verdict)
 
     def lose_first(self):
         """Ends this process since the first host, with the store, is gone."""
-        message = f"{self.names[0]} cannot be reached: it died, or the network is down. {AGAIN}"
+        message = f"{self.names[0]} cannot be reached: it died, hangs, or the network is down. {AGAIN}"
         print(f"{self.names[self.number]} ends: {message}", file=sys.stderr, flush=True)
         self.leave(1)
 
     def aborted(self):
         """JAX, or something else, is about to abort this process. The store may not be asked here."""
-        if not self.ending and self.number and not self.store.reachable():
+        if not (self.ending or self.over.is_set()) and self.number and not self.store.reachable():
             self.lose_first()
 
     def notice(self, beats: dict[str, str], ends: dict[str, str], now: float):
@@ -168,7 +176,7 @@ class Company:
             time.sleep(BEAT / 10)
 
     def say_farewell(self, status: int, message: str):
-        self.ending = True
+        self.ending = status, time.monotonic() + 3 * GRACE
         # a host that others must not wait for skips what JAX does at the end, which is to wait for them
         atexit.register(self.go, status)
         with contextlib.suppress(ConnectionError):  # nobody is left to be told
@@ -200,6 +208,6 @@ class Company:
 
     def close(self):
         """All hosts have come to a good end: nobody is watched any more."""
-        self.ending = True
         self.over.set()
-        self.thread.join()
+        for thread in self.threads:
+            thread.join()

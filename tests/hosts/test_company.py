@@ -175,6 +175,15 @@ def test_what_follows_from_the_error_of_another_host_is_told_as_that(monkeypatch
         host.over.set()
 
 
+def test_a_host_that_comes_to_no_end_is_ended(monkeypatch):
+    """As when a thread of Orbax waits for a host that is no more, and Python for the thread."""
+    hosts, left = watched(monkeypatch, silence=5.0)
+    hosts[2].end(DataError("line 7 is no JSON"))
+    until(lambda: (2, 1) in left)
+    for host in hosts:
+        host.over.set()
+
+
 def test_when_the_store_is_gone_so_is_the_first_host(monkeypatch, capsys):
     hosts, left = watched(monkeypatch, silence=0.3)
     hosts[0].over.set()

@@ -21,7 +21,7 @@ from omnifusion_jax.run import train
 sys.path.insert(0, str(ROOT))
 from configs import tiny
 
-STEPS, SILENCE = 9, 6.0
+STEPS, SILENCE = 6, 6.0
 SETTINGS = {
     "steps": STEPS,
     "model": {"decoder": {"layers": 1}},
@@ -33,7 +33,7 @@ SETTINGS = {
     "mesh": {"data": 4, "fsdp": 2},
     "checkpoint": {"every_steps": 2},
     "optimizer": {"learning_rate": 1e-4},
-    "eval": {"path": "synthetic:held-out", "count": 8, "max_new_tokens": 4},
+    "eval": {"path": "synthetic:held-out", "count": 8, "max_new_tokens": 2},
 }
 PACKED = {"data": {"packing": True, "row_length": 128, "check": "off"}}
 FILES = {"data": {"check": "off"}}
@@ -138,7 +138,7 @@ def test_sigterm_to_one_host_stops_all_after_one_step_and_one_process_goes_on(al
     step = max(row["step"] for row in rows(two.workdir))
     assert 2 <= step < STEPS and (two.workdir / "checkpoints" / str(step)).is_dir()
     assert said.count(f"stopped by SIGTERM: the state after step {step} is saved") == 1
-    assert "0 | step 1/9" in said and "1 | step" not in said  # the first host says everything
+    assert "0 | step 1/6" in said and "1 | step" not in said  # the first host says everything
     train(config(FILES), two.workdir)
     same(two.workdir, alone["one a row"])
 
@@ -154,9 +154,9 @@ def killed(two, number):
 
 
 def test_when_a_host_is_killed_the_other_names_it_and_both_go_on_later(alone, tmp_path):
-    victim, said = killed(Two(tmp_path / "run", PACKED).after(3), 1)
+    victim, said = killed(Two(tmp_path / "run", PACKED).after(2), 1)
     assert victim in said and "has given no sign of life for 6 s" in said
-    victim, said = killed(Two(tmp_path / "run", PACKED).after(6), 0)  # it keeps the store of both
+    victim, said = killed(Two(tmp_path / "run", PACKED).after(4), 0)  # it keeps the store of both
     assert victim in said and "cannot be reached: it died" in said and "resuming from step" in said
     two = Two(tmp_path / "run", PACKED)
     assert "resuming from step" in two.end()

@@ -98,7 +98,7 @@ def stored(directory: Path, name: str, shape, dtype) -> Lazy:
     """
     base = {"driver": "file", "path": f"{directory}/"}
     if remote(directory):
-        base = tensorstore.KvStore.Spec.from_url(f"{directory}/").to_json()
+        base = tensorstore.KvStore.Spec(f"{directory}/").to_json()
     if ocp.type_handlers.is_ocdbt_checkpoint(epath.Path(directory)):
         kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
     else:
