@@ -115,7 +115,7 @@ class Checkpoints:
                     ) from error
                 self.same_shapes(step, target)
                 damaged[step] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
-                if hosts.count() > 1:
+                if hosts.count() > 1 and step > min(self.manager.all_steps()):
                     raise CheckpointError(
                         f"checkpoint {step} cannot be read ({damaged[step]}). "
                         f"It is kept as {self.moved(step)}; the same command goes on from the one before it"
