@@ -1,14 +1,16 @@
 """A training run from its config to a finished model: what the command line `train` does."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
+import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
 
+from omnifusion_jax import hosts
 from omnifusion_jax.checkpoints.load import (
     NO_TOKENIZER,
     load_decoder,
@@ -19,14 +21,24 @@ from omnifusion_jax.checkpoints.load import (
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.storage.placement import placed
-from omnifusion_jax.config import HANDED_ON, DecoderConfig, EncoderConfig, TrainConfig, part_of, same_settings
+from omnifusion_jax.config import (
+    HANDED_ON,
+    DecoderConfig,
+    EncoderConfig,
+    TrainConfig,
+    part_of,
+    same_settings,
+    to_json,
+)
+from omnifusion_jax.data import pipeline
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.evaluation.report import write_report
 from omnifusion_jax.models import lora
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.models.presets import resolve
-from omnifusion_jax.sharding import make_mesh
+from omnifusion_jax.paths import located, remote, removed
+from omnifusion_jax.sharding import make_mesh, owners, shares
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import loop, resume
 from omnifusion_jax.training.checkpoint import newest
@@ -46,7 +58,8 @@ def train(
 ) -> dict:
     """Trains as `config` says, and writes the model, the summary and the report to `workdir`.
 
-    A run that was begun in `workdir` is resumed.
+    A run that was begun in `workdir` is resumed. With several hosts (hosts.started) all of them call this;
+    the first writes.
 
     Args:
       config: not changed. If its preset was changed by name, the new preset is used.
@@ -60,10 +73,11 @@ def train(
     config = copy.deepcopy(config)
     config.model = resolve(config.model)
     config.validate()
-    workdir = Path(workdir).absolute()
+    workdir = located(workdir)
     objective = OBJECTIVES[config.objective]
-    with locked(workdir):
-        resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change)
+    with locked(workdir) if hosts.first() else contextlib.nullcontext():
+        same_start(config, workdir)
+        hosts.by_first(lambda: resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change))
         given, tokenizer_dir = starting_point(config, allow_change)
         tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
         batches = objective.batches(config, tokenizer)
@@ -78,17 +92,44 @@ def train(
         with writing(workdir):
             save_model(config, workdir / "model", trained, frozen, tokenizer_dir)
         figures, records = evaluate(plain({**trained, **frozen})) if evaluate else ({}, [])
-        counts = {f"data/{name}": count for name, count in batches.counts().items()}
-        figures = named(figures) | {"steps": config.steps} | counts
-        problems = verdict(read_rows(workdir / "metrics.jsonl"), objective.ignorance(config, tokenizer))
-        if problems:
-            figures["problems"] = problems
-        with writing(workdir):
-            (workdir / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
-            write_report(workdir, records, earlier=config.init_from and Path(config.init_from).parent)
+        counted = hosts.gather(batches.counts())
+        apart = owners(shares(make_mesh(**vars(config.mesh)), config.batch_size))
+        counts = pipeline.counted([counted[i] for i in apart])
+        figures = named(figures) | {"steps": config.steps} | {f"data/{name}": n for name, n in counts.items()}
+
+        def finish():
+            problems = verdict(read_rows(workdir / "metrics.jsonl"), objective.ignorance(config, tokenizer))
+            found = figures | ({"problems": problems} if problems else {})
+            with writing(workdir):
+                (workdir / "summary.json").write_text(json.dumps(found, indent=2) + "\n")
+                write_report(workdir, records, earlier=config.init_from and located(config.init_from).parent)
+            return found
+
+        figures = hosts.by_first(finish)
     for line in batches.left_out():
         print(line)
     return figures
+
+
+def same_start(config: TrainConfig, workdir: Path):
+    """Compares what the hosts were started with; the first has its workdir by then.
+
+    Raises: ConfigError when a host has another config, or does not see the workdir of the first.
+    """
+    digest = hashlib.sha256(to_json(config).encode()).hexdigest()
+    started = hosts.gather([digest, str(workdir)])
+    seen = hosts.gather((workdir / "lock").exists())
+    for i in range(hosts.count()):
+        if started[i] != started[0]:
+            raise ConfigError(
+                f"{hosts.name(i)} was started with another config or --workdir than {hosts.name(0)}. "
+                "Start the same command on all hosts"
+            )
+        if not seen[i]:
+            raise ConfigError(
+                f"{hosts.name(i)} does not see the {workdir} of {hosts.name(0)}. "
+                "Give a --workdir that all hosts share"
+            )
 
 
 def starting_point(config: TrainConfig, allow_change: bool = False):
@@ -162,8 +203,13 @@ def save_model(config: TrainConfig, directory: Path, trained: dict, frozen: dict
     # a head that only the objective has is no part of the model
     parts = (*config.model.parts, "lora")
     arrays = {path: a for path, a in arrays.items() if part_of(path) in parts}
-    beside = directory.with_name("model.new")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = directory if remote(directory) else directory.with_name("model.new")
+    hosts.by_first(lambda: removed(beside))
     save_native(beside, config.model, arrays, tokenizer_dir, config.lora)
-    shutil.rmtree(directory, ignore_errors=True)  # the model of an earlier, shorter run in the same place
-    beside.rename(directory)
+
+    def name():
+        removed(directory)  # the model of an earlier, shorter run in the same place
+        beside.rename(directory)
+
+    if beside != directory:
+        hosts.by_first(name)

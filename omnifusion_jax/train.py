@@ -9,7 +9,7 @@ import sys
 
 from absl import flags
 
-from omnifusion_jax import run
+from omnifusion_jax import hosts, run
 from omnifusion_jax.changes import changes
 from omnifusion_jax.cli import command
 from omnifusion_jax.cli.overrides import ConfigFlags
@@ -27,19 +27,43 @@ ALLOW_CHANGE = flags.DEFINE_bool(
     "Go on although settings that change what the run means are not those it was begun with.",
 )
 
+HOSTS = flags.DEFINE_string(
+    "hosts",
+    "",
+    "Where the first of several hosts listens, ADDRESS:PORT. Not needed where they are found by themselves: "
+    "on TPUs, in JobSets, and under Slurm or Open MPI (launch/README.md).",
+)
+HOST = flags.DEFINE_integer("host", None, "The number of this host, from 0; with --hosts.", lower_bound=0)
+OF = flags.DEFINE_integer("of", None, "How many hosts there are; with --hosts.", lower_bound=1)
+HOST_TIMEOUT = flags.DEFINE_float(
+    "host_timeout",
+    hosts.SILENCE,
+    "Seconds without a sign of life after which a host counts as dead and the others end.",
+    lower_bound=2 * hosts.BEAT,
+)
+TERM_STATUS = flags.DEFINE_integer(
+    "term_status",
+    0,
+    "The exit status when SIGTERM has stopped the run. Kubernetes takes 0 for the end of the work, and would "
+    "not start it again: JobSets use 75.",
+    lower_bound=0,
+    upper_bound=255,
+)
+
 
 def main(_):
     """Returns the exit status.
 
-    0: the run learned, or SIGTERM stopped it; 130: Ctrl-C stopped it; 1: an error, or it learned nothing.
+    0: the run learned, or SIGTERM stopped it (--term_status); 130: Ctrl-C stopped it; 1: an error, or it
+    learned nothing.
     """
     config = CONFIG.value
     config.validate()
-    print(changes(config, CONFIG.file), f"All of it: {WORKDIR.value}/config.json", sep="\n")
-    stop = Stop()
     try:
-        with stop:
-            figures = run.train(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
+        with hosts.started(HOSTS.value, HOST.value, OF.value, HOST_TIMEOUT.value):
+            print(changes(config, CONFIG.file), f"All of it: {WORKDIR.value}/config.json", sep="\n")
+            with Stop(hosts.count(), TERM_STATUS.value) as stop:
+                figures = run.train(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
     except Stopped:
         state = f"the state after step {stop.step} is saved" if stop.step else "there is nothing new to save"
         print(

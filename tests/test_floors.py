@@ -10,7 +10,7 @@ FLOORS = (
     ("errors", "batch", "published_templates"),
     ("tables",),
     ("config",),
-    ("sharding", "fields"),
+    ("sharding", "fields", "hosts", "paths"),
     ("nn",),
     ("models", "data"),
     ("training", "inference", "checkpoints", "data_report"),
@@ -100,6 +100,11 @@ def test_flax_nnx_is_touched_in_one_place():
         if "flax" in {line.split()[1].split(".")[0] for line in lines(file)}
     ]
     assert named == [Path("nn/nnx.py")]
+
+
+def test_what_is_jax_s_own_is_touched_in_one_place():
+    named = [file.relative_to(PACKAGE) for file in FILES if "jax._src" in file.read_text(encoding="utf-8")]
+    assert named == [Path("hosts/store.py")]
 
 
 def lines(file):

@@ -27,6 +27,7 @@ from omnifusion_jax.checkpoints.storage.staging import check_free, unfinished, w
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer, fast_tokenizer
 from omnifusion_jax.config import LoraConfig, ModelConfig, from_dict, part_of
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.paths import located
 
 VERSION = 1
 
@@ -38,7 +39,8 @@ def save_native(
     tokenizer_dir: str | Path | None = None,
     factors: LoraConfig = NONE,
 ):
-    """Writes whole parts of a model. The directory gets its name only once it is complete.
+    """Writes whole parts of a model. The directory gets its name only once it is complete; in a store (gs://...)
+    config.json comes last.
 
     `arrays` maps paths to Lazy, numpy or jax arrays. `factors` says which of them are beside kernels, if any
     are. Every process of a job calls this, with global arrays.
@@ -49,7 +51,7 @@ def save_native(
     """
     parts = sorted(set(map(part_of, arrays)))
     check(arrays, config, parts, directory, factors)
-    directory = Path(directory).absolute()
+    directory = located(directory)
     check_free(directory)  # in every process: if only one stopped here, the others would wait for it forever
     first = jax.process_index() == 0  # this process alone makes and names the directory
     # The free space is checked only in a job of one process, for the same reason: the first would stop alone
@@ -102,7 +104,7 @@ def open_native(directory: str | Path, dtype=None) -> tuple[ModelConfig, dict[st
       CheckpointError: config.json was not written by this library, or arrays are missing, superfluous or
         misshapen (all are listed). Damaged values raise a CheckpointError too, when they are read.
     """
-    directory = Path(directory).absolute()
+    directory = located(directory)
     config, stored = stored_arrays(directory)
     return config, {path: reader(directory, path, a).astype(dtype or a.dtype) for path, a in stored.items()}
 
@@ -140,12 +142,13 @@ def named_errors(directory):
 
 
 def is_native(directory: str | Path) -> bool:
-    return (Path(directory) / "arrays").is_dir() and (Path(directory) / "config.json").is_file()
+    directory = located(directory)
+    return (directory / "arrays").is_dir() and (directory / "config.json").is_file()
 
 
 def read_config(directory: str | Path) -> tuple[ModelConfig, list[str]]:
     """The model's config, and the names of its parts that are there."""
-    file = Path(directory) / "config.json"
+    file = located(directory) / "config.json"
     if not is_native(directory):
         raise CheckpointError(f"{directory}: not a native checkpoint, which has config.json and arrays/")
     values = read_json(file)

@@ -139,6 +139,7 @@ class MeshConfig:
     data: int = 1  # copies of the parameters
     fsdp: int = -1  # devices that a copy is spread over; -1: all devices that remain
     tensor: int = 1  # devices that share the heads and hidden widths of the decoder
+    dcn_data: int = 1  # slices of a TPU, or groups of hosts, that hold `data` copies each
 
     def validate(self):
         sizes = (self.data, self.fsdp, self.tensor)
@@ -146,6 +147,7 @@ class MeshConfig:
             sum(s == -1 for s in sizes) <= 1 and all(s == -1 or s > 0 for s in sizes),
             f"mesh sizes {sizes}: positive, at most one -1",
         )
+        check(self.dcn_data > 0, f"mesh.dcn_data is {self.dcn_data}; it must be positive")
 
 
 @dataclasses.dataclass

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from omnifusion_jax import hosts
 from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.data.pipeline import PatchSource
 from omnifusion_jax.data.synthetic import CELL_WORDS
@@ -24,7 +25,7 @@ def patch_accuracy(model_config: ModelConfig, arrays: dict, count: int, batch_si
         samples = [source[i] for i in range(start, min(count, start + batch_size))]
         labels = np.stack([sample.tokens for sample in samples])
         pictures = np.concatenate([sample.media["image"][0] for sample in samples])
-        named = np.asarray(read(reader, pictures))
+        named = hosts.fetch(read(reader, pictures))
         right += ((named == labels) & (labels > 0)).sum()
         total += (labels > 0).sum()
     return {"accuracy": float(right / total), "pictures": count}

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from omnifusion_jax.data.images import open_image
+from omnifusion_jax.paths import located
 
 SHOWN = 60  # pictures
 STYLE = """
@@ -36,14 +37,14 @@ def write_report(workdir: str | Path, records, earlier: str | Path | None = None
       records: a list of evaluation.exact_match.Records in the order to show; may be empty.
       earlier: the workdir of the phase before, whose loss curve is shown too, or None.
     """
-    workdir = Path(workdir)
+    workdir = located(workdir)
     figures = json.loads((workdir / "summary.json").read_text())
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{show(value)}</td></tr>" for name, value in figures.items()
     )
-    runs = [run for run in (earlier, workdir) if run and (Path(run) / "metrics.jsonl").is_file()]
+    runs = [located(run) for run in (earlier, workdir) if run]
     curves = ""
-    for run in map(Path, runs):
+    for run in (run for run in runs if (run / "metrics.jsonl").is_file()):
         curves += f"<h2>Loss: {html.escape(run.name)}</h2>{curve(read_losses(run / 'metrics.jsonl'))}"
     cards = "".join(card(record) for record in records[:SHOWN])
     answers = ""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omnifusion_jax import hosts
 from omnifusion_jax.config import GenerationConfig, ModelConfig, check, one_of
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.layout import Prepare
@@ -111,7 +112,7 @@ class Model:
             names = [i if requests[i].id is None else str(requests[i].id) for i in chunk]
             state = self._start([samples[i] for i in chunk], names, generation, follow)
             state = self._advance(state, generation.max_new_tokens, follow)
-            columns = jax.device_get(state.search.best())
+            columns = hosts.fetch(state.search.best())
             for i, *row in zip(chunk, *columns, strict=False):  # blank rows at the end are left out
                 answers[i] = self._answer(generation, *row)
         return [answers[i] for i in sorted(answers)]
@@ -153,7 +154,7 @@ class Model:
         for chunk in prompts.chunks(samples, batch_size):
             batch = self._assemble([samples[i] for i in chunk], left=False)
             with self._spread():
-                scores = np.asarray(forward(self.module, batch))
+                scores = hosts.fetch(forward(self.module, batch))
             for row, i in enumerate(chunk):
                 found[i] = scores[row, : len(samples[i].tokens)].copy()  # a view would keep the whole batch
         return [found[i] for i in sorted(found)]

@@ -3,6 +3,7 @@
 import functools
 import math
 
+from omnifusion_jax import hosts
 from omnifusion_jax.config import TrainConfig
 from omnifusion_jax.data.check import start_check
 from omnifusion_jax.data.describe import describe
@@ -12,7 +13,7 @@ from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.evaluation.exact_match import exact_match
 from omnifusion_jax.inference.model import Model
 from omnifusion_jax.models.omnifusion import OmniFusion
-from omnifusion_jax.sharding import make_mesh, ways
+from omnifusion_jax.sharding import make_mesh, owners, shares, ways
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training.loss import answer_loss
 
@@ -36,7 +37,7 @@ class Answers:
         ignorance = self.ignorance(config, tokenizer)
         print(f"The loss of a model that knows nothing is ln {tokenizer.vocab} = {ignorance:.1f}.")
         check = None
-        if c.check == "first_epoch":
+        if c.check == "first_epoch" and hosts.first():
             long = c.on_long == "skip"
             check = functools.partial(start_check, data.source, data.prepare, c.num_workers, long)
         return Batches(
@@ -77,12 +78,21 @@ class Answers:
 def common(config: TrainConfig) -> dict:
     """The arguments of `Batches` that are the same for every objective."""
     mesh = make_mesh(**vars(config.mesh))
+    rows = shares(mesh, config.batch_size)
+    apart = owners(rows)
+
+    def gather(thing):  # of hosts with the same rows only one counts
+        found = hosts.gather(thing, "data")
+        return [found[i] for i in apart] if found else found
+
     return {
         "batch_size": config.batch_size,
         "seed": config.seed,
         "shuffle": config.data.shuffle,
         "num_workers": config.data.num_workers,
         "pools": config.grad_accum * ways(mesh, "batch"),  # one for each micro-batch and device
+        "numbers": rows[hosts.number()],
+        "gather": gather,
     }
 
 

@@ -1,5 +1,6 @@
 """Saves and restores a run with Orbax: the training state and the position in the data."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -9,8 +10,10 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from omnifusion_jax import hosts
 from omnifusion_jax.config import CheckpointConfig
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.paths import remote
 from omnifusion_jax.training.workdir import writing
 
 # Errors of tensorstore carry no errno, so they are recognised by their words.
@@ -47,20 +50,28 @@ class Checkpoints:
             state=ocp.args.StandardSave(state._asdict()), position=ocp.args.JsonSave(position)
         )
         with writing(self.directory):
-            # Where no directory can be made, Orbax's threads would wait minutes for theirs: fail at once.
-            probe = self.directory / "probe"
-            probe.mkdir(exist_ok=True)
-            probe.rmdir()
+            hosts.by_first(self.check_place)
             self.manager.wait_until_finished()
-            self.check_space(sum(a.nbytes for a in jax.tree.leaves(state)))
+            size = sum(a.nbytes for a in jax.tree.leaves(state))
+            hosts.by_first(lambda: self.check_space(size))
             self.manager.save(step, args=items, force=True)
         self.saved_at = time.monotonic()
+
+    def check_place(self):
+        """Makes a directory: where none can be made, Orbax's threads would wait minutes for theirs."""
+        if remote(self.directory):  # a store has no directories, and no end
+            return
+        probe = self.directory / "probe"
+        probe.mkdir(exist_ok=True)
+        probe.rmdir()
 
     def check_space(self, size: int):
         """Raises CheckpointError when a checkpoint of `size` bytes does not fit on the disk.
 
         Checked beforehand, this gives one message; while writing, every thread would give one.
         """
+        if remote(self.directory):
+            return
         free = shutil.disk_usage(self.directory).free
         if free < size:
             raise CheckpointError(
@@ -71,7 +82,9 @@ class Checkpoints:
     def restore(self, state, shardings):
         """Restores the newest checkpoint that can be read, on whatever devices there are now.
 
-        Newer ones that cannot be read are reported and moved to `checkpoints.damaged`.
+        Newer ones that cannot be read are reported and moved to `checkpoints.damaged`. With several hosts the
+        run ends there, and goes on from the one before when it is started again: a host that has read its
+        part waits in Orbax for all others.
 
         Args:
           state: a TrainState that gives the shapes and dtypes.
@@ -102,6 +115,11 @@ class Checkpoints:
                     ) from error
                 self.same_shapes(step, target)
                 damaged[step] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+                if hosts.count() > 1 and step > min(self.manager.all_steps()):
+                    raise CheckpointError(
+                        f"checkpoint {step} cannot be read ({damaged[step]}). "
+                        f"It is kept as {self.moved(step)}; the same command goes on from the one before it"
+                    ) from error
                 continue
             self.set_aside(damaged, step)
             return type(state)(**found.state), found.position
@@ -142,19 +160,23 @@ class Checkpoints:
     def set_aside(self, damaged: dict[int, str], step: int):
         """Moves damaged checkpoints, {step: reason}, out of the way of new ones, and reports each."""
         for bad, reason in damaged.items():
-            place = self.directory.with_name("checkpoints.damaged") / str(bad)
-            while place.exists():
-                place = place.with_name(place.name + "_")
-            with writing(place):
-                place.parent.mkdir(exist_ok=True)
-                (self.directory / str(bad)).rename(place)
             print(
-                f"checkpoint {bad} cannot be read ({reason}). It is kept as {place}; "
+                f"checkpoint {bad} cannot be read ({reason}). It is kept as {self.moved(bad)}; "
                 f"the run goes on from step {step}",
                 flush=True,
             )
         if damaged:
             self.manager.reload()
+
+    def moved(self, step: int) -> Path:
+        """Moves a checkpoint to `checkpoints.damaged`, unless another host has, and returns its place."""
+        place = self.directory.with_name("checkpoints.damaged") / str(step)
+        while place.exists():
+            place = place.with_name(place.name + "_")
+        with writing(place), contextlib.suppress(FileNotFoundError):
+            place.parent.mkdir(exist_ok=True)
+            (self.directory / str(step)).rename(place)
+        return place
 
     def close(self):
         """Waits until everything is written. Raises CheckpointError when that failed."""

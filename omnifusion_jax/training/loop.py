@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omnifusion_jax import sharding
+from omnifusion_jax import hosts, sharding
 from omnifusion_jax.config import TrainConfig, check, part_of
-from omnifusion_jax.errors import CheckpointError, OmniFusionError
+from omnifusion_jax.data.pipeline import counted, merged
+from omnifusion_jax.errors import CheckpointError, HostError, OmniFusionError
 from omnifusion_jax.models import lora
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
@@ -99,6 +100,8 @@ def summary(trained: dict, frozen: dict) -> list[str]:
 def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allow_change=False, stop=None):
     """Runs `config.steps` steps, resuming from `workdir` when it holds a checkpoint.
 
+    With several hosts all of them call it, each with batches of its own rows (sharding.shares).
+
     Args:
       batches: an iterator with `state()`, `restore(state)`, `counts()` and `checked()`, like
         data.pipeline.Batches.
@@ -114,7 +117,7 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
         (`train_parts`, AXES, DECAY) does not cover every parameter exactly once.
       Stopped: `stop` ended the run.
     """
-    stop, objective = stop or Stop(), OBJECTIVES[config.objective]
+    stop, objective = stop or Stop(hosts.count()), OBJECTIVES[config.objective]
     mesh = sharding.make_mesh(**vars(config.mesh))
     examples = config.batch_size // config.grad_accum  # their rows stay together on one device
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -161,7 +164,7 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
             print(f"all {stop.step} steps are done: nothing is left to train", flush=True)
     else:
         state = jax.jit(lambda p: init_state(optimizer, p), out_shardings=placed)(trained)
-        write_config(config, workdir)
+        hosts.by_first(lambda: write_config(config, workdir))
     del trained
 
     step = make_step(
@@ -196,6 +199,7 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
     When the run is asked to stop, the state of its last step is saved, and Stopped is raised again.
     """
     begun, unread = int(state.step), None
+    owners = sharding.owners(sharding.shares(placed.mesh, config.batch_size))
     read = functools.partial(report, config, monitor, before_run=int(state.bad_steps))
 
     def evaluates(n):
@@ -211,9 +215,11 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
         read(unread)
         with monitor.pause():
             if saves:
-                checkpoints.save(n, state, {"data": position, "interval": monitor.interval()})
+                monitor.keep()
+                whole = merged(hosts.gather(position))
+                checkpoints.save(n, state, {"data": whole, "interval": monitor.interval()})
                 # Not before: until now the file was the config that the checkpoints were made with.
-                write_config(config, workdir)
+                hosts.by_first(lambda: write_config(config, workdir))
                 stop.step = n
 
     def save():
@@ -222,15 +228,15 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
 
     done, position, programs = begun, batches.state(), {}
     try:
-        if evaluates(begun) and not monitor.evaluated(begun):
+        if evaluates(begun) and not hosts.by_first(lambda: monitor.evaluated(begun)):
             evaluate(begun)  # the evaluation after the resumed step was cut off
         for n in range(begun + 1, config.steps + 1):
             stop.check()
             before = time.perf_counter()
-            batch = following(batches, stop, save)
+            batch, due, counts = following(batches, stop, save, checkpoints.due(n), owners)
             monitor.wait += time.perf_counter() - before
             rows_as_promised(config, batch)
-            batch = jax.device_put(batch, placed)
+            batch = jax.make_array_from_process_local_data(placed, batch)
             shapes = tuple(a.shape for a in jax.tree.leaves(batch))  # pools of media come in a few sizes
             if shapes not in programs:
                 with monitor.pause(), jax.set_mesh(placed.mesh):
@@ -246,8 +252,8 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
                 state, metrics = programs[shapes](state, frozen, batch)
             done, position = n, batches.state()
             read(unread)
-            unread = n, metrics, batches.counts()
-            saves = checkpoints.due(n) or n == config.steps
+            unread = n, metrics, counts
+            saves = due or n == config.steps
             if saves or evaluates(n):
                 settle(n, saves)
                 unread = None
@@ -272,16 +278,29 @@ def rows_as_promised(config, batch):
     )
 
 
-def following(batches, stop, save):
-    """The next batch. When there is none, calls `save` and raises the error again.
+def following(batches, stop, save, due, owners):
+    """The next batch, when all hosts have theirs; if one has none, calls `save` and raises its error again.
 
-    Raises: Stopped when the run was asked to stop.
+    The hosts agree here on all that they must do alike: what one of them alone did would leave the others
+    waiting in a collective. `owners` are those whose counts make up that of all (sharding.owners).
+
+    Returns: (this host's rows, whether to save after the step as the first host's clock says, counts of
+    data).
+    Raises: Stopped when the run was asked to stop; HostError for the error of another host.
     """
+    batch = failed = None
     try:
-        return next(batches)
-    except Exception:
-        # The signal that asks the run to stop may have ended worker processes too; that is no error.
-        stop.check()
+        batch = next(batches)
+    except Exception as error:
+        failed = error
+    word = {"asked": stop.asked, "error": failed and str(failed), "due": due, "counts": batches.counts()}
+    words = hosts.gather(word)
+    # The signal that asks the run to stop may have ended worker processes too; that is no error.
+    stop.agree([word["asked"] for word in words])
+    errors = [
+        f"{hosts.name(i)}: {word['error']}" for i, word in enumerate(words) if word["error"] is not None
+    ]
+    if errors:
         save()
         if stop.step:
             print(
@@ -289,7 +308,8 @@ def following(batches, stop, save):
                 "and the same command goes on from there",
                 flush=True,
             )
-        raise
+        raise failed or HostError("\n".join(errors))
+    return batch, words[0]["due"], counted([words[i]["counts"] for i in owners])
 
 
 def report(config, monitor, step, before_run):
