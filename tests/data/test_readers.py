@@ -74,7 +74,7 @@ def test_a_batch_is_what_its_samples_are_collated_to(processes, rows):
 
 @pytest.mark.parametrize("processes", [0, 1])
 def test_memory_serves_another_batch_when_nobody_has_its_arrays(processes):
-    full, fresh = lambda i: [sample(24 + 5 * i, 2)], lambda i: [sample(26, i)]
+    full, fresh = lambda i: [sample(24 + 5 * i, 2)], lambda i: [sample(26, 3 * i)]
     made = made_by(lambda i: full(i) if i < 4 else fresh(i - 4), processes)
     for i in range(8):
         made.ask([(i, i)])
@@ -89,6 +89,7 @@ def test_memory_serves_another_batch_when_nobody_has_its_arrays(processes):
     assert three.tokens.ctypes.data == address
     again = collate([fresh(1), fresh(0)], 5, TILES, 1)
     assert all((a == b).all() for a, b in zip(arrays(three), arrays(again), strict=True))
+    del two, three
     four = made.collect([[6], [7]], 50, pools=1, usual=20)  # larger than what is free
     assert (four.tokens[:, 5:] == 0).all() and four.tokens[1, 0] == 26
     made.close()
