@@ -13,6 +13,7 @@ from omnifusion_jax import hosts, run
 from omnifusion_jax.changes import changes
 from omnifusion_jax.cli import command
 from omnifusion_jax.cli.overrides import ConfigFlags
+from omnifusion_jax.hosts.company import BEAT, SILENCE
 from omnifusion_jax.training.signals import Stop, Stopped
 
 CONFIG = ConfigFlags()
@@ -37,9 +38,9 @@ HOST = flags.DEFINE_integer("host", None, "The number of this host, from 0; with
 OF = flags.DEFINE_integer("of", None, "How many hosts there are; with --hosts.", lower_bound=1)
 HOST_TIMEOUT = flags.DEFINE_float(
     "host_timeout",
-    hosts.SILENCE,
+    SILENCE,
     "Seconds without a sign of life after which a host counts as dead and the others end.",
-    lower_bound=2 * hosts.BEAT,
+    lower_bound=2 * BEAT,
 )
 TERM_STATUS = flags.DEFINE_integer(
     "term_status",

@@ -13,24 +13,19 @@ from jax.experimental import multihost_utils
 
 from omnifusion_jax.errors import HostError
 from omnifusion_jax.hosts.abort import before_abort
-from omnifusion_jax.hosts.company import BEAT, SILENCE, Alone, Company
+from omnifusion_jax.hosts.company import SILENCE, Alone, Company
 from omnifusion_jax.hosts.environment import arguments
 from omnifusion_jax.hosts.store import Store
 
 CONNECTING = 300  # seconds in which all hosts must have been started
-JAX_WAITS = (
-    60  # seconds that JAX waits longer than this package, which names the missing host, before it aborts
-)
-
-__all__ = ["BEAT", "SILENCE"]
+JAX_WAITS = 60  # seconds that JAX waits longer for a host than is done here, where it is named
 
 here = Alone()  # the Company that this process belongs to
 
 
 @contextlib.contextmanager
 def started(address: str = "", number: int | None = None, count: int | None = None, silence: float = SILENCE):
-    """A context in which this process is one of the hosts that its environment tells of, if there are
-    several.
+    """A context in which this process is one of several hosts, if it was started as one of them.
 
     Its standard output is closed unless it is the first, so that everything is said once. However it ends,
     the other hosts end too: within `company.GRACE` seconds of an error, whose message they repeat; within

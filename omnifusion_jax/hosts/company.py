@@ -4,10 +4,9 @@ Hosts speak through a store of text, not through their devices: a thread may the
 collectives. (Two threads that began collectives in another order on another host would wait for ever.)
 
     beat/NUMBER         a count that goes on every `BEAT` seconds while the process lives
-    ABOUT/ROUND/NUMBER  what a host gives to a round of `gather`; .../all is what comes back, from the first
-    host end/NUMBER          a host is about to end, with an exit status, and why
-    gone/NUMBER         it has nothing more to say: the first host, which keeps the store, ends after all
-    others
+    ABOUT/ROUND/NUMBER  what a host gives to a round of `gather`; .../all is what comes back, by the first
+    end/NUMBER          a host is about to end, with an exit status, and why
+    gone/NUMBER         it has nothing more to say; the first host, which keeps the store, ends last
 """
 
 import atexit
@@ -120,12 +119,13 @@ class Company:
         """Ends this process when another has ended, or gives no sign of life."""
         while not self.over.wait(BEAT):
             now = time.monotonic()
+            verdict = self.notice(*self.said, now)
             if self.ending:
                 if now > self.ending[1]:
                     self.leave(self.ending[0])  # something waits for a host that is no more
             elif now - self.reached > self.silence:
                 self.lose_first()
-            elif verdict := self.notice(*self.said, now):
+            elif verdict:
                 self.give_up(*verdict)
 
     def lose_first(self):

@@ -60,6 +60,12 @@ class Choice:
         self.taken = {}  # {Need: (kernel, {kernel before it: why not})}
         self.elsewhere = {}  # {kernel: the platform that it is for}, of those that were not asked
 
+    def __eq__(self, other):  # two that say the same are one to `jax.jit`, which compiles once for both
+        return isinstance(other, Choice) and (self.kernels, self.packed) == (other.kernels, other.packed)
+
+    def __hash__(self):
+        return hash((self.kernels, self.packed))
+
     @classmethod
     def of(cls, setting: str, platform: str, **promises) -> Self:
         """The choice that the setting `attention` leaves on devices of a platform: "cpu", "gpu" or "tpu".

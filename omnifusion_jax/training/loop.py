@@ -150,6 +150,7 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
     optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
     shapes = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
     placed = state_shardings(mesh, shapes)
+    hosts.barrier()  # the first collective follows, and hosts may have taken more or less long to load
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     position = {"data": batches.state(), "interval": None}
     found = checkpoints.restore(shapes, placed)
@@ -243,6 +244,7 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
                     if programs:
                         print(f"step {n}: compiling for batches with another number of pictures", flush=True)
                     programs[shapes] = step.lower(state, frozen, batch).compile()
+                    hosts.barrier()  # who compiles longer is waited for here, where it would be named
                     stop.check()
             if n == begun + 1:
                 with monitor.pause():

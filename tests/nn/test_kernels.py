@@ -204,8 +204,8 @@ def marks(monkeypatch):
 
 
 def test_the_context_reaches_what_is_traced_in_it(marks):
-    given = arrays(4, 4)
-    f = jax.jit(lambda *given: attend(*given))
+    given, traced = arrays(4, 4), []
+    f = jax.jit(lambda *given: (traced.append(1), attend(*given))[1])
     alone = f(*given)
     np.testing.assert_allclose(alone, dense(*given, EVERYTHING, (0.0, None)), atol=1e-6)
     with using("second"):
@@ -215,6 +215,9 @@ def test_the_context_reaches_what_is_traced_in_it(marks):
         assert (attend(*given, AttentionSpec(kernel="first")) == 0).all()  # a spec may name its own
         assert (f(*given) == 1).all()
     np.testing.assert_array_equal(f(*given), alone)
+    with using("second"):
+        assert (f(*given) == 1).all()
+    assert len(traced) == 3  # once for each choice
 
 
 def test_the_first_that_can_is_taken_and_told_in_one_line(marks):

@@ -25,7 +25,7 @@ def test_a_packed_step_compiles_for_a_tpu_with_splash():
         "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0",
         "JAX_MEMORY_FITTING_EFFORT": "-1.0",
     }
-    code = "from nn import test_splash_on_tpu; test_splash_on_tpu.compile_a_step()"
+    code = "from training import test_splash_on_tpu; test_splash_on_tpu.compile_a_step()"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     line, *called = done.stdout.splitlines()
