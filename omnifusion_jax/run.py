@@ -1,5 +1,6 @@
 """A training run from its config to a finished model: what the command line `train` does."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -12,7 +13,15 @@ from omnifusion_jax.checkpoints.load import NO_TOKENIZER, load_decoder, load_enc
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.storage.placement import placed
-from omnifusion_jax.config import HANDED_ON, DecoderConfig, EncoderConfig, TrainConfig, part_of, same_settings
+from omnifusion_jax.config import (
+    HANDED_ON,
+    DecoderConfig,
+    EncoderConfig,
+    TrainConfig,
+    check,
+    part_of,
+    same_settings,
+)
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.evaluation.report import write_report
@@ -21,8 +30,11 @@ from omnifusion_jax.models.presets import resolve
 from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import loop, resume
-from omnifusion_jax.training.checkpoint import newest
-from omnifusion_jax.training.monitor import read_rows
+from omnifusion_jax.training.checkpoint import newest, restore_params, steps
+from omnifusion_jax.training.evaluating import Evaluations
+from omnifusion_jax.training.lines import read_rows
+from omnifusion_jax.training.replay import Replay
+from omnifusion_jax.training.replay import replay as run_again
 from omnifusion_jax.training.signals import Stop
 from omnifusion_jax.training.verdict import verdict
 from omnifusion_jax.training.workdir import locked, writing
@@ -38,7 +50,8 @@ def train(
 ) -> dict:
     """Trains as `config` says, and writes the model, the summary and the report to `workdir`.
 
-    A run that was begun in `workdir` is resumed.
+    A run that was begun in `workdir` is resumed. With `checkpoint.keep_best` the model of the best step is
+    written too.
 
     Args:
       config: not changed. If its preset was changed by name, the new preset is used.
@@ -49,36 +62,61 @@ def train(
       written, but nothing was learned.
     Raises: OmniFusionError, and Stopped.
     """
-    config = copy.deepcopy(config)
-    config.model = resolve(config.model)
-    config.validate()
-    workdir = Path(workdir).absolute()
+    config, workdir = completed(config), Path(workdir).absolute()
     objective = OBJECTIVES[config.objective]
     with locked(workdir):
         resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change)
         given, tokenizer_dir = starting_point(config, allow_change)
         tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
         batches = objective.batches(config, tokenizer)
-        evaluate = objective.evaluator(config, tokenizer)
-        on_eval = evaluate and (lambda arrays: named(evaluate(arrays)[0]))
         try:
-            trained, frozen = loop.train(config, workdir, batches, given, on_eval, allow_change, stop)
+            evaluations = Evaluations(objective.evaluator(config, tokenizer), config)
+            trained, frozen = loop.train(config, workdir, batches, given, evaluations, allow_change, stop)
         finally:
             batches.close()
         with writing(workdir):
             save_model(config, workdir / "model", trained, frozen, tokenizer_dir)
-        figures, records = evaluate({**trained, **frozen}) if evaluate else ({}, [])
         counts = {f"data/{name}": count for name, count in batches.counts().items()}
-        figures = named(figures) | {"steps": config.steps} | counts
+        best = evaluations.best(steps(workdir / "checkpoints"))
+        figures = evaluations.figures | {"steps": config.steps} | counts
+        if best is not None:
+            figures |= {"best/step": best, f"best/{config.checkpoint.keep_best}": evaluations.found[best]}
         problems = verdict(read_rows(workdir / "metrics.jsonl"), objective.ignorance(config, tokenizer))
         if problems:
             figures["problems"] = problems
         with writing(workdir):
             (workdir / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
-            write_report(workdir, records, earlier=config.init_from and Path(config.init_from).parent)
+            earlier = config.init_from and Path(config.init_from).parent
+            write_report(workdir, evaluations.records, earlier=earlier)
+            if best is not None:
+                if best < config.steps:
+                    trained = restore_params(workdir / "checkpoints" / str(best), trained)
+                save_model(config, workdir / "best", trained, frozen, tokenizer_dir)
     for line in batches.left_out():
         print(line)
     return figures
+
+
+def replay(config: TrainConfig, workdir: str | Path, step: int, allow_change: bool = False) -> Replay:
+    """Runs a step of the run in `workdir` again, and says what each of its examples did.
+
+    Nothing in `workdir` is changed. Arguments and errors as in `train`.
+    """
+    config, workdir = completed(config), Path(workdir).absolute()
+    check((workdir / "config.json").is_file(), f"{workdir} holds no run: there is no step to replay")
+    config.data.check = "off"  # of the data, before a run
+    resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change)
+    given, tokenizer_dir = starting_point(config, allow_change)
+    tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
+    with contextlib.closing(OBJECTIVES[config.objective].batches(config, tokenizer)) as batches:
+        return run_again(config, workdir, step, batches, given, allow_change)
+
+
+def completed(config: TrainConfig) -> TrainConfig:
+    """A checked copy of a config, with a preset that was changed by name taken over."""
+    config = copy.deepcopy(config)
+    config.model = resolve(config.model)
+    return config.validate()
 
 
 def starting_point(config: TrainConfig, allow_change: bool = False):
@@ -133,19 +171,14 @@ def with_grid(c: EncoderConfig | None) -> EncoderConfig | None:
     return c and dataclasses.replace(c, position_grid=c.grid)
 
 
-def named(figures: dict) -> dict:
-    """Figures of an evaluation by the names under which they are logged."""
-    return {f"eval/{name}": value for name, value in figures.items()}
-
-
 def save_model(config: TrainConfig, directory: Path, trained: dict, frozen: dict, tokenizer_dir):
-    """Writes the finished model: the trained parameters in float32, or all of them in the compute dtype."""
+    """Writes a model: the trained parameters in float32, or all of them in the compute dtype."""
     arrays = trained
     if config.checkpoint.final == "complete":
         arrays = cast({**trained, **frozen}, jnp.dtype(config.compute_dtype))
     # a head that only the objective has is no part of the model
     arrays = {path: a for path, a in arrays.items() if part_of(path) in config.model.parts}
-    beside = directory.with_name("model.new")
+    beside = directory.with_name(f"{directory.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
     save_native(beside, config.model, arrays, tokenizer_dir)
     shutil.rmtree(directory, ignore_errors=True)  # the model of an earlier, shorter run in the same place

@@ -13,6 +13,7 @@ from omnifusion_jax import run
 from omnifusion_jax.changes import changes
 from omnifusion_jax.cli import command
 from omnifusion_jax.cli.overrides import ConfigFlags
+from omnifusion_jax.training.preemption import watched
 from omnifusion_jax.training.signals import Stop, Stopped
 
 CONFIG = ConfigFlags()
@@ -27,6 +28,13 @@ ALLOW_CHANGE = flags.DEFINE_bool(
     "Go on although settings that change what the run means are not those it was begun with.",
 )
 
+REPLAY = flags.DEFINE_integer(
+    "replay",
+    None,
+    "Train nothing: run this step of the run in the workdir again, and say which of its examples have a NaN "
+    "or infinite loss or gradient. Nothing in the workdir is changed.",
+)
+
 
 def main(_):
     """Returns the exit status.
@@ -36,9 +44,12 @@ def main(_):
     config = CONFIG.value
     config.validate()
     print(changes(config, CONFIG.file), f"All of it: {WORKDIR.value}/config.json", sep="\n")
+    if REPLAY.value is not None:
+        print(*run.replay(config, WORKDIR.value, REPLAY.value, ALLOW_CHANGE.value).lines(), sep="\n")
+        return 0
     stop = Stop()
     try:
-        with stop:
+        with stop, watched():
             figures = run.train(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
     except Stopped:
         state = f"the state after step {stop.step} is saved" if stop.step else "there is nothing new to save"
@@ -50,7 +61,8 @@ def main(_):
     problems = figures.pop("problems", [])
     for name, value in figures.items():
         print(f"{name:22} {value:.4f}" if isinstance(value, float) else f"{name:22} {value}")
-    print(f"{WORKDIR.value}/model, {WORKDIR.value}/report.html", flush=True)
+    written = ("model", "best", "report.html") if "best/step" in figures else ("model", "report.html")
+    print(", ".join(f"{WORKDIR.value}/{name}" for name in written), flush=True)
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     return 1 if problems else 0

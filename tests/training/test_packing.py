@@ -38,6 +38,7 @@ def stepped(c, batch, accumulate):
     settings = {"seed": 0, "grad_accum": accumulate, "dtype": np.dtype("float32"), "remat": "none"}
     step = jax.jit(make_step(abstract(c), OBJECTIVES["answers"], tiny.RECORDER, **settings))
     state, metrics = step(init_state(tiny.RECORDER, arrays), {}, batch)
+    assert not metrics.pop("broken").any()
     return {name: float(value) for name, value in metrics.items()}, state.optimizer
 
 
