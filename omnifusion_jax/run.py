@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import functools
 import hashlib
 import json
 from pathlib import Path
@@ -26,6 +25,7 @@ from omnifusion_jax.config import (
     DecoderConfig,
     EncoderConfig,
     TrainConfig,
+    check,
     part_of,
     same_settings,
     to_json,
@@ -41,8 +41,11 @@ from omnifusion_jax.paths import located, remote, removed
 from omnifusion_jax.sharding import make_mesh, owners, shares
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import loop, resume
-from omnifusion_jax.training.checkpoint import newest
-from omnifusion_jax.training.monitor import read_rows
+from omnifusion_jax.training.checkpoint import newest, restore_params, steps
+from omnifusion_jax.training.evaluating import Evaluations
+from omnifusion_jax.training.lines import read_rows
+from omnifusion_jax.training.replay import Replay
+from omnifusion_jax.training.replay import replay as run_again
 from omnifusion_jax.training.signals import Stop
 from omnifusion_jax.training.verdict import verdict
 from omnifusion_jax.training.workdir import locked, writing
@@ -59,7 +62,7 @@ def train(
     """Trains as `config` says, and writes the model, the summary and the report to `workdir`.
 
     A run that was begun in `workdir` is resumed. With several hosts (hosts.started) all of them call this;
-    the first writes.
+    the first writes. With `checkpoint.keep_best` the model of the best step is written too.
 
     Args:
       config: not changed. If its preset was changed by name, the new preset is used.
@@ -70,10 +73,7 @@ def train(
       written, but nothing was learned.
     Raises: OmniFusionError, and Stopped.
     """
-    config = copy.deepcopy(config)
-    config.model = resolve(config.model)
-    config.validate()
-    workdir = located(workdir)
+    config, workdir = completed(config), located(workdir)
     objective = OBJECTIVES[config.objective]
     with locked(workdir) if hosts.first() else contextlib.nullcontext():
         same_start(config, workdir)
@@ -81,34 +81,49 @@ def train(
         given, tokenizer_dir = starting_point(config, allow_change)
         tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
         batches = objective.batches(config, tokenizer)
-        evaluate = objective.evaluator(config, tokenizer)
-        # answers are written by the plain model: its factors merged, its kernels made of integers again
-        plain = functools.partial(lora.merged, c=config.lora, dtype=jnp.dtype(config.compute_dtype))
-        on_eval = evaluate and (lambda arrays: named(evaluate(plain(arrays))[0]))
         try:
-            trained, frozen = loop.train(config, workdir, batches, given, on_eval, allow_change, stop)
+            evaluations = Evaluations(evaluator(config, tokenizer), config)
+            trained, frozen = loop.train(config, workdir, batches, given, evaluations, allow_change, stop)
         finally:
             batches.close()
         with writing(workdir):
             save_model(config, workdir / "model", trained, frozen, tokenizer_dir)
-        figures, records = evaluate(plain({**trained, **frozen})) if evaluate else ({}, [])
         counted = hosts.gather(batches.counts())
         apart = owners(shares(make_mesh(**vars(config.mesh)), config.batch_size))
         counts = pipeline.counted([counted[i] for i in apart])
-        figures = named(figures) | {"steps": config.steps} | {f"data/{name}": n for name, n in counts.items()}
+        best = evaluations.best(steps(workdir / "checkpoints"))
+        figures = evaluations.figures | {"steps": config.steps}
+        figures |= {f"data/{name}": n for name, n in counts.items()}
+        if best is not None:
+            figures |= {"best/step": best, f"best/{config.checkpoint.keep_best}": evaluations.found[best]}
 
         def finish():
             problems = verdict(read_rows(workdir / "metrics.jsonl"), objective.ignorance(config, tokenizer))
             found = figures | ({"problems": problems} if problems else {})
             with writing(workdir):
                 (workdir / "summary.json").write_text(json.dumps(found, indent=2) + "\n")
-                write_report(workdir, records, earlier=config.init_from and located(config.init_from).parent)
+                earlier = config.init_from and located(config.init_from).parent
+                write_report(workdir, evaluations.records, earlier=earlier)
             return found
 
         figures = hosts.by_first(finish)
+        if best is not None:
+            if best < config.steps:
+                trained = restore_params(workdir / "checkpoints" / str(best), trained)
+            with writing(workdir):
+                save_model(config, workdir / "best", trained, frozen, tokenizer_dir)
     for line in batches.left_out():
         print(line)
     return figures
+
+
+def evaluator(config: TrainConfig, tokenizer):
+    """That of the objective, which is given the plain model: factors merged, kernels no integers any more."""
+    evaluate = OBJECTIVES[config.objective].evaluator(config, tokenizer)
+    if evaluate is None:
+        return None
+    dtype = jnp.dtype(config.compute_dtype)
+    return lambda arrays: evaluate(lora.merged(arrays, config.lora, dtype))
 
 
 def same_start(config: TrainConfig, workdir: Path):
@@ -130,6 +145,29 @@ def same_start(config: TrainConfig, workdir: Path):
                 f"{hosts.name(i)} does not see the {workdir} of {hosts.name(0)}. "
                 "Give a --workdir that all hosts share"
             )
+
+
+def replay(config: TrainConfig, workdir: str | Path, step: int, allow_change: bool = False) -> Replay:
+    """Runs a step of the run in `workdir` again, and says what each of its examples did.
+
+    Nothing in `workdir` is changed. Arguments and errors as in `train`.
+    """
+    config, workdir = completed(config), located(workdir)
+    check(hosts.count() == 1, "--replay looks at a step on one host: start it on one alone")
+    check((workdir / "config.json").is_file(), f"{workdir} holds no run: there is no step to replay")
+    config.data.check = "off"  # of the data, before a run
+    resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change)
+    given, tokenizer_dir = starting_point(config, allow_change)
+    tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
+    with contextlib.closing(OBJECTIVES[config.objective].batches(config, tokenizer)) as batches:
+        return run_again(config, workdir, step, batches, given, allow_change)
+
+
+def completed(config: TrainConfig) -> TrainConfig:
+    """A checked copy of a config, with a preset that was changed by name taken over."""
+    config = copy.deepcopy(config)
+    config.model = resolve(config.model)
+    return config.validate()
 
 
 def starting_point(config: TrainConfig, allow_change: bool = False):
@@ -186,13 +224,8 @@ def with_grid(c: EncoderConfig | None) -> EncoderConfig | None:
     return c and dataclasses.replace(c, position_grid=c.grid)
 
 
-def named(figures: dict) -> dict:
-    """Figures of an evaluation by the names under which they are logged."""
-    return {f"eval/{name}": value for name, value in figures.items()}
-
-
 def save_model(config: TrainConfig, directory: Path, trained: dict, frozen: dict, tokenizer_dir):
-    """Writes the finished model: the trained parameters in float32, or all of them in the compute dtype.
+    """Writes a model: the trained parameters in float32, or all of them in the compute dtype.
 
     Factors are among the trained parameters; in a whole model they are merged.
     """
@@ -203,7 +236,7 @@ def save_model(config: TrainConfig, directory: Path, trained: dict, frozen: dict
     # a head that only the objective has is no part of the model
     parts = (*config.model.parts, "lora")
     arrays = {path: a for path, a in arrays.items() if part_of(path) in parts}
-    beside = directory if remote(directory) else directory.with_name("model.new")
+    beside = directory if remote(directory) else directory.with_name(f"{directory.name}.new")
     hosts.by_first(lambda: removed(beside))
     save_native(beside, config.model, arrays, tokenizer_dir, config.lora)
 

@@ -147,6 +147,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def placed(shapes, shardings):
+    """A tree of arrays or shapes as ShapeDtypeStructs with shardings, for which a program is lowered."""
+    struct = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
+    return jax.tree.map(struct, shapes, shardings)
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Keeps an intermediate array spread by its logical axes, under `jax.set_mesh`; else returns `x`.
 

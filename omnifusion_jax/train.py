@@ -14,6 +14,7 @@ from omnifusion_jax.changes import changes
 from omnifusion_jax.cli import command
 from omnifusion_jax.cli.overrides import ConfigFlags
 from omnifusion_jax.hosts.company import BEAT, SILENCE
+from omnifusion_jax.training.preemption import watched
 from omnifusion_jax.training.signals import Stop, Stopped
 
 CONFIG = ConfigFlags()
@@ -50,6 +51,12 @@ TERM_STATUS = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=255,
 )
+REPLAY = flags.DEFINE_integer(
+    "replay",
+    None,
+    "Train nothing: run this step of the run in the workdir again, and say which of its examples have a NaN "
+    "or infinite loss or gradient. Nothing in the workdir is changed.",
+)
 
 
 def main(_):
@@ -63,7 +70,11 @@ def main(_):
     try:
         with hosts.started(HOSTS.value, HOST.value, OF.value, HOST_TIMEOUT.value):
             print(changes(config, CONFIG.file), f"All of it: {WORKDIR.value}/config.json", sep="\n")
-            with Stop(hosts.count(), TERM_STATUS.value) as stop:
+            if REPLAY.value is not None:
+                found = run.replay(config, WORKDIR.value, REPLAY.value, ALLOW_CHANGE.value)
+                print(*found.lines(), sep="\n")
+                return 0
+            with Stop(hosts.count(), TERM_STATUS.value) as stop, watched():
                 figures = run.train(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
     except Stopped:
         state = f"the state after step {stop.step} is saved" if stop.step else "there is nothing new to save"
@@ -75,7 +86,8 @@ def main(_):
     problems = figures.pop("problems", [])
     for name, value in figures.items():
         print(f"{name:22} {value:.4f}" if isinstance(value, float) else f"{name:22} {value}")
-    print(f"{WORKDIR.value}/model, {WORKDIR.value}/report.html", flush=True)
+    written = ("model", "best", "report.html") if "best/step" in figures else ("model", "report.html")
+    print(", ".join(f"{WORKDIR.value}/{name}" for name in written), flush=True)
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     return 1 if problems else 0

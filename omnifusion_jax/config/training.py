@@ -157,6 +157,9 @@ class CheckpointConfig:
     # With both 0 the state is saved at the end and when the run is stopped
     every_minutes: float = 0.0
     keep: int = 2  # how many of the newest states are kept; while one is written there is one more
+    # keep besides the state with the best figure of this name: accuracy, the highest, or loss, the lowest.
+    # Its model is written to WORKDIR/best
+    keep_best: str = ""
     # what the finished run writes to WORKDIR/model: the parts that were trained; or complete: the whole model
     final: str = "trained"
 
@@ -166,15 +169,22 @@ class CheckpointConfig:
             "checkpoint.every_steps and checkpoint.every_minutes must not be negative",
         )
         check(self.keep > 0, "checkpoint.keep must be positive")
+        check(
+            not self.keep_best or self.keep_best.endswith(("accuracy", "loss")),
+            f"checkpoint.keep_best is {self.keep_best!r}; it names a figure that ends in accuracy (more is "
+            "better) or in loss (less is)",
+        )
         one_of("checkpoint.final", self.final, ("trained", "complete"))
 
 
 @dataclasses.dataclass
 class EvalConfig:
-    path: str = ""  # questions with answers, in the form of data.path; empty: no evaluation
+    path: str = ""  # held-out dialogues, in the form of data.path; empty: no evaluation
     images: str = ""  # folder that image names are relative to
-    count: int = 0  # questions asked; 0: all
+    count: int = 0  # questions asked, and dialogues whose loss is taken; 0: all
     every_steps: int = 0  # 0: at the end only
+    answers: bool = True  # ask the questions, and count the answers that are exactly right
+    loss: bool = False  # take the loss of the dialogues, as in training but without dropout
     batch_size: int = 64  # questions asked at once
     max_new_tokens: int = 32  # of an answer
     blind: bool = False  # ask the same questions about blank pictures too
@@ -188,6 +198,11 @@ class EvalConfig:
             self.count > 0 or not self.path.startswith("synthetic:"),
             "eval.count must be positive: synthetic pictures have no end",
         )
+        check(
+            not self.path or self.answers or self.loss,
+            "eval.path is given, and neither eval.answers nor eval.loss: nothing would be evaluated",
+        )
+        check(bool(self.path) or not self.loss, "eval.loss needs held-out dialogues: give eval.path")
 
 
 @dataclasses.dataclass
@@ -253,6 +268,10 @@ class TrainConfig:
         check(
             not (self.data.packing and self.loss_mean_rows),
             "loss_mean_rows counts dialogues by rows, of which data.packing has several in one. Choose one",
+        )
+        check(
+            not self.checkpoint.keep_best or self.eval.every_steps > 0,
+            "checkpoint.keep_best compares evaluations during the run: set eval.every_steps",
         )
         OBJECTIVES[self.objective]
         if self.attention != "auto":

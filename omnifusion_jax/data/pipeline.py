@@ -159,6 +159,7 @@ class Batches:
         )
         self.start_check, self.check, self.waited, self.all_checked = check, None, False, False
         self.position = {"rows": {}} | self.omitted.state()  # after the last batch that was given
+        self.plan = []  # of that batch: for each row the positions of its records in the order
         self.made = None  # an Ahead
 
     @property
@@ -189,7 +190,7 @@ class Batches:
             made = batches(readers, self.planned(readers), self.omitted, self.form)
             self.made = Ahead(made, DEPTH, readers.close)
         try:
-            batch, self.position = next(self.made)
+            batch, self.position, self.plan = next(self.made)
         except DataError as error:
             if self.on_bad_sample != "raise":
                 raise
@@ -213,6 +214,10 @@ class Batches:
         if isinstance(known, BadSample):
             return known.problem
         return f"record {index} could not be used when an earlier start of the run read it; now it can"
+
+    def places(self, plan: Sequence[Sequence[int]]) -> list[list[str]]:
+        """The places of the records of a batch, row by row, from its `plan`."""
+        return [[self.name(self.order[n]) for n in row] for row in plan]
 
     def left_out(self) -> list[str]:
         """Lines that name the first `SHOWN` records left out, and count the others."""
@@ -285,11 +290,11 @@ class Batches:
 
 
 def batches(readers, rows, omitted, form):
-    """Yields batches, each with the position after it."""
+    """Yields batches, each with the position after it and its plan."""
     try:
         for plan in rows:
             position = {"rows": rows.state()} | omitted.state()
-            yield readers.collect(plan, **form), position
+            yield readers.collect(plan, **form), position, plan
     except Exception as error:
         form["gather"](error)  # or the other hosts would wait for this one
         raise

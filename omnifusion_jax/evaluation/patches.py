@@ -11,6 +11,12 @@ from omnifusion_jax.models.patch_reader import PatchReader
 from omnifusion_jax.nn import nnx
 
 
+@jax.jit
+def read(reader, pictures):
+    """The index of the word for each patch: int32[pictures, patches]."""
+    return reader(pictures).argmax(-1)
+
+
 def patch_accuracy(model_config: ModelConfig, arrays: dict, count: int, batch_size: int = 64) -> dict:
     """Measures a PatchReader with the parameters `arrays` on the first `count` held-out pictures.
 
@@ -19,7 +25,6 @@ def patch_accuracy(model_config: ModelConfig, arrays: dict, count: int, batch_si
     skeleton = nnx.eval_shape(lambda: PatchReader(model_config, len(CELL_WORDS), rngs=nnx.Rngs(0)))
     reader = nnx.with_parameters(skeleton, arrays)
     source = PatchSource(model_config.image.encoders[0].side, "held-out")
-    read = jax.jit(lambda reader, images: reader(images).argmax(-1))
     right = total = 0
     for start in range(0, count, batch_size):
         samples = [source[i] for i in range(start, min(count, start + batch_size))]

@@ -103,7 +103,9 @@ class Model:
         requests = prompts.as_list(requests)
         for i, request in enumerate(requests):
             try:
-                samples[i] = self._question(request, f"request {i}", generation)
+                samples[i] = prompts.question(
+                    request, f"request {i}", self.prepare, generation.max_new_tokens
+                )
             except DataError as error:
                 if on_error == "raise":
                     raise
@@ -132,7 +134,7 @@ class Model:
             "which beam wins is known at the end only",
         )
         follow = self._rules(generation)
-        sample = self._question(request, "request", generation)
+        sample = prompts.question(request, "request", self.prepare, generation.max_new_tokens)
         state = self._start([sample], [0 if request.id is None else str(request.id)], generation, follow)
         return streaming.pieces(self.tokenizer, self._tokens(state, generation, follow))
 
@@ -162,22 +164,6 @@ class Model:
     def _rules(self, generation):
         room = prompts.bucket(generation.max_new_tokens)
         return rules(generation, self.tokenizer, self.config.decoder.vocab, room)
-
-    def _question(self, request, where, generation):
-        """The Sample of a request, which ends where the answer begins.
-
-        Raises:
-          DataError: the request cannot be used, or the model has no room for the answer.
-        """
-        sample = prompts.lay_out(request, where, self.prepare, ask=True)
-        length, new, most = len(sample.tokens), generation.max_new_tokens, self.config.decoder.max_length
-        if length + new > most:
-            raise DataError(
-                f"{where}: {length} tokens and max_new_tokens {new} exceed the model's {most}. "
-                "Shorten the dialogue or the answer",
-                "too_long",
-            )
-        return sample
 
     def _start(self, samples, names, generation, follow):
         """The state after the first token of each sample; `names` are what random draws depend on."""

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -20,15 +21,41 @@ from omnifusion_jax.training.workdir import writing
 UNREACHABLE = [os.strerror(n) for n in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)]
 
 
-class Checkpoints:
-    """The checkpoints of a run in `WORKDIR/checkpoints/<step>`, written in the background."""
+class Kept:
+    """The policy of Orbax that keeps the `newest` checkpoints, and besides the one that `best` chooses."""
 
-    def __init__(self, directory: Path, c: CheckpointConfig):
+    def __init__(self, newest: int, best: Callable[[Iterable[int]], int | None]):
+        self.newest, self.best = newest, best
+
+    def should_preserve(self, checkpoints, *, context):
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        return [step in (*steps[-self.newest :], self.best(steps)) for step in steps]
+
+
+class Checkpoints:
+    """The checkpoints of a run in `WORKDIR/checkpoints/<step>`, written in the background.
+
+    Args:
+      best: chooses the best of some steps, which is kept beside the newest ones; None for none.
+      read_only: nothing on the disk is changed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        c: CheckpointConfig,
+        best: Callable[[Iterable[int]], int | None] = lambda steps: None,
+        read_only: bool = False,
+    ):
         self.directory, self.every_steps, self.every_seconds = directory, c.every_steps, 60 * c.every_minutes
+        self.read_only = read_only
         # Orbax removes what a killed run or a full disk left half written. It removes a finished checkpoint
         # only once a newer one is finished.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=c.keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            preservation_policy=Kept(c.keep, best),
+            enable_async_checkpointing=not read_only,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
         )
         with writing(directory):
             self.manager = ocp.CheckpointManager(directory, options=options)
@@ -79,7 +106,7 @@ class Checkpoints:
                 "Finished checkpoints are whole. Make room, and run the same command again"
             )
 
-    def restore(self, state, shardings):
+    def restore(self, state, shardings, before: int | None = None):
         """Restores the newest checkpoint that can be read, on whatever devices there are now.
 
         Newer ones that cannot be read are reported and moved to `checkpoints.damaged`. With several hosts the
@@ -89,6 +116,7 @@ class Checkpoints:
         Args:
           state: a TrainState that gives the shapes and dtypes.
           shardings: a TrainState of shardings; the restored arrays are placed by them.
+          before: only checkpoints of earlier steps than this one count; None: all do.
         Returns: (state, position), or None when there is no checkpoint.
         Raises:
           CheckpointError: no checkpoint can be read; or the newest cannot be reached, but may be whole; or
@@ -98,7 +126,8 @@ class Checkpoints:
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings
         )._asdict()
         damaged = {}
-        for step in sorted(self.manager.all_steps(), reverse=True):
+        steps = [step for step in self.manager.all_steps() if before is None or step < before]
+        for step in sorted(steps, reverse=True):
             try:
                 how = ocp.args.Composite(
                     state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()
@@ -160,12 +189,15 @@ class Checkpoints:
     def set_aside(self, damaged: dict[int, str], step: int):
         """Moves damaged checkpoints, {step: reason}, out of the way of new ones, and reports each."""
         for bad, reason in damaged.items():
+            if self.read_only:
+                print(f"checkpoint {bad} cannot be read ({reason}): that of step {step} is used", flush=True)
+                continue
             print(
                 f"checkpoint {bad} cannot be read ({reason}). It is kept as {self.moved(bad)}; "
                 f"the run goes on from step {step}",
                 flush=True,
             )
-        if damaged:
+        if damaged and not self.read_only:
             self.manager.reload()
 
     def moved(self, step: int) -> Path:
@@ -184,10 +216,35 @@ class Checkpoints:
             self.manager.close()
 
 
+def restore_params(directory: Path, like: dict) -> dict:
+    """The parameters alone of the checkpoint `directory`, {path: array}.
+
+    Args:
+      like: {path: array}, which gives shapes, dtypes and where the arrays lie.
+    Raises: CheckpointError when they cannot be read.
+    """
+    shaped = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
+    target = {"params": jax.tree.map(shaped, like)}
+    how = ocp.args.PyTreeRestore(
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(directory / "state", args=how)["params"]
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # as in Checkpoints.restore
+        raise CheckpointError(f"{directory} cannot be read: {type(error).__name__}: {error}") from error
+
+
 def newest(directory: Path) -> int | None:
     """The step of the newest checkpoint in `directory`, whole or not; None when there is none."""
-    steps = [int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit()]
-    return max(steps, default=None)
+    return max(steps(directory), default=None)
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps of the checkpoints in `directory`, whole or not."""
+    return [int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit()]
 
 
 def shapes(tree) -> dict[str, tuple[int, ...]]:

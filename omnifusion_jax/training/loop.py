@@ -1,6 +1,8 @@
 """The training loop."""
 
 import functools
+import itertools
+import json
 import time
 
 import jax
@@ -8,47 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnifusion_jax import hosts, sharding
-from omnifusion_jax.config import TrainConfig, check, part_of
+from omnifusion_jax.config import TrainConfig, check, part_of, to_json
 from omnifusion_jax.data.pipeline import counted, merged
-from omnifusion_jax.errors import CheckpointError, HostError, OmniFusionError
+from omnifusion_jax.errors import CheckpointError, HostError
 from omnifusion_jax.models import lora
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.nn.attend import Choice
-from omnifusion_jax.nn.stack import HOST, offloads
-from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import freeze
+from omnifusion_jax.training.bad_steps import BadSteps
 from omnifusion_jax.training.checkpoint import Checkpoints
+from omnifusion_jax.training.evaluating import Evaluations
 from omnifusion_jax.training.monitor import Monitor
-from omnifusion_jax.training.optimizer import make_optimizer
-from omnifusion_jax.training.resume import same_data, write_config
+from omnifusion_jax.training.program import Program, build, make_program
+from omnifusion_jax.training.resume import same_data, same_versions, versions, write_config
 from omnifusion_jax.training.signals import Stop, Stopped
-from omnifusion_jax.training.step import batch_sharding, init_state, make_step, state_shardings
-
-
-class NotFinite(OmniFusionError):
-    """Too many steps had a NaN or infinite loss."""
-
-
-def build(config: TrainConfig, *, rngs: nnx.Rngs):
-    """The objective's module, with factors and scales beside its kernels where `config.lora` asks for them.
-
-    Raises: ConfigError when `config.lora` does not fit the module or the freeze table.
-    """
-    module = OBJECTIVES[config.objective].module(config.model, rngs=rngs)
-    paths = list(nnx.parameters(module))
-    frozen = [path for path in paths if freeze.factor(config.train_parts, path) is None]
-    both = sorted(set(lora.targets(config.lora, paths)) - set(frozen))
-    check(
-        not both,
-        f"train_parts trains {', '.join(both[:3])} itself, and lora.targets gives it factors. "
-        "Freeze it (None), or leave it out of lora.targets",
-    )
-    lora.add_factors(module, config.lora, rngs=rngs)
-    if config.lora.base != "compute_dtype":
-        lora.add_scales(module, frozen)
-    return module
+from omnifusion_jax.training.step import TrainState, batch_sharding, init_state
 
 
 def fill(config: TrainConfig, mesh, given: dict):
@@ -97,16 +74,39 @@ def summary(trained: dict, frozen: dict) -> list[str]:
     return lines
 
 
-def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allow_change=False, stop=None):
+def starting(config: TrainConfig, mesh, given: dict) -> tuple[dict, dict]:
+    """(trained, frozen): the parameters before the first step, in the dtypes that a run keeps them in.
+
+    Arguments and errors as in `fill`. What is trained and what is frozen is printed.
+    """
+    _, arrays = fill(config, mesh, given)
+    trained, frozen = freeze.split(config.train_parts, arrays)
+    del arrays  # so that no kernel is held both as it was and as integers
+    trained = cast(trained, jnp.float32)
+    frozen = cast(lora.quantised(frozen, config.lora.base), jnp.dtype(config.compute_dtype))
+    frozen = jax.device_put(frozen, placements(mesh, frozen))
+    print("\n".join(summary(trained, frozen)), flush=True)
+    return trained, frozen
+
+
+def begin(program: Program, trained: dict) -> TrainState:
+    """The state before the first step."""
+    placed = jax.tree.map(lambda a: a.sharding, program.state)
+    return jax.jit(lambda p: init_state(program.optimizer, p), out_shardings=placed)(trained)
+
+
+def train(
+    config: TrainConfig, workdir, batches, given: dict, evaluations=None, allow_change=False, stop=None
+):
     """Runs `config.steps` steps, resuming from `workdir` when it holds a checkpoint.
 
     With several hosts all of them call it, each with batches of its own rows (sharding.shares).
 
     Args:
-      batches: an iterator with `state()`, `restore(state)`, `counts()` and `checked()`, like
-        data.pipeline.Batches.
+      batches: an iterator with `state()`, `restore(state)`, `counts()`, `checked()`, `plan` and
+        `places(plan)`, like data.pipeline.Batches.
       given: {path: array} of the parameters to start from, taken out of the dict; the others are drawn.
-      on_eval: called as on_eval(arrays) every `eval.every_steps` steps; it returns {name: figure} to log.
+      evaluations: an evaluating.Evaluations; None: there are none.
       allow_change: go on although the data set is not the one that the run was saved with.
       stop: a signals.Stop that may end the run after a step, whose state is then saved; None: nothing does.
     Returns: (trained, frozen), two dicts {path: array}; trained arrays are float32.
@@ -117,46 +117,19 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
         (`train_parts`, AXES, DECAY) does not cover every parameter exactly once.
       Stopped: `stop` ended the run.
     """
-    stop, objective = stop or Stop(hosts.count()), OBJECTIVES[config.objective]
+    stop, evaluations = stop or Stop(hosts.count()), evaluations or Evaluations(None, config)
     mesh = sharding.make_mesh(**vars(config.mesh))
-    examples = config.batch_size // config.grad_accum  # their rows stay together on one device
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    devices = f"{shards} devices (mesh.data * mesh.fsdp)"
-    check(
-        examples % shards == 0,
-        f"batch_size / grad_accum is {examples} examples at a time, which {devices} cannot share evenly. "
-        "Change one of them",
-    )
-    device = mesh.devices.flat[0]
-    check(
-        config.remat != "offload" or offloads(device),
-        f"remat=offload: devices of {device.platform} have no {HOST} memory. Choose remat=full",
-    )
-    attention = Choice.of(
-        config.attention,
-        device.platform,
-        packed=config.data.packing,
-        tell=functools.partial(print, flush=True),
-    )
-    skeleton, arrays = fill(config, mesh, given)
-    trained, frozen = freeze.split(config.train_parts, arrays)
-    del arrays
-    dtype = jnp.dtype(config.compute_dtype)
-    trained = cast(trained, jnp.float32)
-    frozen = cast(lora.quantised(frozen, config.lora.base), dtype)
-    frozen = jax.device_put(frozen, placements(mesh, frozen))
-    print("\n".join(summary(trained, frozen)), flush=True)
-
-    optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
-    shapes = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
-    placed = state_shardings(mesh, shapes)
+    program = make_program(config, mesh, tell=functools.partial(print, flush=True))
+    trained, frozen = starting(config, mesh, given)
+    placed = jax.tree.map(lambda a: a.sharding, program.state)
     hosts.barrier()  # the first collective follows, and hosts may have taken more or less long to load
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, evaluations.best)
     position = {"data": batches.state(), "interval": None}
-    found = checkpoints.restore(shapes, placed)
+    found = checkpoints.restore(program.state, placed)
     if found is not None:
         state, position = found
         same_data(position["data"], batches.state(), allow_change)
+        same_versions(position["versions"])
         batches.restore(position["data"])
         stop.step = int(state.step)
         if stop.step < config.steps:
@@ -164,51 +137,43 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
         else:
             print(f"all {stop.step} steps are done: nothing is left to train", flush=True)
     else:
-        state = jax.jit(lambda p: init_state(optimizer, p), out_shardings=placed)(trained)
+        state = begin(program, trained)
         hosts.by_first(lambda: write_config(config, workdir))
     del trained
 
-    step = make_step(
-        skeleton,
-        objective,
-        optimizer,
-        seed=config.seed,
-        grad_accum=config.grad_accum,
-        dtype=dtype,
-        remat=config.remat,
-        loss_mean_rows=config.loss_mean_rows,
-        attention=attention,
-    )
-    step = jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     monitor = Monitor(workdir, config.steps, int(state.step), config.log_every, position["interval"])
-    spread = batch_sharding(mesh)
+    evaluations.resume(workdir)
     with stop.deferred():
         try:
             state = run(
-                config, workdir, step, state, frozen, batches, checkpoints, monitor, spread, on_eval, stop
+                config, workdir, program, state, frozen, batches, checkpoints, monitor, evaluations, stop
             )
+            params = state.params
+            del state  # its moments leave room for the last evaluation
+            with stop.deferred(False):
+                evaluations(config.steps, {**params, **frozen}, monitor)
         finally:
             monitor.close()
             checkpoints.close()
-    return state.params, frozen
+    return params, frozen
 
 
-def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, placed, on_eval, stop):
+def run(config, workdir, program, state, frozen, batches, checkpoints, monitor, evaluations, stop):
     """Runs the steps that are left, and returns the last state.
 
     The metrics of step n are read only while step n + 1 runs, so that the device does not wait for that.
     When the run is asked to stop, the state of its last step is saved, and Stopped is raised again.
     """
-    begun, unread = int(state.step), None
+    begun, unread, paths = int(state.step), None, sorted(state.params)
+    placed = batch_sharding(sharding.mesh_of(state.params.values()))
     owners = sharding.owners(sharding.shares(placed.mesh, config.batch_size))
-    read = functools.partial(report, config, monitor, before_run=int(state.bad_steps))
-
-    def evaluates(n):
-        return n and on_eval and config.eval.every_steps and n % config.eval.every_steps == 0
+    bad_steps = BadSteps(workdir, config.max_bad_steps, begun, int(state.bad_steps))
+    read = functools.partial(report, monitor, bad_steps, batches, paths, owners)
+    about = {"config": json.loads(to_json(config)), "versions": versions()}
 
     def evaluate(n):
         with monitor.pause(), stop.deferred(False):
-            monitor.log(n, on_eval({**state.params, **frozen}))
+            evaluations(n, {**state.params, **frozen}, monitor)
 
     def settle(n, saves):
         """Finishes step n: reads its metrics, and saves its state if `saves`."""
@@ -218,7 +183,7 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
             if saves:
                 monitor.keep()
                 whole = merged(hosts.gather(position))
-                checkpoints.save(n, state, {"data": whole, "interval": monitor.interval()})
+                checkpoints.save(n, state, {"data": whole, "interval": monitor.interval(), **about})
                 # Not before: until now the file was the config that the checkpoints were made with.
                 hosts.by_first(lambda: write_config(config, workdir))
                 stop.step = n
@@ -229,7 +194,7 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
 
     done, position, programs = begun, batches.state(), {}
     try:
-        if evaluates(begun) and not hosts.by_first(lambda: monitor.evaluated(begun)):
+        if evaluations.due(begun) and not hosts.by_first(lambda: monitor.evaluated(begun)):
             evaluate(begun)  # the evaluation after the resumed step was cut off
         for n in range(begun + 1, config.steps + 1):
             stop.check()
@@ -240,10 +205,11 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
             batch = jax.make_array_from_process_local_data(placed, batch)
             shapes = tuple(a.shape for a in jax.tree.leaves(batch))  # pools of media come in a few sizes
             if shapes not in programs:
+                jax.block_until_ready(state)  # or the time of the step that runs would not be counted
                 with monitor.pause(), jax.set_mesh(placed.mesh):
                     if programs:
                         print(f"step {n}: compiling for batches with another number of pictures", flush=True)
-                    programs[shapes] = step.lower(state, frozen, batch).compile()
+                    programs[shapes] = program.step.lower(state, frozen, batch).compile()
                     hosts.barrier()  # who compiles longer is waited for here, where it would be named
                     stop.check()
             if n == begun + 1:
@@ -254,12 +220,12 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
                 state, metrics = programs[shapes](state, frozen, batch)
             done, position = n, batches.state()
             read(unread)
-            unread = n, metrics, counts
-            saves = due or n == config.steps
-            if saves or evaluates(n):
+            unread = n, metrics, counts, batches.plan
+            saves = due or n == config.steps or evaluations.decides(n)
+            if saves or evaluations.due(n):
                 settle(n, saves)
                 unread = None
-            if evaluates(n):
+            if evaluations.due(n):
                 evaluate(n)
     except Stopped:
         save()
@@ -314,23 +280,24 @@ def following(batches, stop, save, due, owners):
     return batch, words[0]["due"], counted([words[i]["counts"] for i in owners])
 
 
-def report(config, monitor, step, before_run):
-    """Gives the metrics of a step to the monitor.
+def report(monitor, bad_steps, batches, paths, owners, step):
+    """Gives the metrics of a step to the monitor and to `bad_steps`, which may raise NotFinite.
 
     Args:
-      step: (number, {name: array}, counts of the data), or None when there is nothing to read.
-      before_run: how many bad steps were skipped before this run.
-    Raises: NotFinite when this run has had `max_bad_steps` bad steps.
+      paths: of the trained parameters, sorted.
+      owners: the hosts whose rows make up the batch.
+      step: (number, {name: array}, counts of the data, plan of its batch), or None for nothing to read.
     """
     if step is None:
         return
-    n, arrays, counts = step
-    metrics = {name: value.item() for name, value in jax.device_get(arrays).items()}
+    n, arrays, counts, plan = step
+    metrics = jax.device_get(arrays)
+    broken = list(itertools.compress(paths, metrics.pop("broken")))
+    metrics = {name: value.item() for name, value in metrics.items()}
     monitor.step(n, metrics, counts)
-    bad = metrics["bad"] - before_run
-    if bad >= config.max_bad_steps:
-        raise NotFinite(
-            f"step {n}: {bad} steps had a NaN or infinite loss or gradient and were skipped; "
-            f"max_bad_steps is {config.max_bad_steps}. "
-            "Lower optimizer.learning_rate, check the data, or set compute_dtype=float32"
-        )
+
+    def places():
+        of_hosts = hosts.gather(batches.places(plan))
+        return [row for i in owners for row in of_hosts[i]]
+
+    bad_steps.take(n, metrics["bad"], broken, places)

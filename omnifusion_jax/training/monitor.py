@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,16 +12,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from omnifusion_jax import hosts
 from omnifusion_jax.training.board import Board
+from omnifusion_jax.training.lines import read_rows, write_rows
 from omnifusion_jax.training.mirror import Mirror
+from omnifusion_jax.training.samples import add_samples
 from omnifusion_jax.training.workdir import writing
 
 COLUMNS = "loss {loss:.4f}  {tokens_per_s:,.0f} tok/s  {images_per_s:,.0f} img/s  input {input_wait:.0%}"
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl as dicts, without one that was cut off; [] when there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def resumed(path: Path, start: int):
@@ -29,10 +25,7 @@ def resumed(path: Path, start: int):
 
     These are the lines of steps after `start`, and a last line that was cut off.
     """
-    kept = [row for row in read_rows(path) if row["step"] <= start]
-    beside = path.with_suffix(".new")
-    beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    beside.replace(path)
+    write_rows(path, [row for row in read_rows(path) if row["step"] <= start])
     return open(path, "a", buffering=1, encoding="utf-8")
 
 
@@ -61,7 +54,7 @@ class Monitor:
         self.workdir, self.every, self.steps = workdir, every, steps
         if hosts.first():
             with writing(workdir):
-                self.mirror = Mirror(workdir, "metrics.jsonl")
+                self.mirror = Mirror(workdir, "metrics.jsonl", "samples.jsonl")
                 self.file = resumed(self.mirror.here / "metrics.jsonl", start)
                 self.board = Board(self.mirror.here / "tensorboard")
         self.console = Console()
@@ -140,6 +133,13 @@ class Monitor:
         if hosts.first():
             with writing(self.workdir):
                 self.mirror.copy()
+
+    def show(self, step: int, records: Sequence):
+        """Writes what was answered to a few questions, evaluation.exact_match.Records, after `step`."""
+        if records:
+            with writing(self.workdir):
+                add_samples(self.mirror.here / "samples.jsonl", step, records)
+                self.board.show(step, records)
 
     def evaluated(self, step: int) -> bool:
         """Whether metrics.jsonl has the figures of an evaluation after `step`."""

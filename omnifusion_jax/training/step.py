@@ -82,7 +82,8 @@ def make_step(
 
     Its metrics are scalars: loss (what is minimised: the mean over target tokens, or over the means of
     `loss_mean_rows` rows each), targets (tokens), tokens (padding excluded), images, grad_norm, bad (steps
-    skipped so far).
+    skipped so far); and broken, bool[trained parameters] in the order of their paths: whose gradient is not
+    finite.
 
     Args:
       skeleton: the abstract module whose parameters are the trained and the frozen arrays together.
@@ -126,6 +127,7 @@ def make_step(
         params, moments = jax.tree.map(
             lambda new, old: jnp.where(good, new, old), new, (state.params, state.optimizer)
         )
+        broken = [~jnp.isfinite(jnp.sum(jnp.square(grads[path]))) for path in sorted(grads)]
         metrics = {
             "loss": value / count,
             "targets": targets,
@@ -133,6 +135,7 @@ def make_step(
             "images": batch.items.sum(),
             "grad_norm": norm,
             "bad": state.bad_steps + ~good,
+            "broken": jnp.stack(broken),
         }
         return TrainState(state.step + 1, metrics["bad"], params, moments), metrics
 

@@ -43,6 +43,7 @@ def stepped(c, batch, accumulate, attention="dense"):
     step = make_step(abstract(c), OBJECTIVES["answers"], tiny.RECORDER, attention=attention, **settings)
     step = jax.jit(step)
     state, metrics = step(init_state(tiny.RECORDER, arrays), {}, batch)
+    assert not metrics.pop("broken").any()
     return {name: float(value) for name, value in metrics.items()}, state.optimizer
 
 
