@@ -56,6 +56,8 @@ def compile_a_step():
     from omnifusion_jax.training.step import batch_sharding, init_state, make_step
 
     c = tiny.config()
+    c.decoder.layers = c.image.encoders[0].layers = 1
+    c.image.encoders[0].feature_layer = -1
     c.decoder.width, c.decoder.head_dim, c.decoder.window = 128, 128, 100
     c.image.encoders[0].width = c.image.encoders[0].heads * 64
     c.image.adapter.heads = c.image.encoders[0].heads
