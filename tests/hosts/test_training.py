@@ -21,7 +21,7 @@ from omnifusion_jax.run import train
 sys.path.insert(0, str(ROOT))
 from configs import tiny
 
-STEPS, SILENCE = 6, 6.0
+STEPS, SILENCE = 6, 10.0
 SETTINGS = {
     "steps": STEPS,
     "model": {"decoder": {"layers": 1}},
@@ -148,14 +148,14 @@ def killed(two, number):
     victim, since = two.children()[number], time.monotonic()
     os.kill(victim, signal.SIGKILL)
     said = two.end(128 + signal.SIGKILL)
-    assert time.monotonic() - since < SILENCE + 10
+    assert time.monotonic() - since < SILENCE + 15
     assert [line for line in said.splitlines() if line.startswith(f"{1 - number} | host {1 - number}")]
     return f"host {number} (process {victim} on ", said
 
 
 def test_when_a_host_is_killed_the_other_names_it_and_both_go_on_later(alone, tmp_path):
     victim, said = killed(Two(tmp_path / "run", PACKED).after(2), 1)
-    assert victim in said and "has given no sign of life for 6 s" in said
+    assert victim in said and "has given no sign of life for 10 s" in said
     victim, said = killed(Two(tmp_path / "run", PACKED).after(4), 0)  # it keeps the store of both
     assert victim in said and "cannot be reached: it died" in said and "resuming from step" in said
     two = Two(tmp_path / "run", PACKED)
