@@ -87,6 +87,7 @@ def fill(config: TrainConfig, mesh, given: dict):
 def summary(trained: dict, frozen: dict) -> list[str]:
     """Lines that say which parts are trained and which are frozen, with their numbers of parameters."""
     lines = []
+    frozen = {path: a for path, a in frozen.items() if not path.endswith("/kernel_scale")}
     for name, arrays in (("trained", trained), ("frozen", frozen)):
         for part in sorted(set(map(part_of, arrays))):
             count = sum(a.size for path, a in arrays.items() if part_of(path) == part)
@@ -130,11 +131,11 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
     skeleton, arrays = fill(config, mesh, given)
     trained, frozen = freeze.split(config.train_parts, arrays)
     del arrays
+    print("\n".join(summary(trained, frozen)), flush=True)
     dtype = jnp.dtype(config.compute_dtype)
     trained = cast(trained, jnp.float32)
     frozen = cast(lora.quantised(frozen, config.lora.base), dtype)
     frozen = jax.device_put(frozen, placements(mesh, frozen))
-    print("\n".join(summary(trained, frozen)), flush=True)
 
     optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
     shapes = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
