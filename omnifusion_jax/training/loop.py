@@ -67,6 +67,7 @@ def fill(config: TrainConfig, mesh, given: dict):
 def summary(trained: dict, frozen: dict) -> list[str]:
     """Lines that say which parts are trained and which are frozen, with their numbers of parameters."""
     lines = []
+    frozen = {path: a for path, a in frozen.items() if not path.endswith("/kernel_scale")}
     for name, arrays in (("trained", trained), ("frozen", frozen)):
         for part in sorted(set(map(part_of, arrays))):
             count = sum(a.size for path, a in arrays.items() if part_of(path) == part)
@@ -82,10 +83,10 @@ def starting(config: TrainConfig, mesh, given: dict) -> tuple[dict, dict]:
     _, arrays = fill(config, mesh, given)
     trained, frozen = freeze.split(config.train_parts, arrays)
     del arrays  # so that no kernel is held both as it was and as integers
+    print("\n".join(summary(trained, frozen)), flush=True)
     trained = cast(trained, jnp.float32)
     frozen = cast(lora.quantised(frozen, config.lora.base), jnp.dtype(config.compute_dtype))
     frozen = jax.device_put(frozen, placements(mesh, frozen))
-    print("\n".join(summary(trained, frozen)), flush=True)
     return trained, frozen
 
 
