@@ -10,10 +10,10 @@ FLOORS = (
     ("errors", "batch", "published_templates"),
     ("tables",),
     ("config",),
-    ("nn", "sharding", "fields"),
+    ("nn", "sharding", "fields", "chips"),
     ("models", "data"),
     ("training", "inference", "checkpoints", "data_report"),
-    ("evaluation",),
+    ("evaluation", "planning"),
     ("objectives",),
     (
         "api",
@@ -27,6 +27,7 @@ FLOORS = (
         "prepare_data",
         "chat",
         "check_data",
+        "plan",
         "__init__",
     ),
 )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from omnifusion_jax import sharding
-from omnifusion_jax.config import TrainConfig, check, part_of
+from omnifusion_jax.config import TrainConfig, part_of
 from omnifusion_jax.errors import CheckpointError, OmniFusionError
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
@@ -16,10 +16,10 @@ from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import freeze
 from omnifusion_jax.training.checkpoint import Checkpoints
 from omnifusion_jax.training.monitor import Monitor
-from omnifusion_jax.training.optimizer import make_optimizer
+from omnifusion_jax.training.program import make_program
 from omnifusion_jax.training.resume import same_data, write_config
 from omnifusion_jax.training.signals import Stop, Stopped
-from omnifusion_jax.training.step import batch_sharding, init_state, make_step, state_shardings
+from omnifusion_jax.training.step import batch_sharding, init_state
 
 
 class NotFinite(OmniFusionError):
@@ -89,29 +89,19 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
         (`train_parts`, AXES, DECAY) does not cover every parameter exactly once.
       Stopped: `stop` ended the run.
     """
-    stop, objective = stop or Stop(), OBJECTIVES[config.objective]
+    stop = stop or Stop()
     mesh = sharding.make_mesh(**vars(config.mesh))
-    examples = config.batch_size // config.grad_accum  # their rows stay together on one device
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    devices = f"{shards} devices (mesh.data * mesh.fsdp)"
-    check(
-        examples % shards == 0,
-        f"batch_size / grad_accum is {examples} examples at a time, which {devices} cannot share evenly. "
-        "Change one of them",
-    )
-    skeleton, arrays = fill(config, mesh, given)
+    program = make_program(config, mesh)
+    _, arrays = fill(config, mesh, given)
     trained, frozen = freeze.split(config.train_parts, arrays)
     del arrays
-    dtype = jnp.dtype(config.compute_dtype)
-    trained, frozen = cast(trained, jnp.float32), cast(frozen, dtype)
+    trained, frozen = cast(trained, jnp.float32), cast(frozen, jnp.dtype(config.compute_dtype))
     print("\n".join(summary(trained, frozen)), flush=True)
 
-    optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
-    shapes = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
-    placed = state_shardings(mesh, shapes)
+    placed = jax.tree.map(lambda a: a.sharding, program.state)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     position = {"data": batches.state(), "interval": None}
-    found = checkpoints.restore(shapes, placed)
+    found = checkpoints.restore(program.state, placed)
     if found is not None:
         state, position = found
         same_data(position["data"], batches.state(), allow_change)
@@ -122,25 +112,15 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
         else:
             print(f"all {stop.step} steps are done: nothing is left to train", flush=True)
     else:
-        state = jax.jit(lambda p: init_state(optimizer, p), out_shardings=placed)(trained)
+        state = jax.jit(lambda p: init_state(program.optimizer, p), out_shardings=placed)(trained)
         write_config(config, workdir)
     del trained
 
-    step = make_step(
-        skeleton,
-        objective,
-        optimizer,
-        seed=config.seed,
-        grad_accum=config.grad_accum,
-        dtype=dtype,
-        remat=config.remat,
-        loss_mean_rows=config.loss_mean_rows,
-    )
-    step = jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     monitor = Monitor(workdir, config.steps, int(state.step), config.log_every, position["interval"])
     spread = batch_sharding(mesh)
     with stop.deferred():
         try:
+            step = program.step
             state = run(
                 config, workdir, step, state, frozen, batches, checkpoints, monitor, spread, on_eval, stop
             )

@@ -4,6 +4,7 @@ Gradients are taken of the trained parameters only, summed over micro-batches, d
 targets, and applied unless the loss or a gradient is not finite.
 """
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -13,10 +14,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Batch
-from omnifusion_jax.models.axes import placements
+from omnifusion_jax.models.axes import placements, spread
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.training.loss import by_rows
+
+# Parameters that meet activations in `nn.linear.product` alone
+KERNELS = r".*/kernel|decoder/head"
 
 
 class TrainState(NamedTuple):
@@ -73,7 +77,19 @@ def portions(batch: Batch, n: int, together: int = 1) -> Batch:
     return jax.tree.map(cut, batch)
 
 
-def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat, loss_mean_rows=0):
+def make_step(
+    skeleton,
+    objective,
+    optimizer,
+    *,
+    seed,
+    grad_accum,
+    dtype,
+    remat,
+    loss_mean_rows=0,
+    grad_dtype=jnp.float32,
+    spread_sequence=False,
+):
     """Makes the function (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
     Its metrics are scalars: loss (what is minimised: the mean over target tokens, or over the means of
@@ -84,14 +100,19 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat,
       skeleton: the abstract module whose parameters are the trained and the frozen arrays together.
       objective: an objectives.base.Objective, which gives the loss.
       dtype: of the computation.
+      grad_dtype: of the gradients of kernels while devices sum them; see `nn.linear.product`.
+      spread_sequence: between layers, the sequence is spread over the axis `tensor` of the mesh.
     """
+    also = {"seq": "tensor"} if spread_sequence else {}
 
     def loss(params, frozen, batch, key):
-        # The embedding is not cast here: its rows are cast where they are read. In bfloat16 the gradients of
-        # a frequent token would stop adding up.
-        kept = {path: a for path, a in params.items() if path == "decoder/embed"}
-        model = nnx.with_parameters(skeleton, {**cast(params, dtype), **kept, **frozen})
-        return objective.loss(model, batch, key, remat)
+        # What multiplies is cast where it does. Rows of the embedding are cast where they are read, whatever
+        # grad_dtype is: in bfloat16 the gradients of a frequent token would stop adding up.
+        kept = {path: a.astype(grad_dtype) for path, a in params.items() if re.fullmatch(KERNELS, path)}
+        kept |= {path: a for path, a in params.items() if path == "decoder/embed"}
+        model = nnx.with_parameters(skeleton, {**spread({**cast(params, dtype), **kept}), **frozen})
+        with sharding.also(**also):
+            return objective.loss(model, batch, key, remat)
 
     def step(state, frozen, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -105,11 +126,11 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat,
             # the loop, and every chip holds the whole model.
             params, weights, (micro, key) = jax.lax.optimization_barrier((state.params, frozen, item))
             (value, count), grads = gradient(params, weights, micro, key)
-            return jax.tree.map(jnp.add, total, (value, count, grads)), None
+            return jax.tree.map(jnp.add, total, (value, count, spread(grads))), None
 
-        zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        spread = lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2))
-        micros = jax.tree.map(spread, portions(batch, grad_accum, objective.rows))
+        zero = (jnp.zeros(()), jnp.zeros(()), spread(jax.tree.map(jnp.zeros_like, state.params)))
+        over_rows = lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2))
+        micros = jax.tree.map(over_rows, portions(batch, grad_accum, objective.rows))
         (value, count, grads), _ = jax.lax.scan(accumulate, zero, (micros, jax.random.split(key, grad_accum)))
         count = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / count, grads)
