@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import re
+import runpy
 
 import pytest
-from conftest import run_command
+from conftest import ROOT, run_command
 
 # the bundled model, of fewer layers, on the devices that its config leaves open
 LAYERS = ("--config.model.decoder.layers=1", "--config.model.image.encoders.0.layers=1")
@@ -46,3 +48,22 @@ def test_what_cannot_be_planned_is_said_in_a_line(arguments, message):
         pytest.skip("the TPU compiler is not installed")
     said = run_command("plan", *TINY, *arguments, fails=True)
     assert message in said and "Traceback" not in said
+
+
+def test_the_page_of_plans_has_every_shipped_config_on_every_slice():
+    """docs/plans.md; what its cells say is examples/plans.py's to compute."""
+    made = runpy.run_path(str(ROOT / "examples" / "plans.py"))
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / "docs" / "plans.md").read_text().splitlines()
+        if line.startswith("|") and not line.startswith("|--")
+    ]
+    headers = [row for row in rows if row[0] == "config"]
+    assert headers == [["config", *made["PLACES"]]] * 2
+    assert {"v4-32", "v5e-16", "v5e-256", "v5p-16", "v5p-256", "v6e-16", "v6e-256"} == set(made["PLACES"])
+    named = [row[0] for row in rows if row[0] != "config"]
+    assert sorted(named) == sorted(made["configs"]()) and {"sft", "report/table5:sum,vicuna-13b"} <= set(
+        named
+    )
+    cell = re.compile(r"-|\*\*no\*\*, \d+\.\d|\d+\.\d \([\d.e-]+ s\)")
+    assert all(cell.fullmatch(text) for row in rows if row[0] != "config" for text in row[1:])

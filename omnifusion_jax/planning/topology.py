@@ -20,6 +20,15 @@ CUBES |= {512: "8x8x8"}
 # Generations: the shapes of their slices, and what the number in a name counts a chip as: v4-32 has 32 cores
 TPUS = {"v4": (CUBES, 2), "v5e": (FLAT, 1), "v5p": (CUBES, 2), "v6e": (FLAT, 1)}
 
+# No TPU is used: several processes may compile at a time, and libtpu need not look for a machine, of which it
+# would tell at length that there is none.
+ALONE = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+}
+
 
 class Place(NamedTuple):
     """Devices that a program is compiled for."""
@@ -46,9 +55,8 @@ def tpu(name: str) -> Place:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError("libtpu, which has the compiler for TPUs, is not installed: pip install 'jax[tpu]'")
     together = {"chip_config_name": "megacore"} if cores == 2 else {}  # both cores of a chip are one device
-    # No TPU is used: several may compile at a time, and there is no machine to ask what it is.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
     try:
         devices = topologies.get_topology_desc(f"{generation}:{shape}", "tpu", **together).devices
     except Exception as error:  # jaxlib has no public class for what libtpu refuses
