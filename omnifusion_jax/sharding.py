@@ -4,7 +4,10 @@ Everything is `jax.jit` with `in_shardings` and `out_shardings` (what `pjit` bec
 dimensions by logical axes; one table maps these to mesh axes.
 """
 
+import contextlib
+import contextvars
 import math
+import types
 from collections.abc import Sequence
 
 import jax
@@ -23,6 +26,24 @@ RULES = {
     "kv_heads": "tensor",
     "mlp": "tensor",
 }
+
+# Rules that hold beside them while a program is traced, see `also`
+ALSO = contextvars.ContextVar("also", default=types.MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def also(**rules: str):
+    """Adds rules while a program is traced in this context: `also(seq="tensor")`."""
+    token = ALSO.set({**ALSO.get(), **rules})
+    try:
+        yield
+    finally:
+        ALSO.reset(token)
+
+
+def rule(axis: str | None):
+    """The mesh axes that a logical axis is spread over, as a PartitionSpec has them."""
+    return ALSO.get().get(axis) or RULES.get(axis)
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, dcn_data: int = 1, devices=None) -> Mesh:
@@ -121,10 +142,16 @@ def mesh_of(arrays) -> Mesh | None:
 
 def ways(mesh: Mesh, axis: str | None) -> int:
     """How many pieces a dimension with this logical axis is cut into."""
-    names = RULES.get(axis, ())
+    names = rule(axis) or ()
     if isinstance(names, str):
         names = (names,)
     return math.prod(mesh.shape[name] for name in names)
+
+
+def share(axis: str, size: int) -> int:
+    """How much of a dimension of this logical axis a device has, under `jax.set_mesh`; else all of it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return size if mesh.empty else size // ways(mesh, axis) or 1
 
 
 def spec(mesh: Mesh, axes, shape) -> PartitionSpec:
@@ -135,7 +162,7 @@ def spec(mesh: Mesh, axes, shape) -> PartitionSpec:
     names = []
     for axis, size in zip(axes, shape, strict=True):
         parts = ways(mesh, axis)
-        names.append(RULES[axis] if parts > 1 and size % parts == 0 else None)
+        names.append(rule(axis) if parts > 1 and size % parts == 0 else None)
     return PartitionSpec(*names)
 
 
@@ -156,8 +183,9 @@ def placed(shapes, shardings):
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Keeps an intermediate array spread by its logical axes, under `jax.set_mesh`; else returns `x`.
 
-    Activations are spread over the batch alone: the compiler then gathers a layer's weights where they are
-    used, and does not move activations.
+    Activations are spread over the batch (and over "seq" between layers, where a run asks for it): the
+    compiler then gathers a layer's weights where they are used, and does not move activations. The gradient
+    of `x` lies as `x` does.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec(mesh, axes, x.shape))

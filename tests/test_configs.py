@@ -244,6 +244,12 @@ REFUSED = [  # what is set in configs/pretrain.py, and what the message says
     ({"lora.alpha": 0.0}, "lora.alpha 0.0 is not positive"),
     ({"lora.targets": "("}, "is no regular expression"),
     ({"lora.base": "int2"}, "choose from compute_dtype, int8, int4"),
+    ({"grad_dtype": "float16"}, "bfloat16, float32"),
+    (
+        {"grad_dtype": "bfloat16", "compute_dtype": "float32"},
+        "would round what compute_dtype=float32 computes",
+    ),
+    ({"spread_sequence": True}, "spread_sequence spreads over mesh.tensor, which is 1"),
     ({"train_parts": ()}, "train_parts is empty"),
     ({"train_parts": (("(adapter", 1.0),)}, r"train_parts: '\(adapter' is no regular expression: missing \)"),
 ]

@@ -10,11 +10,11 @@ FLOORS = (
     ("errors", "batch", "published_templates"),
     ("tables",),
     ("config",),
-    ("sharding", "fields", "hosts", "paths"),
+    ("sharding", "fields", "hosts", "paths", "chips"),
     ("nn",),
     ("models", "data"),
     ("training", "inference", "checkpoints", "data_report"),
-    ("evaluation",),
+    ("evaluation", "planning"),
     ("objectives",),
     (
         "api",
@@ -28,6 +28,7 @@ FLOORS = (
         "prepare_data",
         "chat",
         "check_data",
+        "plan",
         "__init__",
     ),
 )

@@ -224,12 +224,16 @@ class TrainConfig:
     # rows (regex, learning-rate factor or None); every parameter matches exactly one, None freezes
     train_parts: tuple[tuple[str, float | None], ...] = ()
     compute_dtype: str = "bfloat16"  # or float32; parameters are kept in float32
+    # or bfloat16: what devices sum gradients of kernels in; those of biases and norms: in compute_dtype
+    grad_dtype: str = "float32"
     # the kernel that computes attention: auto (what the devices can do best, printed at the start), dense,
     # splash (TPU), cudnn or triton (GPU)
     attention: str = "auto"
     # none | dots | full | offload: what is kept of a decoder layer for its backward pass; full keeps the
     # layer's input alone, offload does so in the memory of the host
     remat: str = "none"
+    # between layers of the decoder, spread the sequence over mesh.tensor, where each device would have all
+    spread_sequence: bool = False
     max_bad_steps: int = 10  # steps with a NaN or infinite loss that are skipped before the run stops
     log_every: int = 10  # steps between lines of metrics
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -277,7 +281,16 @@ class TrainConfig:
         if self.attention != "auto":
             KERNELS[self.attention]
         one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
+        one_of("grad_dtype", self.grad_dtype, ("bfloat16", "float32"))
+        check(
+            self.compute_dtype == "bfloat16" or self.grad_dtype == "float32",
+            "grad_dtype=bfloat16 would round what compute_dtype=float32 computes. Choose one for both",
+        )
         one_of("remat", self.remat, ("none", "dots", "full", "offload"))
+        check(
+            not self.spread_sequence or self.mesh.tensor != 1,
+            "spread_sequence spreads over mesh.tensor, which is 1. Set mesh.tensor, or leave it out",
+        )
         check(
             bool(self.train_parts),
             "train_parts is empty: rows (regex, learning-rate factor or None) say what is trained",

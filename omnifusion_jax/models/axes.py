@@ -2,6 +2,8 @@
 
 import re
 
+import jax
+
 from omnifusion_jax import sharding
 from omnifusion_jax.config import check
 
@@ -84,3 +86,13 @@ def axes(path: str) -> list[str]:
 def placements(mesh, arrays):
     """{path: NamedSharding} for parameters by path, which are arrays or anything else with a shape."""
     return {path: sharding.sharding(mesh, axes(path), a.shape) for path, a in arrays.items()}
+
+
+def spread(arrays):
+    """Keeps parameters, {path: array}, spread by their logical axes inside a program, and so their gradients.
+
+    Under `jax.set_mesh`; without a mesh nothing changes.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return arrays
+    return {path: sharding.constrain(a, *axes(path)) for path, a in arrays.items()}

@@ -1,8 +1,11 @@
 """A linear map that keeps its dimensions apart."""
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from omnifusion_jax.nn import nnx, quantized
 from omnifusion_jax.nn.init import NORMAL, Init, linear, zeros
@@ -37,7 +40,7 @@ class Linear(nnx.Module):
     def __call__(self, x):
         contracted = len(self.ins)
         if self.kernel_scale is None:
-            y = jnp.tensordot(x, self.kernel[...], contracted)
+            y = product(x, self.kernel[...], contracted)
         else:
             y = quantized.product(x, self.kernel[...], self.kernel_scale[...], contracted)
         if self.lora_a is not None:
@@ -63,3 +66,39 @@ class Linear(nnx.Module):
         """Makes room for the scales of a kernel of integers, as `quantized.quantise` gives them."""
         shape = quantized.scales_shape(self.kernel.shape, len(self.layers + self.ins) - 1)
         self.kernel_scale = zeros(*shape)
+
+
+def product(x, kernel, contracted: int = 1, dtype=None):
+    """x [..., *ins] times kernel [*ins, *outs], in the dtype of x; `contracted` is the number of ins.
+
+    `dtype` is that of the result, by default that of x. The gradient of the kernel leaves its product in the
+    kernel's dtype: under bfloat16 activations that of a float32 kernel is never rounded to bfloat16, and
+    devices sum their parts of it in float32.
+    """
+    return multiply(x, kernel, contracted, x.dtype, dtype or x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def multiply(x, kernel, contracted, inside, dtype):
+    return jnp.tensordot(x, kernel.astype(inside), contracted, preferred_element_type=dtype)
+
+
+def forward(x, kernel, contracted, inside, dtype):
+    y = multiply(x.value, kernel.value, contracted, inside, dtype)
+    return y, (x.value if kernel.perturbed else None, kernel.value)  # a frozen kernel needs no activations
+
+
+def backward(contracted, inside, dtype, kept, dy):
+    x, kernel = kept
+    if isinstance(dy, SymbolicZero):
+        return None, None
+    dy, outs = dy.astype(inside), kernel.ndim - contracted
+    axes = list(range(-outs, 0))
+    dx = jnp.tensordot(dy, kernel.astype(inside), (axes, axes))
+    if x is None:
+        return dx, None
+    rows = list(range(dy.ndim - outs))
+    return dx, jnp.tensordot(x, dy, (rows, rows), preferred_element_type=kernel.dtype)
+
+
+multiply.defvjp(forward, backward, symbolic_zeros=True)

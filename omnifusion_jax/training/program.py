@@ -1,4 +1,7 @@
-"""The program of a run: its step, and the shape, type and place of every array that the step takes."""
+"""The program of a run: its step, and the shape, type and place of every array that the step takes.
+
+The loop runs it. The planner compiles it for devices that are not there, and so compiles what trains.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -54,7 +57,7 @@ def build(config: TrainConfig, *, rngs: nnx.Rngs):
 
 
 def make_program(config: TrainConfig, mesh: Mesh, tell: Callable[[str], None] | None = None) -> Program:
-    """The Program of a run on a mesh.
+    """The Program of a run on a mesh, whose devices need not be there.
 
     Args:
       tell: called with lines that say which kernels of attention were taken, and why.
@@ -92,6 +95,8 @@ def make_program(config: TrainConfig, mesh: Mesh, tell: Callable[[str], None] | 
         remat=config.remat,
         loss_mean_rows=config.loss_mean_rows,
         attention=attention,
+        grad_dtype=jnp.dtype(config.grad_dtype),
+        spread_sequence=config.spread_sequence,
     )
     return Program(
         jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))),

@@ -17,6 +17,7 @@ ABSENT = "(no such field)"
 # the run means.
 FREE = (
     r"mesh\..*",  # where arrays lie: the same results, to rounding
+    r"spread_sequence",  # where activations lie
     r"remat",  # what is kept or computed again: the same values
     r"attention",  # which kernel computes it: the same results, to rounding
     r"checkpoint\..*",  # how often the state is saved, and in what form the model is written at the end

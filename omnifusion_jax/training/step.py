@@ -4,6 +4,7 @@ Gradients are taken of the trained parameters only, summed over micro-batches, d
 targets, and applied unless the loss or a gradient is not finite.
 """
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -13,12 +14,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Batch
-from omnifusion_jax.models.axes import axes
+from omnifusion_jax.models.axes import axes, spread
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import using
 from omnifusion_jax.training.loss import by_rows
 from omnifusion_jax.training.moments import parameter_of
+
+# Parameters that meet activations in `nn.linear.product` alone
+KERNELS = r".*/kernel|decoder/head"
 
 
 class TrainState(NamedTuple):
@@ -76,7 +80,18 @@ def portions(batch: Batch, n: int, together: int = 1) -> Batch:
 
 
 def make_step(
-    skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat, loss_mean_rows=0, attention="dense"
+    skeleton,
+    objective,
+    optimizer,
+    *,
+    seed,
+    grad_accum,
+    dtype,
+    remat,
+    loss_mean_rows=0,
+    grad_dtype=jnp.float32,
+    spread_sequence=False,
+    attention="dense",
 ):
     """Makes the function (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -90,14 +105,19 @@ def make_step(
       objective: an objectives.base.Objective, which gives the loss.
       dtype: of the computation.
       attention: a kernel, or a nn.choice.Choice of several.
+      grad_dtype: of the gradients of kernels while devices sum them; see `nn.linear.product`.
+      spread_sequence: between layers, the sequence is spread over the axis `tensor` of the mesh.
     """
+    also = {"seq": "tensor"} if spread_sequence else {}
 
     def loss(params, frozen, batch, key):
-        # The embedding is not cast here: its rows are cast where they are read. In bfloat16 the gradients of
-        # a frequent token would stop adding up.
-        kept = {path: a for path, a in params.items() if path == "decoder/embed"}
-        model = nnx.with_parameters(skeleton, {**cast(params, dtype), **kept, **frozen})
-        return objective.loss(model, batch, key, remat)
+        # What multiplies is cast where it does. Rows of the embedding are cast where they are read, whatever
+        # grad_dtype is: in bfloat16 the gradients of a frequent token would stop adding up.
+        kept = {path: a.astype(grad_dtype) for path, a in params.items() if re.fullmatch(KERNELS, path)}
+        kept |= {path: a for path, a in params.items() if path == "decoder/embed"}
+        model = nnx.with_parameters(skeleton, {**spread({**cast(params, dtype), **kept}), **frozen})
+        with sharding.also(**also):
+            return objective.loss(model, batch, key, remat)
 
     def step(state, frozen, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -112,11 +132,11 @@ def make_step(
             params, weights, (micro, key) = jax.lax.optimization_barrier((state.params, frozen, item))
             with using(attention):  # the backward pass too: parts of a forward pass may run again in it
                 (value, count), grads = gradient(params, weights, micro, key)
-            return jax.tree.map(jnp.add, total, (value, count, grads)), None
+            return jax.tree.map(jnp.add, total, (value, count, spread(grads))), None
 
-        zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        spread = lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2))
-        micros = jax.tree.map(spread, portions(batch, grad_accum, objective.rows))
+        zero = (jnp.zeros(()), jnp.zeros(()), spread(jax.tree.map(jnp.zeros_like, state.params)))
+        over_rows = lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2))
+        micros = jax.tree.map(over_rows, portions(batch, grad_accum, objective.rows))
         (value, count, grads), _ = jax.lax.scan(accumulate, zero, (micros, jax.random.split(key, grad_accum)))
         count = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / count, grads)
