@@ -108,8 +108,10 @@ def test_groups_of_hosts_hold_copies_of_their_own():
         sharding.make_mesh(dcn_data=2, data=-1, fsdp=8)
 
 
-def test_two_slices_of_a_tpu_are_joined_along_the_axis_data():
+def test_two_slices_of_a_tpu_are_joined_along_the_axis_data(monkeypatch):
     pytest.importorskip("libtpu")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # other tests compile for TPUs too
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")  # no machine with TPUs is near
     devices = topologies.get_topology_desc("v5e:4x4", "tpu", num_slices=2).devices
     mesh = sharding.make_mesh(dcn_data=2, data=2, tensor=4, devices=devices)
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 4}
