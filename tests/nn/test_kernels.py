@@ -112,6 +112,16 @@ def test_many_devices_share_the_work(name, batch):
         np.testing.assert_allclose(a, b, atol=5e-5)
 
 
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
+def test_gradients_of_what_is_shared_out_are_not_summed_over_devices(sizes):
+    spec, mesh = rows(*[[60]] * 8, of=64), sharding.make_mesh(**sizes)
+    place = lambda a: sharding.sharding(mesh, ("batch", "kv_heads", *[None] * (a.ndim - 2)), a.shape)
+    given = [jax.device_put(a, place(a)) for a in arrays(64, 64, batch=8)]
+    with jax.set_mesh(mesh):
+        text = both.lower(RUN["cudnn"], *given, spec).compile().as_text()
+    assert "all-reduce" not in text and "all-gather" not in text
+
+
 def test_triton_is_lowered_for_a_gpu_without_one():
     """At a size of 7B: three kernels, for the output, for what the gradients share, and for the gradients."""
     n, s = 256, jax.ShapeDtypeStruct

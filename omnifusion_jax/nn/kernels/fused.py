@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from omnifusion_jax import sharding
 
@@ -39,10 +40,22 @@ def on_each_device(kernel, heads: str, q, k, v, *segments):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return kernel(q, k, v, *segments)
-    names = lambda a: ("batch", heads if a.ndim > 2 else None, None, None, None)[: a.ndim]
-    specs = [sharding.spec(mesh, names(a), a.shape) for a in (q, k, v, *segments)]
+    specs = [shares(mesh, heads, a.shape) for a in (q, k, v, *segments)]
     run = jax.shard_map(kernel, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)
     return run(q, k, v, *segments)
+
+
+def shares(mesh, heads: str, shape) -> PartitionSpec:
+    """How an array [batch, ...] or [batch, kv_heads, ...] is cut into parts.
+
+    Mesh axes of one device are named too: a gradient is summed over every axis that is not named, which for
+    these would be a collective that does nothing.
+    """
+    names = ("batch", heads if len(shape) > 2 else None, None, None, None)[: len(shape)]
+    rows, *rest = sharding.spec(mesh, names, shape)
+    rows = rows or ()
+    alone = (axis for axis, size in mesh.shape.items() if size == 1 and axis not in rows)
+    return PartitionSpec((*rows, *alone) or None, *rest)
 
 
 def axis_of_heads(spec) -> str:
