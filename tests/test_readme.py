@@ -229,6 +229,7 @@ def check_train(arguments, desk):
     """Builds the config and applies what is set on the command line; nothing is trained."""
     here = flags.FlagValues()
     config, workdir = ConfigFlags(here), flags.DEFINE_string("workdir", None, "", here)
+    flags.DEFINE_integer("replay", None, "", flag_values=here)
     command.parsed(["train", *arguments], list(here), [config], here)
     assert workdir.value
     config.value.validate()
