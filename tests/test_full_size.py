@@ -36,7 +36,7 @@ def plan(config, place, tmp_path, *flags):
     """
     pytest.importorskip("libtpu", reason="the TPU compiler (jax[tpu]) is not installed")
     command = [sys.executable, "-m", "omnifusion_jax.plan", f"--config={config}", f"--topology={place}"]
-    command += ["--rows=1", "--quick", f"--json={tmp_path / 'plan.json'}", *flags]
+    command += ["--quick", f"--json={tmp_path / 'plan.json'}", *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -49,21 +49,26 @@ def received(found, *names):
     return sum(size for name, (_, size) in found["exchanges"].items() if name.startswith(names)) / 2**30
 
 
-def test_the_packed_second_phase_fits_a_pod_and_exchanges_what_it_must(tmp_path):
+def test_the_packed_second_phase_fits_a_pod(tmp_path):
     """v5e, 256 chips of 16 GB: the whole step with optimizer, at full batch and length."""
-    found = plan("sft", "v5e-256", tmp_path, "--config.data.packing=true")
-    assert found["fits"] and 2**30 < found["total"] < 15.75 * 2**30 and found["devices"] == 256
+    found = plan("sft", "v5e-256", tmp_path, "--rows=1", "--config.data.packing=true")
+    assert found["fits"] and 2**30 < found["total"] < 15.75 * 2**30
+    assert (found["devices"], found["rows"], found["length"]) == (256, 256, 2048)
+    assert received(found, "all-reduce f32", "reduce-scatter ring f32") > 10 * received(
+        found, "all-reduce bf16", "reduce-scatter ring bf16"
+    )  # gradients of kernels, and those of vectors
+
+
+def test_sixteen_chips_take_two_rows_each_and_exchange_what_they_must(tmp_path):
+    found = plan("sft", "v5e-16", tmp_path, "--rows=2")
+    assert found["fits"] and (found["rows"], found["length"]) == (32, 2048)
     trained = nnx.parameters(abstract(preset("omnifusion-1.1")))
     weights = sum(a.size for path, a in trained.items() if "encoders" not in path) / 2**30
-    # Every gradient is summed to where it lies, in float32. The embedding's rows travel instead of its table.
+    times = 4  # micro-batches of a step
+    # Every gradient is summed to where it lies, in float32. Rows of the embedding travel, not its table.
     sums = received(found, "reduce-scatter", "collective-permute f32")
-    assert 0.9 * 4 * weights < sums < 1.2 * 4 * weights
+    assert 0.9 * 4 * weights * times < sums < 1.2 * 4 * weights * times
     assert received(found, "all-reduce", "all-to-all") < 0.02 * sums
     # Weights are gathered in bfloat16, for the pass forward, that again, and that backward; nothing else is.
     gathered = received(found, "all-gather", "collective-permute bf16")
-    assert 2 * 2 * weights < gathered < 1.1 * 3 * 2 * weights
-
-
-def test_two_encoders_all_layers_of_which_are_mixed_fit(tmp_path):
-    found = plan("report/table5:sum", "v5e:8x8", tmp_path)
-    assert found["fits"] and 2**30 < found["total"] < 15.75 * 2**30 and found["rows"] == 64
+    assert gathered < 1.1 * 3 * 2 * weights * times
