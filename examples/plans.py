@@ -50,12 +50,13 @@ def program(config: TrainConfig) -> str:
         model.pop(name)
     optimizer = config.optimizer.name, config.optimizer.clip
     size = config.batch_size, bool(config.loss_mean_rows), config.data.max_length, config.data.packing
-    return json.dumps([model, optimizer, size, config.train_parts, config.remat])
+    factors = dataclasses.astuple(config.lora)
+    return json.dumps([model, optimizer, size, config.train_parts, config.remat, factors])
 
 
 def second(config: TrainConfig) -> bool:
-    """Whether a config is of the second phase, which trains the decoder."""
-    return config.checkpoint.final == "complete"
+    """Whether a config is of the second phase, which trains the decoder, or factors beside its kernels."""
+    return config.checkpoint.final == "complete" or config.lora.rank > 0
 
 
 def plan(name: str, place: str) -> dict:

@@ -162,7 +162,7 @@ def read_config(directory: str | Path) -> tuple[ModelConfig, list[str]]:
 
 def read_factors(directory: str | Path) -> LoraConfig | None:
     """What the factors in a directory are; None when it has none."""
-    values = read_json(Path(directory) / "config.json").get("lora")
+    values = read_json(located(directory) / "config.json").get("lora")
     if values is None:
         return None
     factors = from_dict(LoraConfig, values)

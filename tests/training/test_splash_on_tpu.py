@@ -47,7 +47,7 @@ def compile_a_step():
     from jax.experimental import topologies
 
     from omnifusion_jax import sharding
-    from omnifusion_jax.batch import Form, blank
+    from omnifusion_jax.batch import Form, over, size
     from omnifusion_jax.models.axes import placements
     from omnifusion_jax.models.omnifusion import abstract
     from omnifusion_jax.nn import nnx
@@ -67,7 +67,8 @@ def compile_a_step():
     skeleton, optimizer = abstract(c), optax.sgd(0.1)
     arrays = nnx.parameters(skeleton)
     arrays = jax.tree.map(on_chips, arrays, placements(mesh, arrays))
-    batch = blank(Form(rows=4, length=300, pools=2, room={"image": 3}), tiny.tiles(24, rows=9))
+    form, tiles = Form(rows=4, length=300, pools=2, room={"image": 3}), tiny.tiles(24, rows=9)
+    batch = over(form, tiles, np.zeros(size(form, tiles), np.uint8))
     batch = jax.tree.map(lambda a: on_chips(a, batch_sharding(mesh)), batch)
     step = make_step(
         skeleton,
