@@ -12,30 +12,35 @@ from omnifusion_jax.evaluation.exact_match import exact_match
 from omnifusion_jax.inference.model import Model
 
 
-def load(source, *, vision=None, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None) -> Model:
+def load(
+    source, *, vision=None, base=None, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None
+) -> Model:
     """Loads a model that is ready to answer.
 
     Args:
       source: "omnifusion-tiny" (bundled), a native directory, one laid out like the OmniFusion release, a
         LLaVA of transformers, or a hub id.
       vision: the vision tower (directory, file or hub id), if the source does not hold one.
+      base: the whole model, named like `source`, that has what a source of trained parts lacks. Factors of
+        LoRA are merged into it.
       dtype: of parameters and computation, "float32" or "bfloat16"; None: float32 on CPUs, which are slow at
         anything else, and bfloat16 elsewhere.
       mesh: from `sharding.make_mesh`; parameters are spread over it as they are read, and requests as they
         are answered. None: one device.
     Raises:
       CheckpointError: the source is unknown, unsafe or incomplete.
-      ConfigError: `dtype` is neither of the two.
+      ConfigError: `dtype` is neither of the two, or `base` is another model than the source belongs to.
       DataError: the tokenizer is damaged or does not belong to the model.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     one_of("dtype", dtype, ("float32", "bfloat16"))
-    found = load_checkpoint(source, vision=vision, dtype=dtype, mesh=mesh)
+    found = load_checkpoint(source, vision=vision, dtype=dtype, mesh=mesh, base=base)
     if found.missing:
         raise CheckpointError(
             f"{source} holds only {', '.join(found.parts)}; "
-            f"{', '.join(found.missing)} of the model are missing. Phase 1 saves what it trained: "
-            "go on from it with --config.init_from, or set checkpoint.final=complete to save a whole model"
+            f"{', '.join(found.missing)} of the model are missing. A run saves what it trained: "
+            "give the model that has the rest as base, go on from it with --config.init_from, "
+            "or set checkpoint.final=complete to save a whole model"
         )
     if found.tokenizer is None:
         raise CheckpointError(

@@ -177,10 +177,13 @@ def over(form: Form, tiles: Mapping[str, Tile], memory: Any) -> Batch:
     for shape, dtype in shapes(form, tiles):
         arrays.append(np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape))
         offset += aligned(arrays[-1].nbytes)
-    media = {}
+    return assembled(arrays, tiles)
+
+
+def assembled(arrays: Sequence[Any], tiles: Mapping[str, Tile]) -> Batch:
+    """A Batch of the arrays that `shapes` lists."""
     rest = iter(arrays[COLUMNS + 1 :])
-    for stream, tile in tiles.items():
-        media[stream] = tuple(next(rest) for _ in tile.shapes)
+    media = {stream: tuple(next(rest) for _ in tile.shapes) for stream, tile in tiles.items()}
     return Batch(*arrays[: COLUMNS + 1], media)
 
 

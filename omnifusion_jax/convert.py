@@ -46,6 +46,11 @@ VISION2 = flags.DEFINE_string(
 DECODER = flags.DEFINE_string(
     "decoder", None, "Language model, to be put together with --vision (and --vision2) instead of a --source."
 )
+BASE = flags.DEFINE_string(
+    "base",
+    None,
+    "Whole model that a source of trained parts was trained on. LoRA's factors are merged into it.",
+)
 PRESET = flags.DEFINE_string(
     "preset",
     None,
@@ -68,7 +73,7 @@ def main(_):
         "assign": ASSIGN.value,
         "preset": PRESET.value,
     }
-    options |= {"format": FORMAT.value, "dtype": DTYPE.value}
+    options |= {"format": FORMAT.value, "dtype": DTYPE.value, "base": BASE.value}
     if INSPECT.value:
         check(bool(SOURCE.value), "--inspect needs --source")
         print("\n".join(lines(*inspect(SOURCE.value, **options))))

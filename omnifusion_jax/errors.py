@@ -29,3 +29,7 @@ class DataError(OmniFusionError):
 
 class CheckpointError(OmniFusionError):
     """A checkpoint that is unsafe, unknown, or does not fit the model."""
+
+
+class HostError(OmniFusionError):
+    """Another host ended or is missing, so that this one cannot go on."""

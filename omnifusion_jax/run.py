@@ -1,28 +1,51 @@
 """A training run from its config to a finished model: what the command line `train` does."""
 
+import contextlib
 import copy
 import dataclasses
+import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
 
-from omnifusion_jax.checkpoints.load import NO_TOKENIZER, load_decoder, load_encoder, load_trained
+from omnifusion_jax import hosts
+from omnifusion_jax.checkpoints.load import (
+    NO_TOKENIZER,
+    load_decoder,
+    load_encoder,
+    load_factors,
+    load_trained,
+)
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.checkpoints.storage.placement import placed
-from omnifusion_jax.config import HANDED_ON, DecoderConfig, EncoderConfig, TrainConfig, part_of, same_settings
+from omnifusion_jax.config import (
+    HANDED_ON,
+    DecoderConfig,
+    EncoderConfig,
+    TrainConfig,
+    check,
+    part_of,
+    same_settings,
+    to_json,
+)
+from omnifusion_jax.data import pipeline
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.evaluation.report import write_report
+from omnifusion_jax.models import lora
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.models.presets import resolve
-from omnifusion_jax.sharding import make_mesh
+from omnifusion_jax.paths import located, remote, removed
+from omnifusion_jax.sharding import make_mesh, owners, shares
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import loop, resume
-from omnifusion_jax.training.checkpoint import newest
-from omnifusion_jax.training.monitor import read_rows
+from omnifusion_jax.training.checkpoint import newest, restore_params, steps
+from omnifusion_jax.training.evaluating import Evaluations
+from omnifusion_jax.training.lines import read_rows
+from omnifusion_jax.training.replay import Replay
+from omnifusion_jax.training.replay import replay as run_again
 from omnifusion_jax.training.signals import Stop
 from omnifusion_jax.training.verdict import verdict
 from omnifusion_jax.training.workdir import locked, writing
@@ -38,7 +61,8 @@ def train(
 ) -> dict:
     """Trains as `config` says, and writes the model, the summary and the report to `workdir`.
 
-    A run that was begun in `workdir` is resumed.
+    A run that was begun in `workdir` is resumed. With several hosts (hosts.started) all of them call this;
+    the first writes. With `checkpoint.keep_best` the model of the best step is written too.
 
     Args:
       config: not changed. If its preset was changed by name, the new preset is used.
@@ -49,36 +73,101 @@ def train(
       written, but nothing was learned.
     Raises: OmniFusionError, and Stopped.
     """
-    config = copy.deepcopy(config)
-    config.model = resolve(config.model)
-    config.validate()
-    workdir = Path(workdir).absolute()
+    config, workdir = completed(config), located(workdir)
     objective = OBJECTIVES[config.objective]
-    with locked(workdir):
-        resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change)
+    with locked(workdir) if hosts.first() else contextlib.nullcontext():
+        same_start(config, workdir)
+        hosts.by_first(lambda: resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change))
         given, tokenizer_dir = starting_point(config, allow_change)
         tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
         batches = objective.batches(config, tokenizer)
-        evaluate = objective.evaluator(config, tokenizer)
-        on_eval = evaluate and (lambda arrays: named(evaluate(arrays)[0]))
         try:
-            trained, frozen = loop.train(config, workdir, batches, given, on_eval, allow_change, stop)
+            evaluations = Evaluations(evaluator(config, tokenizer), config)
+            trained, frozen = loop.train(config, workdir, batches, given, evaluations, allow_change, stop)
         finally:
             batches.close()
         with writing(workdir):
             save_model(config, workdir / "model", trained, frozen, tokenizer_dir)
-        figures, records = evaluate({**trained, **frozen}) if evaluate else ({}, [])
-        counts = {f"data/{name}": count for name, count in batches.counts().items()}
-        figures = named(figures) | {"steps": config.steps} | counts
-        problems = verdict(read_rows(workdir / "metrics.jsonl"), objective.ignorance(config, tokenizer))
-        if problems:
-            figures["problems"] = problems
-        with writing(workdir):
-            (workdir / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
-            write_report(workdir, records, earlier=config.init_from and Path(config.init_from).parent)
+        counted = hosts.gather(batches.counts())
+        apart = owners(shares(make_mesh(**vars(config.mesh)), config.batch_size))
+        counts = pipeline.counted([counted[i] for i in apart])
+        best = evaluations.best(steps(workdir / "checkpoints"))
+        figures = evaluations.figures | {"steps": config.steps}
+        figures |= {f"data/{name}": n for name, n in counts.items()}
+        if best is not None:
+            figures |= {"best/step": best, f"best/{config.checkpoint.keep_best}": evaluations.found[best]}
+
+        def finish():
+            problems = verdict(read_rows(workdir / "metrics.jsonl"), objective.ignorance(config, tokenizer))
+            found = figures | ({"problems": problems} if problems else {})
+            with writing(workdir):
+                (workdir / "summary.json").write_text(json.dumps(found, indent=2) + "\n")
+                earlier = config.init_from and located(config.init_from).parent
+                write_report(workdir, evaluations.records, earlier=earlier)
+            return found
+
+        figures = hosts.by_first(finish)
+        if best is not None:
+            if best < config.steps:
+                trained = restore_params(workdir / "checkpoints" / str(best), trained)
+            with writing(workdir):
+                save_model(config, workdir / "best", trained, frozen, tokenizer_dir)
     for line in batches.left_out():
         print(line)
     return figures
+
+
+def evaluator(config: TrainConfig, tokenizer):
+    """That of the objective, which is given the plain model: factors merged, kernels no integers any more."""
+    evaluate = OBJECTIVES[config.objective].evaluator(config, tokenizer)
+    if evaluate is None:
+        return None
+    dtype = jnp.dtype(config.compute_dtype)
+    return lambda arrays: evaluate(lora.merged(arrays, config.lora, dtype))
+
+
+def same_start(config: TrainConfig, workdir: Path):
+    """Compares what the hosts were started with; the first has its workdir by then.
+
+    Raises: ConfigError when a host has another config, or does not see the workdir of the first.
+    """
+    digest = hashlib.sha256(to_json(config).encode()).hexdigest()
+    started = hosts.gather([digest, str(workdir)])
+    seen = hosts.gather((workdir / "lock").exists())
+    for i in range(hosts.count()):
+        if started[i] != started[0]:
+            raise ConfigError(
+                f"{hosts.name(i)} was started with another config or --workdir than {hosts.name(0)}. "
+                "Start the same command on all hosts"
+            )
+        if not seen[i]:
+            raise ConfigError(
+                f"{hosts.name(i)} does not see the {workdir} of {hosts.name(0)}. "
+                "Give a --workdir that all hosts share"
+            )
+
+
+def replay(config: TrainConfig, workdir: str | Path, step: int, allow_change: bool = False) -> Replay:
+    """Runs a step of the run in `workdir` again, and says what each of its examples did.
+
+    Nothing in `workdir` is changed. Arguments and errors as in `train`.
+    """
+    config, workdir = completed(config), located(workdir)
+    check(hosts.count() == 1, "--replay looks at a step on one host: start it on one alone")
+    check((workdir / "config.json").is_file(), f"{workdir} holds no run: there is no step to replay")
+    config.data.check = "off"  # of the data, before a run
+    resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change)
+    given, tokenizer_dir = starting_point(config, allow_change)
+    tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
+    with contextlib.closing(OBJECTIVES[config.objective].batches(config, tokenizer)) as batches:
+        return run_again(config, workdir, step, batches, given, allow_change)
+
+
+def completed(config: TrainConfig) -> TrainConfig:
+    """A checked copy of a config, with a preset that was changed by name taken over."""
+    config = copy.deepcopy(config)
+    config.model = resolve(config.model)
+    return config.validate()
 
 
 def starting_point(config: TrainConfig, allow_change: bool = False):
@@ -115,6 +204,8 @@ def starting_point(config: TrainConfig, allow_change: bool = False):
                 continue
             name, free = f"model.{dotted(part)}", FREE.get(part.rpartition("/")[2], ())
             same_settings(name, ours.get(part), theirs.get(part), config.init_from, but=free)
+        if factors := load_factors(config.init_from):
+            same_settings("lora", config.lora, factors, config.init_from, but=("base",))
         resume.same_reading(config.model, stored, config.init_from, allow_change)
         arrays |= placed(mesh, trained)
         tokenizer = tokenizer or found
@@ -133,20 +224,25 @@ def with_grid(c: EncoderConfig | None) -> EncoderConfig | None:
     return c and dataclasses.replace(c, position_grid=c.grid)
 
 
-def named(figures: dict) -> dict:
-    """Figures of an evaluation by the names under which they are logged."""
-    return {f"eval/{name}": value for name, value in figures.items()}
-
-
 def save_model(config: TrainConfig, directory: Path, trained: dict, frozen: dict, tokenizer_dir):
-    """Writes the finished model: the trained parameters in float32, or all of them in the compute dtype."""
+    """Writes a model: the trained parameters in float32, or all of them in the compute dtype.
+
+    Factors are among the trained parameters; in a whole model they are merged.
+    """
     arrays = trained
     if config.checkpoint.final == "complete":
-        arrays = cast({**trained, **frozen}, jnp.dtype(config.compute_dtype))
+        dtype = jnp.dtype(config.compute_dtype)
+        arrays = cast(lora.merged({**trained, **frozen}, config.lora, dtype), dtype)
     # a head that only the objective has is no part of the model
-    arrays = {path: a for path, a in arrays.items() if part_of(path) in config.model.parts}
-    beside = directory.with_name("model.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    save_native(beside, config.model, arrays, tokenizer_dir)
-    shutil.rmtree(directory, ignore_errors=True)  # the model of an earlier, shorter run in the same place
-    beside.rename(directory)
+    parts = (*config.model.parts, "lora")
+    arrays = {path: a for path, a in arrays.items() if part_of(path) in parts}
+    beside = directory if remote(directory) else directory.with_name(f"{directory.name}.new")
+    hosts.by_first(lambda: removed(beside))
+    save_native(beside, config.model, arrays, tokenizer_dir, config.lora)
+
+    def name():
+        removed(directory)  # the model of an earlier, shorter run in the same place
+        beside.rename(directory)
+
+    if beside != directory:
+        hosts.by_first(name)

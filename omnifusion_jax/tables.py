@@ -54,6 +54,8 @@ ADAPTERS = Table("adapter", "omnifusion_jax.models.adapters")
 DECODERS = Table("decoder", "omnifusion_jax.models.decoder")
 # Modules, by the kind that an EncoderConfig names
 ENCODERS = Table("encoder", "omnifusion_jax.models.vit")
+# What computes attention
+KERNELS = Table("attention kernel", "omnifusion_jax.nn.attend", "omnifusion_jax.nn.kernels")
 # How a dialogue and its media become a sequence
 LAYOUTS = Table("layout", "omnifusion_jax.data.layout")
 # Kinds of media, by the name of their stream

@@ -9,10 +9,12 @@ import sys
 
 from absl import flags
 
-from omnifusion_jax import run
+from omnifusion_jax import hosts, run
 from omnifusion_jax.changes import changes
 from omnifusion_jax.cli import command
 from omnifusion_jax.cli.overrides import ConfigFlags
+from omnifusion_jax.hosts.company import BEAT, SILENCE
+from omnifusion_jax.training.preemption import watched
 from omnifusion_jax.training.signals import Stop, Stopped
 
 CONFIG = ConfigFlags()
@@ -27,19 +29,53 @@ ALLOW_CHANGE = flags.DEFINE_bool(
     "Go on although settings that change what the run means are not those it was begun with.",
 )
 
+HOSTS = flags.DEFINE_string(
+    "hosts",
+    "",
+    "Where the first of several hosts listens, ADDRESS:PORT. Not needed where they are found by themselves: "
+    "on TPUs, in JobSets, and under Slurm or Open MPI (launch/README.md).",
+)
+HOST = flags.DEFINE_integer("host", None, "The number of this host, from 0; with --hosts.", lower_bound=0)
+OF = flags.DEFINE_integer("of", None, "How many hosts there are; with --hosts.", lower_bound=1)
+HOST_TIMEOUT = flags.DEFINE_float(
+    "host_timeout",
+    SILENCE,
+    "Seconds without a sign of life after which a host counts as dead and the others end.",
+    lower_bound=2 * BEAT,
+)
+TERM_STATUS = flags.DEFINE_integer(
+    "term_status",
+    0,
+    "The exit status when SIGTERM has stopped the run. Kubernetes takes 0 for the end of the work, and would "
+    "not start it again: JobSets use 75.",
+    lower_bound=0,
+    upper_bound=255,
+)
+REPLAY = flags.DEFINE_integer(
+    "replay",
+    None,
+    "Train nothing: run this step of the run in the workdir again, and say which of its examples have a NaN "
+    "or infinite loss or gradient. Nothing in the workdir is changed.",
+)
+
 
 def main(_):
     """Returns the exit status.
 
-    0: the run learned, or SIGTERM stopped it; 130: Ctrl-C stopped it; 1: an error, or it learned nothing.
+    0: the run learned, or SIGTERM stopped it (--term_status); 130: Ctrl-C stopped it; 1: an error, or it
+    learned nothing.
     """
     config = CONFIG.value
     config.validate()
-    print(changes(config, CONFIG.file), f"All of it: {WORKDIR.value}/config.json", sep="\n")
-    stop = Stop()
     try:
-        with stop:
-            figures = run.train(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
+        with hosts.started(HOSTS.value, HOST.value, OF.value, HOST_TIMEOUT.value):
+            print(changes(config, CONFIG.file), f"All of it: {WORKDIR.value}/config.json", sep="\n")
+            if REPLAY.value is not None:
+                found = run.replay(config, WORKDIR.value, REPLAY.value, ALLOW_CHANGE.value)
+                print(*found.lines(), sep="\n")
+                return 0
+            with Stop(hosts.count(), TERM_STATUS.value) as stop, watched():
+                figures = run.train(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
     except Stopped:
         state = f"the state after step {stop.step} is saved" if stop.step else "there is nothing new to save"
         print(
@@ -50,7 +86,8 @@ def main(_):
     problems = figures.pop("problems", [])
     for name, value in figures.items():
         print(f"{name:22} {value:.4f}" if isinstance(value, float) else f"{name:22} {value}")
-    print(f"{WORKDIR.value}/model, {WORKDIR.value}/report.html", flush=True)
+    written = ("model", "best", "report.html") if "best/step" in figures else ("model", "report.html")
+    print(", ".join(f"{WORKDIR.value}/{name}" for name in written), flush=True)
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     return 1 if problems else 0

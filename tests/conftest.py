@@ -24,6 +24,7 @@ os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST_COMPILATION}"
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # workers may compile for TPUs at the same time
 os.environ["HF_HUB_OFFLINE"] = "1"
 # What one worker or command compiled, the others load; so does the next run.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))

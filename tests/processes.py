@@ -29,13 +29,19 @@ def run_module(module, arguments, folder, environment, given=""):
     with tempfile.TemporaryDirectory() as beside:
         words, said = Path(beside, "given"), Path(beside, "said")
         words.write_text(given, encoding="utf-8")
-        child = SERVER.Process(target=become, args=(module, arguments, folder, environment, words, said))
-        child.start()
+        child = begin_module(module, arguments, folder, environment, words, said)
         child.join(900)
         if child.is_alive():
             child.kill()
             raise TimeoutError(f"{module} does not end: {said.read_text(encoding='utf-8')[-4000:]}")
         return child.exitcode, said.read_text(encoding="utf-8")
+
+
+def begin_module(module, arguments, folder, environment, given, said):
+    """The running process of `python -m MODULE ARGUMENTS`, which reads `given` and prints to `said`."""
+    child = SERVER.Process(target=become, args=(module, arguments, folder, environment, given, said))
+    child.start()
+    return child
 
 
 def become(module, arguments, folder, environment, given, said):

@@ -59,6 +59,7 @@ def test_shipped_configs_have_names():
         "report/table5",
         "report/table6",
         "sft",
+        "sft_lora",
         "tiny",
     ]
 

@@ -167,8 +167,11 @@ def test_training_runs_resumes_and_is_loaded(tmp_path, capsys):
         f"--config.init_from={tmp_path / 'one' / 'model'}",
         *short,
         "--config.eval.count=8",
+        "--config.eval.every_steps=1",
+        "--config.eval.loss=true",
+        "--config.checkpoint.keep_best=loss",
     )
-    run_command("train", *sft, "--config.steps=2", f"--workdir={tmp_path / 'two'}")
+    said = run_command("train", *sft, "--config.steps=2", f"--workdir={tmp_path / 'two'}")
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
     source = open_source("synthetic:held-out", "", 6)
     asked = [source[i] for i in range(8)]  # of one question each
@@ -191,6 +194,30 @@ def test_training_runs_resumes_and_is_loaded(tmp_path, capsys):
     assert cards.count("class='card") == 8 and cards.count("class='card wrong'") == 8 - right
     with pytest.raises(of.CheckpointError, match="holds only image/adapter, special"):
         of.load(str(tmp_path / "one" / "model"))
+    lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["eval/loss"] for row in lines if "eval/loss" in row}
+    best = min(losses, key=losses.get)
+    assert (summary["best/step"], summary["best/loss"]) == (best, losses[best]) and set(losses) == {1, 2}
+    assert re.search(rf"^best/step +{best}$", said, re.MULTILINE) and f"{tmp_path / 'two'}/best" in said
+    assert summary["eval/loss"] == losses[2]
+    figures, _ = of.evaluate(str(tmp_path / "two" / "best"), "synthetic:held-out", count=8)
+    (accuracy,) = (row["eval/accuracy"] for row in lines if row["step"] == best and "eval/accuracy" in row)
+    assert figures["accuracy"] == accuracy
+
+    said = train_prints(capsys, *pretrain, "--config.steps=4", "--replay=4", "--config.mesh.data=1")
+    assert "step 4 of" in said and "from the checkpoint of step 2" in said
+    loss = json.loads((tmp_path / "one" / "metrics.jsonl").read_text().splitlines()[3])["train/loss"]
+    (again,) = re.findall(r"step 4 again: loss (\S+), gradient norm", said)
+    assert float(again) == pytest.approx(loss, rel=2e-3) and said.count(" targets  record ") == 2
+
+
+def train_prints(capsys, *arguments):
+    """What the command line `train` prints, without another process."""
+    train = importlib.import_module("omnifusion_jax.train")
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        command.run(train.main, train.CONFIG, argv=["train", *arguments])
+    assert not ended.value.code
+    return capsys.readouterr().out
 
 
 def train_fails(capsys, *arguments):

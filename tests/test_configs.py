@@ -31,6 +31,7 @@ from omnifusion_jax.models.presets import PRESETS, preset, resolve
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import ADAPTERS
 from omnifusion_jax.training import freeze
+from omnifusion_jax.training.loop import build
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.stem != "__init__")
@@ -53,7 +54,8 @@ def test_every_file_has_its_name():
 def test_it_is_valid_and_its_freeze_table_covers_the_model(source):
     config = shipped.load(source).validate()
     if config.objective == "answers":
-        trained, frozen = freeze.split(config.train_parts, nnx.parameters(abstract(config.model)))
+        module = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+        trained, frozen = freeze.split(config.train_parts, nnx.parameters(module))
         assert trained and frozen
 
 
@@ -139,8 +141,14 @@ BOTH = {
     "model.image.adapter": adapter("sum"),
 }
 REFUSED = [  # what is set in configs/pretrain.py, and what the message says
-    ({"optimizer.name": "sgd"}, "optimizer.name is 'sgd'; choose from adamw, adafactor"),
-    ({"optimizer.name": "adafactor", "optimizer.weight_decay": 0.1}, "weight_decay works with adamw only"),
+    ({"optimizer.name": "sgd"}, "optimizer.name is 'sgd'; choose from adamw, adafactor, lion, muon"),
+    (
+        {"optimizer.name": "adafactor", "optimizer.weight_decay": 0.1},
+        "weight_decay does not work with adafactor",
+    ),
+    ({"optimizer.name": "adafactor", "optimizer.moments": "int8"}, "adafactor has no moments to speak of"),
+    ({"optimizer.moments": "int4"}, "choose from float32, bfloat16, int8"),
+    ({"optimizer.name": "lion", "optimizer.beta2": 0.9}, "lion has none"),
     ({"optimizer.learning_rate": 0.0}, "learning_rate 0.0 is not positive"),
     ({"optimizer.warmup": 1.0}, r"in \[0, 1\), not 1.0"),
     ({"optimizer.warmup": -0.1}, r"in \[0, 1\), not -0.1"),
@@ -231,7 +239,17 @@ REFUSED = [  # what is set in configs/pretrain.py, and what the message says
     ({"grad_accum": 7}, "batch_size 256 is not a multiple of grad_accum"),
     ({"objective": "nonsense"}, "answers, patches"),
     ({"compute_dtype": "float16"}, "bfloat16, float32"),
-    ({"remat": "some"}, "none, dots, full"),
+    ({"remat": "some"}, "none, dots, full, offload"),
+    ({"lora.rank": -1}, "lora.rank is -1"),
+    ({"lora.alpha": 0.0}, "lora.alpha 0.0 is not positive"),
+    ({"lora.targets": "("}, "is no regular expression"),
+    ({"lora.base": "int2"}, "choose from compute_dtype, int8, int4"),
+    ({"grad_dtype": "float16"}, "bfloat16, float32"),
+    (
+        {"grad_dtype": "bfloat16", "compute_dtype": "float32"},
+        "would round what compute_dtype=float32 computes",
+    ),
+    ({"spread_sequence": True}, "spread_sequence spreads over mesh.tensor, which is 1"),
     ({"train_parts": ()}, "train_parts is empty"),
     ({"train_parts": (("(adapter", 1.0),)}, r"train_parts: '\(adapter' is no regular expression: missing \)"),
 ]

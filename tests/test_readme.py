@@ -229,6 +229,7 @@ def check_train(arguments, desk):
     """Builds the config and applies what is set on the command line; nothing is trained."""
     here = flags.FlagValues()
     config, workdir = ConfigFlags(here), flags.DEFINE_string("workdir", None, "", here)
+    flags.DEFINE_integer("replay", None, "", flag_values=here)
     command.parsed(["train", *arguments], list(here), [config], here)
     assert workdir.value
     config.value.validate()
@@ -250,11 +251,19 @@ def check_pip(arguments, desk):
     assert arguments[2] == "." or arguments[2][2:-1] in extras
 
 
-def check_script(name):
+def check_launch(*words):
+    """Has a launcher say what it would do, and looks at the flags of training in it."""
+
     def check(arguments, desk):
-        assert os.access(ROOT / name, os.X_OK)
-        subprocess.run(["bash", "-n", ROOT / name], check=True)
-        check_train(arguments, desk)
+        said = subprocess.run(
+            [*words, "--dry-run", *arguments], capture_output=True, text=True, check=True
+        ).stdout
+        assert said
+        training = arguments[arguments.index("--") + 1 :] if "--" in arguments else arguments
+        training = [word for word in training if word.startswith("--")]
+        if any(word.startswith("--workdir") for word in training):
+            hosts = ("--hosts=", "--host=", "--of=")
+            check_train([word for word in training if not word.startswith(hosts)], desk)
 
     return check
 
@@ -269,8 +278,11 @@ CHECKS = {
     "python -m omnifusion_jax.chat": check_chat,
     "python -m omnifusion_jax.check_data": check_check_data,
     "python -m omnifusion_jax.train": check_train,
-    "sbatch launch/slurm.sh": check_script("launch/slurm.sh"),
-    "launch/tpu_vm.sh": check_script("launch/tpu_vm.sh"),
+    "launch/local.py": check_launch(sys.executable, "launch/local.py"),
+    "launch/gpu.sh": check_launch("launch/gpu.sh"),
+    "sbatch launch/slurm.sbatch": check_launch("bash", "launch/slurm.sbatch"),
+    "launch/tpu_vm.sh": check_launch("launch/tpu_vm.sh"),
+    "launch/gke/submit.py": check_launch(sys.executable, "launch/gke/submit.py"),
     "python examples/make_tiny.py": nothing,
     "python examples/llava_side_by_side.py": check_side_by_side,
     "pytest": check_pytest,

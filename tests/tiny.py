@@ -12,13 +12,14 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from omnifusion_jax.batch import Tile
 from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
-from omnifusion_jax.config import DecoderConfig, EncoderConfig, ImageConfig, ModelConfig, adapter
+from omnifusion_jax.config import DecoderConfig, EncoderConfig, ImageConfig, LoraConfig, ModelConfig, adapter
 from omnifusion_jax.data.dialogues import Dialogue, Media
 from omnifusion_jax.data.layout import Layout, Prepare
 from omnifusion_jax.data.pictures import Prepared
 from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.models import lora
 from omnifusion_jax.models.encoder_presets import encoder
-from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.models.patch_reader import PatchReader
 from omnifusion_jax.models.presets import preset
 from omnifusion_jax.nn import nnx
@@ -196,6 +197,14 @@ def systems():
     shapes = lambda c, part: {
         path: a for path, a in nnx.parameters(abstract(c)).items() if path.startswith(part)
     }
+
+    def with_lora():
+        module = OmniFusion(preset("omnifusion-1.1"), rngs=nnx.Rngs(0))
+        lora.add_factors(module, LoraConfig(rank=64), rngs=nnx.Rngs(0))
+        lora.add_scales(module, nnx.parameters(module))
+        return module
+
+    factors, beside = nnx.parameters(nnx.eval_shape(with_lora)), ("/lora_a", "/lora_b", "/kernel_scale")
     reader = nnx.parameters(
         nnx.eval_shape(lambda: PatchReader(preset("omnifusion-tiny"), 121, rngs=nnx.Rngs(0)))
     )
@@ -210,6 +219,7 @@ def systems():
         "attention": shapes(preset("report-attention-mistral-7b"), "image/adapter/"),
         "resampler": shapes(resampler, "image/adapter/"),
         "qwen": shapes(qwen, "decoder/layers/attention/"),
+        "lora": {path: a for path, a in factors.items() if path.endswith(beside)},
         "patches": {"head": reader["head"]},
     }
 

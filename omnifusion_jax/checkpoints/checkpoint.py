@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from omnifusion_jax.config import DecoderConfig, ModelConfig
+from omnifusion_jax.config import DecoderConfig, LoraConfig, ModelConfig, part_of
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
 
@@ -17,13 +17,13 @@ class Checkpoint:
     arrays: dict[str, Any]  # by path: Lazy, read when they are used, or jax arrays where a mesh was given
     tokenizer: Path | None  # directory with tokenizer.json
     format: str  # what it was read from: a name in load.FORMATS, or "parts"
+    factors: LoraConfig | None = None  # of the arrays that are factors beside kernels, if there are such
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts whose arrays are there, in the order of `config.parts`."""
-        return tuple(
-            part for part in self.config.parts if any(path.startswith(f"{part}/") for path in self.arrays)
-        )
+        """Names of the parts whose arrays are there, in the order of `config.parts`, and lora at the end."""
+        there = set(map(part_of, self.arrays))
+        return tuple(part for part in (*self.config.parts, "lora") if part in there)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -36,7 +36,8 @@ def check_whole(checkpoint: Checkpoint):
     if checkpoint.missing:
         raise CheckpointError(
             f"the checkpoint holds only {', '.join(checkpoint.parts)}; "
-            f"{', '.join(checkpoint.missing)} of the model are missing"
+            f"{', '.join(checkpoint.missing)} of the model are missing. A whole model that has them can be "
+            "given as base (--base)"
         )
     if checkpoint.tokenizer is None:
         raise CheckpointError("the checkpoint has no tokenizer")

@@ -6,12 +6,13 @@ from omnifusion_jax.checkpoints.assemble import from_parts
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint, check_tokenizer
 from omnifusion_jax.checkpoints.llava.export import export_llava
 from omnifusion_jax.checkpoints.load import load_checkpoint
+from omnifusion_jax.checkpoints.mapping.shapes import NONE
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.omnifusion.export import export_original
 from omnifusion_jax.config import check, one_of
 
 WRITERS = {
-    "native": lambda c, output: save_native(output, c.config, c.arrays, c.tokenizer),
+    "native": lambda c, output: save_native(output, c.config, c.arrays, c.tokenizer, c.factors or NONE),
     "omnifusion": export_original,
     "llava": export_llava,
 }
@@ -33,7 +34,7 @@ def convert(
       output: new directory.
       to: "native", "omnifusion" or "llava".
       decoder: directory or hub id of a language model; None with `source`.
-      options: those of `load.load_checkpoint`: dtype, vision, vision2, assign, preset, format.
+      options: those of `load.load_checkpoint`: dtype, vision, vision2, assign, preset, format, base.
 
     Returns: the checkpoint, and the names of its parts that were initialised because no source had them.
 
@@ -55,10 +56,10 @@ def read(source, decoder, options) -> tuple[Checkpoint, tuple[str, ...]]:
         "give --source, a whole checkpoint, or --vision and --decoder, the parts of one",
     )
     if decoder:
-        whole = {"assign", "format"} & set(options)
+        whole = {"assign", "format", "base"} & set(options)
         check(
             "vision" in options and not whole,
-            "--decoder needs --vision, and takes no --assign and no --format",
+            "--decoder needs --vision, and takes no --assign, no --format and no --base",
         )
         if "preset" in options:
             options["name"] = options.pop("preset")  # what `from_parts` calls it

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from omnifusion_jax.checkpoints import native
+from omnifusion_jax.checkpoints.base import completed
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint, check_tokenizer
 from omnifusion_jax.checkpoints.decoders import language_models
 from omnifusion_jax.checkpoints.encoders import vision_towers
@@ -18,7 +19,7 @@ from omnifusion_jax.checkpoints.storage.bundled import VISION, locate
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.checkpoints.storage.placement import placed
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
-from omnifusion_jax.config import DecoderConfig, EncoderConfig, ModelConfig, TrainConfig, check
+from omnifusion_jax.config import DecoderConfig, EncoderConfig, LoraConfig, ModelConfig, TrainConfig, check
 from omnifusion_jax.errors import CheckpointError
 
 
@@ -61,6 +62,7 @@ def load_checkpoint(
     assign: str | Path | None = None,
     preset: str | None = None,
     format: str | None = None,
+    base: str | Path | None = None,
 ) -> Checkpoint:
     """Reads a checkpoint and recognises its format.
 
@@ -75,6 +77,8 @@ def load_checkpoint(
       preset: the model for which phase 1 of the original code was run. None takes the model that
         omnifusion.json names, or the published one.
       format: a name in FORMATS; a source of any other format is refused. None takes every format.
+      base: a whole model, as `source`, that has what a source of trained parts lacks. Factors in the source
+        are merged into its kernels.
       dtype: "bfloat16", "float32" or a numpy type of the arrays. None keeps the stored types.
       mesh: devices over which the arrays are spread as they are read; no process reads or holds more than the
         share of its own devices. None reads values only where they decide what the
@@ -83,6 +87,7 @@ def load_checkpoint(
     Raises:
       CheckpointError: the source is missing, of no known format, unsafe or incomplete, or its tokenizer does
         not fit its decoder.
+      ConfigError: `base` is another model than the one that the source belongs to.
     """
     directory = hub.local(source, files=True)
     towers = [hub.local(tower, files=True) for tower in (vision or VISION.get(source), vision2) if tower]
@@ -102,7 +107,12 @@ def load_checkpoint(
             f"{source}: the format {name} says itself what {said} would; leave out --{flags}"
         )
     config, arrays, tokenizer = FORMATS[name].read(directory, dtype, **options)
-    checkpoint = Checkpoint(config, placed(mesh, arrays) if mesh else arrays, tokenizer, name)
+    factors = native.read_factors(directory) if name == "native" else None
+    checkpoint = Checkpoint(config, arrays, tokenizer, name, factors)
+    if base:
+        checkpoint = completed(checkpoint, load_checkpoint(base, dtype=dtype), base)
+    if mesh:
+        checkpoint = dataclasses.replace(checkpoint, arrays=placed(mesh, checkpoint.arrays))
     if checkpoint.tokenizer is not None:
         check_tokenizer(checkpoint.tokenizer, checkpoint.config.decoder, source)
     return checkpoint
@@ -157,6 +167,12 @@ def load_trained(source: str | Path, model: ModelConfig) -> tuple[ModelConfig, d
         "or from projection.pt and special_embeddings.pt of the original's phase 1. "
         f"Convert other formats first: python -m omnifusion_jax.convert --source={source} --output=DIR"
     )
+
+
+def load_factors(source: str | Path) -> LoraConfig | None:
+    """What the factors are in a source that `load_trained` takes; None when it has none."""
+    directory = hub.local(source)
+    return native.read_factors(directory) if native.is_native(directory) else None
 
 
 def load_encoder(

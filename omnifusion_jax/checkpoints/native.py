@@ -1,11 +1,12 @@
 """The library's own checkpoint directory.
 
     arrays/        Orbax, a plain nested dict by path, no framework types
-    config.json    {"version": 1, "parts": ["image/adapter", "special"], "model": {...}}
+    config.json    {"version": 1, "parts": ["image/adapter", "special"], "model": {...}, "lora": {...}}
     tokenizer.json, tokenizer_config.json, ...    the tokenizer's files, where there is one
 
 In config.json, `model` is the ModelConfig of the whole model, and `parts` lists which of its parts are there:
-checkpoints of phase 1 hold only what was trained.
+checkpoints of phase 1 hold only what was trained. With LoRA that is the part "lora", the factors beside the
+decoder's kernels, and `lora` is their LoraConfig.
 """
 
 import contextlib
@@ -17,33 +18,40 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
+from omnifusion_jax.checkpoints.mapping.shapes import NONE, shapes_of
 from omnifusion_jax.checkpoints.mapping.tensors import refuse
 from omnifusion_jax.checkpoints.storage import chunks
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.checkpoints.storage.settings import read_json, require, write_json
 from omnifusion_jax.checkpoints.storage.staging import check_free, unfinished, written_beside
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer, fast_tokenizer
-from omnifusion_jax.config import ModelConfig, from_dict, part_of
+from omnifusion_jax.config import LoraConfig, ModelConfig, from_dict, part_of
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.paths import located
 
 VERSION = 1
 
 
 def save_native(
-    directory: str | Path, config: ModelConfig, arrays: Mapping, tokenizer_dir: str | Path | None = None
+    directory: str | Path,
+    config: ModelConfig,
+    arrays: Mapping,
+    tokenizer_dir: str | Path | None = None,
+    factors: LoraConfig = NONE,
 ):
-    """Writes whole parts of a model. The directory gets its name only once it is complete.
+    """Writes whole parts of a model. The directory gets its name only once it is complete; in a store (gs://...)
+    config.json comes last.
 
-    `arrays` maps paths to Lazy, numpy or jax arrays. Every process of a job calls this, with global arrays.
+    `arrays` maps paths to Lazy, numpy or jax arrays. `factors` says which of them are beside kernels, if any
+    are. Every process of a job calls this, with global arrays.
 
     Raises:
       CheckpointError: the directory exists and is not empty, the disk is full, or the arrays are not whole
         parts of the model that `config` describes.
     """
     parts = sorted(set(map(part_of, arrays)))
-    check(arrays, config, parts, directory)
-    directory = Path(directory).absolute()
+    check(arrays, config, parts, directory, factors)
+    directory = located(directory)
     check_free(directory)  # in every process: if only one stopped here, the others would wait for it forever
     first = jax.process_index() == 0  # this process alone makes and names the directory
     # The free space is checked only in a job of one process, for the same reason: the first would stop alone
@@ -56,6 +64,8 @@ def save_native(
             if tokenizer_dir is not None:
                 copy_tokenizer(tokenizer_dir, partial)
             values = {"version": VERSION, "parts": parts, "model": dataclasses.asdict(config)}
+            if "lora" in parts:
+                values["lora"] = dataclasses.asdict(factors)
             write_json(partial / "config.json", values)
     multihost_utils.sync_global_devices(f"{directory} named")
 
@@ -94,7 +104,7 @@ def open_native(directory: str | Path, dtype=None) -> tuple[ModelConfig, dict[st
       CheckpointError: config.json was not written by this library, or arrays are missing, superfluous or
         misshapen (all are listed). Damaged values raise a CheckpointError too, when they are read.
     """
-    directory = Path(directory).absolute()
+    directory = located(directory)
     config, stored = stored_arrays(directory)
     return config, {path: reader(directory, path, a).astype(dtype or a.dtype) for path, a in stored.items()}
 
@@ -115,7 +125,7 @@ def stored_arrays(directory):
     config, parts = read_config(directory)
     with ocp.StandardCheckpointer() as checkpointer, named_errors(directory):
         stored = flat(checkpointer.metadata(directory / "arrays").item_metadata.tree)
-    check(stored, config, parts, directory)
+    check(stored, config, parts, directory, read_factors(directory) or NONE)
     return config, stored
 
 
@@ -132,12 +142,13 @@ def named_errors(directory):
 
 
 def is_native(directory: str | Path) -> bool:
-    return (Path(directory) / "arrays").is_dir() and (Path(directory) / "config.json").is_file()
+    directory = located(directory)
+    return (directory / "arrays").is_dir() and (directory / "config.json").is_file()
 
 
 def read_config(directory: str | Path) -> tuple[ModelConfig, list[str]]:
     """The model's config, and the names of its parts that are there."""
-    file = Path(directory) / "config.json"
+    file = located(directory) / "config.json"
     if not is_native(directory):
         raise CheckpointError(f"{directory}: not a native checkpoint, which has config.json and arrays/")
     values = read_json(file)
@@ -149,13 +160,23 @@ def read_config(directory: str | Path) -> tuple[ModelConfig, list[str]]:
     return config, values["parts"]
 
 
-def check(arrays, config: ModelConfig, parts, where):
+def read_factors(directory: str | Path) -> LoraConfig | None:
+    """What the factors in a directory are; None when it has none."""
+    values = read_json(located(directory) / "config.json").get("lora")
+    if values is None:
+        return None
+    factors = from_dict(LoraConfig, values)
+    factors.validate()
+    return factors
+
+
+def check(arrays, config: ModelConfig, parts, where, factors: LoraConfig = NONE):
     """Compares the paths and shapes of the arrays with those of the model's `parts`.
 
     Raises:
       CheckpointError: they differ; all differences are listed.
     """
-    wanted = shapes_of(config, *parts)
+    wanted = shapes_of(config, *parts, factors=factors)
     problems = [f"{path}: missing" for path in wanted.keys() - arrays.keys()]
     problems += [f"{path}: the model has no such array" for path in arrays.keys() - wanted.keys()]
     for path in wanted.keys() & arrays.keys():

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from omnifusion_jax.checkpoints.storage.settings import read_json
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.paths import located, remote
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 SPACE = "\u2581"  # sentencepiece's mark for a space
@@ -27,23 +27,27 @@ PROBES = (  # texts on which a converted tokenizer must agree with sentencepiece
 
 def copy_tokenizer(source: str | Path, target: str | Path):
     """Copies those of FILES that are in the directory `source` to the directory `target`."""
+    source, target = located(source), located(target)
     for name in FILES:
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, Path(target) / name)
+        if (source / name).is_file():
+            (target / name).write_bytes((source / name).read_bytes())
 
 
 def fast_tokenizer(directory: str | Path) -> Path | None:
-    """A directory with tokenizer.json: this one, or one with a conversion of its tokenizer.model.
+    """A directory with tokenizer.json on this machine: this one, or one with a copy of what is in a store, or
+    with a conversion of its tokenizer.model.
 
-    None if neither file is there. Conversions are cached in `$XDG_CACHE_HOME/omnifusion_jax`, by content.
+    None if neither file is there. Copies and conversions are cached in `$XDG_CACHE_HOME/omnifusion_jax`, by
+    content.
 
     Raises:
       CheckpointError: tokenizer.model cannot be converted, or the cache cannot be written.
     """
-    directory = Path(directory)
-    if (directory / "tokenizer.json").is_file():
+    directory = located(directory)
+    found = (directory / "tokenizer.json").is_file()
+    if found and not remote(directory):
         return directory
-    if not (directory / "tokenizer.model").is_file():
+    if not found and not (directory / "tokenizer.model").is_file():
         return None
     content = b"".join((directory / name).read_bytes() for name in FILES if (directory / name).is_file())
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -54,7 +58,9 @@ def fast_tokenizer(directory: str | Path) -> Path | None:
             # Every process writes into a directory of its own, because several may start at once
             with tempfile.TemporaryDirectory(dir=converted.parent) as partial:
                 copy_tokenizer(directory, partial)
-                from_sentencepiece(directory / "tokenizer.model").save(str(Path(partial) / "tokenizer.json"))
+                if not found:
+                    near = Path(partial) if remote(directory) else directory
+                    from_sentencepiece(near / "tokenizer.model").save(str(Path(partial) / "tokenizer.json"))
                 with contextlib.suppress(OSError):  # another process was faster, with the same content
                     os.rename(partial, converted)
                     os.mkdir(partial)  # the TemporaryDirectory removes it on exit

@@ -16,6 +16,7 @@ from omnifusion_jax.config.encoder import (
     EncoderConfig,
 )
 from omnifusion_jax.config.generation import GenerationConfig
+from omnifusion_jax.config.lora import LoraConfig
 from omnifusion_jax.config.model import ModelConfig, part_of
 from omnifusion_jax.config.streams import AdapterConfig, ImageConfig, StreamConfig, View, adapter
 from omnifusion_jax.config.training import (
@@ -43,6 +44,7 @@ __all__ = [
     "EvalConfig",
     "GenerationConfig",
     "ImageConfig",
+    "LoraConfig",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -10,7 +10,12 @@ from omnifusion_jax.tables import LAYOUTS
 
 
 def part_of(path: str) -> str:
-    """The part that a parameter belongs to: image/encoders/0 for image/encoders/0/patch/kernel."""
+    """The part that a parameter belongs to: image/encoders/0 for image/encoders/0/patch/kernel.
+
+    The factors of LoraConfig are a part of their own, lora, wherever they lie.
+    """
+    if path.endswith(("/lora_a", "/lora_b")):
+        return "lora"
     return re.match(r"\w+/(encoders/\d+|adapter)(?=/)|\w+", path)[0]
 
 

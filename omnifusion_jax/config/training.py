@@ -4,26 +4,39 @@ import dataclasses
 import re
 
 from omnifusion_jax.config.base import check, one_of
+from omnifusion_jax.config.lora import LoraConfig
 from omnifusion_jax.config.model import ModelConfig
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.tables import OBJECTIVES
+from omnifusion_jax.tables import KERNELS, OBJECTIVES
 
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    name: str = "adamw"  # or adafactor
+    name: str = "adamw"  # or adafactor, lion, muon (matrices of hidden layers; adamw for the rest)
     learning_rate: float = 1e-3  # the highest; multiplied by the factors of train_parts
-    weight_decay: float = 0.0  # adamw: a step takes this share of a matrix, times the learning rate, away
+    weight_decay: float = 0.0  # a step takes this share of a matrix, times the learning rate, away
     schedule: str = "cosine"  # to zero at the horizon; or constant
     warmup: float = 0.01  # share of the horizon in which the learning rate rises from zero
     horizon: float = 1.0  # length of the schedule, in runs; at 8 the run ends after an eighth of it
     clip: float | None = 1.0  # largest global gradient norm; None: no clipping
     beta2: float = 0.999  # adamw: how slowly the mean of squared gradients forgets
+    moments: str = "float32"  # what moments are kept in; or bfloat16, or int8 with a scale for 128 of them
 
     def validate(self):
-        one_of("optimizer.name", self.name, ("adamw", "adafactor"))
+        one_of("optimizer.name", self.name, ("adamw", "adafactor", "lion", "muon"))
         one_of("optimizer.schedule", self.schedule, ("cosine", "constant"))
-        check(self.name == "adamw" or not self.weight_decay, "optimizer.weight_decay works with adamw only")
+        one_of("optimizer.moments", self.moments, ("float32", "bfloat16", "int8"))
+        factored = self.name == "adafactor"
+        check(not (factored and self.weight_decay), "optimizer.weight_decay does not work with adafactor")
+        check(
+            self.moments == "float32" or not factored,
+            f"optimizer.moments={self.moments}: adafactor has no moments to speak of. "
+            "Leave it out, or choose another optimizer.name",
+        )
+        check(
+            self.beta2 == 0.999 or self.name in ("adamw", "muon"),
+            f"optimizer.beta2 is for adamw, and for what muon leaves to it; {self.name} has none",
+        )
         check(self.learning_rate > 0, f"optimizer.learning_rate {self.learning_rate} is not positive")
         check(
             0 <= self.warmup < 1, f"optimizer.warmup is a share of the horizon in [0, 1), not {self.warmup}"
@@ -126,6 +139,7 @@ class MeshConfig:
     data: int = 1  # copies of the parameters
     fsdp: int = -1  # devices that a copy is spread over; -1: all devices that remain
     tensor: int = 1  # devices that share the heads and hidden widths of the decoder
+    dcn_data: int = 1  # slices of a TPU, or groups of hosts, that hold `data` copies each
 
     def validate(self):
         sizes = (self.data, self.fsdp, self.tensor)
@@ -133,6 +147,7 @@ class MeshConfig:
             sum(s == -1 for s in sizes) <= 1 and all(s == -1 or s > 0 for s in sizes),
             f"mesh sizes {sizes}: positive, at most one -1",
         )
+        check(self.dcn_data > 0, f"mesh.dcn_data is {self.dcn_data}; it must be positive")
 
 
 @dataclasses.dataclass
@@ -142,6 +157,9 @@ class CheckpointConfig:
     # With both 0 the state is saved at the end and when the run is stopped
     every_minutes: float = 0.0
     keep: int = 2  # how many of the newest states are kept; while one is written there is one more
+    # keep besides the state with the best figure of this name: accuracy, the highest, or loss, the lowest.
+    # Its model is written to WORKDIR/best
+    keep_best: str = ""
     # what the finished run writes to WORKDIR/model: the parts that were trained; or complete: the whole model
     final: str = "trained"
 
@@ -151,15 +169,22 @@ class CheckpointConfig:
             "checkpoint.every_steps and checkpoint.every_minutes must not be negative",
         )
         check(self.keep > 0, "checkpoint.keep must be positive")
+        check(
+            not self.keep_best or self.keep_best.endswith(("accuracy", "loss")),
+            f"checkpoint.keep_best is {self.keep_best!r}; it names a figure that ends in accuracy (more is "
+            "better) or in loss (less is)",
+        )
         one_of("checkpoint.final", self.final, ("trained", "complete"))
 
 
 @dataclasses.dataclass
 class EvalConfig:
-    path: str = ""  # questions with answers, in the form of data.path; empty: no evaluation
+    path: str = ""  # held-out dialogues, in the form of data.path; empty: no evaluation
     images: str = ""  # folder that image names are relative to
-    count: int = 0  # questions asked; 0: all
+    count: int = 0  # questions asked, and dialogues whose loss is taken; 0: all
     every_steps: int = 0  # 0: at the end only
+    answers: bool = True  # ask the questions, and count the answers that are exactly right
+    loss: bool = False  # take the loss of the dialogues, as in training but without dropout
     batch_size: int = 64  # questions asked at once
     max_new_tokens: int = 32  # of an answer
     blind: bool = False  # ask the same questions about blank pictures too
@@ -173,6 +198,11 @@ class EvalConfig:
             self.count > 0 or not self.path.startswith("synthetic:"),
             "eval.count must be positive: synthetic pictures have no end",
         )
+        check(
+            not self.path or self.answers or self.loss,
+            "eval.path is given, and neither eval.answers nor eval.loss: nothing would be evaluated",
+        )
+        check(bool(self.path) or not self.loss, "eval.loss needs held-out dialogues: give eval.path")
 
 
 @dataclasses.dataclass
@@ -185,6 +215,7 @@ class TrainConfig:
     # what is learned: answers; or patches: a bare encoder names what covers each patch of synthetic pictures
     objective: str = "answers"
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     # {part: directory or hub id}, of the parts image/encoders/0 and so on, and decoder;
     # others are fresh, unless init_from has them
     parts_from: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -193,7 +224,16 @@ class TrainConfig:
     # rows (regex, learning-rate factor or None); every parameter matches exactly one, None freezes
     train_parts: tuple[tuple[str, float | None], ...] = ()
     compute_dtype: str = "bfloat16"  # or float32; parameters are kept in float32
-    remat: str = "none"  # none | dots | full: what is kept of a decoder layer for its backward pass
+    # or bfloat16: what devices sum gradients of kernels in; those of biases and norms: in compute_dtype
+    grad_dtype: str = "float32"
+    # the kernel that computes attention: auto (what the devices can do best, printed at the start), dense,
+    # splash (TPU), cudnn or triton (GPU)
+    attention: str = "auto"
+    # none | dots | full | offload: what is kept of a decoder layer for its backward pass; full keeps the
+    # layer's input alone, offload does so in the memory of the host
+    remat: str = "none"
+    # between layers of the decoder, spread the sequence over mesh.tensor, where each device would have all
+    spread_sequence: bool = False
     max_bad_steps: int = 10  # steps with a NaN or infinite loss that are skipped before the run stops
     log_every: int = 10  # steps between lines of metrics
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -204,7 +244,15 @@ class TrainConfig:
 
     def validate(self) -> "TrainConfig":
         """Checks the whole config and returns it. Raises ConfigError for the first thing that cannot work."""
-        for section in (self.model, self.optimizer, self.data, self.mesh, self.checkpoint, self.eval):
+        for section in (
+            self.model,
+            self.lora,
+            self.optimizer,
+            self.data,
+            self.mesh,
+            self.checkpoint,
+            self.eval,
+        ):
             section.validate()
         for name in ("steps", "batch_size", "grad_accum", "log_every", "max_bad_steps"):
             check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be positive")
@@ -225,9 +273,24 @@ class TrainConfig:
             not (self.data.packing and self.loss_mean_rows),
             "loss_mean_rows counts dialogues by rows, of which data.packing has several in one. Choose one",
         )
+        check(
+            not self.checkpoint.keep_best or self.eval.every_steps > 0,
+            "checkpoint.keep_best compares evaluations during the run: set eval.every_steps",
+        )
         OBJECTIVES[self.objective]
+        if self.attention != "auto":
+            KERNELS[self.attention]
         one_of("compute_dtype", self.compute_dtype, ("bfloat16", "float32"))
-        one_of("remat", self.remat, ("none", "dots", "full"))
+        one_of("grad_dtype", self.grad_dtype, ("bfloat16", "float32"))
+        check(
+            self.compute_dtype == "bfloat16" or self.grad_dtype == "float32",
+            "grad_dtype=bfloat16 would round what compute_dtype=float32 computes. Choose one for both",
+        )
+        one_of("remat", self.remat, ("none", "dots", "full", "offload"))
+        check(
+            not self.spread_sequence or self.mesh.tensor != 1,
+            "spread_sequence spreads over mesh.tensor, which is 1. Set mesh.tensor, or leave it out",
+        )
         check(
             bool(self.train_parts),
             "train_parts is empty: rows (regex, learning-rate factor or None) say what is trained",

@@ -71,9 +71,10 @@ class Omitted:
 
     def end_batch(self) -> None:
         """Decides on what all hosts have met for a batch. Raises DataError if that are too many."""
-        met = self.gather((self.looked, self.new))  # of all hosts
+        mine = [[index, *bad] for index, bad in sorted(self.new.items())]
+        met = self.gather([self.looked, mine])  # of all hosts
         looked = sum(looked for looked, _ in met)
-        new = {index: bad for _, one in met for index, bad in sorted(one.items()) if index not in self.found}
+        new = {index: BadSample(*bad) for _, one in met for index, *bad in one if index not in self.found}
         self.judge(looked, new)
         self.found |= new
         self.too_long |= {index for index, bad in new.items() if self.is_long(bad)}

@@ -107,8 +107,9 @@ class Batches:
       choose: which dialogues go into a row together, a packing.Alone or packing.Fullest.
       on_long: what is done with a dialogue whose DataError has the reason "too_long": "raise"; "skip"; or the
         same as with other bad samples.
-      host: (number, count): of the hosts that share the batches, and whose rows this one makes.
-      gather: called by all hosts at the same points with something small; gives what each of them has given.
+      numbers: of the rows that this host makes, if several share the batches; None: all.
+      gather: called by all hosts at the same points with something small, for JSON; gives what each of them
+        has given. An exception tells the others that this host has no further batch.
       check: a function that starts a data.check.Check of the same source, or returns None. It is called when
         the first sample is read, unless an earlier start of the run completed its check or an epoch.
         `checked` asks for its report before the first step and with every later batch, prints it, and raises
@@ -133,16 +134,16 @@ class Batches:
         on_bad_sample: str = "raise",
         on_long: str = "",
         bad_share: float = 0.01,
-        host: tuple[int, int] = (0, 1),
+        numbers: Sequence[int] | None = None,
         gather: Callable = alone,
         check: Callable | None = None,
     ):
-        number, hosts = host
         pools = batch_size if pools is None else pools
-        assert batch_size % hosts == pools % hosts == 0, f"{batch_size} rows, {pools} pools, {hosts} hosts"
+        self.numbers = range(batch_size) if numbers is None else numbers
+        mine, rest = divmod(pools * len(self.numbers), batch_size)
+        assert mine and not rest, f"{len(self.numbers)} of {batch_size} rows, {pools} pools in all"
         self.batch_size, self.num_workers, self.on_bad_sample = batch_size, num_workers, on_bad_sample
-        self.numbers = range(number * batch_size // hosts, (number + 1) * batch_size // hosts)
-        self.form = {"length": length, "pools": pools // hosts, "usual": usual, "gather": gather}
+        self.form = {"length": length, "pools": mine, "usual": usual, "gather": gather}
         self.tiles, self.choose = tiles, choose or Alone()
         self.records, self.content = len(source), getattr(source, "fingerprint", None)
         self.order = Order(shares or [Share(self.records, self.records)], seed, shuffle)
@@ -158,6 +159,7 @@ class Batches:
         )
         self.start_check, self.check, self.waited, self.all_checked = check, None, False, False
         self.position = {"rows": {}} | self.omitted.state()  # after the last batch that was given
+        self.plan = []  # of that batch: for each row the positions of its records in the order
         self.made = None  # an Ahead
 
     @property
@@ -188,7 +190,7 @@ class Batches:
             made = batches(readers, self.planned(readers), self.omitted, self.form)
             self.made = Ahead(made, DEPTH, readers.close)
         try:
-            batch, self.position = next(self.made)
+            batch, self.position, self.plan = next(self.made)
         except DataError as error:
             if self.on_bad_sample != "raise":
                 raise
@@ -212,6 +214,10 @@ class Batches:
         if isinstance(known, BadSample):
             return known.problem
         return f"record {index} could not be used when an earlier start of the run read it; now it can"
+
+    def places(self, plan: Sequence[Sequence[int]]) -> list[list[str]]:
+        """The places of the records of a batch, row by row, from its `plan`."""
+        return [[self.name(self.order[n]) for n in row] for row in plan]
 
     def left_out(self) -> list[str]:
         """Lines that name the first `SHOWN` records left out, and count the others."""
@@ -284,12 +290,21 @@ class Batches:
 
 
 def batches(readers, rows, omitted, form):
-    """Yields batches, each with the position after it."""
-    for plan in rows:
-        position = {"rows": rows.state()} | omitted.state()
-        yield readers.collect(plan, **form), position
+    """Yields batches, each with the position after it and its plan."""
+    try:
+        for plan in rows:
+            position = {"rows": rows.state()} | omitted.state()
+            yield readers.collect(plan, **form), position, plan
+    except Exception as error:
+        form["gather"](error)  # or the other hosts would wait for this one
+        raise
 
 
 def merged(states: Sequence[dict]) -> dict:
     """The state of a run from those of all its hosts."""
     return states[0] | {"rows": functools.reduce(operator.or_, (state["rows"] for state in states))}
+
+
+def counted(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+    """The counts of a run from those of hosts with different rows; of records left out all know the same."""
+    return counts[0] | {"cut": sum(one["cut"] for one in counts)}

@@ -3,11 +3,18 @@
 import jax
 import numpy as np
 
+from omnifusion_jax import hosts
 from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.data.pipeline import PatchSource
 from omnifusion_jax.data.synthetic import CELL_WORDS
 from omnifusion_jax.models.patch_reader import PatchReader
 from omnifusion_jax.nn import nnx
+
+
+@jax.jit
+def read(reader, pictures):
+    """The index of the word for each patch: int32[pictures, patches]."""
+    return reader(pictures).argmax(-1)
 
 
 def patch_accuracy(model_config: ModelConfig, arrays: dict, count: int, batch_size: int = 64) -> dict:
@@ -18,13 +25,12 @@ def patch_accuracy(model_config: ModelConfig, arrays: dict, count: int, batch_si
     skeleton = nnx.eval_shape(lambda: PatchReader(model_config, len(CELL_WORDS), rngs=nnx.Rngs(0)))
     reader = nnx.with_parameters(skeleton, arrays)
     source = PatchSource(model_config.image.encoders[0].side, "held-out")
-    read = jax.jit(lambda reader, images: reader(images).argmax(-1))
     right = total = 0
     for start in range(0, count, batch_size):
         samples = [source[i] for i in range(start, min(count, start + batch_size))]
         labels = np.stack([sample.tokens for sample in samples])
         pictures = np.concatenate([sample.media["image"][0] for sample in samples])
-        named = np.asarray(read(reader, pictures))
+        named = hosts.fetch(read(reader, pictures))
         right += ((named == labels) & (labels > 0)).sum()
         total += (labels > 0).sum()
     return {"accuracy": float(right / total), "pictures": count}

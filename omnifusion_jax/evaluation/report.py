@@ -1,4 +1,4 @@
-"""report.html of a run: loss curves, and pictures with question, answer and truth.
+"""report.html of a run: curves, and pictures with question, answer and truth.
 
 It is one file that loads nothing else.
 """
@@ -10,8 +10,13 @@ import json
 from pathlib import Path
 
 from omnifusion_jax.data.images import open_image
+from omnifusion_jax.paths import located
+from omnifusion_jax.training.lines import read_rows
+from omnifusion_jax.training.samples import read_samples
 
 SHOWN = 60  # pictures
+# Figures that have a curve besides the loss, where there are two of them or more
+HELD_OUT = {"eval/loss": "Loss of held-out dialogues", "eval/accuracy": "Right answers to held-out questions"}
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 74rem; padding: 0 1rem; \
 color: #222; background: #fafafa }
@@ -30,22 +35,30 @@ svg text { font: 12px system-ui, sans-serif; fill: #666 }
 
 
 def write_report(workdir: str | Path, records, earlier: str | Path | None = None):
-    """Writes WORKDIR/report.html from its metrics.jsonl and summary.json.
+    """Writes WORKDIR/report.html from its metrics.jsonl, samples.jsonl and summary.json.
 
     Args:
       records: a list of evaluation.exact_match.Records in the order to show; may be empty.
       earlier: the workdir of the phase before, whose loss curve is shown too, or None.
     """
-    workdir = Path(workdir)
+    workdir = located(workdir)
     figures = json.loads((workdir / "summary.json").read_text())
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{show(value)}</td></tr>" for name, value in figures.items()
     )
-    runs = [run for run in (earlier, workdir) if run and (Path(run) / "metrics.jsonl").is_file()]
+    runs = [located(run) for run in (earlier, workdir) if run]
     curves = ""
-    for run in map(Path, runs):
-        curves += f"<h2>Loss: {html.escape(run.name)}</h2>{curve(read_losses(run / 'metrics.jsonl'))}"
-    cards = "".join(card(record) for record in records[:SHOWN])
+    for run in (run for run in runs if (run / "metrics.jsonl").is_file()):
+        points = read_points(run / "metrics.jsonl", "train/loss")
+        curves += f"<h2>Loss: {html.escape(run.name)}</h2>{curve(points)}"
+    for name, title in HELD_OUT.items():
+        points = read_points(workdir / "metrics.jsonl", name)
+        curves += f"<h2>{title}</h2>{curve(points)}" if len(points) > 1 else ""
+    said = read_samples(workdir / "samples.jsonl")
+    cards = "".join(
+        card(record, said.get((number, record.question, record.truth), []))
+        for number, record in enumerate(records[:SHOWN])
+    )
     answers = ""
     if records:
         shown = min(SHOWN, len(records))
@@ -63,14 +76,13 @@ def show(value) -> str:
     return f"{value:.4f}" if isinstance(value, float) else html.escape(str(value))
 
 
-def read_losses(path: Path) -> list[tuple[int, float]]:
-    """[(step, loss)] of a metrics.jsonl, without steps that had no finite loss."""
-    lines = (json.loads(line) for line in path.read_text().splitlines())
-    return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+def read_points(path: Path, name: str) -> list[tuple[int, float]]:
+    """[(step, figure)] of a metrics.jsonl, without steps where it is not finite."""
+    return [(row["step"], row[name]) for row in read_rows(path) if name in row]
 
 
 def curve(points: list[tuple[int, float]], width=900, height=220, left=48, bottom=24) -> str:
-    """An SVG line through [(step, loss)], with a loss scale from zero."""
+    """An SVG line through [(step, loss or another figure)], with a scale from zero."""
     if len(points) < 2:
         return "<p class=faint>fewer than two logged steps</p>"
     last = points[-1][0]
@@ -105,8 +117,11 @@ def thumbnail(image) -> str:
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
-def card(record) -> str:
-    """A picture with its question, the answer, and the truth when the answer is wrong."""
+def card(record, said=()) -> str:
+    """A picture with its question, the answer, and the truth when the answer is wrong.
+
+    `said` are its answers [(step, answer)] so far, the last of which is that of the record.
+    """
     lines = [
         f"<div>{html.escape(record.question)}</div>",
         f"<div><b>{html.escape(record.answer) or '&nbsp;'}</b></div>",
@@ -115,6 +130,7 @@ def card(record) -> str:
         lines.append(f"<div class=faint>truth: {html.escape(record.truth)}</div>")
     if record.blind is not None:
         lines.append(f"<div class=faint>to a blank picture: {html.escape(record.blind)}</div>")
+    lines += [f"<div class=faint>step {step}: {html.escape(answer)}</div>" for step, answer in said[:-1]]
     wrong = "" if record.right else " wrong"
     picture = "".join(map(thumbnail, record.images[:1]))
     return f"<div class='card{wrong}'>{picture}{''.join(lines)}</div>"

@@ -88,8 +88,8 @@ def advance(decoder, state: State, until, rules: Rules) -> State:
         at = jnp.full(len(state.positions), prompt + state.step - 1)
         x = decoder.embed_tokens(state.search.last(state.step))[:, None]  # [rows, 1, width]
         here = jnp.take_along_axis(state.positions, at[:, None], axis=1)
-        query = Places(jnp.ones_like(here), here, here)
-        key = Places(state.segments, state.positions, state.positions)
+        query = Places(jnp.ones_like(here), here)
+        key = Places(state.segments, state.positions)
         spec = AttentionSpec(query, key, decoder.config.window)
         hidden, cache = decoder(x, spec, cache, at)
         search = state.search.choose(decoder.logits(hidden[:, 0]), state.step, state.knobs, rules)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omnifusion_jax import hosts
 from omnifusion_jax.config import GenerationConfig, ModelConfig, check, one_of
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.layout import Prepare
@@ -102,7 +103,9 @@ class Model:
         requests = prompts.as_list(requests)
         for i, request in enumerate(requests):
             try:
-                samples[i] = self._question(request, f"request {i}", generation)
+                samples[i] = prompts.question(
+                    request, f"request {i}", self.prepare, generation.max_new_tokens
+                )
             except DataError as error:
                 if on_error == "raise":
                     raise
@@ -111,7 +114,7 @@ class Model:
             names = [i if requests[i].id is None else str(requests[i].id) for i in chunk]
             state = self._start([samples[i] for i in chunk], names, generation, follow)
             state = self._advance(state, generation.max_new_tokens, follow)
-            columns = jax.device_get(state.search.best())
+            columns = hosts.fetch(state.search.best())
             for i, *row in zip(chunk, *columns, strict=False):  # blank rows at the end are left out
                 answers[i] = self._answer(generation, *row)
         return [answers[i] for i in sorted(answers)]
@@ -131,7 +134,7 @@ class Model:
             "which beam wins is known at the end only",
         )
         follow = self._rules(generation)
-        sample = self._question(request, "request", generation)
+        sample = prompts.question(request, "request", self.prepare, generation.max_new_tokens)
         state = self._start([sample], [0 if request.id is None else str(request.id)], generation, follow)
         return streaming.pieces(self.tokenizer, self._tokens(state, generation, follow))
 
@@ -153,7 +156,7 @@ class Model:
         for chunk in prompts.chunks(samples, batch_size):
             batch = self._assemble([samples[i] for i in chunk], left=False)
             with self._spread():
-                scores = np.asarray(forward(self.module, batch))
+                scores = hosts.fetch(forward(self.module, batch))
             for row, i in enumerate(chunk):
                 found[i] = scores[row, : len(samples[i].tokens)].copy()  # a view would keep the whole batch
         return [found[i] for i in sorted(found)]
@@ -161,22 +164,6 @@ class Model:
     def _rules(self, generation):
         room = prompts.bucket(generation.max_new_tokens)
         return rules(generation, self.tokenizer, self.config.decoder.vocab, room)
-
-    def _question(self, request, where, generation):
-        """The Sample of a request, which ends where the answer begins.
-
-        Raises:
-          DataError: the request cannot be used, or the model has no room for the answer.
-        """
-        sample = prompts.lay_out(request, where, self.prepare, ask=True)
-        length, new, most = len(sample.tokens), generation.max_new_tokens, self.config.decoder.max_length
-        if length + new > most:
-            raise DataError(
-                f"{where}: {length} tokens and max_new_tokens {new} exceed the model's {most}. "
-                "Shorten the dialogue or the answer",
-                "too_long",
-            )
-        return sample
 
     def _start(self, samples, names, generation, follow):
         """The state after the first token of each sample; `names` are what random draws depend on."""

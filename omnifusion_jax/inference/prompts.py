@@ -36,6 +36,23 @@ def lay_out(request: Request, where: str, prepare: Prepare, ask: bool | None = N
     return prepare(dialogue, ask=dialogue.turns[-1][0] in HUMAN if ask is None else ask)
 
 
+def question(request: Request, where: str, prepare: Prepare, new: int) -> Sample:
+    """The Sample of a Request, which ends where an answer of up to `new` tokens begins.
+
+    Raises:
+      DataError: as `lay_out` does, or the model has no room for the answer.
+    """
+    sample = lay_out(request, where, prepare, ask=True)
+    length, most = len(sample.tokens), prepare.layout.max_length
+    if length + new > most:
+        raise DataError(
+            f"{where}: {length} tokens and max_new_tokens {new} exceed the model's {most}. "
+            "Shorten the dialogue or the answer",
+            "too_long",
+        )
+    return sample
+
+
 def as_list(requests: Request | Iterable[Request]) -> list[Request]:
     """Requests as a list; a single Request becomes a list of one."""
     return [requests] if isinstance(requests, Request) else list(requests)

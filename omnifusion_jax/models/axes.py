@@ -2,6 +2,8 @@
 
 import re
 
+import jax
+
 from omnifusion_jax import sharding
 from omnifusion_jax.config import check
 
@@ -44,14 +46,23 @@ AXES = [
     (r"special/\w+", "_"),
     (r"decoder/embed", "vocab width"),
     (r"decoder/head", "width vocab"),
-    (r"decoder/layers/attention/query/kernel", "layers width kv_heads group head_dim"),
+    (r"decoder/layers/attention/query/kernel(_scale)?", "layers width kv_heads group head_dim"),
     (r"decoder/layers/attention/query/bias", "layers kv_heads group head_dim"),
-    (r"decoder/layers/attention/(key|value)/kernel", "layers width kv_heads head_dim"),
+    (r"decoder/layers/attention/(key|value)/kernel(_scale)?", "layers width kv_heads head_dim"),
     (r"decoder/layers/attention/(key|value)/bias", "layers kv_heads head_dim"),
-    (r"decoder/layers/attention/out/kernel", "layers kv_heads group head_dim width"),
+    (r"decoder/layers/attention/out/kernel(_scale)?", "layers kv_heads group head_dim width"),
     (r"decoder/layers/attention/(query|key)_norm/scale", "layers head_dim"),
-    (r"decoder/layers/feed_forward/(gate|up)/kernel", "layers width mlp"),
-    (r"decoder/layers/feed_forward/down/kernel", "layers mlp width"),
+    (r"decoder/layers/feed_forward/(gate|up)/kernel(_scale)?", "layers width mlp"),
+    (r"decoder/layers/feed_forward/down/kernel(_scale)?", "layers mlp width"),
+    (r"decoder/layers/attention/(query|key|value)/lora_a", "layers width _"),
+    (r"decoder/layers/attention/query/lora_b", "layers rank kv_heads group head_dim"),
+    (r"decoder/layers/attention/(key|value)/lora_b", "layers rank kv_heads head_dim"),
+    (r"decoder/layers/attention/out/lora_a", "layers kv_heads group head_dim rank"),
+    (r"decoder/layers/attention/out/lora_b", "layers _ width"),
+    (r"decoder/layers/feed_forward/(gate|up)/lora_a", "layers width _"),
+    (r"decoder/layers/feed_forward/(gate|up)/lora_b", "layers rank mlp"),
+    (r"decoder/layers/feed_forward/down/lora_a", "layers mlp rank"),
+    (r"decoder/layers/feed_forward/down/lora_b", "layers _ width"),
     (r"decoder/layers/norm\d/scale", "layers _"),
     (r"decoder/norm/scale", "_"),
     (r"head", "vision_embed _"),
@@ -75,3 +86,13 @@ def axes(path: str) -> list[str]:
 def placements(mesh, arrays):
     """{path: NamedSharding} for parameters by path, which are arrays or anything else with a shape."""
     return {path: sharding.sharding(mesh, axes(path), a.shape) for path, a in arrays.items()}
+
+
+def spread(arrays):
+    """Keeps parameters, {path: array}, spread by their logical axes inside a program, and so their gradients.
+
+    Under `jax.set_mesh`; without a mesh nothing changes.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return arrays
+    return {path: sharding.constrain(a, *axes(path)) for path, a in arrays.items()}

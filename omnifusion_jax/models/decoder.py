@@ -12,6 +12,7 @@ from omnifusion_jax.nn.attend import AttentionSpec
 from omnifusion_jax.nn.attention import Attention
 from omnifusion_jax.nn.feed_forward import FeedForward
 from omnifusion_jax.nn.init import dense
+from omnifusion_jax.nn.linear import product
 from omnifusion_jax.nn.norms import RMSNorm
 from omnifusion_jax.nn.rotary import frequencies, rotary
 from omnifusion_jax.nn.stack import run_stack
@@ -31,9 +32,9 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(c.width, c.mlp, "swiglu", bias=False, rngs=rngs)
 
     def __call__(self, x, spec, turn, cache=None, at=None):  # [batch, seq, width]
-        x = constrain(x, "batch", None, None)
+        x = constrain(x, "batch", "seq", None)
         y, cache = self.attention(self.norm1(x), spec, turn=turn, cache=cache, at=at)
-        x = x + scaled(y, self.scale)
+        x = constrain(x + scaled(y, self.scale), "batch", "seq", None)
         return x + scaled(self.feed_forward(self.norm2(x)), self.scale), cache
 
 
@@ -91,9 +92,12 @@ class Decoder(nnx.Module):
 
     def logits(self, x):
         """Hidden states [..., width] to scores float32[..., vocab]."""
-        head = self.embed[...].astype(self.dtype).T if self.head is None else self.head[...]
-        found = jnp.einsum("...d,dv->...v", x, head, preferred_element_type=jnp.float32)
-        return scaled(found, self.config.logit_scale)
+        # The loss comes piece by piece: spread here, the gradient of each piece is, before they are added up.
+        if self.head is None:
+            head = constrain(self.embed[...], "vocab", "width").T
+        else:
+            head = constrain(self.head[...], "width", "vocab")
+        return scaled(product(x, head, dtype=jnp.float32), self.config.logit_scale)
 
 
 DECODERS.update(dict.fromkeys(("mistral", "llama", "qwen2", "qwen3"), Decoder))

@@ -68,7 +68,7 @@ class VisionTransformer(nnx.Module):
 
     @property
     def dtype(self):
-        return self.patch.kernel[...].dtype
+        return self.position[...].dtype  # kernels may be kept in another one
 
     def block(self):
         """The step of `run_stack` that runs one block: (block, x, anything) to (x, None)."""

@@ -6,8 +6,11 @@ from typing import NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
+from omnifusion_jax.nn.choice import NOW, Choice, Kernel, Need, using
 from omnifusion_jax.nn.dropout import drop
-from omnifusion_jax.tables import Table
+from omnifusion_jax.tables import KERNELS
+
+__all__ = ["EVERYTHING", "KERNELS", "AttentionSpec", "Choice", "Kernel", "Places", "attend", "using"]
 
 
 class Places(NamedTuple):
@@ -15,7 +18,13 @@ class Places(NamedTuple):
 
     segments: jax.Array  # int32[batch, n]; 0 is padding
     positions: jax.Array  # int32[batch, n], counted from 0 in each segment
-    order: jax.Array  # int32[batch, n]: a token sees tokens with its own number and with lower ones
+    # int32[batch, n]: a token sees tokens with its own number and with lower ones; None: the positions are
+    # these numbers, which is causal
+    order: jax.Array | None = None
+
+    @property
+    def numbers(self):
+        return self.positions if self.order is None else self.order
 
 
 @jax.tree_util.register_dataclass
@@ -23,16 +32,16 @@ class Places(NamedTuple):
 class AttentionSpec:
     """Attention within segments, from later tokens to earlier ones, optionally within a window.
 
-    The spec holds small arrays; a dense mask is made only in a kernel that needs one. Queries and keys are
-    described apart, so that one spec serves training (the same sequence twice) and decoding (new tokens
-    against a cache). Without `query` and `key`, every query sees every key.
+    The spec holds small arrays; a dense mask is made only in a kernel that needs one. What a kernel must know
+    before the arrays have values (whether there are segments, a causal order, other keys) is in its form.
     """
 
-    query: Places | None = None
-    key: Places | None = None
+    query: Places | None = None  # None: every query sees every key
+    key: Places | None = None  # None: those of `query`, for a sequence that attends to itself
     # a query sees the last `window` positions, including its own; None: all
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
-    kernel: str = dataclasses.field(default="dense", metadata={"static": True})  # a row of KERNELS
+    # a row of KERNELS; None: what `using` says
+    kernel: str | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
     def of(cls, segments, positions, window: int | None = None, later=None) -> Self:
@@ -43,9 +52,12 @@ class AttentionSpec:
         other. None means 1 everywhere, which is causal. So 0 0 0 1 1 is a prefix of three tokens that see
         each other, and two causal tokens.
         """
-        order = positions if later is None else jnp.cumsum(later, axis=1)
-        here = Places(segments, positions, order)
-        return cls(here, here, window)
+        order = None if later is None else jnp.cumsum(later, axis=1)
+        return cls(Places(segments, positions, order), window=window)
+
+    def within(self, length: int) -> int | None:
+        """The window, or None if it hides nothing in rows of `length` that attend to themselves."""
+        return None if self.window is None or self.window >= length else self.window
 
     def mask(self):
         """The dense mask bool[batch, query, key], or None if nothing is hidden.
@@ -60,25 +72,42 @@ class AttentionSpec:
         """
         if self.query is None:
             return None
-        q = Places(*(a[:, :, None] for a in self.query))
-        k = Places(*(a[:, None, :] for a in self.key))
-        seen = (q.segments == k.segments) & (k.segments > 0) & (k.order <= q.order)
-        return seen if self.window is None else seen & (q.positions - k.positions < self.window)
+        q, k = self.query, self.query if self.key is None else self.key
+        side = lambda a, b: (a[:, :, None], b[:, None, :])
+        (of_q, of_k), (mine, other) = side(q.segments, k.segments), side(q.numbers, k.numbers)
+        seen = (of_q == of_k) & (of_k > 0) & (other <= mine)
+        if self.window is None:
+            return seen
+        here, there = side(q.positions, k.positions)
+        return seen & (here - there < self.window)
 
 
 EVERYTHING = AttentionSpec()
 
 
 def attend(q, k, v, spec: AttentionSpec = EVERYTHING, dropout=(0.0, None)):
-    """Softmax attention under `spec`, computed by the kernel that it names.
+    """Softmax attention under `spec`, by the kernel that it names, or else by one that `using` allows.
 
     q [batch, kv_heads, group, query, head_dim], k and v [batch, kv_heads, key, head_dim]; `dropout` is the
-    (rate, key) of dropout on the probabilities. Returns an array of q's shape.
+    (rate, key) of dropout on the probabilities. Returns an array of q's shape. What a row of padding gives
+    is finite, and differs between kernels.
 
     Raises:
       ConfigError: the kernel is unknown, or cannot do what is asked of it.
     """
-    return KERNELS[spec.kernel](q, k, v, spec, dropout)
+    choice = NOW.value if spec.kernel is None else Choice(spec.kernel)
+    return choice.take(need(q, k, spec, dropout, choice.packed)).run(q, k, v, spec, dropout)
+
+
+def need(q, k, spec, dropout, packed) -> Need:
+    """What attention of these arrays under `spec` asks of a kernel; `packed` is that of a Choice."""
+    (rate, key), (queries, head_dim), keys = dropout, q.shape[-2:], k.shape[-2]
+    if spec.query is None:
+        hidden, packed, window = "nothing", False, None
+    else:
+        hidden, window = "later" if spec.query.order is None else "blocks", spec.within(queries)
+    rate = 0.0 if key is None else rate
+    return Need(str(q.dtype), head_dim, queries, keys, hidden, packed, window, rate, spec.key is not None)
 
 
 def dense(q, k, v, spec, dropout):
@@ -94,4 +123,4 @@ def dense(q, k, v, spec, dropout):
     return jnp.einsum("bkgts,bksd->bkgtd", probabilities, v)
 
 
-KERNELS = Table("attention kernel", rows={"dense": dense})
+KERNELS["dense"] = Kernel(dense)

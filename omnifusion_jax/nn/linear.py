@@ -1,11 +1,14 @@
 """A linear map that keeps its dimensions apart."""
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
-from omnifusion_jax.nn import nnx
-from omnifusion_jax.nn.init import NORMAL, Init
+from omnifusion_jax.nn import nnx, quantized
+from omnifusion_jax.nn.init import NORMAL, Init, linear, zeros
 
 
 class Linear(nnx.Module):
@@ -13,7 +16,12 @@ class Linear(nnx.Module):
 
     Kernels keep heads and head_dim apart, so that a sharding rule can name each of them and no reshape
     hides one.
+
+    Beside a frozen kernel there may be a pair of factors that are trained in its stead, and scales that make
+    its values of integers.
     """
+
+    lora_a = lora_b = kernel_scale = None
 
     def __init__(
         self,
@@ -24,12 +32,73 @@ class Linear(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        ins, outs = ((n,) if isinstance(n, int) else tuple(n) for n in (ins, outs))
-        fan_in = math.prod(ins)
-        self.contracted = len(ins)
-        self.kernel = init.kernel(rngs, *ins, *outs, fan_in=fan_in)
-        self.bias = init.bias(rngs, *outs, fan_in=fan_in) if bias else None
+        self.ins, self.outs = ((n,) if isinstance(n, int) else tuple(n) for n in (ins, outs))
+        fan_in = math.prod(self.ins)
+        self.kernel = init.kernel(rngs, *self.ins, *self.outs, fan_in=fan_in)
+        self.bias = init.bias(rngs, *self.outs, fan_in=fan_in) if bias else None
 
     def __call__(self, x):
-        y = jnp.tensordot(x, self.kernel[...], self.contracted)
+        contracted = len(self.ins)
+        if self.kernel_scale is None:
+            y = product(x, self.kernel[...], contracted)
+        else:
+            y = quantized.product(x, self.kernel[...], self.kernel_scale[...], contracted)
+        if self.lora_a is not None:
+            low = jnp.tensordot(x, self.lora_a[...], contracted)  # [..., rank]
+            y = y + jnp.tensordot(low * self.lora_scale, self.lora_b[...], 1)
         return y if self.bias is None else y + self.bias[...]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """What stands before the dimensions of the map: the number of layers, if this is a stack of maps."""
+        return self.kernel.shape[: -len(self.ins + self.outs)]
+
+    def add_factors(self, rank: int, alpha: float, *, rngs: nnx.Rngs):
+        """Adds alpha / rank * x @ lora_a @ lora_b to what the map gives (LoRA, arXiv 2106.09685).
+
+        lora_a [*ins, rank] is drawn as PEFT draws it, and lora_b [rank, *outs] is zero: nothing changes yet.
+        """
+        self.lora_scale = alpha / rank
+        self.lora_a = linear(rngs, *self.layers, *self.ins, rank, fan_in=math.prod(self.ins))
+        self.lora_b = zeros(*self.layers, rank, *self.outs)
+
+    def add_scales(self):
+        """Makes room for the scales of a kernel of integers, as `quantized.quantise` gives them."""
+        shape = quantized.scales_shape(self.kernel.shape, len(self.layers + self.ins) - 1)
+        self.kernel_scale = zeros(*shape)
+
+
+def product(x, kernel, contracted: int = 1, dtype=None):
+    """x [..., *ins] times kernel [*ins, *outs], in the dtype of x; `contracted` is the number of ins.
+
+    `dtype` is that of the result, by default that of x. The gradient of the kernel leaves its product in the
+    kernel's dtype: under bfloat16 activations that of a float32 kernel is never rounded to bfloat16, and
+    devices sum their parts of it in float32.
+    """
+    return multiply(x, kernel, contracted, x.dtype, dtype or x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def multiply(x, kernel, contracted, inside, dtype):
+    return jnp.tensordot(x, kernel.astype(inside), contracted, preferred_element_type=dtype)
+
+
+def forward(x, kernel, contracted, inside, dtype):
+    y = multiply(x.value, kernel.value, contracted, inside, dtype)
+    return y, (x.value if kernel.perturbed else None, kernel.value)  # a frozen kernel needs no activations
+
+
+def backward(contracted, inside, dtype, kept, dy):
+    x, kernel = kept
+    if isinstance(dy, SymbolicZero):
+        return None, None
+    dy, outs = dy.astype(inside), kernel.ndim - contracted
+    axes = list(range(-outs, 0))
+    dx = jnp.tensordot(dy, kernel.astype(inside), (axes, axes))
+    if x is None:
+        return dx, None
+    rows = list(range(dy.ndim - outs))
+    return dx, jnp.tensordot(x, dy, (rows, rows), preferred_element_type=kernel.dtype)
+
+
+multiply.defvjp(forward, backward, symbolic_zeros=True)

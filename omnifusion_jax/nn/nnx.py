@@ -36,6 +36,13 @@ def parameters(module: Module) -> dict[str, jax.Array]:
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(module))}
 
 
+def owner(module: Module, path: str) -> Module:
+    """The module that holds the parameter at `path`."""
+    for name in path.split("/")[:-1]:
+        module = module[int(name)] if name.isdigit() else getattr(module, name)
+    return module
+
+
 def with_parameters(module: Module, arrays: Mapping[str, jax.Array]) -> Module:
     """A copy of `module`, which may be abstract, with the parameters `arrays` by path.
 

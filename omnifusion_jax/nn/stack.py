@@ -1,13 +1,26 @@
 """A stack of layers in two forms: one scanned module for training, a list of layers for decoding."""
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from omnifusion_jax.nn import nnx
 
-REMAT = {  # what the backward pass keeps of a layer's forward pass
+INPUT, HOST = "layer_input", "pinned_host"
+POLICIES = jax.checkpoint_policies
+REMAT = {  # what the backward pass keeps of a layer's forward pass, beside the layer's input
     "none": lambda f: f,
-    "dots": lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "dots": lambda f: jax.checkpoint(f, policy=POLICIES.dots_with_no_batch_dims_saveable),
     "full": jax.checkpoint,
+    # nothing, as "full"; and the inputs wait in the memory of the host
+    "offload": lambda f: jax.checkpoint(
+        lambda layer, x, item: f(layer, checkpoint_name(x, INPUT), item),
+        policy=POLICIES.save_and_offload_only_these_names(
+            names_which_can_be_saved=(),
+            names_which_can_be_offloaded=(INPUT,),
+            offload_src="device",
+            offload_dst=HOST,
+        ),
+    ),
 }
 
 # Stacks of up to this many layers are unrolled: it makes a small model's step 15 % faster, and the step
@@ -32,6 +45,11 @@ def run_stack(stack, x, step, per_layer=None, remat="none"):
         x, y = step(layer, x, None if per_layer is None else per_layer[i])
         ys.append(y)
     return x, ys
+
+
+def offloads(device: jax.Device) -> bool:
+    """Whether a device can put arrays into the memory of its host, as remat "offload" does."""
+    return any(memory.kind == HOST for memory in device.addressable_memories())
 
 
 def first_layers(stack, n):

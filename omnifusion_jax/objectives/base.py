@@ -37,5 +37,6 @@ class Objective(Protocol):
     def evaluator(self, config: TrainConfig, tokenizer):
         """A function from {path: parameter} to ({name: figure}, records to show), or None for no evaluation.
 
-        The records are evaluation.exact_match.Records.
+        The records are evaluation.exact_match.Records, the same questions each time. What is called here, and
+        not the function, raises DataError when held-out data cannot be used: that is before the first step.
         """

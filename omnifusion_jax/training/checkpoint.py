@@ -1,31 +1,61 @@
 """Saves and restores a run with Orbax: the training state and the position in the data."""
 
+import contextlib
 import errno
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
+from omnifusion_jax import hosts
 from omnifusion_jax.config import CheckpointConfig
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.paths import remote
 from omnifusion_jax.training.workdir import writing
 
 # Errors of tensorstore carry no errno, so they are recognised by their words.
 UNREACHABLE = [os.strerror(n) for n in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)]
 
 
-class Checkpoints:
-    """The checkpoints of a run in `WORKDIR/checkpoints/<step>`, written in the background."""
+class Kept:
+    """The policy of Orbax that keeps the `newest` checkpoints, and besides the one that `best` chooses."""
 
-    def __init__(self, directory: Path, c: CheckpointConfig):
+    def __init__(self, newest: int, best: Callable[[Iterable[int]], int | None]):
+        self.newest, self.best = newest, best
+
+    def should_preserve(self, checkpoints, *, context):
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        return [step in (*steps[-self.newest :], self.best(steps)) for step in steps]
+
+
+class Checkpoints:
+    """The checkpoints of a run in `WORKDIR/checkpoints/<step>`, written in the background.
+
+    Args:
+      best: chooses the best of some steps, which is kept beside the newest ones; None for none.
+      read_only: nothing on the disk is changed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        c: CheckpointConfig,
+        best: Callable[[Iterable[int]], int | None] = lambda steps: None,
+        read_only: bool = False,
+    ):
         self.directory, self.every_steps, self.every_seconds = directory, c.every_steps, 60 * c.every_minutes
+        self.read_only = read_only
         # Orbax removes what a killed run or a full disk left half written. It removes a finished checkpoint
         # only once a newer one is finished.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=c.keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            preservation_policy=Kept(c.keep, best),
+            enable_async_checkpointing=not read_only,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
         )
         with writing(directory):
             self.manager = ocp.CheckpointManager(directory, options=options)
@@ -47,20 +77,28 @@ class Checkpoints:
             state=ocp.args.StandardSave(state._asdict()), position=ocp.args.JsonSave(position)
         )
         with writing(self.directory):
-            # Where no directory can be made, Orbax's threads would wait minutes for theirs: fail at once.
-            probe = self.directory / "probe"
-            probe.mkdir(exist_ok=True)
-            probe.rmdir()
+            hosts.by_first(self.check_place)
             self.manager.wait_until_finished()
-            self.check_space(sum(a.nbytes for a in jax.tree.leaves(state)))
+            size = sum(a.nbytes for a in jax.tree.leaves(state))
+            hosts.by_first(lambda: self.check_space(size))
             self.manager.save(step, args=items, force=True)
         self.saved_at = time.monotonic()
+
+    def check_place(self):
+        """Makes a directory: where none can be made, Orbax's threads would wait minutes for theirs."""
+        if remote(self.directory):  # a store has no directories, and no end
+            return
+        probe = self.directory / "probe"
+        probe.mkdir(exist_ok=True)
+        probe.rmdir()
 
     def check_space(self, size: int):
         """Raises CheckpointError when a checkpoint of `size` bytes does not fit on the disk.
 
         Checked beforehand, this gives one message; while writing, every thread would give one.
         """
+        if remote(self.directory):
+            return
         free = shutil.disk_usage(self.directory).free
         if free < size:
             raise CheckpointError(
@@ -68,14 +106,17 @@ class Checkpoints:
                 "Finished checkpoints are whole. Make room, and run the same command again"
             )
 
-    def restore(self, state, shardings):
+    def restore(self, state, shardings, before: int | None = None):
         """Restores the newest checkpoint that can be read, on whatever devices there are now.
 
-        Newer ones that cannot be read are reported and moved to `checkpoints.damaged`.
+        Newer ones that cannot be read are reported and moved to `checkpoints.damaged`. With several hosts the
+        run ends there, and goes on from the one before when it is started again: a host that has read its
+        part waits in Orbax for all others.
 
         Args:
           state: a TrainState that gives the shapes and dtypes.
           shardings: a TrainState of shardings; the restored arrays are placed by them.
+          before: only checkpoints of earlier steps than this one count; None: all do.
         Returns: (state, position), or None when there is no checkpoint.
         Raises:
           CheckpointError: no checkpoint can be read; or the newest cannot be reached, but may be whole; or
@@ -85,7 +126,8 @@ class Checkpoints:
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings
         )._asdict()
         damaged = {}
-        for step in sorted(self.manager.all_steps(), reverse=True):
+        steps = [step for step in self.manager.all_steps() if before is None or step < before]
+        for step in sorted(steps, reverse=True):
             try:
                 how = ocp.args.Composite(
                     state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()
@@ -102,6 +144,11 @@ class Checkpoints:
                     ) from error
                 self.same_shapes(step, target)
                 damaged[step] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+                if hosts.count() > 1 and step > min(self.manager.all_steps()):
+                    raise CheckpointError(
+                        f"checkpoint {step} cannot be read ({damaged[step]}). "
+                        f"It is kept as {self.moved(step)}; the same command goes on from the one before it"
+                    ) from error
                 continue
             self.set_aside(damaged, step)
             return type(state)(**found.state), found.position
@@ -142,19 +189,26 @@ class Checkpoints:
     def set_aside(self, damaged: dict[int, str], step: int):
         """Moves damaged checkpoints, {step: reason}, out of the way of new ones, and reports each."""
         for bad, reason in damaged.items():
-            place = self.directory.with_name("checkpoints.damaged") / str(bad)
-            while place.exists():
-                place = place.with_name(place.name + "_")
-            with writing(place):
-                place.parent.mkdir(exist_ok=True)
-                (self.directory / str(bad)).rename(place)
+            if self.read_only:
+                print(f"checkpoint {bad} cannot be read ({reason}): that of step {step} is used", flush=True)
+                continue
             print(
-                f"checkpoint {bad} cannot be read ({reason}). It is kept as {place}; "
+                f"checkpoint {bad} cannot be read ({reason}). It is kept as {self.moved(bad)}; "
                 f"the run goes on from step {step}",
                 flush=True,
             )
-        if damaged:
+        if damaged and not self.read_only:
             self.manager.reload()
+
+    def moved(self, step: int) -> Path:
+        """Moves a checkpoint to `checkpoints.damaged`, unless another host has, and returns its place."""
+        place = self.directory.with_name("checkpoints.damaged") / str(step)
+        while place.exists():
+            place = place.with_name(place.name + "_")
+        with writing(place), contextlib.suppress(FileNotFoundError):
+            place.parent.mkdir(exist_ok=True)
+            (self.directory / str(step)).rename(place)
+        return place
 
     def close(self):
         """Waits until everything is written. Raises CheckpointError when that failed."""
@@ -162,10 +216,35 @@ class Checkpoints:
             self.manager.close()
 
 
+def restore_params(directory: Path, like: dict) -> dict:
+    """The parameters alone of the checkpoint `directory`, {path: array}.
+
+    Args:
+      like: {path: array}, which gives shapes, dtypes and where the arrays lie.
+    Raises: CheckpointError when they cannot be read.
+    """
+    shaped = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
+    target = {"params": jax.tree.map(shaped, like)}
+    how = ocp.args.PyTreeRestore(
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(directory / "state", args=how)["params"]
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # as in Checkpoints.restore
+        raise CheckpointError(f"{directory} cannot be read: {type(error).__name__}: {error}") from error
+
+
 def newest(directory: Path) -> int | None:
     """The step of the newest checkpoint in `directory`, whole or not; None when there is none."""
-    steps = [int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit()]
-    return max(steps, default=None)
+    return max(steps(directory), default=None)
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps of the checkpoints in `directory`, whole or not."""
+    return [int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit()]
 
 
 def shapes(tree) -> dict[str, tuple[int, ...]]:

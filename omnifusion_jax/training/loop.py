@@ -1,29 +1,31 @@
 """The training loop."""
 
 import functools
+import itertools
+import json
 import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from omnifusion_jax import sharding
-from omnifusion_jax.config import TrainConfig, check, part_of
-from omnifusion_jax.errors import CheckpointError, OmniFusionError
+from omnifusion_jax import hosts, sharding
+from omnifusion_jax.config import TrainConfig, check, part_of, to_json
+from omnifusion_jax.data.pipeline import counted, merged
+from omnifusion_jax.errors import CheckpointError, HostError
+from omnifusion_jax.models import lora
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import freeze
+from omnifusion_jax.training.bad_steps import BadSteps
 from omnifusion_jax.training.checkpoint import Checkpoints
+from omnifusion_jax.training.evaluating import Evaluations
 from omnifusion_jax.training.monitor import Monitor
-from omnifusion_jax.training.optimizer import make_optimizer
-from omnifusion_jax.training.resume import same_data, write_config
+from omnifusion_jax.training.program import Program, build, make_program
+from omnifusion_jax.training.resume import same_data, same_versions, versions, write_config
 from omnifusion_jax.training.signals import Stop, Stopped
-from omnifusion_jax.training.step import batch_sharding, init_state, make_step, state_shardings
-
-
-class NotFinite(OmniFusionError):
-    """Too many steps had a NaN or infinite loss."""
+from omnifusion_jax.training.step import TrainState, batch_sharding, init_state
 
 
 def fill(config: TrainConfig, mesh, given: dict):
@@ -32,11 +34,12 @@ def fill(config: TrainConfig, mesh, given: dict):
     The parameters in `given`, {path: array}, are taken out of it and used as they are; the others are drawn
     from the seed.
 
-    Returns: (the objective's module with shapes for parameters, {path: parameter}).
-    Raises: CheckpointError when a given parameter has another shape than the module's.
+    Returns: (the module that `build` makes, with shapes for parameters, {path: parameter}).
+    Raises:
+      CheckpointError: a given parameter has another shape than the module's.
+      ConfigError: what `build` refuses.
     """
-    module = OBJECTIVES[config.objective].module
-    skeleton = nnx.eval_shape(lambda: module(config.model, rngs=nnx.Rngs(0)))
+    skeleton = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
     shapes = nnx.parameters(skeleton)
     placed = placements(mesh, shapes)
     wrong = [
@@ -51,7 +54,7 @@ def fill(config: TrainConfig, mesh, given: dict):
     missing = {path: placed[path] for path in shapes if path not in given}
 
     def fresh():
-        arrays = nnx.parameters(module(config.model, rngs=nnx.Rngs(config.seed)))
+        arrays = nnx.parameters(build(config, rngs=nnx.Rngs(config.seed)))
         return {path: arrays[path] for path in missing}
 
     arrays = jax.jit(fresh, out_shardings=missing)()
@@ -64,6 +67,7 @@ def fill(config: TrainConfig, mesh, given: dict):
 def summary(trained: dict, frozen: dict) -> list[str]:
     """Lines that say which parts are trained and which are frozen, with their numbers of parameters."""
     lines = []
+    frozen = {path: a for path, a in frozen.items() if not path.endswith("/kernel_scale")}
     for name, arrays in (("trained", trained), ("frozen", frozen)):
         for part in sorted(set(map(part_of, arrays))):
             count = sum(a.size for path, a in arrays.items() if part_of(path) == part)
@@ -71,14 +75,39 @@ def summary(trained: dict, frozen: dict) -> list[str]:
     return lines
 
 
-def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allow_change=False, stop=None):
+def starting(config: TrainConfig, mesh, given: dict) -> tuple[dict, dict]:
+    """(trained, frozen): the parameters before the first step, in the dtypes that a run keeps them in.
+
+    Arguments and errors as in `fill`. What is trained and what is frozen is printed.
+    """
+    _, arrays = fill(config, mesh, given)
+    trained, frozen = freeze.split(config.train_parts, arrays)
+    del arrays  # so that no kernel is held both as it was and as integers
+    print("\n".join(summary(trained, frozen)), flush=True)
+    trained = cast(trained, jnp.float32)
+    frozen = cast(lora.quantised(frozen, config.lora.base), jnp.dtype(config.compute_dtype))
+    frozen = jax.device_put(frozen, placements(mesh, frozen))
+    return trained, frozen
+
+
+def begin(program: Program, trained: dict) -> TrainState:
+    """The state before the first step."""
+    placed = jax.tree.map(lambda a: a.sharding, program.state)
+    return jax.jit(lambda p: init_state(program.optimizer, p), out_shardings=placed)(trained)
+
+
+def train(
+    config: TrainConfig, workdir, batches, given: dict, evaluations=None, allow_change=False, stop=None
+):
     """Runs `config.steps` steps, resuming from `workdir` when it holds a checkpoint.
 
+    With several hosts all of them call it, each with batches of its own rows (sharding.shares).
+
     Args:
-      batches: an iterator with `state()`, `restore(state)`, `counts()` and `checked()`, like
-        data.pipeline.Batches.
+      batches: an iterator with `state()`, `restore(state)`, `counts()`, `checked()`, `plan` and
+        `places(plan)`, like data.pipeline.Batches.
       given: {path: array} of the parameters to start from, taken out of the dict; the others are drawn.
-      on_eval: called as on_eval(arrays) every `eval.every_steps` steps; it returns {name: figure} to log.
+      evaluations: an evaluating.Evaluations; None: there are none.
       allow_change: go on although the data set is not the one that the run was saved with.
       stop: a signals.Stop that may end the run after a step, whose state is then saved; None: nothing does.
     Returns: (trained, frozen), two dicts {path: array}; trained arrays are float32.
@@ -89,32 +118,19 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
         (`train_parts`, AXES, DECAY) does not cover every parameter exactly once.
       Stopped: `stop` ended the run.
     """
-    stop, objective = stop or Stop(), OBJECTIVES[config.objective]
+    stop, evaluations = stop or Stop(hosts.count()), evaluations or Evaluations(None, config)
     mesh = sharding.make_mesh(**vars(config.mesh))
-    examples = config.batch_size // config.grad_accum  # their rows stay together on one device
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    devices = f"{shards} devices (mesh.data * mesh.fsdp)"
-    check(
-        examples % shards == 0,
-        f"batch_size / grad_accum is {examples} examples at a time, which {devices} cannot share evenly. "
-        "Change one of them",
-    )
-    skeleton, arrays = fill(config, mesh, given)
-    trained, frozen = freeze.split(config.train_parts, arrays)
-    del arrays
-    dtype = jnp.dtype(config.compute_dtype)
-    trained, frozen = cast(trained, jnp.float32), cast(frozen, dtype)
-    print("\n".join(summary(trained, frozen)), flush=True)
-
-    optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)
-    shapes = jax.eval_shape(lambda p: init_state(optimizer, p), trained)
-    placed = state_shardings(mesh, shapes)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    program = make_program(config, mesh, tell=functools.partial(print, flush=True))
+    trained, frozen = starting(config, mesh, given)
+    placed = jax.tree.map(lambda a: a.sharding, program.state)
+    hosts.barrier()  # the first collective follows, and hosts may have taken more or less long to load
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, evaluations.best)
     position = {"data": batches.state(), "interval": None}
-    found = checkpoints.restore(shapes, placed)
+    found = checkpoints.restore(program.state, placed)
     if found is not None:
         state, position = found
         same_data(position["data"], batches.state(), allow_change)
+        same_versions(position["versions"])
         batches.restore(position["data"])
         stop.step = int(state.step)
         if stop.step < config.steps:
@@ -122,49 +138,43 @@ def train(config: TrainConfig, workdir, batches, given: dict, on_eval=None, allo
         else:
             print(f"all {stop.step} steps are done: nothing is left to train", flush=True)
     else:
-        state = jax.jit(lambda p: init_state(optimizer, p), out_shardings=placed)(trained)
-        write_config(config, workdir)
+        state = begin(program, trained)
+        hosts.by_first(lambda: write_config(config, workdir))
     del trained
 
-    step = make_step(
-        skeleton,
-        objective,
-        optimizer,
-        seed=config.seed,
-        grad_accum=config.grad_accum,
-        dtype=dtype,
-        remat=config.remat,
-        loss_mean_rows=config.loss_mean_rows,
-    )
-    step = jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     monitor = Monitor(workdir, config.steps, int(state.step), config.log_every, position["interval"])
-    spread = batch_sharding(mesh)
+    evaluations.resume(workdir)
     with stop.deferred():
         try:
             state = run(
-                config, workdir, step, state, frozen, batches, checkpoints, monitor, spread, on_eval, stop
+                config, workdir, program, state, frozen, batches, checkpoints, monitor, evaluations, stop
             )
+            params = state.params
+            del state  # its moments leave room for the last evaluation
+            with stop.deferred(False):
+                evaluations(config.steps, {**params, **frozen}, monitor)
         finally:
             monitor.close()
             checkpoints.close()
-    return state.params, frozen
+    return params, frozen
 
 
-def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, placed, on_eval, stop):
+def run(config, workdir, program, state, frozen, batches, checkpoints, monitor, evaluations, stop):
     """Runs the steps that are left, and returns the last state.
 
     The metrics of step n are read only while step n + 1 runs, so that the device does not wait for that.
     When the run is asked to stop, the state of its last step is saved, and Stopped is raised again.
     """
-    begun, unread = int(state.step), None
-    read = functools.partial(report, config, monitor, before_run=int(state.bad_steps))
-
-    def evaluates(n):
-        return n and on_eval and config.eval.every_steps and n % config.eval.every_steps == 0
+    begun, unread, paths = int(state.step), None, sorted(state.params)
+    placed = batch_sharding(sharding.mesh_of(state.params.values()))
+    owners = sharding.owners(sharding.shares(placed.mesh, config.batch_size))
+    bad_steps = BadSteps(workdir, config.max_bad_steps, begun, int(state.bad_steps))
+    read = functools.partial(report, monitor, bad_steps, batches, paths, owners)
+    about = {"config": json.loads(to_json(config)), "versions": versions()}
 
     def evaluate(n):
         with monitor.pause(), stop.deferred(False):
-            monitor.log(n, on_eval({**state.params, **frozen}))
+            evaluations(n, {**state.params, **frozen}, monitor)
 
     def settle(n, saves):
         """Finishes step n: reads its metrics, and saves its state if `saves`."""
@@ -172,9 +182,11 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
         read(unread)
         with monitor.pause():
             if saves:
-                checkpoints.save(n, state, {"data": position, "interval": monitor.interval()})
+                monitor.keep()
+                whole = merged(hosts.gather(position))
+                checkpoints.save(n, state, {"data": whole, "interval": monitor.interval(), **about})
                 # Not before: until now the file was the config that the checkpoints were made with.
-                write_config(config, workdir)
+                hosts.by_first(lambda: write_config(config, workdir))
                 stop.step = n
 
     def save():
@@ -183,20 +195,23 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
 
     done, position, programs = begun, batches.state(), {}
     try:
-        if evaluates(begun) and not monitor.evaluated(begun):
+        if evaluations.due(begun) and not hosts.by_first(lambda: monitor.evaluated(begun)):
             evaluate(begun)  # the evaluation after the resumed step was cut off
         for n in range(begun + 1, config.steps + 1):
             stop.check()
             before = time.perf_counter()
-            batch = following(batches, stop, save)
+            batch, due, counts = following(batches, stop, save, checkpoints.due(n), owners)
             monitor.wait += time.perf_counter() - before
-            batch = jax.device_put(batch, placed)
+            rows_as_promised(config, batch)
+            batch = jax.make_array_from_process_local_data(placed, batch)
             shapes = tuple(a.shape for a in jax.tree.leaves(batch))  # pools of media come in a few sizes
             if shapes not in programs:
+                jax.block_until_ready(state)  # or the time of the step that runs would not be counted
                 with monitor.pause(), jax.set_mesh(placed.mesh):
                     if programs:
                         print(f"step {n}: compiling for batches with another number of pictures", flush=True)
-                    programs[shapes] = step.lower(state, frozen, batch).compile()
+                    programs[shapes] = program.step.lower(state, frozen, batch).compile()
+                    hosts.barrier()  # who compiles longer is waited for here, where it would be named
                     stop.check()
             if n == begun + 1:
                 with monitor.pause():
@@ -206,12 +221,12 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
                 state, metrics = programs[shapes](state, frozen, batch)
             done, position = n, batches.state()
             read(unread)
-            unread = n, metrics, batches.counts()
-            saves = checkpoints.due(n) or n == config.steps
-            if saves or evaluates(n):
+            unread = n, metrics, counts, batches.plan
+            saves = due or n == config.steps or evaluations.decides(n)
+            if saves or evaluations.due(n):
                 settle(n, saves)
                 unread = None
-            if evaluates(n):
+            if evaluations.due(n):
                 evaluate(n)
     except Stopped:
         save()
@@ -219,16 +234,42 @@ def run(config, workdir, step, state, frozen, batches, checkpoints, monitor, pla
     return state
 
 
-def following(batches, stop, save):
-    """The next batch. When there is none, calls `save` and raises the error again.
+def rows_as_promised(config, batch):
+    """Checks what the kernel of attention was told: without packing, a row is one dialogue, then padding.
 
-    Raises: Stopped when the run was asked to stop.
+    Raises: ConfigError when it is not so.
     """
+    alone = lambda: batch.segments.max() <= 1 and (np.diff(batch.segments, axis=1) <= 0).all()
+    check(
+        config.data.packing or alone(),
+        "a row of the batch is not one dialogue and then padding, as data.packing=False promises the "
+        "attention kernel. Set data.packing=True for rows that hold anything else",
+    )
+
+
+def following(batches, stop, save, due, owners):
+    """The next batch, when all hosts have theirs; if one has none, calls `save` and raises its error again.
+
+    The hosts agree here on all that they must do alike: what one of them alone did would leave the others
+    waiting in a collective. `owners` are those whose counts make up that of all (sharding.owners).
+
+    Returns: (this host's rows, whether to save after the step as the first host's clock says, counts of
+    data).
+    Raises: Stopped when the run was asked to stop; HostError for the error of another host.
+    """
+    batch = failed = None
     try:
-        return next(batches)
-    except Exception:
-        # The signal that asks the run to stop may have ended worker processes too; that is no error.
-        stop.check()
+        batch = next(batches)
+    except Exception as error:
+        failed = error
+    word = {"asked": stop.asked, "error": failed and str(failed), "due": due, "counts": batches.counts()}
+    words = hosts.gather(word)
+    # The signal that asks the run to stop may have ended worker processes too; that is no error.
+    stop.agree([word["asked"] for word in words])
+    errors = [
+        f"{hosts.name(i)}: {word['error']}" for i, word in enumerate(words) if word["error"] is not None
+    ]
+    if errors:
         save()
         if stop.step:
             print(
@@ -236,26 +277,28 @@ def following(batches, stop, save):
                 "and the same command goes on from there",
                 flush=True,
             )
-        raise
+        raise failed or HostError("\n".join(errors))
+    return batch, words[0]["due"], counted([words[i]["counts"] for i in owners])
 
 
-def report(config, monitor, step, before_run):
-    """Gives the metrics of a step to the monitor.
+def report(monitor, bad_steps, batches, paths, owners, step):
+    """Gives the metrics of a step to the monitor and to `bad_steps`, which may raise NotFinite.
 
     Args:
-      step: (number, {name: array}, counts of the data), or None when there is nothing to read.
-      before_run: how many bad steps were skipped before this run.
-    Raises: NotFinite when this run has had `max_bad_steps` bad steps.
+      paths: of the trained parameters, sorted.
+      owners: the hosts whose rows make up the batch.
+      step: (number, {name: array}, counts of the data, plan of its batch), or None for nothing to read.
     """
     if step is None:
         return
-    n, arrays, counts = step
-    metrics = {name: value.item() for name, value in jax.device_get(arrays).items()}
+    n, arrays, counts, plan = step
+    metrics = jax.device_get(arrays)
+    broken = list(itertools.compress(paths, metrics.pop("broken")))
+    metrics = {name: value.item() for name, value in metrics.items()}
     monitor.step(n, metrics, counts)
-    bad = metrics["bad"] - before_run
-    if bad >= config.max_bad_steps:
-        raise NotFinite(
-            f"step {n}: {bad} steps had a NaN or infinite loss or gradient and were skipped; "
-            f"max_bad_steps is {config.max_bad_steps}. "
-            "Lower optimizer.learning_rate, check the data, or set compute_dtype=float32"
-        )
+
+    def places():
+        of_hosts = hosts.gather(batches.places(plan))
+        return [row for i in owners for row in of_hosts[i]]
+
+    bad_steps.take(n, metrics["bad"], broken, places)

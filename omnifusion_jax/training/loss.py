@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from omnifusion_jax import sharding
 from omnifusion_jax.batch import UNKNOWN, Batch
 
 
@@ -31,14 +32,18 @@ def by_rows(weights: jax.Array, rows: int) -> jax.Array:
     return (groups / jnp.where(count == 0, 1, count)).reshape(weights.shape)
 
 
-def answer_loss(decoder, hidden: jax.Array, batch: Batch, chunk: int = 512):
+def answer_loss(decoder, hidden: jax.Array, batch: Batch, chunk: int | None = None):
     """The loss of a batch, as `token_loss` gives it, from hidden states [batch, seq, width].
 
     Position t predicts token t + 1. A target of the kind UNKNOWN costs nothing but counts, as in the
     published loss. Logits exist for `chunk` positions at a time, in the backward pass too, so that an array
     [batch, seq, vocab] is never made.
+
+    By default they are 512, or as many as give a device 2048 tokens: the gradient of the head is summed over
+    devices once a piece, and with fewer tokens the TPU compiler sums all of it on every device.
     """
     length = hidden.shape[1]
+    chunk = chunk or max(512, 2048 // sharding.share("batch", len(hidden)))
     pieces, padded = 1, length
     if length > chunk:
         pieces = -(-length // chunk)  # rounded up

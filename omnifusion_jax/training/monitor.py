@@ -4,22 +4,20 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from omnifusion_jax import hosts
 from omnifusion_jax.training.board import Board
+from omnifusion_jax.training.lines import read_rows, write_rows
+from omnifusion_jax.training.mirror import Mirror
+from omnifusion_jax.training.samples import add_samples
 from omnifusion_jax.training.workdir import writing
 
 COLUMNS = "loss {loss:.4f}  {tokens_per_s:,.0f} tok/s  {images_per_s:,.0f} img/s  input {input_wait:.0%}"
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl as dicts, without one that was cut off; [] when there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def resumed(path: Path, start: int):
@@ -27,10 +25,7 @@ def resumed(path: Path, start: int):
 
     These are the lines of steps after `start`, and a last line that was cut off.
     """
-    kept = [row for row in read_rows(path) if row["step"] <= start]
-    beside = path.with_suffix(".new")
-    beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    beside.replace(path)
+    write_rows(path, [row for row in read_rows(path) if row["step"] <= start])
     return open(path, "a", buffering=1, encoding="utf-8")
 
 
@@ -46,7 +41,8 @@ class Monitor:
     - input_wait: the share of its time in which this process waited for data (the device may still have been
       working on the step before).
 
-    Compilation, saving and evaluation do not count as its time: see `pause`.
+    Compilation, saving and evaluation do not count as its time: see `pause`. Of several hosts only the first
+    writes; its `input_wait` includes waiting for the data of the others.
 
     Args:
       steps: the number of steps of the whole run.
@@ -56,9 +52,11 @@ class Monitor:
 
     def __init__(self, workdir: Path, steps: int, start: int, every: int, begun: dict | None = None):
         self.workdir, self.every, self.steps = workdir, every, steps
-        with writing(workdir):
-            self.file = resumed(workdir / "metrics.jsonl", start)
-            self.board = Board(workdir / "tensorboard")
+        if hosts.first():
+            with writing(workdir):
+                self.mirror = Mirror(workdir, "metrics.jsonl", "samples.jsonl")
+                self.file = resumed(self.mirror.here / "metrics.jsonl", start)
+                self.board = Board(self.mirror.here / "tensorboard")
         self.console = Console()
         self.progress = Progress(
             TextColumn("step {task.completed}/{task.total}"),
@@ -122,18 +120,37 @@ class Monitor:
 
     def log(self, step: int, figures: Mapping[str, float]):
         """Writes the finite figures (JSON has no NaN) as one line, and to TensorBoard."""
+        if not hosts.first():
+            return
         figures = {name: value for name, value in figures.items() if math.isfinite(value)}
         with writing(self.workdir):
             self.file.write(json.dumps({"step": step, **figures}) + "\n")
             self.board.add(step, figures)
+            self.mirror.grown()
+
+    def keep(self):
+        """Sees to it that all lines are in the workdir, before a checkpoint of their step is."""
+        if hosts.first():
+            with writing(self.workdir):
+                self.mirror.copy()
+
+    def show(self, step: int, records: Sequence):
+        """Writes what was answered to a few questions, evaluation.exact_match.Records, after `step`."""
+        if records:
+            with writing(self.workdir):
+                add_samples(self.mirror.here / "samples.jsonl", step, records)
+                self.board.show(step, records)
 
     def evaluated(self, step: int) -> bool:
         """Whether metrics.jsonl has the figures of an evaluation after `step`."""
-        rows = read_rows(self.workdir / "metrics.jsonl")
+        rows = read_rows(self.mirror.here / "metrics.jsonl")
         return any(row["step"] == step and any(name.startswith("eval/") for name in row) for row in rows)
 
     def close(self):
         self.progress.stop()
+        if not hosts.first():
+            return
         with writing(self.workdir):
             self.board.close()
             self.file.close()
+            self.mirror.close()

@@ -1,6 +1,7 @@
 """Checks that a resumed run has the config and the data that it was begun with."""
 
 import dataclasses
+import importlib.metadata
 import json
 import re
 import shlex
@@ -16,7 +17,9 @@ ABSENT = "(no such field)"
 # the run means.
 FREE = (
     r"mesh\..*",  # where arrays lie: the same results, to rounding
+    r"spread_sequence",  # where activations lie
     r"remat",  # what is kept or computed again: the same values
+    r"attention",  # which kernel computes it: the same results, to rounding
     r"checkpoint\..*",  # how often the state is saved, and in what form the model is written at the end
     r"eval\..*",  # only measures
     r"log_every",  # what is written down
@@ -128,6 +131,26 @@ def same_data(then: dict, now: dict, allow_change: bool):
     if not allow_change:
         raise ConfigError(f"{what}: {lost}. Give the former data, or --allow_change to go on anyway")
     print(f"{what}: the run goes on {so}", flush=True)
+
+
+# What decides how a step is rounded
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """{library: its version}, which every checkpoint holds."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def same_versions(then: dict):
+    """Prints which libraries differ from those, {library: version}, that a checkpoint was made with."""
+    found = differences(then, versions())
+    if found:
+        print(
+            f"the run goes on with other libraries than it was saved with (then -> now):{listed(found)}\n"
+            "It means the same; its numbers may differ by rounding from those of a run in one go",
+            flush=True,
+        )
 
 
 # The fields of a ModelConfig that say how a dialogue is put to the model

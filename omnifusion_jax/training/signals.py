@@ -14,7 +14,14 @@ class Stopped(BaseException):
     """The run was asked to stop.
 
     It is not an Exception, so that no handler between the signal and the command line takes it for an error.
+
+    Attributes:
+      status: the exit status for the signal that came.
     """
+
+    def __init__(self, asked: signal.Signals, status: int):
+        super().__init__(f"stopped by {asked.name}")
+        self.status = status
 
 
 class Stop:
@@ -25,18 +32,25 @@ class Stop:
     own handlers wait while XLA compiles or computes. Outside the main thread signals cannot be caught, and
     this does nothing.
 
+    Args:
+      hosts: how many train together. With several only `agree` raises Stopped inside `deferred()`, so that
+        all of them stop after the same step.
+      on_term: the exit status after SIGTERM.
+
     Attributes:
       asked: the signal that came, or None.
       step: the last step whose state is saved, 0 for none; the training loop sets it.
     """
 
-    def __init__(self):
-        self.asked, self.step, self.holds = None, 0, False
+    def __init__(self, hosts: int = 1, on_term: int = 0):
+        self.statuses = STATUS | {signal.SIGTERM: on_term}
+        self.asked, self.step, self.holds, self.alone = None, 0, False, hosts == 1
+        self.agreed = self.alone  # whether all hosts know that a signal has come to one
 
     @property
     def status(self) -> int:
         """The exit status for the signal that came."""
-        return STATUS[self.asked]
+        return self.statuses[self.asked]
 
     def __enter__(self):
         self.replaced = {}
@@ -53,7 +67,7 @@ class Stop:
         if self.replaced:
             signal.set_wakeup_fd(self.earlier)
             for number, handler in self.replaced.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)  # JAX's own, with several hosts, has no name
             os.close(self.mouth)
             self.thread.join()
             os.close(self.ear)
@@ -64,7 +78,7 @@ class Stop:
             return
         self.asked = signal.Signals(number)
         if not self.holds:
-            raise Stopped
+            raise Stopped(self.asked, self.status)
 
     def listen(self):
         """Reads the numbers of signals as they come, in a thread."""
@@ -81,17 +95,25 @@ class Stop:
                 os._exit(STATUS[signal.SIGINT])
 
     def check(self):
-        """Raises Stopped when a signal has come."""
-        if self.asked:
-            raise Stopped
+        """Raises Stopped when a signal has come; with several hosts when all of them know."""
+        if self.asked and self.agreed:
+            raise Stopped(self.asked, self.status)
+
+    def agree(self, asked: list[int | None]):
+        """Takes what signal has come to each host; if there is any, raises Stopped on all of them."""
+        for number in filter(None, asked):
+            self.asked = self.asked or signal.Signals(number)
+            self.agreed = True
+        self.check()
 
     @contextlib.contextmanager
     def deferred(self, holds=True):
         """A context in which signals are only noted for `check()`, which is called at its end.
 
-        With `holds=False`, inside such a context, signals raise Stopped again.
+        With `holds=False`, inside such a context, signals raise Stopped again, unless there are several
+        hosts.
         """
-        before, self.holds = self.holds, holds
+        before, self.holds = self.holds, holds or (self.holds and not self.alone)
         try:
             if not holds:
                 self.check()

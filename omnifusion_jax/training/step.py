@@ -4,6 +4,7 @@ Gradients are taken of the trained parameters only, summed over micro-batches, d
 targets, and applied unless the loss or a gradient is not finite.
 """
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -13,16 +14,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Batch
-from omnifusion_jax.models.axes import placements
+from omnifusion_jax.models.axes import axes, spread
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.attend import using
 from omnifusion_jax.training.loss import by_rows
+from omnifusion_jax.training.moments import parameter_of
+
+# Parameters that meet activations in `nn.linear.product` alone
+KERNELS = r".*/kernel|decoder/head"
 
 
 class TrainState(NamedTuple):
-    """Everything that changes from step to step.
+    """Everything that changes from step to step, of the trained parameters only.
 
-    `params` and the optimizer's moments are float32, and cover the trained parameters only.
+    `params` are float32; moments are as OptimizerConfig.moments says.
     """
 
     step: jax.Array  # int32
@@ -34,15 +40,15 @@ class TrainState(NamedTuple):
 def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
     """The sharding of every array of a state.
 
-    Moments are sharded like their parameters; scalars and factored moments are replicated.
+    Moments are sharded like their parameters, and so are scales of the blocks of their rows, where they can
+    be cut; scalars and factored moments are replicated.
     """
-    placed = placements(mesh, state.params)
 
     def of(path, leaf):
-        name = next((key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), None)
-        if name in placed and leaf.shape == state.params[name].shape:
-            return placed[name]
-        return sharding.replicated(mesh)
+        name = parameter_of(path)
+        if name not in state.params or not leaf.shape or leaf.shape[:-1] != state.params[name].shape[:-1]:
+            return sharding.replicated(mesh)
+        return sharding.sharding(mesh, axes(name), leaf.shape)
 
     return jax.tree_util.tree_map_with_path(of, state)
 
@@ -73,25 +79,45 @@ def portions(batch: Batch, n: int, together: int = 1) -> Batch:
     return jax.tree.map(cut, batch)
 
 
-def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat, loss_mean_rows=0):
+def make_step(
+    skeleton,
+    objective,
+    optimizer,
+    *,
+    seed,
+    grad_accum,
+    dtype,
+    remat,
+    loss_mean_rows=0,
+    grad_dtype=jnp.float32,
+    spread_sequence=False,
+    attention="dense",
+):
     """Makes the function (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
     Its metrics are scalars: loss (what is minimised: the mean over target tokens, or over the means of
     `loss_mean_rows` rows each), targets (tokens), tokens (padding excluded), images, grad_norm, bad (steps
-    skipped so far).
+    skipped so far); and broken, bool[trained parameters] in the order of their paths: whose gradient is not
+    finite.
 
     Args:
       skeleton: the abstract module whose parameters are the trained and the frozen arrays together.
       objective: an objectives.base.Objective, which gives the loss.
       dtype: of the computation.
+      attention: a kernel, or a nn.choice.Choice of several.
+      grad_dtype: of the gradients of kernels while devices sum them; see `nn.linear.product`.
+      spread_sequence: between layers, the sequence is spread over the axis `tensor` of the mesh.
     """
+    also = {"seq": "tensor"} if spread_sequence else {}
 
     def loss(params, frozen, batch, key):
-        # The embedding is not cast here: its rows are cast where they are read. In bfloat16 the gradients of
-        # a frequent token would stop adding up.
-        kept = {path: a for path, a in params.items() if path == "decoder/embed"}
-        model = nnx.with_parameters(skeleton, {**cast(params, dtype), **kept, **frozen})
-        return objective.loss(model, batch, key, remat)
+        # What multiplies is cast where it does. Rows of the embedding are cast where they are read, whatever
+        # grad_dtype is: in bfloat16 the gradients of a frequent token would stop adding up.
+        kept = {path: a.astype(grad_dtype) for path, a in params.items() if re.fullmatch(KERNELS, path)}
+        kept |= {path: a for path, a in params.items() if path == "decoder/embed"}
+        model = nnx.with_parameters(skeleton, {**spread({**cast(params, dtype), **kept}), **frozen})
+        with sharding.also(**also):
+            return objective.loss(model, batch, key, remat)
 
     def step(state, frozen, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -104,12 +130,13 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat,
             # The barrier ties the weights to the micro-batch. Otherwise XLA moves their all-gathers out of
             # the loop, and every chip holds the whole model.
             params, weights, (micro, key) = jax.lax.optimization_barrier((state.params, frozen, item))
-            (value, count), grads = gradient(params, weights, micro, key)
-            return jax.tree.map(jnp.add, total, (value, count, grads)), None
+            with using(attention):  # the backward pass too: parts of a forward pass may run again in it
+                (value, count), grads = gradient(params, weights, micro, key)
+            return jax.tree.map(jnp.add, total, (value, count, spread(grads))), None
 
-        zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        spread = lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2))
-        micros = jax.tree.map(spread, portions(batch, grad_accum, objective.rows))
+        zero = (jnp.zeros(()), jnp.zeros(()), spread(jax.tree.map(jnp.zeros_like, state.params)))
+        over_rows = lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2))
+        micros = jax.tree.map(over_rows, portions(batch, grad_accum, objective.rows))
         (value, count, grads), _ = jax.lax.scan(accumulate, zero, (micros, jax.random.split(key, grad_accum)))
         count = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / count, grads)
@@ -120,6 +147,7 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat,
         params, moments = jax.tree.map(
             lambda new, old: jnp.where(good, new, old), new, (state.params, state.optimizer)
         )
+        broken = [~jnp.isfinite(jnp.sum(jnp.square(grads[path]))) for path in sorted(grads)]
         metrics = {
             "loss": value / count,
             "targets": targets,
@@ -127,6 +155,7 @@ def make_step(skeleton, objective, optimizer, *, seed, grad_accum, dtype, remat,
             "images": batch.items.sum(),
             "grad_norm": norm,
             "bad": state.bad_steps + ~good,
+            "broken": jnp.stack(broken),
         }
         return TrainState(state.step + 1, metrics["bad"], params, moments), metrics
 

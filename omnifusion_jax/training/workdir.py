@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from omnifusion_jax.errors import CheckpointError, ConfigError
+from omnifusion_jax.paths import remote
 
 # Errors of tensorstore and of Orbax's threads carry no errno, so they are recognised by their words.
 REFUSED = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)]
@@ -34,8 +35,17 @@ def locked(workdir: Path):
 
     The operating system releases the lock however the holder ends; the file stays, and means nothing by
     itself. Between hosts that share a file system the lock works if that system supports it (NFS does from
-    version 4). Where there are no locks at all, a warning is printed.
+    version 4). Where there are no locks at all, as in stores (gs://...), a warning is printed.
     """
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    unlocked = f"see to it that no other run writes there than this one ({holder})"
+    if remote(workdir):
+        with writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            (workdir / "lock").write_text(holder)
+        print(f"{workdir} cannot be locked: {unlocked}", flush=True)
+        yield
+        return
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "lock").touch()
@@ -43,17 +53,14 @@ def locked(workdir: Path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = file.read().strip() or "another process"
+            other = file.read().strip() or "another process"
             raise ConfigError(
-                f"{workdir} is in use by {holder}. Wait for it, stop it, or give another --workdir"
+                f"{workdir} is in use by {other}. Wait for it, stop it, or give another --workdir"
             ) from None
         except OSError as error:
-            print(
-                f"{workdir} cannot be locked ({error.strerror}): see to it that no other run writes there",
-                flush=True,
-            )
+            print(f"{workdir} cannot be locked ({error.strerror}): {unlocked}", flush=True)
         with writing(workdir):
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.write(holder)
             file.flush()
         yield

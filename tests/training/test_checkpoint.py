@@ -11,8 +11,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from omnifusion_jax import hosts
 from omnifusion_jax.config import CheckpointConfig
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.hosts.company import Alone
 from omnifusion_jax.training.checkpoint import Checkpoints, newest
 from omnifusion_jax.training.step import TrainState
 
@@ -104,6 +106,20 @@ def test_the_one_before_a_damaged_checkpoint_is_used(checkpoints, harm, capfd):
     assert (checkpoints.parent / "checkpoints.damaged" / "3").is_dir()
     save(checkpoints, 3)  # in its place
     assert restore(checkpoints) == (3.0, 3, {"seen": 30})
+
+
+def test_with_several_hosts_the_run_ends_and_goes_on_from_the_one_before(checkpoints, monkeypatch):
+    """Each may have read its part, and waits in Orbax for the others. The last one left is not moved."""
+    monkeypatch.setattr(hosts, "here", Alone(0, 2))
+    HARM["no arrays"](checkpoints / "3")
+    with pytest.raises(CheckpointError, match=r"checkpoint 3 cannot be read .*from the one before it"):
+        restore(checkpoints)
+    assert (checkpoints.parent / "checkpoints.damaged" / "3").is_dir()
+    assert restore(checkpoints) == (2.0, 2, {"seen": 20})
+    HARM["no arrays"](checkpoints / "2")
+    with pytest.raises(CheckpointError, match="no checkpoint of this run can be read"):
+        restore(checkpoints)
+    assert (checkpoints / "2").is_dir()
 
 
 def test_a_checkpoint_out_of_reach_is_not_taken_for_damaged(checkpoints, monkeypatch):

@@ -84,7 +84,7 @@ def test_gradients_are_clipped_by_their_global_norm(clip, expected):
     np.testing.assert_allclose(moment, 0.1 * expected, rtol=1e-5)
 
 
-DECAYED = {"kernel", "embed", "head"}
+DECAYED = {"kernel", "embed", "head", "lora_a", "lora_b"}
 KEPT = {
     "class_token",
     "registers",
@@ -92,6 +92,7 @@ KEPT = {
     "scale",
     "scale1",
     "scale2",
+    "kernel_scale",
     "bias",
     "weight",
     "queries",

@@ -11,82 +11,27 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 from numpy.testing import assert_allclose, assert_array_equal
+from runs import LENGTH, PHASE1, PHASE2, Pictures, batches, config, rows, start
 
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Batch
-from omnifusion_jax.config import CheckpointConfig, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
-from omnifusion_jax.data.dialogues import Dialogue
-from omnifusion_jax.data.layout import Prepare
-from omnifusion_jax.data.pipeline import Batches
+from omnifusion_jax.config import CheckpointConfig, MeshConfig
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import OBJECTIVES
+from omnifusion_jax.training.bad_steps import NotFinite
+from omnifusion_jax.training.checkpoint import Checkpoints, restore_params, steps
+from omnifusion_jax.training.evaluating import Evaluations
 from omnifusion_jax.training.freeze import split
-from omnifusion_jax.training.loop import NotFinite, fill, train
+from omnifusion_jax.training.loop import fill, rows_as_promised, train
 from omnifusion_jax.training.optimizer import make_optimizer
+from omnifusion_jax.training.program import make_program
 from omnifusion_jax.training.step import init_state, make_step
-
-LENGTH = 80
-PHASE1 = ((r"(image/adapter|special)/.*", 1.0), (r"(image/encoders|decoder)/.*", None))
-PHASE2 = ((r"(image/adapter|special|decoder)/.*", 1.0), (r"image/encoders/.*", None))
-
-
-class Pictures:
-    """Random pictures with one of a few answers; every fourth dialogue has none."""
-
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, i):
-        rng = np.random.default_rng(i)
-        picture = (rng.integers(0, 256, (24, 24, 3), np.uint8),) if i % 4 else ()
-        answer = " and ".join(["a red circle", "a blue square"][: 1 + i % 2])
-        return Dialogue(
-            f"pictures[{i}]",
-            (("user", "What is in the picture?"), ("assistant", answer)),
-            tiny.shown(*picture),
-        )
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-def config(mesh=None, dropout=0.0, **settings):
-    settings = {
-        "steps": 6,
-        "batch_size": 16,
-        "train_parts": PHASE2,
-        "compute_dtype": "float32",
-        "log_every": 1,
-        **settings,
-    }
-    c = TrainConfig(
-        model=tiny.config(),
-        mesh=mesh or MeshConfig(data=1, fsdp=1),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.0),
-        data=DataConfig(path="pictures", max_length=LENGTH),
-        **settings,
-    )
-    c.model.image.adapter.dropout = dropout
-    c.model.decoder.layers, c.model.image.encoders[0].layers = 1, 2  # what is tested does not grow with depth
-    c.model.decoder.window = 64  # so that an answer sees every special vector
-    return c.validate()
-
-
-def batches(tokenizer, c, source=None, length=LENGTH, **settings):
-    prepare = Prepare.of(tokenizer, c.model, length)
-    settings |= {"batch_size": c.batch_size, "length": length, "tiles": prepare.tiles, "seed": c.seed}
-    return Batches(source or Pictures(), prepare, **settings)
-
-
-def start(c):
-    return tiny.arrays(c.model)
-
-
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(workdir):
@@ -247,7 +192,14 @@ def test_pictures_are_counted_and_not_the_dialogues_that_have_them(tokenizer, tm
     assert [pictures for pictures, _ in expected] == [0, 24, 0, 24]
     for row, (pictures, tokens) in list(zip(rows(tmp_path), expected, strict=True))[1:]:
         assert row["train/images_per_s"] / row["train/tokens_per_s"] == pytest.approx(pictures / tokens)
-    assert capsys.readouterr().out.count(": compiling for batches with another number of pictures") == 1
+    said = capsys.readouterr().out
+    assert said.count(": compiling for batches with another number of pictures") == 1
+    told = [line for line in said.splitlines() if line.startswith("attention: ")]
+    assert told == [
+        "attention: dense (96 x 96, head_dim 16, causal, window 64, float32); "
+        "splash is for tpu; cudnn is for gpu; triton is for gpu",
+        "attention: dense (10 x 10, head_dim 8, float32); dense (9 x 9, head_dim 16, float32)",
+    ]
 
 
 def test_figures_of_evaluation_are_logged_during_the_run(tokenizer, tmp_path):
@@ -260,13 +212,13 @@ def test_figures_of_evaluation_are_logged_during_the_run(tokenizer, tmp_path):
         seen.append({path: np.array(a) for path, a in arrays.items()})
         if len(seen) == 2:
             raise Interrupted
-        return {"eval/accuracy": 0.25 * len(seen)}
+        return {"accuracy": 0.25 * len(seen)}, []
 
     given = start(c)
     with pytest.raises(Interrupted):
-        train(c, tmp_path, batches(tokenizer, c), given, on_eval=evaluate)
+        train(c, tmp_path, batches(tokenizer, c), given, Evaluations(evaluate, c))
     assert not given
-    train(c, tmp_path, batches(tokenizer, c), start(c), on_eval=evaluate)
+    train(c, tmp_path, batches(tokenizer, c), start(c), Evaluations(evaluate, c))
     lines = rows(tmp_path)
     assert [(row["step"], row["eval/accuracy"]) for row in lines if "eval/accuracy" in row] == [
         (2, 0.25),
@@ -280,17 +232,71 @@ def test_figures_of_evaluation_are_logged_during_the_run(tokenizer, tmp_path):
         assert_array_equal(a, again[path])
 
 
+def test_the_best_state_is_kept_beside_the_newest_and_so_it_is_when_a_run_goes_on(tokenizer, tmp_path):
+    c = config(checkpoint=CheckpointConfig(every_steps=0, keep=2))
+    c.eval.every_steps, c.checkpoint.keep_best = 1, "accuracy"
+    accuracies, seen = [0.1, 0.9, float("nan"), 0.4, 0.9, 0.2], []
+
+    def evaluate(arrays):
+        seen.append(jax.device_get(arrays))
+        return {"accuracy": accuracies[len(seen) - 1]}, []
+
+    def kept():
+        return sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+
+    with pytest.raises(Interrupted):
+        train(c, tmp_path, Ends(batches(tokenizer, c), 4), start(c), Evaluations(evaluate, c))
+    assert kept() == [2, 3, 4]
+    evaluations = Evaluations(evaluate, c)
+    trained, _ = train(c, tmp_path, batches(tokenizer, c), start(c), evaluations)
+    assert kept() == [2, 5, 6] == sorted(steps(tmp_path / "checkpoints")) and len(seen) == 6
+    assert evaluations.best([2, 5, 6]) == 2 and evaluations.best([3]) is None  # the first of equals
+    best = restore_params(tmp_path / "checkpoints" / "2", trained)
+    assert set(best) == set(trained)
+    for path, a in best.items():
+        assert a.sharding == trained[path].sharding
+        assert_array_equal(a, seen[1][path])
+
+
+def test_the_last_evaluation_is_logged_too_and_made_once(tokenizer, tmp_path):
+    """Also when it was cut off, or when a finished run is started again for its report."""
+    c, seen = config(steps=2), []
+
+    def evaluate(arrays):
+        seen.append(arrays)
+        if len(seen) == 1:
+            raise Interrupted
+        return {"loss": 2.0}, []
+
+    def run():
+        train(c, tmp_path, batches(tokenizer, c), start(c), Evaluations(evaluate, c))
+        return [row for row in rows(tmp_path) if "eval/loss" in row]
+
+    with pytest.raises(Interrupted):
+        run()
+    assert run() == run() == [{"step": 2, "eval/loss": 2.0}] and len(seen) == 3
+
+
 class Interrupted(Exception):
     pass
 
 
-class Ends:
+class Wrapped:
+    """Batches, all but what a subclass does in another way."""
+
+    def __init__(self, inner):
+        self.inner, self.n = inner, 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+class Ends(Wrapped):
     """Batches that end after `n`, and count those that were taken."""
 
     def __init__(self, inner, n):
-        self.inner, self.n, self.given = inner, n, 0
-        self.state, self.restore = inner.state, inner.restore
-        self.counts, self.checked = inner.counts, inner.checked
+        super().__init__(inner)
+        self.n, self.given = n, 0
 
     def __next__(self):
         if self.given == self.n:
@@ -344,22 +350,30 @@ def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path, capsys)
 
 
 def test_resume_on_another_mesh(reference, tokenizer, tmp_path):
+    """What is restored is the same to the bit, and what is learned from there to 1e-6."""
     c = config(MeshConfig(1, 8), checkpoint=CheckpointConfig(every_steps=3), steps=6)
-    fit(c, tokenizer, tmp_path)
+    whole, expected, _ = fit(c, tokenizer, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "6")
-    curve, _, _ = fit(config(MeshConfig(4, 2)), tokenizer, tmp_path)
+    before = saved(tmp_path, 3).state
+    c = config(MeshConfig(4, 2))
+    program = make_program(c, sharding.make_mesh(**vars(c.mesh)))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", c.checkpoint, read_only=True)
+    state, _ = checkpoints.restore(program.state, jax.tree.map(lambda a: a.sharding, program.state))
+    checkpoints.close()
+    jax.tree.map(assert_array_equal, before["params"], jax.device_get(state.params))
+    assert {a.sharding.mesh.shape["data"] for a in state.params.values()} == {4}
+    curve, trained, _ = fit(c, tokenizer, tmp_path)
+    assert curve[:3] == whole[:3]
+    assert_allclose(curve, whole, rtol=1e-6)
     assert_allclose(curve, reference[0], rtol=1e-5)
+    for path, a in trained.items():
+        assert_allclose(a, expected[path], atol=2e-5)  # Adam divides by roots of tiny moments
 
 
 def poisoned(step):
     """Batches whose `step`-th has weights that make the loss NaN."""
 
-    class Poisoned:
-        def __init__(self, inner):
-            self.inner, self.n = inner, 0
-            self.state, self.restore = inner.state, inner.restore
-            self.counts, self.checked = inner.counts, inner.checked
-
+    class Poisoned(Wrapped):
         def __next__(self):
             self.n += 1
             batch = next(self.inner)
@@ -371,13 +385,8 @@ def poisoned(step):
 def test_a_broken_loss_leaves_no_trace(tokenizer, tmp_path):
     """If the second batch gives NaN, parameters and moments are to the bit those of a run without it."""
 
-    class Without:
+    class Without(Wrapped):
         """Batches but the second."""
-
-        def __init__(self, inner):
-            self.inner, self.n = inner, 0
-            self.state, self.restore = inner.state, inner.restore
-            self.counts, self.checked = inner.counts, inner.checked
 
         def __next__(self):
             self.n += 1
@@ -406,9 +415,17 @@ def test_a_broken_loss_leaves_no_trace(tokenizer, tmp_path):
 
 
 def test_too_many_broken_losses_stop_the_run(tokenizer, tmp_path):
-    with pytest.raises(NotFinite, match="learning_rate"):
-        fit(config(max_bad_steps=3), tokenizer, tmp_path, wrap=poisoned(lambda n: True))
-    assert len(rows(tmp_path)) == 3
+    """And say what each of them had read."""
+    c = config(max_bad_steps=3)
+    with pytest.raises(NotFinite, match=r"learning_rate.*bad_steps\.jsonl.*--replay=4"):
+        fit(c, tokenizer, tmp_path, wrap=poisoned(lambda n: n > 1))
+    assert len(rows(tmp_path)) == 4
+    given = batches(tokenizer, c)
+    order = [given.order[n] for n in range(4 * c.batch_size)]
+    expected = [[[f"record {i}"] for i in order[16 * n : 16 * n + 16]] for n in range(4)]
+    written = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
+    trained = sorted(path for path in start(c) if not path.startswith("image/encoders/"))
+    assert written == [{"step": n, "parameters": trained, "rows": expected[n - 1]} for n in (2, 3, 4)]
 
 
 def test_broken_losses_are_counted_anew_when_a_run_goes_on(tokenizer, tmp_path):
@@ -424,6 +441,27 @@ def test_broken_losses_are_counted_anew_when_a_run_goes_on(tokenizer, tmp_path):
     fit(config(**settings), tokenizer, tmp_path, wrap=poisoned(lambda n: n <= 2))
     lines = rows(tmp_path)
     assert [row["train/bad_steps"] for row in lines] == [1, 2, 3, 4, 4, 4]
+
+
+def test_an_attention_kernel_for_other_devices_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="attention=splash is for tpu devices, and these are cpu"):
+        fit(config(attention="splash"), tokenizer, tmp_path)
+    with pytest.raises(ConfigError, match="no attention kernel 'flash'; choose from dense, cudnn, splash"):
+        config(attention="flash")
+
+
+def test_rows_that_break_the_promise_to_the_attention_kernel_are_refused(tokenizer):
+    """Without packing a row is one dialogue, then padding; a kernel without segments relies on it."""
+    c = config()
+    batch = next(batches(tokenizer, c))
+    rows_as_promised(c, batch)
+    two = batch._replace(segments=batch.segments + (batch.positions > 20) * (batch.segments > 0))
+    before = batch._replace(segments=np.roll(batch.segments, 1, axis=1))
+    for broken in (two, before):
+        with pytest.raises(ConfigError, match=r"Set data\.packing=True"):
+            rows_as_promised(c, broken)
+    c.data.packing = True
+    rows_as_promised(c, two)
 
 
 def test_an_uneven_batch_is_refused(tokenizer, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import pytest
 
 from omnifusion_jax.config import DataConfig, ModelConfig, TrainConfig
@@ -13,6 +14,8 @@ from omnifusion_jax.training.resume import (
     meaning,
     same_data,
     same_reading,
+    same_versions,
+    versions,
     write_config,
 )
 from omnifusion_jax.training.workdir import locked
@@ -46,6 +49,10 @@ MEANT = {
     "init_from": "other",
     "optimizer__learning_rate": 1.0,
     "optimizer__schedule": "constant",
+    "optimizer__moments": "int8",
+    "lora__rank": 8,
+    "lora__alpha": 8.0,
+    "lora__base": "int8",
     "data__path": "b.json",
     "data__images": "elsewhere",
     "data__max_length": 100,
@@ -150,6 +157,14 @@ def test_a_data_file_that_was_edited_in_place(capsys):
         same_data(then, now, False)
     same_data(then, now, True)
     assert "goes on with what the file says now" in capsys.readouterr().out
+
+
+def test_other_libraries_are_said(capsys):
+    same_versions(versions())
+    assert capsys.readouterr().out == ""
+    same_versions({**versions(), "jax": "0.1.2"})
+    said = capsys.readouterr().out
+    assert f"\n  jax: '0.1.2' -> '{jax.__version__}'\n" in said and said.count(" -> ") == 2
 
 
 def test_phase_2_reads_as_phase_1_did(capsys):

@@ -70,6 +70,30 @@ def test_a_deferred_block_that_ends_does_not_forget():
         raise AssertionError("it went on")
 
 
+def test_with_several_hosts_a_signal_waits_until_all_know_of_it():
+    reached = []
+    with pytest.raises(Stopped), Stop(hosts=2) as stop, stop.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.check()
+        with stop.deferred(False):  # an evaluation, which is of all hosts, is not cut off by one
+            stop.check()
+        stop.agree([None, None])
+        reached.append("before they agreed")
+        stop.agree([stop.asked, None])
+        reached.append("after they agreed")
+    assert reached == ["before they agreed"] and stop.status == 0
+
+
+def test_a_signal_to_another_host_stops_this_one():
+    with pytest.raises(Stopped) as stopped, Stop(hosts=2, on_term=75) as stop, stop.deferred():
+        stop.agree([None, int(signal.SIGTERM)])
+    assert stop.asked == signal.SIGTERM and stopped.value.status == stop.status == 75
+    with pytest.raises(Stopped), Stop(on_term=75) as alone:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    assert alone.status == 130
+
+
 HASHES = """
 import hashlib, importlib.util, sys
 spec = importlib.util.spec_from_file_location("signals", sys.argv[1])
@@ -137,9 +161,10 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path, capfd):
     child = begin(workdir, 0, *options)
     with pytest.raises(ConfigError, match=f"in use by process {child.pid} "), locked(workdir):
         pass
+    asked = time.monotonic()
     child.send_signal(signal.SIGTERM)
     said, _ = child.communicate(timeout=120)
-    assert child.returncode == 0, said
+    assert child.returncode == 0 and time.monotonic() - asked < 30, said
     first = max(row["step"] for row in rows(workdir))
     assert 3 <= first < steps and f"stopped by SIGTERM: the state after step {first} is saved" in said
     assert (

@@ -106,6 +106,7 @@ def test_metrics():
 
     state, step = begin(loss, {"head": [1.0, 2.0]}, grad_accum=3)
     state, metrics = step(state, batch_of(3, weights=weights, kind=kind, items=np.array([2, 0, 1], np.int32)))
+    assert not metrics.pop("broken").any()
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
         {"loss": 11.0, "targets": 5, "tokens": 9, "images": 3, "grad_norm": 5.0, "bad": 0}
     )

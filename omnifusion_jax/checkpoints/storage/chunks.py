@@ -15,6 +15,7 @@ import tensorstore
 from etils import epath
 
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy, in_parallel, lazy
+from omnifusion_jax.paths import remote
 
 CHUNK_BYTES = 16 << 20
 
@@ -96,10 +97,12 @@ def stored(directory: Path, name: str, shape, dtype) -> Lazy:
     Indexing it reads only the chunks that hold the values asked for.
     """
     base = {"driver": "file", "path": f"{directory}/"}
+    if remote(directory):
+        base = tensorstore.KvStore.Spec(f"{directory}/").to_json()
     if ocp.type_handlers.is_ocdbt_checkpoint(epath.Path(directory)):
         kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
     else:
-        kvstore = {**base, "path": f"{directory}/{name}/"}
+        kvstore = {**base, "path": f"{base['path']}{name}/"}
     spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
 
     @functools.cache

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.paths import located, remote
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::(\w[\w.-]*(?:/\w[\w.-]*)*))?")  # org/name, org/name:folder
 SETTINGS = ["*.json", "*.jinja", "*.model"]
@@ -19,10 +20,11 @@ BESIDE = {  # files that belong to a folder and lie outside it: release 1.0
 
 
 def local(source: str | Path, files: bool = False, weights: bool = True) -> Path:
-    """The local directory of a source, which is downloaded where it names a repository.
+    """The directory of a source, which is downloaded where it names a repository.
 
-    A source is a directory, the name of a bundled model, `org/name` for a repository of the Hugging Face Hub,
-    or `org/name:folder` for one folder of a repository; then only that folder is downloaded.
+    A source is a directory, also in a store (gs://bucket/folder), the name of a bundled model, `org/name` for
+    a repository of the Hugging Face Hub, or `org/name:folder` for one folder of a repository; then only that
+    folder is downloaded.
     With `files`, a source may also be a file, which is returned as it is. Without `weights`, only settings
     and tokenizers are downloaded.
 
@@ -30,6 +32,10 @@ def local(source: str | Path, files: bool = False, weights: bool = True) -> Path
       CheckpointError: there is no such directory, and the repository or its folder cannot be reached.
     """
     source = locate(source)
+    if remote(place := located(source)):
+        if not place.is_dir():
+            raise CheckpointError(f"{source}: there is no such folder")
+        return place
     if Path(source).is_dir() or (files and Path(source).is_file()):
         return Path(source)
     hub_id = HUB_ID.fullmatch(str(source))

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.paths import located
 
 
 def read_json(path: str | Path) -> dict:
@@ -14,7 +15,7 @@ def read_json(path: str | Path) -> dict:
       CheckpointError: the file is not valid JSON, or does not hold an object.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(located(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error!s:.200})") from error
     if not isinstance(values, dict):
@@ -23,7 +24,7 @@ def read_json(path: str | Path) -> dict:
 
 
 def write_json(path: str | Path, values):
-    Path(path).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    located(path).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def section(settings: dict, name: str, where: str | Path) -> dict:

@@ -7,19 +7,21 @@ import shutil
 from pathlib import Path
 
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.paths import located, remote, removed
 
 # These words are all that tensorstore's errors say of a full disk.
 FULL = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT)]
 
 
 def unfinished(directory: str | Path) -> Path:
-    """Where `directory` is written until it is complete."""
-    return Path(directory).with_name(Path(directory).name + ".unfinished")
+    """Where `directory` is written until it is complete: beside it, or in a store, in its place."""
+    directory = located(directory)
+    return directory if remote(directory) else directory.with_name(f"{directory.name}.unfinished")
 
 
 def check_free(directory: str | Path):
     """Raises CheckpointError where `directory` is a file, or a directory that is not empty."""
-    directory = Path(directory)
+    directory = located(directory)
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise CheckpointError(
             f"{directory} exists already and is not overwritten. Remove it, or give another name."
@@ -46,18 +48,20 @@ def written_beside(directory: str | Path, size: int = 0):
     Raises:
       CheckpointError: `directory` exists already and is not empty, or the disk is full.
     """
-    directory = Path(directory)
+    directory = located(directory)
     check_free(directory)
     partial = unfinished(directory)
-    shutil.rmtree(partial, ignore_errors=True)
-    check_space(directory, size)
-    partial.mkdir(parents=True)
+    removed(partial)
+    if partial != directory:
+        check_space(directory, size)
+    partial.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
-        check_free(directory)  # again, because writing may have taken hours
-        partial.replace(directory)
+        if partial != directory:
+            check_free(directory)  # again, because writing may have taken hours
+            partial.replace(directory)
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        removed(partial)
         if any(said in str(error) for said in FULL):
             needed = f" {size:,} bytes are needed." if size else ""
             raise CheckpointError(

@@ -11,6 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 from omnifusion_jax.config import AdapterConfig, EncoderConfig
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.init import INITS
+from omnifusion_jax.nn.linear import product
 from omnifusion_jax.nn.norms import LayerNorm
 
 
@@ -29,7 +30,7 @@ class LayerMap(nnx.Module):
 
     def __call__(self, norm, state):  # [batch, rows, width] to float32[batch, rows, out]
         x = (self.norm or norm)(state)
-        y = jnp.einsum("btd,de->bte", x, self.kernel[...], preferred_element_type=jnp.float32)
+        y = product(x, self.kernel[...], dtype=jnp.float32)
         y = y if self.bias is None else y + self.bias[...].astype(jnp.float32)
         return y * self.weight[...].astype(jnp.float32)
 

@@ -1,0 +1,106 @@
+"""Low-rank factors beside the decoder's kernels, and kernels of integers under them."""
+
+import functools
+import re
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+
+from omnifusion_jax.config import LoraConfig, ModelConfig, check
+from omnifusion_jax.models.omnifusion import OmniFusion
+from omnifusion_jax.nn import nnx, quantized
+from omnifusion_jax.nn.linear import Linear
+
+KERNEL = r"decoder/layers/.*/kernel"  # those that can have factors, and be kept as integers
+
+
+def targets(c: LoraConfig, paths: Iterable[str]) -> list[str]:
+    """The paths of the kernels that have factors."""
+    return [path for path in paths if c.rank and re.fullmatch(c.targets, path)]
+
+
+def add_factors(module, c: LoraConfig, *, rngs: nnx.Rngs):
+    """Puts factors beside the kernels of a module that `c.targets` matches.
+
+    Raises: ConfigError when it matches nothing, or anything but kernels of linear maps of the decoder.
+    """
+    found = targets(c, nnx.parameters(module))
+    check(bool(found or not c.rank), f"lora.targets: no parameter matches {c.targets!r}")
+    for path in found:
+        owner = nnx.owner(module, path)
+        check(
+            isinstance(owner, Linear) and re.fullmatch(KERNEL, path) is not None,
+            f"lora.targets matches {path}, which is no kernel of a linear map in the decoder's layers",
+        )
+        owner.add_factors(c.rank, c.alpha, rngs=rngs)
+
+
+def outline(model: ModelConfig, c: LoraConfig):
+    """The model with its factors, and with shapes in place of arrays."""
+
+    def make():
+        rngs = nnx.Rngs(0)
+        module = OmniFusion(model, rngs=rngs)
+        add_factors(module, c, rngs=rngs)
+        return module
+
+    return nnx.eval_shape(make)
+
+
+def add_scales(module, paths: Iterable[str]):
+    """Makes room for scales beside those of the kernels at `paths` that can be kept as integers."""
+    found = [path for path in paths if re.fullmatch(KERNEL, path)]
+    check(bool(found), "lora.base: no kernel of a decoder is frozen, so that none can be kept as integers")
+    for path in found:
+        owner = nnx.owner(module, path)
+        check(owner.ins[-1] % 4 == 0, f"lora.base: {path} has {owner.ins[-1]} inputs, no multiple of 4")
+        owner.add_scales()
+
+
+def quantised(arrays: dict, kind: str) -> dict:
+    """{path: array} with integers at the kernels that have room for scales beside them.
+
+    Kernels are taken out of `arrays` one after the other, so that no two copies of all are held.
+    """
+    found = {}
+    for path in [path for path in arrays if path.endswith("/kernel_scale")]:
+        kernel = path.removesuffix("_scale")
+        found[kernel], found[path] = quantise(arrays.pop(kernel), arrays.pop(path).shape, kind)
+    return {**arrays, **found}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def quantise(kernel, scales_shape, kind):
+    """A stack of kernels as `quantized.quantise` gives them, one layer after the other."""
+    return jax.lax.map(lambda layer: quantized.quantise(layer, scales_shape[1:], kind), kernel)
+
+
+def merged(arrays: dict, c: LoraConfig, dtype) -> dict:
+    """{path: array} of the plain model: kernels of integers as values, and factors added to their kernels.
+
+    What is merged is of `dtype`, other arrays are as they were.
+    """
+    found = {}
+    for path, a in arrays.items():
+        if path.endswith(("/lora_a", "/lora_b", "/kernel_scale")):
+            continue
+        owner, _, name = path.rpartition("/")
+        beside = {key: arrays.get(f"{owner}/{key}") for key in ("kernel_scale", "lora_a", "lora_b")}
+        changes = name == "kernel" and any(b is not None for b in beside.values())
+        found[path] = merge(a, **beside, scale=c.alpha / max(c.rank, 1), dtype=dtype) if changes else a
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("scale", "dtype"))
+def merge(kernel, kernel_scale, lora_a, lora_b, scale, dtype):
+    """A stack of kernels with its scales and factors, one layer after the other: values are float32."""
+
+    def one(layer):
+        kernel, kernel_scale, lora_a, lora_b = layer
+        found = kernel if kernel_scale is None else quantized.values(kernel, kernel_scale)
+        if lora_a is not None:
+            found = found + scale * jnp.tensordot(lora_a, lora_b, 1, precision="highest")
+        return found.astype(dtype)
+
+    return jax.lax.map(one, (kernel, kernel_scale, lora_a, lora_b))

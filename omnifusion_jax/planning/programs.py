@@ -1,0 +1,186 @@
+"""The programs that a plan compiles: those that run, on shapes."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from omnifusion_jax import sharding
+from omnifusion_jax.batch import Form, assembled, shapes
+from omnifusion_jax.config import GenerationConfig, TrainConfig, check
+from omnifusion_jax.data.reading import row_room
+from omnifusion_jax.inference import decode, prompts
+from omnifusion_jax.inference.logits import Rules, knobs
+from omnifusion_jax.models import flops
+from omnifusion_jax.models.axes import placements
+from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.nn import nnx
+from omnifusion_jax.tables import MODALITIES, OBJECTIVES
+from omnifusion_jax.training.program import make_program
+from omnifusion_jax.training.step import batch_sharding
+
+
+class Work(NamedTuple):
+    """A program to compile, and what is known of it beforehand."""
+
+    lower: Callable[[], jax.stages.Lowered]
+    mesh: Mesh
+    held: dict[str, Any]  # {kind of bytes: arrays}: what the program is given
+    made: dict[str, Any]  # {kind of bytes: arrays}: what it surely makes on the way
+    flops: dict[str, float]  # by part of the model, on all devices
+    rows: int  # on all devices, at a time
+    length: int  # tokens of a row
+
+
+def train_step(config: TrainConfig, mesh: Mesh) -> Work:
+    """The step of a run, on batches whose rows are full, each of one dialogue."""
+    program, batch = make_program(config, mesh), batch_of(config, mesh)
+    shares = flops.trained_shares(config.model, program.state.params, program.frozen)
+    return Work(
+        lower=lambda: program.step.lower(program.state, program.frozen, batch),
+        mesh=mesh,
+        held={
+            "parameters": (program.state.params, program.frozen),
+            "moments": program.state.optimizer,
+            "pictures": batch.media,
+            "tokens": batch._replace(media={}),
+        },
+        made={"gradients": program.state.params},
+        flops=flops.step(config.model, load_of(config, batch), shares),
+        rows=len(batch.tokens) // config.grad_accum,
+        length=batch.tokens.shape[1],
+    )
+
+
+def batch_of(config: TrainConfig, mesh: Mesh):
+    """The Batch of a run as shapes, with room for all the pictures that its rows can have."""
+    objective = OBJECTIVES[config.objective]
+    check(objective.text, f"plans know what dialogues take; objective={config.objective} has none")
+    return batch_like(config, mesh, config.batch_size * objective.rows, config.grad_accum)
+
+
+def batch_like(config, mesh, rows, portions=1, length=None):
+    streams = config.model.streams
+    processors = {name: MODALITIES[name].processor.of(c) for name, c in streams.items()}
+    tiles = {name: processors[name].tile(i) for i, name in enumerate(streams)}
+    most = max(processor.room for processor in processors.values())
+    tokens, usual = row_room(config.data, tiles, most)
+    pools = portions * sharding.ways(mesh, "batch")
+    form = Form(rows, length or tokens, pools, dict.fromkeys(tiles, usual * (rows // pools)))
+    spread = batch_sharding(mesh)
+    arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=spread) for shape, dtype in shapes(form, tiles)]
+    return assembled(arrays, tiles)
+
+
+def load_of(config, batch, tokens=None) -> flops.Load:
+    """What a batch is for a model when its rows are full and each is one dialogue."""
+    rows, length = batch.tokens.shape
+    place = np.arange(length)
+    window = config.model.decoder.window
+    seen = float(flops.pairs(place, np.ones_like(place), window))
+    tiles = {name: math.prod(views[0].shape[:2]) for name, views in batch.media.items()}
+    return flops.Load(rows * length, rows * seen, tiles)
+
+
+def forward_flops(config, load):
+    return {part: sum(products) for part, products in flops.forward(config.model, load).items()}
+
+
+def prefill(config: TrainConfig, mesh: Mesh) -> Work:
+    """The program that reads prompts of `data.max_length` positions, whose pictures are embedded already."""
+    module, rules, settings = model_of(config, mesh), *asked(config)
+    rows = config.batch_size // config.grad_accum
+    batch = batch_like(config, mesh, rows, length=prompts.bucket(config.data.max_length))
+    plane = lambda a, *axes: jax.ShapeDtypeStruct(
+        a.shape, a.dtype, sharding=sharding.sharding(mesh, axes, a.shape)
+    )
+    x = plane(jax.eval_shape(lambda m, b: m.embed(b), module, batch), "batch", None, None)
+    words = plane(jax.ShapeDtypeStruct((rows, 2), np.uint32), "batch", None)
+    load = load_of(config, batch)._replace(tiles={})
+    found = forward_flops(config, load)
+    found["head"] *= rows / load.tokens  # of the last position alone
+    return Work(
+        lower=lambda: decode.start.lower(
+            module.decoder, x, batch.segments, batch.positions, words, settings, rules
+        ),
+        mesh=mesh,
+        held={"parameters": module.decoder, "tokens": (x, batch.segments, batch.positions)},
+        made={},
+        flops=found,
+        rows=rows,
+        length=batch.tokens.shape[1],
+    )
+
+
+def decode_step(config: TrainConfig, mesh: Mesh) -> Work:
+    """The program that writes answers, one token after the other; its figures are those of one token."""
+    before = prefill(config, mesh)
+    module, rules, settings = model_of(config, mesh), *asked(config)
+    with jax.set_mesh(mesh):
+        x, segments, positions = before.held["tokens"]
+        words = jax.ShapeDtypeStruct((before.rows, 2), np.uint32)
+        state = jax.eval_shape(
+            lambda *given: decode.start(*given, settings, rules),
+            module.decoder,
+            x,
+            segments,
+            positions,
+            words,
+        )
+
+    def place(a, *axes):
+        axes = axes or ("batch", *(None,) * (a.ndim - 1))
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.sharding(mesh, axes, a.shape))
+
+    alone = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.replicated(mesh))
+    state = state._replace(
+        step=alone(state.step),
+        knobs=jax.tree.map(alone, state.knobs),
+        cache=jax.tree.map(lambda a: place(a, "batch", "kv_heads", None, None), state.cache),
+        segments=place(state.segments),
+        positions=place(state.positions),
+        search=jax.tree.map(place, state.search),
+    )
+    length = state.segments.shape[1]
+    window = config.model.decoder.window or length
+    load = flops.Load(before.rows, before.rows * min(length, window), {})
+    return Work(
+        lower=lambda: decode.advance.lower(module.decoder, state, np.int32(rules.room), rules),
+        mesh=mesh,
+        held={"parameters": module.decoder, "cache": state.cache, "tokens": state._replace(cache=[])},
+        made={},
+        flops=forward_flops(config, load),
+        rows=before.rows,
+        length=length,
+    )
+
+
+def asked(config):
+    """(Rules, Knobs) of greedy answers as long as those of an evaluation."""
+    generation = GenerationConfig(max_new_tokens=config.eval.max_new_tokens)
+    room = prompts.bucket(generation.max_new_tokens)
+    return Rules(eos=2, pad=0, room=room), knobs(generation, room)
+
+
+def model_of(config: TrainConfig, mesh: Mesh):
+    """The module as it is loaded for answers: layers in a list, all in the compute dtype."""
+    module = abstract(config.model)
+    arrays = nnx.parameters(module)
+    arrays = sharding.placed(arrays, placements(mesh, arrays))
+    module = nnx.with_parameters(module, arrays)
+
+    def one(a):
+        spec = jax.sharding.PartitionSpec(*a.sharding.spec[1:])
+        return jax.ShapeDtypeStruct(a.shape[1:], a.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+    layer = jax.tree.map(one, module.decoder.layers)
+    module.decoder.layers = nnx.List([layer] * config.model.decoder.layers)
+    dtype = jnp.dtype(config.compute_dtype)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype, sharding=a.sharding), module)
+
+
+WHAT = {"step": train_step, "prefill": prefill, "decode": decode_step}

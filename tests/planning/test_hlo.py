@@ -1,0 +1,105 @@
+"""What devices exchange, read from compiled programs whose exchanges are known."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from omnifusion_jax import sharding
+from omnifusion_jax.planning import hlo
+
+WIDTH, LAYERS = 64, 5
+
+
+def compiled(program, *shapes):
+    """The exchanges of a program on eight devices; shapes come with their specs."""
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    given = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+        for shape, spec in shapes
+    ]
+    with jax.set_mesh(mesh):
+        return hlo.collectives(jax.jit(program).lower(*given).compile().as_text())
+
+
+def test_a_loop_exchanges_as_often_as_it_runs():
+    """The weight of each layer, spread over four devices, is gathered; each device has rows of its own."""
+
+    def layers(x, weights):
+        def layer(x, w):
+            x = sharding.constrain(x, "batch", None)
+            return jnp.tanh(x @ w), None
+
+        return jax.lax.scan(layer, x, weights)[0]
+
+    (found,) = compiled(layers, ((8, WIDTH), ("fsdp", None)), ((LAYERS, WIDTH, WIDTH), (None, "fsdp", None)))
+    assert (found.kind, found.times, found.devices) == ("all-gather", LAYERS, 4)
+    assert found.received == 3 * WIDTH // 4 * WIDTH * 4
+    assert found.type in (f"f32[{WIDTH // 4},{WIDTH}]", f"f32[1,{WIDTH // 4},{WIDTH}]")
+
+
+@pytest.mark.parametrize(("spec", "devices"), [(("fsdp",), 4), (("tensor",), 2), ((("fsdp", "tensor"),), 8)])
+def test_a_sum_over_devices(spec, devices):
+    (found,) = compiled(lambda x: x.sum(axis=0), ((8, WIDTH), spec))
+    assert (found.kind, found.times, found.devices, found.type) == ("all-reduce", 1, devices, f"f32[{WIDTH}]")
+    assert found.received == 2 * (devices - 1) / devices * WIDTH * 4
+
+
+def test_one_device_exchanges_nothing():
+    text = jax.jit(lambda x: x @ x).lower(jnp.zeros((4, 4))).compile().as_text()
+    assert hlo.collectives(text) == []
+
+
+TEXT = """HloModule step, num_partitions=4
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner (p: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %p = (s32[], bf16[8,16]{1,0:T(8,128)(2,1)}) parameter(0)
+  %x = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %r = bf16[2,16]{1,0} reduce-scatter(%x), replica_groups=[1,4]<=[4], dimensions={0}, to_apply=%add
+  %g = (bf16[2,16]{1,0}, bf16[8,16]{1,0}) all-gather-start(%r), replica_groups={{0,1,2,3}}, dimensions={0}
+  %h = bf16[8,16]{1,0} all-gather-done(%g)
+  ROOT %t = (s32[], bf16[8,16]{1,0}) tuple(%i, %h)
+}
+
+%outer (p: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %q = (s32[], bf16[8,16]{1,0}) parameter(0)
+  ROOT %w = (s32[], bf16[8,16]{1,0}) while(%q), condition=%c, body=%inner, backend_config={TRIPS:{"n":"3"}}
+}
+
+%c (p: (s32[], bf16[8,16])) -> pred[] {
+  ROOT %always = pred[] constant(true)
+}
+
+ENTRY %main (x: s8[10], y: f32[3,3]) -> f32[] {
+  %x = s8[10]{0} parameter(0)
+  %y = f32[3,3]{1,0} parameter(1)
+  %p = s8[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %both = (s8[10]{0}, f32[3,3]{1,0}) all-reduce(%x, %y), replica_groups={}, to_apply=%add
+  ROOT %w = (s32[], bf16[8,16]{1,0}) while(%z), condition=%c, body=%outer, backend_config={TRIPS:{"n":"5"}}
+}
+""".replace("TRIPS", '"known_trip_count"')
+
+
+def test_every_kind_in_loops_within_loops():
+    found = {one.kind: one for one in hlo.collectives(TEXT)}
+    assert {kind: (one.times, one.devices, one.received) for kind, one in found.items()} == {
+        "collective-permute": (1, 4, 10),
+        "all-reduce": (1, 4, 1.5 * (10 + 36)),
+        "reduce-scatter": (15, 4, 0.75 * 256),
+        "all-gather": (15, 4, 3 * 64),
+    }
+    assert found["reduce-scatter"].type == "bf16[8,16]"
+
+
+@pytest.mark.parametrize(
+    ("type", "size"),
+    [("pred[3]", 3), ("s4[8]", 4), ("f8e4m3fn[2,2]", 4), ("f32[]", 4), ("(bf16[2], u32[2])", 12)],
+)
+def test_sizes(type, size):
+    assert hlo.size_of(type) == size

@@ -1,0 +1,91 @@
+"""Runs that are killed (`kill -9`) at random moments, also while they save: they end as if nothing had been.
+
+`KILLS=20 python -m pytest tests/training/test_killed.py` kills twenty times, `SEED` chooses other moments.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from conftest import FAST_COMPILATION, ROOT
+from killed import EVALUATES, SAVES
+from processes import begin_module
+
+KILLS, SEED = int(os.environ.get("KILLS", "4")), int(os.environ.get("SEED", "0"))
+STEPS = 12 * KILLS
+TIMES = ("train/tokens_per_s", "train/images_per_s", "train/input_wait")
+
+
+def begin(workdir):
+    """Starts the run, or goes on with it."""
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILATION, "PYTHONPATH": str(ROOT)}
+    said = workdir.with_suffix(".said")
+    return begin_module("killed", [str(workdir), str(STEPS)], ROOT / "tests", environment, os.devnull, said)
+
+
+def rows(workdir):
+    """The whole lines of metrics so far."""
+    file = workdir / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def saving(workdir):
+    return any(workdir.glob("checkpoints/*tmp*"))
+
+
+def kill(child, workdir, rng, while_saving):
+    """Kills the run some steps after it began: while a checkpoint is half written, or whenever it may be.
+
+    Returns whether a checkpoint was half written then.
+    """
+    begun, goal = len(rows(workdir)), rng.randrange(1, 6)
+    until = time.monotonic() + 300
+    while child.is_alive() and time.monotonic() < until:
+        if len(rows(workdir)) - begun >= goal and (saving(workdir) or not while_saving):
+            break
+        time.sleep(0.001)
+    time.sleep(rng.random() * (0.004 if while_saving else 0.02))
+    assert child.is_alive(), workdir.with_suffix(".said").read_text()[-2000:]
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    return saving(workdir)
+
+
+def last(workdir):
+    """Parameters, optimizer and place in the data after the last step, read without this library."""
+    with ocp.CheckpointManager(workdir / "checkpoints", item_names=("state", "position")) as manager:
+        found = manager.restore(
+            STEPS, args=ocp.args.Composite(state=ocp.args.StandardRestore(), position=ocp.args.JsonRestore())
+        )
+    return found.state, found.position["data"]
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
+    rng, halves = random.Random(SEED), 0
+    for i in range(KILLS):
+        halves += kill(begin(tmp_path / "killed"), tmp_path / "killed", rng, while_saving=i % 2 == 0)
+    for workdir in (tmp_path / "killed", tmp_path / "whole"):
+        child = begin(workdir)
+        child.join(600)
+        assert child.exitcode == 0, workdir.with_suffix(".said").read_text()[-2000:]
+    assert halves, "no kill met a save"
+    killed, whole = (
+        [{name: value for name, value in row.items() if name not in TIMES} for row in rows(tmp_path / name)]
+        for name in ("killed", "whole")
+    )
+    assert killed == whole and [row["step"] for row in whole if "train/loss" in row] == [*range(1, STEPS + 1)]
+    (state, data), (expected, expected_data) = last(tmp_path / "killed"), last(tmp_path / "whole")
+    assert data == expected_data and len(jax.tree.leaves(state)) > 30
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    kept = lambda name: sorted(int(path.name) for path in (tmp_path / name / "checkpoints").iterdir())
+    figures = {row["step"]: row["eval/loss"] for row in whole if "eval/loss" in row}
+    assert figures.pop(STEPS)  # the last evaluation comes after the last save
+    best = min(figures, key=figures.get)
+    saved = [n for n in range(1, STEPS + 1) if n % SAVES == 0 or n % EVALUATES == 0]
+    assert kept("killed") == kept("whole") == sorted({best, *saved[-2:]})
