@@ -185,6 +185,17 @@ def test_a_worker_that_is_killed_is_named_with_the_record_it_was_reading():
         made.look(9)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_a_scheduler_sends_to_every_process_does_not_end_a_worker(number):
+    made = made_by(lambda i: [sample(i)], 1)
+    (outline,) = looks(made, 1)[0]  # it is there, and reads
+    (maker,) = made.makers
+    os.kill(maker.worker.process.pid, number)
+    made.ask([(1, 1)])
+    assert outline.length == 1 and made.look(1)[0].length == 2
+    made.close()
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_memory_is_shared_and_leaves_nothing_behind(tmp_path, monkeypatch, named):
     if named:  # as on systems other than Linux
