@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 
+import grain  # noqa: F401  it defines flags, which flagsaver would forget
 import numpy as np
 import pytest
 from absl.testing import flagsaver

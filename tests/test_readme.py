@@ -24,10 +24,12 @@ from processes import run_module
 from omnifusion_jax import shipped
 from omnifusion_jax.batch import outline
 from omnifusion_jax.checkpoints.storage.bundled import BUNDLED, locate
+from omnifusion_jax.chips import CHIPS
 from omnifusion_jax.cli import command
 from omnifusion_jax.cli.overrides import ConfigFlags
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.planning import topology
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -235,6 +237,22 @@ def check_train(arguments, desk):
     config.value.validate()
 
 
+def check_plan(arguments, desk):
+    """The same; what is planned is not compiled, which takes minutes."""
+    here = flags.FlagValues()
+    config = ConfigFlags(here)
+    for name in ("topology", "device", "what"):
+        flags.DEFINE_string(name, None, "", flag_values=here)
+    flags.DEFINE_integer("rows", None, "", flag_values=here)
+    flags.DEFINE_bool("search", False, "", flag_values=here)
+    command.parsed(["plan", *arguments], list(here), [config], here)
+    assert here.what in (None, "step", "prefill", "decode")
+    assert (here.topology is None) != (here.device is None)
+    assert (here.topology or "v4").split("-")[0] in topology.TPUS
+    assert (here.device or "h100").split("x")[0] in CHIPS
+    config.value.validate()
+
+
 def check_pytest(arguments, desk):
     assert all((ROOT / a).exists() for a in arguments if a.startswith("tests"))
 
@@ -278,6 +296,7 @@ CHECKS = {
     "python -m omnifusion_jax.chat": check_chat,
     "python -m omnifusion_jax.check_data": check_check_data,
     "python -m omnifusion_jax.train": check_train,
+    "python -m omnifusion_jax.plan": check_plan,
     "launch/local.py": check_launch(sys.executable, "launch/local.py"),
     "launch/gpu.sh": check_launch("launch/gpu.sh"),
     "sbatch launch/slurm.sbatch": check_launch("bash", "launch/slurm.sbatch"),
