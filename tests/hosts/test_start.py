@@ -27,8 +27,12 @@ def workdir(tmp_path):
 
 
 def test_hosts_that_were_started_alike_go_on(workdir, monkeypatch):
-    monkeypatch.setattr(hosts, "here", Two(lambda thing: thing))
+    compared = []
+    monkeypatch.setattr(hosts, "here", Two(lambda thing: compared.append(thing) or thing))
     same_start(TrainConfig(), workdir)
+    (digest, where), sees = compared
+    same_start(TrainConfig(seed=1), workdir)
+    assert where == str(workdir) and sees is True and compared[2][0] != digest
 
 
 def test_a_host_with_another_config_is_named(workdir, monkeypatch):
