@@ -7,6 +7,11 @@ or a file of your own that ends in .py.
 import shlex
 import sys
 
+from omnifusion_jax.cli import huge_pages
+
+if __name__ == "__main__":  # before the libraries that follow are loaded, twice for nothing
+    huge_pages.ensure("omnifusion_jax.train")
+
 from absl import flags
 
 from omnifusion_jax import hosts, run
