@@ -62,6 +62,11 @@ REPLAY = flags.DEFINE_integer(
     "Train nothing: run this step of the run in the workdir again, and say which of its examples have a NaN "
     "or infinite loss or gradient. Nothing in the workdir is changed.",
 )
+PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "Steps, FIRST:LAST, of which a trace for xprof and TensorBoard is written to the workdir's profile/.",
+)
 
 
 def main(_):
@@ -80,7 +85,7 @@ def main(_):
                 print(*found.lines(), sep="\n")
                 return 0
             with Stop(hosts.count(), TERM_STATUS.value) as stop, watched():
-                figures = run.train(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
+                figures = run.train(config, WORKDIR.value, ALLOW_CHANGE.value, stop, PROFILE.value)
     except Stopped:
         state = f"the state after step {stop.step} is saved" if stop.step else "there is nothing new to save"
         print(
