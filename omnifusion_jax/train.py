@@ -18,6 +18,7 @@ from omnifusion_jax import hosts, run
 from omnifusion_jax.changes import changes
 from omnifusion_jax.cli import command
 from omnifusion_jax.cli.overrides import ConfigFlags
+from omnifusion_jax.config import check
 from omnifusion_jax.hosts.company import BEAT, SILENCE
 from omnifusion_jax.training.preemption import watched
 from omnifusion_jax.training.signals import Stop, Stopped
@@ -77,6 +78,7 @@ def main(_):
     """
     config = CONFIG.value
     config.validate()
+    check(REPLAY.value is None or PROFILE.value is None, "--profile is for a run: --replay trains nothing")
     try:
         with hosts.started(HOSTS.value, HOST.value, OF.value, HOST_TIMEOUT.value):
             print(changes(config, CONFIG.file), f"All of it: {WORKDIR.value}/config.json", sep="\n")

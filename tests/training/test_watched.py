@@ -9,6 +9,8 @@ import pytest
 import tiny
 from runs import batches, config, rows, start
 
+import omnifusion_jax as of
+from omnifusion_jax import shipped
 from omnifusion_jax.config import CheckpointConfig
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.evaluation.exact_match import Record
@@ -103,6 +105,13 @@ def test_a_span(text, expected):
 def test_a_span_that_is_none(text):
     with pytest.raises(ConfigError, match=f"--profile={text}"):
         Span.read(text).inside(100)
+
+
+def test_a_span_outside_of_the_run_is_refused_before_anything_is_done(tmp_path):
+    c = shipped.load("tiny:sft")
+    with pytest.raises(ConfigError, match=f"--profile=1:{c.steps + 1}: the run has the steps 1 to {c.steps}"):
+        of.train(c, tmp_path / "run", profile=f"1:{c.steps + 1}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_and_biases_gets_what_tensorboard_gets(tmp_path, wandb):
