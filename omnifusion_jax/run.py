@@ -44,6 +44,7 @@ from omnifusion_jax.training import loop, resume
 from omnifusion_jax.training.checkpoint import newest, restore_params, steps
 from omnifusion_jax.training.evaluating import Evaluations
 from omnifusion_jax.training.lines import read_rows
+from omnifusion_jax.training.profile import Span
 from omnifusion_jax.training.replay import Replay
 from omnifusion_jax.training.replay import replay as run_again
 from omnifusion_jax.training.signals import Stop
@@ -57,7 +58,11 @@ FREE = {"adapter": ("dropout", "init"), "decoder": ("max_length",)}
 
 
 def train(
-    config: TrainConfig, workdir: str | Path, allow_change: bool = False, stop: Stop | None = None
+    config: TrainConfig,
+    workdir: str | Path,
+    allow_change: bool = False,
+    stop: Stop | None = None,
+    profile: str | None = None,
 ) -> dict:
     """Trains as `config` says, and writes the model, the summary and the report to `workdir`.
 
@@ -69,12 +74,14 @@ def train(
       allow_change: resume although settings that change what the run means are not those it was begun with;
         they are printed.
       stop: may end the run early.
+      profile: steps that are traced into WORKDIR/profile, such as "10:20".
     Returns: the figures of summary.json. "problems", if present, is a list of sentences: the model is
       written, but nothing was learned.
     Raises: OmniFusionError, and Stopped.
     """
     config, workdir = completed(config), located(workdir)
     objective = OBJECTIVES[config.objective]
+    span = profile and Span.read(profile).inside(config.steps)
     with locked(workdir) if hosts.first() else contextlib.nullcontext():
         same_start(config, workdir)
         hosts.by_first(lambda: resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change))
@@ -83,7 +90,9 @@ def train(
         batches = objective.batches(config, tokenizer)
         try:
             evaluations = Evaluations(evaluator(config, tokenizer), config)
-            trained, frozen = loop.train(config, workdir, batches, given, evaluations, allow_change, stop)
+            trained, frozen = loop.train(
+                config, workdir, batches, given, evaluations, allow_change, stop, span
+            )
         finally:
             batches.close()
         with writing(workdir):

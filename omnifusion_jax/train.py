@@ -7,12 +7,18 @@ or a file of your own that ends in .py.
 import shlex
 import sys
 
+from omnifusion_jax.cli import huge_pages
+
+if __name__ == "__main__":  # before the libraries that follow are loaded, twice for nothing
+    huge_pages.ensure("omnifusion_jax.train")
+
 from absl import flags
 
 from omnifusion_jax import hosts, run
 from omnifusion_jax.changes import changes
 from omnifusion_jax.cli import command
 from omnifusion_jax.cli.overrides import ConfigFlags
+from omnifusion_jax.config import check
 from omnifusion_jax.hosts.company import BEAT, SILENCE
 from omnifusion_jax.training.preemption import watched
 from omnifusion_jax.training.signals import Stop, Stopped
@@ -57,6 +63,11 @@ REPLAY = flags.DEFINE_integer(
     "Train nothing: run this step of the run in the workdir again, and say which of its examples have a NaN "
     "or infinite loss or gradient. Nothing in the workdir is changed.",
 )
+PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "Steps, FIRST:LAST, of which a trace for xprof and TensorBoard is written to the workdir's profile/.",
+)
 
 
 def main(_):
@@ -67,6 +78,7 @@ def main(_):
     """
     config = CONFIG.value
     config.validate()
+    check(REPLAY.value is None or PROFILE.value is None, "--profile is for a run: --replay trains nothing")
     try:
         with hosts.started(HOSTS.value, HOST.value, OF.value, HOST_TIMEOUT.value):
             print(changes(config, CONFIG.file), f"All of it: {WORKDIR.value}/config.json", sep="\n")
@@ -75,7 +87,7 @@ def main(_):
                 print(*found.lines(), sep="\n")
                 return 0
             with Stop(hosts.count(), TERM_STATUS.value) as stop, watched():
-                figures = run.train(config, WORKDIR.value, ALLOW_CHANGE.value, stop)
+                figures = run.train(config, WORKDIR.value, ALLOW_CHANGE.value, stop, PROFILE.value)
     except Stopped:
         state = f"the state after step {stop.step} is saved" if stop.step else "there is nothing new to save"
         print(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from omnifusion_jax.batch import Batch
+from omnifusion_jax.batch import FEATURE, TEXT, Batch
 from omnifusion_jax.config import DecoderConfig, EncoderConfig, ImageConfig, ModelConfig, adapter
 from omnifusion_jax.models import flops
 from omnifusion_jax.models.omnifusion import abstract
@@ -155,6 +155,28 @@ def test_pairs_are_those_that_the_mask_lets_through():
     for window in (None, 1, 3):
         mask = AttentionSpec.of(segments, positions, window).mask()
         assert flops.pairs(positions, segments, window) == mask.sum()
+
+
+def test_a_batch_counts_without_its_padding():
+    """Two pools of two rows with room for three tiles: three are shown in the first, one in the second."""
+    c = tiny.config()
+    c.decoder.window, rows = None, c.image.rows
+    segments = np.zeros((4, 4 * rows), np.int32)
+    lengths = [2 * rows + 1, rows + 2, 5, rows]
+    for row, length in enumerate(lengths):
+        segments[row, :length] = 1
+    kind, index = segments * TEXT, np.zeros_like(segments)
+    kind[0, 1 : 2 * rows + 1], index[0, 1 : 2 * rows + 1] = FEATURE, np.arange(2 * rows)
+    kind[1, :rows], index[1, :rows] = FEATURE, np.arange(rows)[::-1] + 2 * rows
+    kind[3, :rows], index[3, :rows] = FEATURE, np.arange(rows)
+    positions = np.tile(np.arange(4 * rows, dtype=np.int32), (4, 1))
+    media = {"image": (np.zeros((2, 3, 8, 8, 3), np.uint8),)}
+    given = Batch(segments, kind, index, segments, segments, positions, np.array([2, 1, 0, 1]), media)
+    found = jax.jit(lambda batch: flops.load(c, batch))(given)
+    assert found.tokens == sum(lengths) and found.tiles == {"image": 4}
+    assert found.pairs == sum(n * (n + 1) / 2 for n in lengths)
+    empty = given._replace(kind=segments * TEXT, media={"image": (np.zeros((2, 0, 8, 8, 3), np.uint8),)})
+    assert flops.load(c, empty).tiles == {"image": 0}
 
 
 def test_a_kind_of_ones_own_counts_its_parameters(monkeypatch):

@@ -236,6 +236,7 @@ class TrainConfig:
     spread_sequence: bool = False
     max_bad_steps: int = 10  # steps with a NaN or infinite loss that are skipped before the run stops
     log_every: int = 10  # steps between lines of metrics
+    wandb: str = ""  # project of Weights & Biases to which figures go too (pip install wandb); empty: to none
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from omnifusion_jax.batch import FEATURE, PADDING, Batch
 from omnifusion_jax.config import DecoderConfig, EncoderConfig, ModelConfig, StreamConfig, part_of
 from omnifusion_jax.models.adapters.mixed import MixSettings
 from omnifusion_jax.nn import nnx
@@ -111,6 +112,24 @@ def trained_shares(c: ModelConfig, trained: Mapping[str, Any], frozen: Mapping[s
             learning[part] = learning.get(part, 0) + counts * a.size
     found = {part: learning[part] / size for part, size in sizes.items() if size}
     return found | ({"head": found["embed"]} if c.decoder.tied and "embed" in found else {})
+
+
+def load(c: ModelConfig, batch: Batch) -> Load:
+    """What a Batch is for a model, in numbers of float32; padding and blank tiles are left out."""
+    return Load(
+        tokens=(batch.kind != PADDING).astype(jnp.float32).sum(),
+        pairs=pairs(batch.positions, batch.segments, c.decoder.window),
+        tiles={
+            name: tiles(batch, FEATURE + number, stream.rows, len(batch.media[name][0]))
+            for number, (name, stream) in enumerate(c.streams.items())
+        },
+    )
+
+
+def tiles(batch: Batch, kind: int, rows: int, pools: int):
+    """How many tiles positions of a kind show, float32: in each pool those up to the last one shown."""
+    shown = jnp.where(batch.kind == kind, batch.index // rows + 1, 0)  # [batch, seq]
+    return shown.max(axis=1).reshape(pools, -1).max(axis=1).astype(jnp.float32).sum()
 
 
 def pairs(positions, segments, window: int | None):

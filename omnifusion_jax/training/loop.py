@@ -17,15 +17,17 @@ from omnifusion_jax.models import lora
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.training import freeze
+from omnifusion_jax.training import freeze, meters
 from omnifusion_jax.training.bad_steps import BadSteps
 from omnifusion_jax.training.checkpoint import Checkpoints
 from omnifusion_jax.training.evaluating import Evaluations
 from omnifusion_jax.training.monitor import Monitor
+from omnifusion_jax.training.profile import Span, Trace
 from omnifusion_jax.training.program import Program, build, make_program
 from omnifusion_jax.training.resume import same_data, same_versions, versions, write_config
 from omnifusion_jax.training.signals import Stop, Stopped
 from omnifusion_jax.training.step import TrainState, batch_sharding, init_state
+from omnifusion_jax.training.weights_and_biases import WeightsAndBiases
 
 
 def fill(config: TrainConfig, mesh, given: dict):
@@ -97,7 +99,14 @@ def begin(program: Program, trained: dict) -> TrainState:
 
 
 def train(
-    config: TrainConfig, workdir, batches, given: dict, evaluations=None, allow_change=False, stop=None
+    config: TrainConfig,
+    workdir,
+    batches,
+    given: dict,
+    evaluations=None,
+    allow_change=False,
+    stop=None,
+    profile: Span | None = None,
 ):
     """Runs `config.steps` steps, resuming from `workdir` when it holds a checkpoint.
 
@@ -110,6 +119,7 @@ def train(
       evaluations: an evaluating.Evaluations; None: there are none.
       allow_change: go on although the data set is not the one that the run was saved with.
       stop: a signals.Stop that may end the run after a step, whose state is then saved; None: nothing does.
+      profile: steps that are traced into WORKDIR/profile.
     Returns: (trained, frozen), two dicts {path: array}; trained arrays are float32.
     Raises:
       NotFinite: `max_bad_steps` steps were skipped.
@@ -120,7 +130,8 @@ def train(
     """
     stop, evaluations = stop or Stop(hosts.count()), evaluations or Evaluations(None, config)
     mesh = sharding.make_mesh(**vars(config.mesh))
-    program = make_program(config, mesh, tell=functools.partial(print, flush=True))
+    tell = functools.partial(print, flush=True)
+    program = make_program(config, mesh, tell)
     trained, frozen = starting(config, mesh, given)
     placed = jax.tree.map(lambda a: a.sharding, program.state)
     hosts.barrier()  # the first collective follows, and hosts may have taken more or less long to load
@@ -142,12 +153,32 @@ def train(
         hosts.by_first(lambda: write_config(config, workdir))
     del trained
 
-    monitor = Monitor(workdir, config.steps, int(state.step), config.log_every, position["interval"])
+    monitor = Monitor(
+        workdir,
+        config.steps,
+        int(state.step),
+        config.log_every,
+        position["interval"],
+        meters.peak(config, mesh, tell),
+        functools.partial(meters.memory, mesh.local_devices),
+        [WeightsAndBiases(config, workdir)] if config.wandb and hosts.first() else [],
+    )
+    trace = Trace(workdir, profile, int(state.step), monitor.pause)
     evaluations.resume(workdir)
     with stop.deferred():
         try:
             state = run(
-                config, workdir, program, state, frozen, batches, checkpoints, monitor, evaluations, stop
+                config,
+                workdir,
+                program,
+                state,
+                frozen,
+                batches,
+                checkpoints,
+                monitor,
+                evaluations,
+                stop,
+                trace,
             )
             params = state.params
             del state  # its moments leave room for the last evaluation
@@ -159,7 +190,7 @@ def train(
     return params, frozen
 
 
-def run(config, workdir, program, state, frozen, batches, checkpoints, monitor, evaluations, stop):
+def run(config, workdir, program, state, frozen, batches, checkpoints, monitor, evaluations, stop, trace):
     """Runs the steps that are left, and returns the last state.
 
     The metrics of step n are read only while step n + 1 runs, so that the device does not wait for that.
@@ -217,9 +248,11 @@ def run(config, workdir, program, state, frozen, batches, checkpoints, monitor, 
                 with monitor.pause():
                     batches.checked()  # bad data is reported before the first step
                     stop.check()
-            with jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"):
+            trace.before(n, state)
+            with jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"), trace.during(n):
                 state, metrics = programs[shapes](state, frozen, batch)
             done, position = n, batches.state()
+            trace.after(n, state)
             read(unread)
             unread = n, metrics, counts, batches.plan
             saves = due or n == config.steps or evaluations.decides(n)
@@ -231,6 +264,8 @@ def run(config, workdir, program, state, frozen, batches, checkpoints, monitor, 
     except Stopped:
         save()
         raise
+    finally:
+        trace.close(done)  # of a run that ends within the span
     return state
 
 

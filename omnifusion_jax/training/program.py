@@ -21,7 +21,7 @@ from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import Choice
 from omnifusion_jax.nn.stack import HOST, offloads
 from omnifusion_jax.tables import OBJECTIVES
-from omnifusion_jax.training import freeze
+from omnifusion_jax.training import freeze, meters
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.step import TrainState, init_state, make_step, state_shardings
 
@@ -97,6 +97,7 @@ def make_program(config: TrainConfig, mesh: Mesh, tell: Callable[[str], None] | 
         attention=attention,
         grad_dtype=jnp.dtype(config.grad_dtype),
         spread_sequence=config.spread_sequence,
+        operations=meters.operations(config.model, trained, frozen) if objective.text else lambda batch: {},
     )
     return Program(
         jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))),

@@ -92,13 +92,14 @@ def make_step(
     grad_dtype=jnp.float32,
     spread_sequence=False,
     attention="dense",
+    operations=lambda batch: {},
 ):
     """Makes the function (state, frozen, batch) -> (state, metrics), to be jitted with the state donated.
 
     Its metrics are scalars: loss (what is minimised: the mean over target tokens, or over the means of
     `loss_mean_rows` rows each), targets (tokens), tokens (padding excluded), images, grad_norm, bad (steps
-    skipped so far); and broken, bool[trained parameters] in the order of their paths: whose gradient is not
-    finite.
+    skipped so far), and those of `operations`; and broken, bool[trained parameters] in the order of their
+    paths: whose gradient is not finite.
 
     Args:
       skeleton: the abstract module whose parameters are the trained and the frozen arrays together.
@@ -107,6 +108,7 @@ def make_step(
       attention: a kernel, or a nn.choice.Choice of several.
       grad_dtype: of the gradients of kernels while devices sum them; see `nn.linear.product`.
       spread_sequence: between layers, the sequence is spread over the axis `tensor` of the mesh.
+      operations: from a Batch to metrics of the work that it is, as meters.operations makes it.
     """
     also = {"seq": "tensor"} if spread_sequence else {}
 
@@ -156,6 +158,7 @@ def make_step(
             "grad_norm": norm,
             "bad": state.bad_steps + ~good,
             "broken": jnp.stack(broken),
+            **operations(batch),
         }
         return TrainState(state.step + 1, metrics["bad"], params, moments), metrics
 

@@ -18,7 +18,8 @@ from processes import begin_module
 
 KILLS, SEED = int(os.environ.get("KILLS", "4")), int(os.environ.get("SEED", "0"))
 STEPS = 12 * KILLS
-TIMES = ("train/tokens_per_s", "train/images_per_s", "train/input_wait")
+OF_MACHINES = ("tokens_per_s", "images_per_s", "input_wait", "memory", "goodput")
+TIMES = tuple(f"train/{name}" for name in OF_MACHINES)
 
 
 def begin(workdir):

@@ -4,8 +4,15 @@ import json
 import math
 import time
 
+import jax
+import numpy as np
 import pytest
 
+from omnifusion_jax import sharding
+from omnifusion_jax.chips import CHIPS
+from omnifusion_jax.config import TrainConfig
+from omnifusion_jax.training import meters
+from omnifusion_jax.training.meters import memory, peak
 from omnifusion_jax.training.monitor import Monitor, resumed
 
 
@@ -21,6 +28,7 @@ def clock(monkeypatch):
 
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", clock)
+    monkeypatch.setattr(time, "time", lambda: 1e9 + clock.now)
     return clock
 
 
@@ -39,7 +47,7 @@ def rows(workdir):
 
 
 def test_figures_of_an_interval(tmp_path, clock):
-    monitor = Monitor(tmp_path, steps=7, start=0, every=3)
+    monitor = Monitor(tmp_path, steps=7, start=0, every=3, memory=lambda: 4096)
     step(monitor, clock, 1, 7.0, 10, 100, 4)
     step(monitor, clock, 2, 4.0, 30, 200, 4, norm=5.0)
     with monitor.pause():
@@ -58,6 +66,8 @@ def test_figures_of_an_interval(tmp_path, clock):
         "train/tokens_per_s": 600 / 4,
         "train/images_per_s": 6 / 4,
         "train/input_wait": 1.0 / 4,
+        "train/memory": 4096,
+        "train/goodput": 6 / 1006,
         "data/skipped": 6,
         "train/grad_norm": 3.0,
         "train/bad_steps": 0,
@@ -71,6 +81,8 @@ def test_figures_of_an_interval(tmp_path, clock):
         "train/tokens_per_s": 250.0,
         "train/images_per_s": 2.0,
         "train/input_wait": 0.25,
+        "train/memory": 4096,
+        "train/goodput": 10 / 1014,  # two steps were skipped
         "train/bad_steps": 2,
         "data/skipped": 14,
     }
@@ -96,6 +108,62 @@ def test_an_interval_goes_on_where_it_was_saved(tmp_path, clock):
         and last["train/images_per_s"] == 8 / 6
         and last["train/input_wait"] == 1.5 / 6
     )
+
+
+def test_mfu_is_a_share_of_the_peak_and_a_sum_over_parts(tmp_path, clock):
+    """Steps of 2 s on devices that do at best 1000 operations a second together."""
+    monitor = Monitor(tmp_path, steps=4, start=0, every=2, peak=1000.0)
+    of_parts = {"flops/encoder": 100.0, "flops/adapter": 20.0, "flops/decoder": 400.0, "flops/head": 80.0}
+    common = {"loss": 1.0, "targets": 1, "tokens": 1, "images": 1, "grad_norm": 1.0, "bad": 0}
+    for n in range(1, 5):
+        clock.now += 2.0
+        monitor.step(n, common | {name: n * value for name, value in of_parts.items()}, {})
+    monitor.close()
+    last = rows(tmp_path)[-1]
+    shares = {name: last[f"train/mfu/{name}"] for name in ("encoder", "adapter", "decoder", "head")}
+    expected = {"encoder": 700 / 4, "adapter": 140 / 4, "decoder": 2800 / 4, "head": 560 / 4}
+    assert shares == pytest.approx({name: value / 1000 for name, value in expected.items()}, rel=1e-12)
+    assert last["train/mfu"] == pytest.approx(4200 / 4 / 1000, rel=1e-12)
+
+
+def test_goodput_counts_restarts_and_what_they_repeat(tmp_path, clock):
+    monitor = Monitor(tmp_path, steps=4, start=0, every=1)
+    with monitor.pause():
+        clock.now += 5  # compiles
+    step(monitor, clock, 1, 7.0, 10, 100, 4, seconds=3)
+    step(monitor, clock, 2, 4.0, 30, 200, 4, seconds=2)
+    saved = json.loads(json.dumps(monitor.interval()))
+    step(monitor, clock, 3, 4.0, 30, 200, 4, seconds=2)  # will be done again
+    monitor.close()
+    clock.now += 100  # nobody is there
+    monitor = Monitor(tmp_path, steps=4, start=2, every=1, begun=saved)
+    step(monitor, clock, 3, 4.0, 30, 200, 4, seconds=2)
+    step(monitor, clock, 4, 4.0, 30, 200, 4, seconds=6)
+    monitor.close()
+    found = [row["train/goodput"] for row in rows(tmp_path)]
+    assert found == [3 / 8, 5 / 10, 7 / 114, 13 / 120]
+
+
+def test_memory_of_the_fullest_device_or_of_the_process():
+    class Device:
+        def __init__(self, **stats):
+            self.memory_stats = lambda: stats
+
+    full = Device(bytes_in_use=1, peak_bytes_in_use=30)
+    assert memory([Device(bytes_in_use=99, peak_bytes_in_use=20), full, Device()]) == 30
+    before = memory(jax.local_devices())
+    kept = np.ones(before // 4 + 2**22, np.float32)  # more than there ever was
+    assert before + kept.nbytes / 2 < memory(jax.local_devices()) < before + 2 * kept.nbytes
+
+
+def test_the_peak_of_a_mesh(monkeypatch):
+    """TPU v5e: 197 TFLOP a second each, by its maker."""
+    said, mesh = [], sharding.make_mesh(fsdp=4)
+    assert peak(TrainConfig(), mesh, said.append) is None
+    assert said == ["train/mfu is not logged: chips.py has no peak of the device 'cpu'"]
+    monkeypatch.setattr(meters, "chip_of", lambda kind: CHIPS["v5e"])
+    assert peak(TrainConfig(), mesh, said.append) == 4 * 197e12 and len(said) == 1
+    assert peak(TrainConfig(objective="patches"), mesh, said.append) is None and "patches" in said[1]
 
 
 def test_tensorboard_gets_the_same_figures(tmp_path, clock):
