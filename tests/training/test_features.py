@@ -162,9 +162,11 @@ def test_what_was_cut_off_goes_on(pictures, prepared, tmp_path):
 
     with pytest.raises(OmniFusionError, match="cut"):
         prepare(c, output, advance=cut)
-    assert len(list(output.glob("*.array_record"))) == 1
+    before = {file: file.stat().st_mtime_ns for file in output.glob("*.array_record")}
+    assert len(before) == 2
     with pytest.raises(DataError, match=r"made from something else: .*weights"):
         prepare(changed(c, {"seed": 1}), output)
-    prepare(c, output)
+    prepare(c, output, advance=steps.append)
+    assert steps == [4, 4, 4, 4, 2] and all(file.stat().st_mtime_ns == at for file, at in before.items())
     whole = open_source(prepared.data.path, "", 0, features=True)
     assert json.loads((output / "dataset.json").read_text())["fingerprint"] == whole.fingerprint
