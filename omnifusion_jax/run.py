@@ -86,7 +86,7 @@ def train(
         tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
         batches = objective.batches(config, tokenizer)
         try:
-            given, encoders = parted(config, found, batches.features)
+            given, encoders = parted(config, found, getattr(batches, "features", None))
             evaluations = Evaluations(evaluator(config, tokenizer, encoders), config)
             trained, frozen = loop.train(config, workdir, batches, given, evaluations, allow_change, stop)
         finally:
@@ -168,7 +168,7 @@ def replay(config: TrainConfig, workdir: str | Path, step: int, allow_change: bo
     found, tokenizer_dir = sources(config, allow_change)
     tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
     with contextlib.closing(OBJECTIVES[config.objective].batches(config, tokenizer)) as batches:
-        given, _ = parted(config, found, batches.features)
+        given, _ = parted(config, found, getattr(batches, "features", None))
         return run_again(config, workdir, step, batches, given, allow_change)
 
 
