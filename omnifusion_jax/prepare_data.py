@@ -3,6 +3,8 @@
 Writes data as files that are read fast at random, with the pictures in them. SOURCE is whatever data.path
 takes, and so is the output when it is done. What was cut off goes on with the same command.
 --to=tfds --name=NAME writes a data set of TensorFlow Datasets instead.
+--features=CONFIG [--config.FIELD=...] writes what the frozen encoders of that config make of the pictures in
+place of them: training with this config then does without its encoders, with the same losses.
 """
 
 import os
@@ -14,10 +16,14 @@ from absl import flags
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from omnifusion_jax.cli.command import run
+from omnifusion_jax.cli.overrides import ConfigFlags
+from omnifusion_jax.config import check
 from omnifusion_jax.data.prepared.folder import prepare_files
 from omnifusion_jax.data.prepared.plan import planned
 from omnifusion_jax.data.prepared.tfds_files import VERSION, write_tfds
 from omnifusion_jax.data.sources import open_source
+from omnifusion_jax.run import completed, sources
+from omnifusion_jax.training.features import feature_shards
 from omnifusion_jax.training.signals import Stop, Stopped
 
 DATA = flags.DEFINE_string("data", None, "Any source, as for data.path.", required=True)
@@ -38,6 +44,7 @@ MAX_PIXELS = flags.DEFINE_integer("max_pixels", 50_000_000, "As data.max_pixels.
 SIDE = flags.DEFINE_integer("side", 6, "Patches a side of a picture in words, for synthetic:text.")
 TO = flags.DEFINE_enum("to", "array_record", ["array_record", "tfds"], "Format to write.")
 NAME = flags.DEFINE_string("name", "dialogues", "Of the data set, with --to=tfds.")
+CONFIG = ConfigFlags(flag="features", meaning="Write features in place of pictures, for the training of ")
 
 
 def main(_):
@@ -62,15 +69,27 @@ def prepare(output: Path) -> tuple[Path, dict]:
     """The folder that is written, and what is in it."""
     source = open_source(DATA.value, IMAGES.value, SIDE.value)
     sizes = {"shard_records": RECORDS.value, "shard_bytes": MEGABYTES.value << 20}
-    plan = planned(source, DATA.value, IMAGES.value, count=COUNT.value, max_pixels=MAX_PIXELS.value, **sizes)
+    make, settings = None, {}
+    named = bool(CONFIG.source.value)
+    check(named or not CONFIG.given, "--config.FIELD changes the config that --features names: name one")
+    if named:
+        check(TO.value == "array_record", "--to=tfds has no place for features: leave it, or --features, out")
+        config = CONFIG.value
+        if not config.data.sets:
+            config.data.path = DATA.value
+        config = completed(config)
+        make, settings = feature_shards(config, sources(config)[0], MAX_PIXELS.value)
+    plan = planned(
+        source, DATA.value, IMAGES.value, count=COUNT.value, max_pixels=MAX_PIXELS.value, **sizes, **settings
+    )
     columns = TextColumn("{task.completed:,}/{task.total:,} records"), BarColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
         task = progress.add_task("", total=plan.records)
         options = {"skip": ON_BAD.value == "skip", "advance": lambda records: progress.advance(task, records)}
         if TO.value == "tfds":
             return output / NAME.value / VERSION, write_tfds(source, output, plan, NAME.value, **options)
-        return output, prepare_files(source, output, plan, workers=WORKERS.value, **options)
+        return output, prepare_files(source, output, plan, workers=WORKERS.value, features=make, **options)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, CONFIG)

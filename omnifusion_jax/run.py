@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from omnifusion_jax.checkpoints.load import (
 )
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.storage.bundled import locate
+from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.checkpoints.storage.placement import placed
 from omnifusion_jax.config import (
     HANDED_ON,
@@ -26,6 +28,7 @@ from omnifusion_jax.config import (
     EncoderConfig,
     TrainConfig,
     check,
+    of_encoders,
     part_of,
     same_settings,
     to_json,
@@ -43,6 +46,7 @@ from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import loop, resume
 from omnifusion_jax.training.checkpoint import newest, restore_params, steps
 from omnifusion_jax.training.evaluating import Evaluations
+from omnifusion_jax.training.features import encoder_arrays, same_features
 from omnifusion_jax.training.lines import read_rows
 from omnifusion_jax.training.profile import Span
 from omnifusion_jax.training.replay import Replay
@@ -85,18 +89,19 @@ def train(
     with locked(workdir) if hosts.first() else contextlib.nullcontext():
         same_start(config, workdir)
         hosts.by_first(lambda: resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change))
-        given, tokenizer_dir = starting_point(config, allow_change)
+        found, tokenizer_dir = sources(config, allow_change)
         tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
         batches = objective.batches(config, tokenizer)
         try:
-            evaluations = Evaluations(evaluator(config, tokenizer), config)
+            given, encoders = parted(config, found, getattr(batches, "features", None))
+            evaluations = Evaluations(evaluator(config, tokenizer, encoders), config)
             trained, frozen = loop.train(
                 config, workdir, batches, given, evaluations, allow_change, stop, span
             )
         finally:
             batches.close()
         with writing(workdir):
-            save_model(config, workdir / "model", trained, frozen, tokenizer_dir)
+            save_model(config, workdir / "model", trained, frozen, tokenizer_dir, encoders)
         counted = hosts.gather(batches.counts())
         apart = owners(shares(make_mesh(**vars(config.mesh)), config.batch_size))
         counts = pipeline.counted([counted[i] for i in apart])
@@ -120,19 +125,22 @@ def train(
             if best < config.steps:
                 trained = restore_params(workdir / "checkpoints" / str(best), trained)
             with writing(workdir):
-                save_model(config, workdir / "best", trained, frozen, tokenizer_dir)
+                save_model(config, workdir / "best", trained, frozen, tokenizer_dir, encoders)
     for line in batches.left_out():
         print(line)
     return figures
 
 
-def evaluator(config: TrainConfig, tokenizer):
-    """That of the objective, which is given the plain model: factors merged, kernels no integers any more."""
+def evaluator(config: TrainConfig, tokenizer, encoders: Callable[[], dict] = dict):
+    """That of the objective, which is given the plain model: factors merged, kernels no integers any more.
+
+    `encoders` reads what training does without, see `parted`.
+    """
     evaluate = OBJECTIVES[config.objective].evaluator(config, tokenizer)
     if evaluate is None:
         return None
     dtype = jnp.dtype(config.compute_dtype)
-    return lambda arrays: evaluate(lora.merged(arrays, config.lora, dtype))
+    return lambda arrays: evaluate({**encoders(), **lora.merged(arrays, config.lora, dtype)})
 
 
 def same_start(config: TrainConfig, workdir: Path):
@@ -166,9 +174,10 @@ def replay(config: TrainConfig, workdir: str | Path, step: int, allow_change: bo
     check((workdir / "config.json").is_file(), f"{workdir} holds no run: there is no step to replay")
     config.data.check = "off"  # of the data, before a run
     resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change)
-    given, tokenizer_dir = starting_point(config, allow_change)
+    found, tokenizer_dir = sources(config, allow_change)
     tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
     with contextlib.closing(OBJECTIVES[config.objective].batches(config, tokenizer)) as batches:
+        given, _ = parted(config, found, getattr(batches, "features", None))
         return run_again(config, workdir, step, batches, given, allow_change)
 
 
@@ -180,13 +189,35 @@ def completed(config: TrainConfig) -> TrainConfig:
 
 
 def starting_point(config: TrainConfig, allow_change: bool = False):
-    """What a run starts from: ({path: parameter}, the tokenizer's directory or None).
+    """As `sources`, with the parameters on the devices."""
+    found, tokenizer = sources(config, allow_change)
+    return placed(make_mesh(**vars(config.mesh)), found), tokenizer
+
+
+def parted(config: TrainConfig, found: dict, made: dict | None) -> tuple[dict, Callable[[], dict]]:
+    """What training starts from, on the devices, and a function that reads the encoders it does without.
+
+    Args:
+      found: the parameters that `sources` gives.
+      made: what made features of the media, as data.features has it. None: media are what they are, and
+        training does without nothing.
+    Raises: ConfigError when the features are not what the config's encoders would give.
+    """
+    mesh = make_mesh(**vars(config.mesh))
+    if made is None:
+        return placed(mesh, found), dict
+    same_features(config, found, made)
+    others = {path: a for path, a in found.items() if not of_encoders(path, made["streams"])}
+    return placed(mesh, others), lambda: placed(mesh, encoder_arrays(config, found))
+
+
+def sources(config: TrainConfig, allow_change: bool = False) -> tuple[dict[str, Lazy], Path | None]:
+    """What a run starts from: ({path: parameter, not yet read}, the tokenizer's directory or None).
 
     Raises: ConfigError when a checkpoint does not fit the config, or when the tokenizer is missing.
     """
     arrays = {}
     tokenizer = config.tokenizer and Path(locate(config.tokenizer))
-    mesh = make_mesh(**vars(config.mesh))
     ours = config.model.parts
     for part, source in config.parts_from.items():
         if isinstance(ours.get(part), EncoderConfig):
@@ -204,7 +235,7 @@ def starting_point(config: TrainConfig, allow_change: bool = False):
                 f"parts_from names {part!r}; "
                 f"a part that comes from a checkpoint of its own is one of {', '.join(known)}"
             )
-        arrays |= placed(mesh, found)
+        arrays |= found
     if config.init_from:
         stored, trained, found = load_trained(config.init_from, config.model)
         theirs = stored.parts
@@ -216,7 +247,7 @@ def starting_point(config: TrainConfig, allow_change: bool = False):
         if factors := load_factors(config.init_from):
             same_settings("lora", config.lora, factors, config.init_from, but=("base",))
         resume.same_reading(config.model, stored, config.init_from, allow_change)
-        arrays |= placed(mesh, trained)
+        arrays |= trained
         tokenizer = tokenizer or found
     if tokenizer is None and OBJECTIVES[config.objective].text:
         raise ConfigError(NO_TOKENIZER)
@@ -233,15 +264,24 @@ def with_grid(c: EncoderConfig | None) -> EncoderConfig | None:
     return c and dataclasses.replace(c, position_grid=c.grid)
 
 
-def save_model(config: TrainConfig, directory: Path, trained: dict, frozen: dict, tokenizer_dir):
+def save_model(
+    config: TrainConfig,
+    directory: Path,
+    trained: dict,
+    frozen: dict,
+    tokenizer_dir,
+    encoders: Callable[[], dict] = dict,
+):
     """Writes a model: the trained parameters in float32, or all of them in the compute dtype.
 
-    Factors are among the trained parameters; in a whole model they are merged.
+    Factors are among the trained parameters; in a whole model they are merged. `encoders` reads what training
+    did without.
     """
     arrays = trained
     if config.checkpoint.final == "complete":
         dtype = jnp.dtype(config.compute_dtype)
-        arrays = cast(lora.merged({**trained, **frozen}, config.lora, dtype), dtype)
+        arrays = {**trained, **frozen, **encoders()}
+        arrays = cast(lora.merged(arrays, config.lora, dtype), dtype)
     # a head that only the objective has is no part of the model
     parts = (*config.model.parts, "lora")
     arrays = {path: a for path, a in arrays.items() if part_of(path) in parts}

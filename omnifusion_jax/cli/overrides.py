@@ -108,21 +108,21 @@ class ConfigFlags(FieldFlags):
     """--config, a name or a file, and --config.FIELD: `value` is a TrainConfig.
 
     Which fields there are depends on the file, the preset and the kind of adapter that the command line
-    names; the order of flags does not matter.
+    names; the order of flags does not matter. `flag`: the name of the flag that is --config otherwise.
     """
 
-    def __init__(self, flag_values=flags.FLAGS):
+    def __init__(self, flag_values=flags.FLAGS, flag: str = "config", meaning: str = ""):
         super().__init__("config", TrainConfig())
         self.source = flags.DEFINE_string(
-            "config",
+            flag,
             None,
-            "NAME[:VARIANT] of a shipped config, or FILE.py[:VARIANT]: see --help.",
+            f"{meaning}NAME[:VARIANT] of a shipped config, or FILE.py[:VARIANT]: see --help.",
             flag_values,
         )
         self.choices = {}
 
     def take(self, argv):
-        source = said(argv, "config")
+        source = said(argv, self.source.name)
         self.choices = {path: said(argv, f"config.{path}") for path in ("model.preset", *KINDS)}
         self.fields = fields(self.defaults if source is None else self.begun(load(source)))
         return super().take(argv)

@@ -17,7 +17,7 @@ from omnifusion_jax.config.encoder import (
 )
 from omnifusion_jax.config.generation import GenerationConfig
 from omnifusion_jax.config.lora import LoraConfig
-from omnifusion_jax.config.model import ModelConfig, part_of
+from omnifusion_jax.config.model import ModelConfig, of_encoders, part_of
 from omnifusion_jax.config.streams import AdapterConfig, ImageConfig, StreamConfig, View, adapter
 from omnifusion_jax.config.training import (
     CheckpointConfig,
@@ -56,6 +56,7 @@ __all__ = [
     "adapter",
     "check",
     "from_dict",
+    "of_encoders",
     "one_of",
     "part_of",
     "same_settings",

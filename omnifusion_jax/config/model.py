@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
 
 from omnifusion_jax.config.base import check, one_of
 from omnifusion_jax.config.decoder import DecoderConfig
@@ -17,6 +18,11 @@ def part_of(path: str) -> str:
     if path.endswith(("/lora_a", "/lora_b")):
         return "lora"
     return re.match(r"\w+/(encoders/\d+|adapter)(?=/)|\w+", path)[0]
+
+
+def of_encoders(path: str, streams: Iterable[str]) -> bool:
+    """Whether a parameter belongs to an encoder of one of these streams."""
+    return any(path.startswith(f"{stream}/encoders/") for stream in streams)
 
 
 @dataclasses.dataclass

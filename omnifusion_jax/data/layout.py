@@ -22,6 +22,7 @@ from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, UNKNOWN, Sample, Tile
 from omnifusion_jax.config.base import check
 from omnifusion_jax.data.chat_template import Template
 from omnifusion_jax.data.dialogues import ROLES, Dialogue
+from omnifusion_jax.data.features import FeatureProcessor
 from omnifusion_jax.data.modality import (
     check_marks,
     content_parts,
@@ -378,12 +379,19 @@ class Prepare:
     processors: dict[str, Callable[..., Prepared]]  # by stream, such as an ImageProcessor
 
     @classmethod
-    def of(cls, tokenizer, config, max_length: int, cut=False, vectors=None, **settings) -> Self:
-        """The Prepare of a ModelConfig; arguments as in Layout, `settings` go to every stream's processor."""
+    def of(
+        cls, tokenizer, config, max_length: int, cut=False, vectors=None, features=None, **settings
+    ) -> Self:
+        """The Prepare of a ModelConfig; arguments as in Layout, `settings` go to every stream's processor.
+
+        `features`: what made features of all media, as data.features has it; None: media are what they are.
+        """
         layout = Layout(tokenizer, config, max_length, cut, vectors)
         processors = {
             name: MODALITIES[name].processor.of(c, **settings) for name, c in config.streams.items()
         }
+        if features:
+            processors = {name: FeatureProcessor.of(p, features, name) for name, p in processors.items()}
         return cls(layout, processors)
 
     def __call__(self, dialogue: Dialogue, ask: bool = False) -> Sample:

@@ -26,7 +26,7 @@ class Member(NamedTuple):
 class Mixture:
     """The records of several sources, one source after the other.
 
-    The `fingerprint` of one source alone is its own.
+    The `fingerprint` of one source alone is its own. `features` are those that all sources have.
     """
 
     def __init__(self, sources: dict[str, Source]):
@@ -34,6 +34,7 @@ class Mixture:
         self.first = [0, *itertools.accumulate(map(len, self.sources))]
         prints = [getattr(source, "fingerprint", None) for source in self.sources]
         self.fingerprint = prints[0]
+        self.features = getattr(self.sources[0], "features", None)
         if len(prints) > 1:
             self.fingerprint = hashlib.blake2b(repr(prints).encode(), digest_size=16).hexdigest()
 
@@ -94,7 +95,7 @@ def open_mixture(c: DataConfig, side: int) -> Mixture:
     sources, problems = {}, []
     for one in sets(c):
         try:
-            sources[one.name] = open_source(one.path, one.images, side)
+            sources[one.name] = open_source(one.path, one.images, side, features=True)
         except DataError as error:
             if c.path:
                 raise
@@ -102,6 +103,12 @@ def open_mixture(c: DataConfig, side: int) -> Mixture:
             problems.append(f"\n  {one.name}: {error}{hint}")
     if problems:
         raise DataError(f"{len(problems)} of {len(c.sets)} sets of data cannot be read:{''.join(problems)}")
+    made = {name: getattr(source, "features", None) for name, source in sources.items()}
+    if odd := [name for name, features in made.items() if features != next(iter(made.values()))]:
+        raise DataError(
+            f"data.sets: {odd[0]} and {next(iter(made))} hold features of different encoders, or one of them "
+            "none. Prepare all sets, those of mere text too, with the same --features"
+        )
     return Mixture(sources)
 
 
@@ -110,14 +117,18 @@ def sets(c: DataConfig) -> tuple[SetConfig, ...]:
     return c.sets or (SetConfig(name="data", path=c.path, images=c.images),)
 
 
-def prepare_each(c: DataConfig, model: ModelConfig, tokenizer) -> PrepareEach:
-    """What lays out the dialogues of each set. Raises ConfigError for a layout that the model cannot have."""
+def prepare_each(c: DataConfig, model: ModelConfig, tokenizer, features=None) -> PrepareEach:
+    """What lays out the dialogues of each set; `features` as in Prepare.of.
+
+    Raises ConfigError for a layout that the model cannot have.
+    """
     found = []
     for one in sets(c):
         own = {name: getattr(one, name) for name in ("layout", "prompt") if getattr(one, name) is not None}
         config = dataclasses.replace(model, **own)
         settings = {"vectors": model.special, "max_pixels": c.max_pixels, "draft": c.draft}
-        found.append(Prepare.of(tokenizer, config, c.max_length, cut=c.on_long == "cut", **settings))
+        settings |= {"cut": c.on_long == "cut", "features": features}
+        found.append(Prepare.of(tokenizer, config, c.max_length, **settings))
     return PrepareEach(found)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from omnifusion_jax.batch import FEATURE, SPECIAL, Batch
 from omnifusion_jax.config import ModelConfig, StreamConfig
+from omnifusion_jax.models.made import Made
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import AttentionSpec
 from omnifusion_jax.nn.init import dense
@@ -42,11 +43,17 @@ class Stream(nnx.Module):
     def __call__(self, media, key=None):
         """Token embeddings [pools, tiles * rows, width] of media.
 
-        `media` holds one array for each view; of pictures it is uint8[pools, tiles, size, size, 3].
+        `media` holds one array for each view; of pictures it is uint8[pools, tiles, size, size, 3]. After
+        `take_features` it holds one for each encoder, [pools, tiles, rows, width].
         """
         flat = [media[view].reshape(-1, *media[view].shape[2:]) for view in self.views]
         rows = self.adapter(self.adapter.read(self.encoders, flat), key)
         return rows.reshape(len(media[0]), -1, rows.shape[-1])
+
+    def take_features(self):
+        """Leaves the encoders out: from now on media come as the features that each of them made."""
+        self.encoders = nnx.List([Made(encoder.config) for encoder in self.encoders])
+        self.views = tuple(range(len(self.encoders)))
 
 
 class OmniFusion(nnx.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnifusion_jax import hosts, sharding
-from omnifusion_jax.config import TrainConfig, check, part_of, to_json
+from omnifusion_jax.config import TrainConfig, check, of_encoders, part_of, to_json
 from omnifusion_jax.data.pipeline import counted, merged
 from omnifusion_jax.errors import CheckpointError, HostError
 from omnifusion_jax.models import lora
@@ -30,11 +30,11 @@ from omnifusion_jax.training.step import TrainState, batch_sharding, init_state
 from omnifusion_jax.training.weights_and_biases import WeightsAndBiases
 
 
-def fill(config: TrainConfig, mesh, given: dict):
+def fill(config: TrainConfig, mesh, given: dict, features=()):
     """Makes every parameter of a run, sharded over `mesh`.
 
     The parameters in `given`, {path: array}, are taken out of it and used as they are; the others are drawn
-    from the seed.
+    from the seed. Encoders of the streams in `features` are left out.
 
     Returns: (the module that `build` makes, with shapes for parameters, {path: parameter}).
     Raises:
@@ -43,6 +43,7 @@ def fill(config: TrainConfig, mesh, given: dict):
     """
     skeleton = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
     shapes = nnx.parameters(skeleton)
+    shapes = {path: a for path, a in shapes.items() if not of_encoders(path, features)}
     placed = placements(mesh, shapes)
     wrong = [
         f"{path}: {given[path].shape}, needed {a.shape}"
@@ -77,19 +78,28 @@ def summary(trained: dict, frozen: dict) -> list[str]:
     return lines
 
 
-def starting(config: TrainConfig, mesh, given: dict) -> tuple[dict, dict]:
+def starting(config: TrainConfig, mesh, given: dict, features=()) -> tuple[dict, dict]:
     """(trained, frozen): the parameters before the first step, in the dtypes that a run keeps them in.
 
     Arguments and errors as in `fill`. What is trained and what is frozen is printed.
     """
-    _, arrays = fill(config, mesh, given)
-    trained, frozen = freeze.split(config.train_parts, arrays)
+    skeleton, arrays = fill(config, mesh, given, features)
+    trained, frozen = (
+        {path: arrays[path] for path in half if path in arrays}
+        for half in freeze.split(config.train_parts, nnx.parameters(skeleton))
+    )
     del arrays  # so that no kernel is held both as it was and as integers
     print("\n".join(summary(trained, frozen)), flush=True)
     trained = cast(trained, jnp.float32)
     frozen = cast(lora.quantised(frozen, config.lora.base), jnp.dtype(config.compute_dtype))
     frozen = jax.device_put(frozen, placements(mesh, frozen))
     return trained, frozen
+
+
+def streams(batches) -> tuple[str, ...]:
+    """The streams whose media the batches hold as features of their encoders."""
+    made = getattr(batches, "features", None)
+    return tuple(made["streams"]) if made else ()
 
 
 def begin(program: Program, trained: dict) -> TrainState:
@@ -130,9 +140,9 @@ def train(
     """
     stop, evaluations = stop or Stop(hosts.count()), evaluations or Evaluations(None, config)
     mesh = sharding.make_mesh(**vars(config.mesh))
-    tell = functools.partial(print, flush=True)
-    program = make_program(config, mesh, tell)
-    trained, frozen = starting(config, mesh, given)
+    tell, features = functools.partial(print, flush=True), streams(batches)
+    program = make_program(config, mesh, tell, features)
+    trained, frozen = starting(config, mesh, given, features)
     placed = jax.tree.map(lambda a: a.sharding, program.state)
     hosts.barrier()  # the first collective follows, and hosts may have taken more or less long to load
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, evaluations.best)

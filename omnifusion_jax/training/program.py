@@ -3,7 +3,7 @@
 The loop runs it. The planner compiles it for devices that are not there, and so compiles what trains.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from omnifusion_jax import sharding
-from omnifusion_jax.config import TrainConfig, check
+from omnifusion_jax.config import TrainConfig, check, of_encoders
 from omnifusion_jax.models import lora
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
@@ -56,11 +56,14 @@ def build(config: TrainConfig, *, rngs: nnx.Rngs):
     return module
 
 
-def make_program(config: TrainConfig, mesh: Mesh, tell: Callable[[str], None] | None = None) -> Program:
+def make_program(
+    config: TrainConfig, mesh: Mesh, tell: Callable[[str], None] | None = None, features: Collection[str] = ()
+) -> Program:
     """The Program of a run on a mesh, whose devices need not be there.
 
     Args:
       tell: called with lines that say which kernels of attention were taken, and why.
+      features: streams whose media come as features of their encoders, which are then no part of the program.
     Raises: ConfigError when the batch does not fit the mesh, when its devices cannot do what is asked of
       them, or when a table (`train_parts`, AXES, DECAY) does not cover every parameter exactly once.
     """
@@ -80,6 +83,9 @@ def make_program(config: TrainConfig, mesh: Mesh, tell: Callable[[str], None] | 
     attention = Choice.of(config.attention, device.platform, packed=config.data.packing, tell=tell)
     skeleton = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
     trained, frozen = freeze.split(config.train_parts, nnx.parameters(skeleton))
+    for stream in features:
+        getattr(skeleton, stream).take_features()
+    frozen = {path: a for path, a in frozen.items() if not of_encoders(path, features)}
     trained = jax.eval_shape(partial(cast, dtype=jnp.float32), trained)
     frozen = jax.eval_shape(lambda arrays: cast(lora.quantised(arrays, config.lora.base), dtype), frozen)
     optimizer = make_optimizer(config.optimizer, config.steps, config.train_parts)

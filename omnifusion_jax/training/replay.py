@@ -16,7 +16,7 @@ from omnifusion_jax.batch import Batch
 from omnifusion_jax.config import TrainConfig, check, part_of
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training.checkpoint import Checkpoints
-from omnifusion_jax.training.loop import begin, starting
+from omnifusion_jax.training.loop import begin, starting, streams
 from omnifusion_jax.training.program import make_program
 from omnifusion_jax.training.resume import same_data
 from omnifusion_jax.training.step import batch_sharding
@@ -70,8 +70,9 @@ def replay(
     """
     check(0 < number <= config.steps, f"there is no step {number} to replay: the run has 1 to {config.steps}")
     mesh = sharding.make_mesh(**vars(config.mesh))
-    program = make_program(config, mesh)
-    trained, frozen = starting(config, mesh, given)
+    features = streams(batches)
+    program = make_program(config, mesh, features=features)
+    trained, frozen = starting(config, mesh, given, features)
     placed = jax.tree.map(lambda a: a.sharding, program.state)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint, read_only=True)
     found = checkpoints.restore(program.state, placed, before=number)
@@ -90,20 +91,23 @@ def replay(
         for _ in range(int(state.step) + 1, number):
             state, _ = program.step(state, frozen, jax.device_put(next(batches), spread))
         batch = next(batches)
-        examples = list(examined(config, mesh, state, frozen, batch, batches.places(batches.plan)))
+        places = batches.places(batches.plan)
+        examples = list(examined(config, mesh, state, frozen, batch, places, features))
         parts = collections.Counter(map(part_of, state.params))
         _, metrics = program.step(state, frozen, jax.device_put(batch, spread))
     return Replay(number, metrics["loss"].item(), metrics["grad_norm"].item(), dict(parts), examples)
 
 
-def examined(config, mesh, state, frozen, batch, places) -> Iterator[Example]:
+def examined(config, mesh, state, frozen, batch, places, features) -> Iterator[Example]:
     """Yields what each example of a batch does alone, in the program of the run itself.
 
     Every device is given the same example.
     """
     copies, rows = sharding.ways(mesh, "batch"), OBJECTIVES[config.objective].rows
     step = make_program(
-        dataclasses.replace(config, batch_size=copies, grad_accum=1, loss_mean_rows=0), mesh
+        dataclasses.replace(config, batch_size=copies, grad_accum=1, loss_mean_rows=0),
+        mesh,
+        features=features,
     ).step
     # The new state is not asked for, so that none is computed.
     measure = jax.jit(lambda state, frozen, batch: step(state, frozen, batch)[1])

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from omnifusion_jax.data.features import unlike
 from omnifusion_jax.data.prepared.disk import locked, write_json, writing
+from omnifusion_jax.data.prepared.features import FeatureShards
 from omnifusion_jax.data.prepared.plan import Plan
 from omnifusion_jax.data.prepared.shards import HASH, Report, Shards, made, refuse
 from omnifusion_jax.data.sources.array_record import (
@@ -41,6 +43,7 @@ def prepare_files(
     workers: int,
     skip: bool,
     advance: Callable[[int], Any] = lambda records: None,
+    features: Callable[..., FeatureShards] | None = None,
 ) -> dict:
     """Writes the shards of a plan that are not there yet, and returns what `dataset.json` then says.
 
@@ -48,6 +51,8 @@ def prepare_files(
       workers: number of processes that read and write.
       skip: whether records that cannot be used are left out, and listed in `skipped.jsonl`.
       advance: is told, from several threads, how many records are done since it was last called.
+      features: makes the FeatureShards of (source, plan, output, skip), which write in this process, with
+        `workers` threads; None: the media stay what they are.
 
     Raises:
       DataError: a record cannot be used and `skip` is off, or no record can; or the folder holds something
@@ -65,7 +70,10 @@ def prepare_files(
             advance(len(plan.range(shard)))
         left = [shard for shard in range(len(plan)) if shard not in reports]
         try:
-            reports.update(made(Shards(source, plan, output, skip), left, workers, advance))
+            if features is None:
+                reports.update(made(Shards(source, plan, output, skip), left, workers, advance))
+            else:
+                reports.update(features(source, plan, output, skip).made(left, workers, advance))
         finally:
             tidy(output)
         return finish(output, plan, [reports[shard] for shard in range(len(plan))])
@@ -112,9 +120,9 @@ def begun(output: Path, plan: Plan) -> dict[int, Report]:
 def same(before: dict, plan: Plan, output: Path) -> None:
     """Raises DataError, with what differs, if a folder was begun with another plan."""
     now = dataclasses.asdict(plan)
-    differ = [
-        f"{name} {before.get(name)!r}, now {now[name]!r}" for name in now if before.get(name) != now[name]
-    ]
+    if bool(before.get("features")) != bool(now["features"]):  # not every setting of the encoders
+        before, now = ({**one, "features": bool(one.get("features"))} for one in (before, now))
+    differ = unlike(before, now)
     if differ:
         raise DataError(
             f"{output} was made from something else: {'; '.join(differ)}. "

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from omnifusion_jax.data.dialogues import IMAGE, Dialogue, Media
@@ -26,6 +27,8 @@ class Plan:
     records: int  # of the source, or the first so many of them
     shard_records: int
     max_pixels: int
+    # what makes features of the media, as data.features has it; None: media stay what they are
+    features: dict | None = None
 
     def __len__(self):  # the number of shards
         return -(-self.records // self.shard_records)
@@ -48,6 +51,8 @@ def planned(
     shard_records: int | None = None,
     shard_bytes: int = 1 << 28,
     max_pixels: int = 50_000_000,
+    features: dict | None = None,
+    size: Callable[[Dialogue], int] | None = None,
 ) -> Plan:
     """The Plan for a source.
 
@@ -56,6 +61,8 @@ def planned(
       count: only the first so many records.
       shard_records: records in a shard; when not given, as many as make `shard_bytes`, judged by records that
         are evenly spaced in the source, and fewer if there would be few shards.
+      features: what makes features of the media.
+      size: bytes of a dialogue's record; None: of one with the files of its media.
 
     Raises:
       DataError: there are fewer records than `count`, or no end of them and no `count`.
@@ -65,15 +72,16 @@ def planned(
     if count is not None and count > len(source):
         raise DataError(f"--count={count}: {data} has {len(source)} records")
     records = count or len(source)
+    size = size or (lambda dialogue: len(packed(whole(dialogue, max_pixels))))
     if shard_records is None:
         sizes = []
         for i in range(0, records, -(-records // SAMPLE)):
             with contextlib.suppress(DataError):  # it is told when its turn comes
-                sizes.append(len(packed(whole(source[i], max_pixels))))
+                sizes.append(size(source[i]))
         by_size = shard_bytes * len(sizes) // max(1, sum(sizes))
         shard_records = max(1, min(by_size, max(FEW, -(-records // SHARDS))))
     fingerprint = getattr(source, "fingerprint", None)
-    return Plan(data, images, fingerprint, records, min(shard_records, records), max_pixels)
+    return Plan(data, images, fingerprint, records, min(shard_records, records), max_pixels, features)
 
 
 def whole(dialogue: Dialogue, max_pixels: int) -> Dialogue:

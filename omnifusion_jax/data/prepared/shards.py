@@ -70,8 +70,8 @@ class Shards:
         try:
             if start == records.start:
                 self.begin(shard)
-            for i in range(start, stop):
-                self.add(i)
+            for i, dialogue in self.read(range(start, stop)):
+                self.add(i, dialogue)
             return self.end() if stop == records.stop else None
         except OmniFusionError as error:  # for the process that asked, as it is
             return error
@@ -85,11 +85,17 @@ class Shards:
             self.first.touch()  # ArrayRecord says nothing of a folder that cannot be written
             self.writer = ArrayRecordWriter(str(self.first), "group_size:1")
 
-    def add(self, i):
-        try:
-            dialogue = whole(self.source[i], self.plan.max_pixels)
-        except DataError as error:
-            self.report.skip(i, error)
+    def read(self, numbers: range) -> Iterator[tuple[int, Dialogue | DataError]]:
+        """Yields the records as they are written, or why one cannot be used."""
+        for i in numbers:
+            try:
+                yield i, whole(self.source[i], self.plan.max_pixels)
+            except DataError as error:
+                yield i, error
+
+    def add(self, i, dialogue):
+        if isinstance(dialogue, DataError):
+            self.report.skip(i, dialogue)
             return refuse(self.report, self.skip)
         record = packed(dialogue)
         with writing(self.first):

@@ -54,12 +54,24 @@ FOLDERS = {
 }
 
 
-def open_source(path: str, images: str, side: int) -> Source:
+def open_source(path: str, images: str, side: int, features: bool = False) -> Source:
     """The source at a path: a file or folder that is known by its name, or ROW:PATH for a row of SOURCES.
 
+    Args:
+      features: the source may hold features instead of media; otherwise it is refused.
     Raises:
       DataError: the source does not exist or cannot be read.
     """
+    source = opened(path, images, side)
+    if getattr(source, "features", None) and not features:
+        raise DataError(
+            f"{path} holds features, and pictures are needed here. They are in what it was made from, "
+            f"{source.manifest['made_from']['data']}"
+        )
+    return source
+
+
+def opened(path, images, side):
     if is_url(path) or is_data_url(path):
         raise DataError(f"data.path={short(path)} is not fetched: download it, and give the path of the file")
     name, colon, rest = path.partition(":")

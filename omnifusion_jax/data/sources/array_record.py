@@ -2,7 +2,7 @@
 
 Such a folder holds ArrayRecord files, its shards, and `dataset.json`, which says how many records and bytes
 each of them has, what they were made from and a fingerprint of all of it. A record is a msgpack map of the
-fields of a Dialogue, with a media item as [stream, bytes of its file].
+fields of a Dialogue, with a media item as [stream, bytes of its file], or of its features (data/features.py).
 """
 
 import functools
@@ -13,6 +13,7 @@ import msgpack
 import numpy as np
 
 from omnifusion_jax.data.dialogues import Dialogue, Media
+from omnifusion_jax.data.features import Features
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import SOURCES
 
@@ -29,7 +30,8 @@ ANEW = "Write them again with python -m omnifusion_jax.prepare_data"
 class ArrayRecordSource:
     """The dialogues of a folder of ours; they read as they were written, media as bytes.
 
-    The `fingerprint` covers turns and media, not where they came from or how many are in a shard.
+    The `fingerprint` covers turns and media, not where they came from or how many are in a shard. `features`
+    says what made features of the media, and is None where they are files.
 
     Raises:
       DataError: the folder is none of ours, is not complete, or its shards are not what `dataset.json` says.
@@ -40,6 +42,7 @@ class ArrayRecordSource:
         self.folder = Path(path)
         self.manifest = read_manifest(self.folder)
         self.fingerprint = self.manifest["fingerprint"]
+        self.features = self.manifest["made_from"].get("features")
         self.shards = self.manifest["shards"]
         self.ends = np.cumsum([shard["records"] for shard in self.shards])
         self.reader = functools.lru_cache(OPEN)(self.opened)
@@ -63,7 +66,7 @@ class ArrayRecordSource:
             [data] = reader.read([position])
         except RuntimeError:  # its checksum is wrong, or it cannot be read
             raise DataError(f"{self.where(i)}: the record is damaged. {ANEW}", "damaged") from None
-        return unpacked(data, self.where(i))
+        return unpacked(data, self.where(i), Features if self.features else bytes)
 
     def where(self, i: int) -> str:
         """The place of a record, for messages."""
@@ -156,12 +159,15 @@ def body(dialogue: Dialogue) -> dict:
     }
 
 
-def unpacked(data: bytes, where: str) -> Dialogue:
-    """The Dialogue of a record. Raises DataError, which names `where`, for bytes that are none."""
+def unpacked(data: bytes, where: str, kind: type = bytes) -> Dialogue:
+    """The Dialogue of a record, its media of a `kind`.
+
+    Raises DataError, which names `where`, for bytes that are none.
+    """
     try:
         found = msgpack.unpackb(data, unicode_errors="surrogatepass")
         turns = tuple((role, text) for role, text in found["turns"])
-        media = tuple(Media(stream, source) for stream, source in found["media"])
+        media = tuple(Media(stream, kind(source)) for stream, source in found["media"])
         return Dialogue(found["where"], turns, media, found["marked"], found["parted"])
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{where}: the record is no dialogue. {ANEW}", "damaged") from None
