@@ -11,7 +11,7 @@ computes. What is computed again for the backward pass (remat) does not count. A
   behind a trained adapter costs two.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class Load(NamedTuple):
     tokens: float  # positions of the decoder, without padding
     pairs: float  # a query and a key that it sees, in one layer of the decoder; see `pairs`
     tiles: Mapping[str, float]  # {stream: tiles of its media}
+    features: Collection[str] = ()  # streams whose media come as features, so that no encoder of theirs runs
 
 
 class Products(NamedTuple):
@@ -81,8 +82,9 @@ def forward(c: ModelConfig, load: Load) -> dict[str, Products]:
     found = {}
     for name, stream in c.streams.items():
         tiles = load.tiles.get(name, 0)
-        for i, encoder in enumerate(stream.encoders):
-            found[f"{name}/encoders/{i}"] = of_encoder(encoder, stream).times(tiles)
+        if name not in load.features:
+            for i, encoder in enumerate(stream.encoders):
+                found[f"{name}/encoders/{i}"] = of_encoder(encoder, stream).times(tiles)
         found[f"{name}/adapter"] = of_adapter(stream, c.decoder.width).times(tiles)
     d = c.decoder
     found["decoder"] = Products(0.0, load.tokens * per_token(d), load.pairs * per_pair(d))
@@ -114,8 +116,11 @@ def trained_shares(c: ModelConfig, trained: Mapping[str, Any], frozen: Mapping[s
     return found | ({"head": found["embed"]} if c.decoder.tied and "embed" in found else {})
 
 
-def load(c: ModelConfig, batch: Batch) -> Load:
-    """What a Batch is for a model, in numbers of float32; padding and blank tiles are left out."""
+def load(c: ModelConfig, batch: Batch, features: Collection[str] = ()) -> Load:
+    """What a Batch is for a model, in numbers of float32; padding and blank tiles are left out.
+
+    `features`: streams whose media come as features.
+    """
     return Load(
         tokens=(batch.kind != PADDING).astype(jnp.float32).sum(),
         pairs=pairs(batch.positions, batch.segments, c.decoder.window),
@@ -123,6 +128,7 @@ def load(c: ModelConfig, batch: Batch) -> Load:
             name: tiles(batch, FEATURE + number, stream.rows, len(batch.media[name][0]))
             for number, (name, stream) in enumerate(c.streams.items())
         },
+        features=features,
     )
 
 

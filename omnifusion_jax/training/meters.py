@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from omnifusion_jax.batch import Batch
 from omnifusion_jax.chips import chip_of
-from omnifusion_jax.config import ModelConfig, TrainConfig
+from omnifusion_jax.config import TrainConfig
 from omnifusion_jax.models import flops
 from omnifusion_jax.tables import OBJECTIVES
 
@@ -18,19 +18,23 @@ PARTS = ("encoder", "adapter", "decoder", "head")
 
 
 def operations(
-    c: ModelConfig, trained: Mapping[str, Any], frozen: Mapping[str, Any]
+    config: TrainConfig, trained: Mapping[str, Any], frozen: Mapping[str, Any], features: Collection[str] = ()
 ) -> Callable[[Batch], dict[str, jax.Array]]:
     """The function from a Batch to the floating-point operations of a step on it, {flops/PART: float32}.
 
-    They are model FLOPs (models/flops.py), of all devices together. Padding and blank tiles do not count.
+    They are model FLOPs (models/flops.py), of all devices together. Padding and blank tiles do not count. Of
+    an objective for which there is no formula the dict is empty.
 
     Args:
       trained, frozen: {path: array or shape}.
+      features: streams whose media come as features of their encoders, which then do not run.
     """
-    shares = flops.trained_shares(c, trained, frozen)
+    if not OBJECTIVES[config.objective].text:
+        return lambda batch: {}
+    c, shares = config.model, flops.trained_shares(config.model, trained, frozen)
 
     def of(batch):
-        found = flops.sums(flops.step(c, flops.load(c, batch), shares))
+        found = flops.sums(flops.step(c, flops.load(c, batch, features), shares))
         return {f"flops/{part}": found[part] for part in PARTS}
 
     return of

@@ -103,7 +103,7 @@ def make_program(
         attention=attention,
         grad_dtype=jnp.dtype(config.grad_dtype),
         spread_sequence=config.spread_sequence,
-        operations=meters.operations(config.model, trained, frozen) if objective.text else lambda batch: {},
+        operations=meters.operations(config, trained, frozen, features),
     )
     return Program(
         jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))),
