@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from omnifusion_jax.batch import Sample, Tile
@@ -13,6 +14,7 @@ from omnifusion_jax.data.dialogues import Dialogue
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.order import Share
 from omnifusion_jax.data.sources import ENDLESS, Source, open_source
+from omnifusion_jax.data.sources.array_record import MANIFEST, read_manifest
 from omnifusion_jax.errors import ConfigError, DataError
 
 
@@ -110,6 +112,16 @@ def open_mixture(c: DataConfig, side: int) -> Mixture:
             "none. Prepare all sets, those of mere text too, with the same --features"
         )
     return Mixture(sources)
+
+
+def declared_features(c: DataConfig) -> dict | None:
+    """What made features of the media of a run, if its data are there and say so; no record is looked for.
+
+    Raises: DataError when a dataset.json cannot be read.
+    """
+    folders = [Path(one.path.removeprefix("array_record:")) for one in sets(c) if one.path]
+    found = [read_manifest(folder) for folder in folders if (folder / MANIFEST).is_file()]
+    return found[0]["made_from"].get("features") if found else None
 
 
 def sets(c: DataConfig) -> tuple[SetConfig, ...]:

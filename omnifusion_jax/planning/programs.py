@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Form, assembled, shapes
 from omnifusion_jax.config import GenerationConfig, TrainConfig, check
+from omnifusion_jax.data.features import FeatureProcessor
+from omnifusion_jax.data.mixture import declared_features
 from omnifusion_jax.data.reading import row_room
 from omnifusion_jax.inference import decode, prompts
 from omnifusion_jax.inference.logits import Rules, knobs
@@ -37,8 +39,13 @@ class Work(NamedTuple):
 
 
 def train_step(config: TrainConfig, mesh: Mesh) -> Work:
-    """The step of a run, on batches whose rows are full, each of one dialogue."""
-    program, batch = make_program(config, mesh), batch_of(config, mesh)
+    """The step of a run, on batches whose rows are full, each of one dialogue.
+
+    Where `data.path` is a folder of features, it is the step that reads them and has no encoders.
+    """
+    made = declared_features(config.data)
+    streams = tuple(made["streams"]) if made else ()
+    program, batch = make_program(config, mesh, features=streams), batch_of(config, mesh, made)
     shares = flops.trained_shares(config.model, program.state.params, program.frozen)
     return Work(
         lower=lambda: program.step.lower(program.state, program.frozen, batch),
@@ -46,26 +53,31 @@ def train_step(config: TrainConfig, mesh: Mesh) -> Work:
         held={
             "parameters": (program.state.params, program.frozen),
             "moments": program.state.optimizer,
-            "pictures": batch.media,
+            "features" if made else "pictures": batch.media,
             "tokens": batch._replace(media={}),
         },
         made={"gradients": program.state.params},
-        flops=flops.step(config.model, load_of(config, batch), shares),
+        flops=flops.step(config.model, load_of(config, batch)._replace(features=streams), shares),
         rows=len(batch.tokens) // config.grad_accum,
         length=batch.tokens.shape[1],
     )
 
 
-def batch_of(config: TrainConfig, mesh: Mesh):
-    """The Batch of a run as shapes, with room for all the pictures that its rows can have."""
+def batch_of(config: TrainConfig, mesh: Mesh, made: dict | None = None):
+    """The Batch of a run as shapes, with room for all the pictures that its rows can have.
+
+    `made`: what made features of them, as data.features has it; None: they are pictures.
+    """
     objective = OBJECTIVES[config.objective]
     check(objective.text, f"plans know what dialogues take; objective={config.objective} has none")
-    return batch_like(config, mesh, config.batch_size * objective.rows, config.grad_accum)
+    return batch_like(config, mesh, config.batch_size * objective.rows, config.grad_accum, made=made)
 
 
-def batch_like(config, mesh, rows, portions=1, length=None):
+def batch_like(config, mesh, rows, portions=1, length=None, made=None):
     streams = config.model.streams
     processors = {name: MODALITIES[name].processor.of(c) for name, c in streams.items()}
+    if made:
+        processors = {name: FeatureProcessor.of(p, made, name) for name, p in processors.items()}
     tiles = {name: processors[name].tile(i) for i, name in enumerate(streams)}
     most = max(processor.room for processor in processors.values())
     tokens, usual = row_room(config.data, tiles, most)
