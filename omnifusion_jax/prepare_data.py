@@ -22,7 +22,7 @@ from omnifusion_jax.data.prepared.folder import prepare_files
 from omnifusion_jax.data.prepared.plan import planned
 from omnifusion_jax.data.prepared.tfds_files import VERSION, write_tfds
 from omnifusion_jax.data.sources import open_source
-from omnifusion_jax.run import completed, sources
+from omnifusion_jax.run import completed, starting_point
 from omnifusion_jax.training.features import feature_shards
 from omnifusion_jax.training.signals import Stop, Stopped
 
@@ -59,7 +59,8 @@ def main(_):
             f"{shlex.join(sys.orig_argv)}"
         )
         return stop.status
-    media = "".join(f", {number:,} {stream} files" for stream, number in done["media"].items())
+    made = "features of " if CONFIG.source.value else ""
+    media = "".join(f", {made}{number:,} {stream} files" for stream, number in done["media"].items())
     print(f"{output}: {done['records']:,} records{media}, {done['bytes']:,} bytes")
     for reason, number in done["skipped"].items():
         print(f"  {number:,} left out: {reason}")
@@ -78,7 +79,7 @@ def prepare(output: Path) -> tuple[Path, dict]:
         if not config.data.sets:
             config.data.path = DATA.value
         config = completed(config)
-        make, settings = feature_shards(config, sources(config)[0], MAX_PIXELS.value)
+        make, settings = feature_shards(config, starting_point(config)[0], MAX_PIXELS.value)
     plan = planned(
         source, DATA.value, IMAGES.value, count=COUNT.value, max_pixels=MAX_PIXELS.value, **sizes, **settings
     )

@@ -89,11 +89,11 @@ def train(
     with locked(workdir) if hosts.first() else contextlib.nullcontext():
         same_start(config, workdir)
         hosts.by_first(lambda: resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change))
-        found, tokenizer_dir = sources(config, allow_change)
+        start, tokenizer_dir = starting_point(config, allow_change)
         tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
         batches = objective.batches(config, tokenizer)
         try:
-            given, encoders = parted(config, found, getattr(batches, "features", None))
+            given, encoders = parted(config, start, getattr(batches, "features", None))
             evaluations = Evaluations(evaluator(config, tokenizer, encoders), config)
             trained, frozen = loop.train(
                 config, workdir, batches, given, evaluations, allow_change, stop, span
@@ -174,10 +174,10 @@ def replay(config: TrainConfig, workdir: str | Path, step: int, allow_change: bo
     check((workdir / "config.json").is_file(), f"{workdir} holds no run: there is no step to replay")
     config.data.check = "off"  # of the data, before a run
     resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change)
-    found, tokenizer_dir = sources(config, allow_change)
+    start, tokenizer_dir = starting_point(config, allow_change)
     tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
     with contextlib.closing(OBJECTIVES[config.objective].batches(config, tokenizer)) as batches:
-        given, _ = parted(config, found, getattr(batches, "features", None))
+        given, _ = parted(config, start, getattr(batches, "features", None))
         return run_again(config, workdir, step, batches, given, allow_change)
 
 
@@ -188,30 +188,7 @@ def completed(config: TrainConfig) -> TrainConfig:
     return config.validate()
 
 
-def starting_point(config: TrainConfig, allow_change: bool = False):
-    """As `sources`, with the parameters on the devices."""
-    found, tokenizer = sources(config, allow_change)
-    return placed(make_mesh(**vars(config.mesh)), found), tokenizer
-
-
-def parted(config: TrainConfig, found: dict, made: dict | None) -> tuple[dict, Callable[[], dict]]:
-    """What training starts from, on the devices, and a function that reads the encoders it does without.
-
-    Args:
-      found: the parameters that `sources` gives.
-      made: what made features of the media, as data.features has it. None: media are what they are, and
-        training does without nothing.
-    Raises: ConfigError when the features are not what the config's encoders would give.
-    """
-    mesh = make_mesh(**vars(config.mesh))
-    if made is None:
-        return placed(mesh, found), dict
-    same_features(config, found, made)
-    others = {path: a for path, a in found.items() if not of_encoders(path, made["streams"])}
-    return placed(mesh, others), lambda: placed(mesh, encoder_arrays(config, found))
-
-
-def sources(config: TrainConfig, allow_change: bool = False) -> tuple[dict[str, Lazy], Path | None]:
+def starting_point(config: TrainConfig, allow_change: bool = False) -> tuple[dict[str, Lazy], Path | None]:
     """What a run starts from: ({path: parameter, not yet read}, the tokenizer's directory or None).
 
     Raises: ConfigError when a checkpoint does not fit the config, or when the tokenizer is missing.
@@ -252,6 +229,23 @@ def sources(config: TrainConfig, allow_change: bool = False) -> tuple[dict[str, 
     if tokenizer is None and OBJECTIVES[config.objective].text:
         raise ConfigError(NO_TOKENIZER)
     return arrays, tokenizer
+
+
+def parted(config: TrainConfig, start: dict, made: dict | None) -> tuple[dict, Callable[[], dict]]:
+    """What training starts from, on the devices, and a function that reads the encoders it does without.
+
+    Args:
+      start: the parameters that `starting_point` gives.
+      made: what made features of the media, as data.features has it. None: media are what they are, and
+        training does without none.
+    Raises: ConfigError when the features are not what the config's encoders would give.
+    """
+    mesh = make_mesh(**vars(config.mesh))
+    if made is None:
+        return placed(mesh, start), dict
+    same_features(config, start, made)
+    others = {path: a for path, a in start.items() if not of_encoders(path, made["streams"])}
+    return placed(mesh, others), lambda: placed(mesh, encoder_arrays(config, start))
 
 
 def dotted(part: str) -> str:

@@ -30,8 +30,8 @@ def encoder_arrays(config: TrainConfig, given: dict) -> dict:
     """{path: array in the compute dtype} of all encoders of a run.
 
     Args:
-      given: arrays by path, as `run.sources` gives them, unread; encoders that it lacks are drawn from the
-        seed, as training draws them.
+      given: arrays by path, as `run.starting_point` gives them, unread; encoders that it lacks are drawn from
+        the seed, as training draws them.
     """
     dtype = jnp.dtype(config.compute_dtype)
     make = lambda seed: nnx.parameters(build(config, rngs=nnx.Rngs(seed)))

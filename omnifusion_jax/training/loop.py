@@ -81,7 +81,7 @@ def summary(trained: dict, frozen: dict) -> list[str]:
 def starting(config: TrainConfig, mesh, given: dict, features=()) -> tuple[dict, dict]:
     """(trained, frozen): the parameters before the first step, in the dtypes that a run keeps them in.
 
-    Arguments and errors as in `fill`. What is trained and what is frozen is printed.
+    Arguments and errors as in `fill`. What is trained, frozen and left out is printed.
     """
     skeleton, arrays = fill(config, mesh, given, features)
     trained, frozen = (
@@ -89,7 +89,8 @@ def starting(config: TrainConfig, mesh, given: dict, features=()) -> tuple[dict,
         for half in freeze.split(config.train_parts, nnx.parameters(skeleton))
     )
     del arrays  # so that no kernel is held both as it was and as integers
-    print("\n".join(summary(trained, frozen)), flush=True)
+    lines = [f"left out {name}/encoders: the data hold what they would make" for name in features]
+    print("\n".join(summary(trained, frozen) + lines), flush=True)
     trained = cast(trained, jnp.float32)
     frozen = cast(lora.quantised(frozen, config.lora.base), jnp.dtype(config.compute_dtype))
     frozen = jax.device_put(frozen, placements(mesh, frozen))

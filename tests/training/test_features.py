@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import shutil
 
 import jax
 import msgpack
@@ -13,7 +14,9 @@ import tiny
 from settings import changed
 from talks import picture, talk, write
 
+import omnifusion_jax as of
 from omnifusion_jax import sharding
+from omnifusion_jax.checkpoints.native import open_native
 from omnifusion_jax.config import adapter
 from omnifusion_jax.data.features import Features
 from omnifusion_jax.data.images import fit, open_image
@@ -24,7 +27,8 @@ from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError, DataError, OmniFusionError
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.run import parted, sources
+from omnifusion_jax.planning.programs import train_step
+from omnifusion_jax.run import parted, starting_point
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import features
 from omnifusion_jax.training.loop import begin, starting, streams
@@ -61,7 +65,7 @@ def config(pictures, encoders=1, packing=False):
 
 
 def prepare(c, output, **options):
-    make, settings = features.feature_shards(c, sources(c)[0], c.data.max_pixels)
+    make, settings = features.feature_shards(c, starting_point(c)[0], c.data.max_pixels)
     source = open_source(c.data.path, c.data.images, 0)
     plan = planned(source, c.data.path, c.data.images, shard_records=4, **settings)
     prepare_files(source, output, plan, workers=2, skip=False, features=make, **options)
@@ -74,10 +78,10 @@ def prepared(pictures, tmp_path_factory):
 
 
 def trained(c):
-    """(the losses of three steps, the paths of what is frozen)"""
-    found, tokenizer = sources(c)
+    """(the metrics of three steps by name, the paths of what is frozen)"""
+    found, tokenizer = starting_point(c)
     tokenizer = Tokenizer(tokenizer).for_vocabulary(c.model.decoder.vocab)
-    mesh, losses = sharding.make_mesh(**vars(c.mesh)), []
+    mesh, steps = sharding.make_mesh(**vars(c.mesh)), []
     with contextlib.closing(OBJECTIVES["answers"].batches(c, tokenizer)) as batches:
         given, _ = parted(c, found, batches.features)
         program = make_program(c, mesh, features=streams(batches))
@@ -87,21 +91,62 @@ def trained(c):
             for _ in range(3):
                 batch = jax.device_put(next(batches), batch_sharding(mesh))
                 state, metrics = program.step(state, frozen, batch)
-                losses.append(metrics["loss"].item())
-    return losses, set(frozen)
+                steps.append(jax.device_get(metrics))
+    return {name: [one[name] for one in steps] for name in steps[0]}, set(frozen)
 
 
-def test_losses_are_those_from_pictures(pictures, prepared):
-    expected, everything = trained(config(pictures))
-    losses, frozen = trained(prepared)
-    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+@pytest.fixture(scope="module")
+def from_pictures(pictures):
+    return trained(config(pictures))
+
+
+def test_losses_are_those_from_pictures(from_pictures, prepared):
+    """By a step without encoders, of which none are counted as work done."""
+    (expected, everything), (found, frozen) = from_pictures, trained(prepared)
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-6)
     assert {path for path in everything - frozen if path.startswith("image/encoders/")} == everything - frozen
     assert everything - frozen
+    assert not any(found["flops/encoder"]) and all(expected["flops/encoder"])
+    for part in ("adapter", "decoder", "head"):
+        assert found[f"flops/{part}"] == expected[f"flops/{part}"]
+
+
+def test_a_run_from_features(from_pictures, prepared, tmp_path, capsys):
+    """As a user starts it: the same losses, also when it goes on, and a whole model at its end."""
+    workdir = tmp_path / "run"
+    c = changed(prepared, {"checkpoint.every_steps": 1, "checkpoint.final": "complete"})
+    c.model.preset = c.model.filled_from  # that of tiny.py has a name of its own
+    of.train(c, workdir)
+    lines = runs.rows(workdir)
+    losses = [line["train/loss"] for line in lines]
+    np.testing.assert_allclose(losses, from_pictures[0]["loss"], rtol=1e-6)
+    assert "left out image/encoders: the data hold what they would make" in capsys.readouterr().out
+    _, stored = open_native(workdir / "model")
+    given = features.encoder_arrays(c, {})
+    assert given and all(np.array_equal(stored[path], a) for path, a in given.items())
+    shutil.rmtree(workdir / "checkpoints" / "3")
+    of.train(c, workdir)
+    assert "resuming from step 2" in capsys.readouterr().out
+    assert [line["train/loss"] for line in runs.rows(workdir)] == losses
+    with pytest.raises(ConfigError, match=r"the data holds features of another encoder .*weights"):
+        of.train(changed(c, {"seed": 1}), tmp_path / "other")
+
+
+def test_a_plan_knows_features(prepared):
+    """The step that a run compiles, for four rows with the features of a picture each."""
+    work = train_step(prepared, sharding.make_mesh(**vars(prepared.mesh)))
+    [views] = work.held["features"].values()
+    assert [view.shape for view in views] == [(1, 4, 9, 32)]
+    assert {"image/adapter", "decoder", "head"} == set(work.flops)
+    assert not any("encoders" in path for path in work.held["parameters"][1])
+    with jax.set_mesh(work.mesh):
+        work.lower()
 
 
 def test_losses_of_two_encoders_in_packed_rows(pictures, tmp_path):
     c = config(pictures, encoders=2, packing=True)
-    np.testing.assert_allclose(trained(prepare(c, tmp_path / "out"))[0], trained(c)[0], rtol=1e-6)
+    found, expected = (trained(one)[0]["loss"] for one in (prepare(c, tmp_path / "out"), c))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_a_file_holds_what_the_encoder_gives(pictures, prepared):

@@ -22,7 +22,7 @@ from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import abstract, cast
 from omnifusion_jax.nn import nnx, quantized
 from omnifusion_jax.nn.linear import Linear
-from omnifusion_jax.run import save_model, starting_point
+from omnifusion_jax.run import parted, save_model, starting_point
 from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import freeze
@@ -331,7 +331,7 @@ def test_a_run_goes_on_from_factors(base, tokenizer, tmp_path):
     c = changed(c, {"init_from": str(alone), "parts_from": parts})
     arrays, _ = starting_point(c)
     assert_array_equal(arrays[f"{UP}/lora_b"], trained[f"{UP}/lora_b"])
-    _, filled = fill(c, make_mesh(fsdp=1), arrays)
+    _, filled = fill(c, make_mesh(fsdp=1), parted(c, arrays, None)[0])
     assert_array_equal(filled[f"{UP}/lora_b"], trained[f"{UP}/lora_b"])
     for settings in ({"lora.rank": 8}, {"lora.rank": 0}, {"lora.alpha": 1.0}):
         with pytest.raises(ConfigError, match=r"other settings than the config's lora\. .*--config\.lora\."):
