@@ -51,7 +51,7 @@ class Company:
         self.names = [f"host {i}" for i in range(count)]
         self.rounds = collections.Counter()
         self.beats, self.heard, self.ends = {}, {}, {}  # by number: the last beat, when it came, why it ends
-        self.said, self.reached = ({}, {}), 0.0  # what the store last held of beats and ends, and when
+        self.said, self.asked = ({}, {}), 0.0  # what the store last held of beats and ends, and since when
         self.ending, self.over = None, threading.Event()  # (exit status, until when at the latest)
 
     def begin(self):
@@ -59,8 +59,8 @@ class Company:
         self.names = self.gather(
             f"host {self.number} (process {os.getpid()} on {socket.gethostname()})", "names"
         )
-        self.reached = time.monotonic()
-        self.heard = dict.fromkeys(self.others, self.reached)
+        self.asked = time.monotonic()
+        self.heard = dict.fromkeys(self.others, self.asked)
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self.talk, self.watch)]
         for thread in self.threads:
             thread.start()
@@ -112,8 +112,9 @@ class Company:
             beat += 1
             with contextlib.suppress(ConnectionError, TimeoutError):  # or it waits, when the first host hangs
                 self.store.put(f"beat/{self.number}", str(beat))
+                asked = time.monotonic()
                 self.said = self.store.all("beat"), self.store.all("end")
-                self.reached = time.monotonic()
+                self.asked = asked
 
     def watch(self):
         """Ends this process when another has ended, or gives no sign of life."""
@@ -123,7 +124,7 @@ class Company:
             if self.ending:
                 if now > self.ending[1]:
                     self.leave(self.ending[0])  # something waits for a host that is no more
-            elif now - self.reached > self.silence:
+            elif now - self.asked > self.silence:
                 self.lose_first()
             elif verdict:
                 self.give_up(*verdict)
@@ -136,7 +137,7 @@ class Company:
 
     def aborted(self):
         """JAX, or something else, is about to abort this process. The store may not be asked here."""
-        if not (self.ending or self.over.is_set()) and self.number and not self.store.reachable():
+        if self.number and not self.over.is_set() and not self.store.reachable():
             self.lose_first()
 
     def notice(self, beats: dict[str, str], ends: dict[str, str], now: float):
@@ -170,9 +171,16 @@ class Company:
         return error
 
     def all_heard(self):
-        """Waits until every other host has given a sign of life or an end; `watch` sees to silent ones."""
+        """Waits until every other host has given a sign of life or an end; `watch` sees to silent ones.
+
+        A beat that is new here may be older than the death of its host, so that another one has to follow.
+        """
         since = time.monotonic()
-        while any(self.heard[i] <= since and i not in self.ends for i in self.others):
+        while self.asked <= since:
+            time.sleep(BEAT / 10)
+        before, _ = self.said
+        unheard = lambda i: self.said[0].get(str(i)) == before.get(str(i))
+        while any(unheard(i) and i not in self.ends for i in self.others):
             time.sleep(BEAT / 10)
 
     def say_farewell(self, status: int, message: str):

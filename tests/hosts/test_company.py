@@ -16,7 +16,10 @@ class Memory:
     """What store.Store promises, among threads."""
 
     def __init__(self):
-        self.values, self.changed, self.reachable = {}, threading.Condition(), True
+        self.values, self.changed, self.up = {}, threading.Condition(), True
+
+    def reachable(self):
+        return self.up
 
     def put(self, key, value):
         assert isinstance(value, str)
@@ -44,7 +47,7 @@ class Memory:
                 del self.values[key]
 
     def check(self):
-        if not self.reachable:
+        if not self.up:
             raise ConnectionError
 
 
@@ -187,7 +190,42 @@ def test_a_host_that_comes_to_no_end_is_ended(monkeypatch):
 def test_when_the_store_is_gone_so_is_the_first_host(monkeypatch, capsys):
     hosts, left = watched(monkeypatch, silence=0.3)
     hosts[0].over.set()
-    hosts[0].store.reachable = False
+    hosts[0].store.up = False
     until(lambda: len(left) == 2)
     assert sorted(left) == [(1, 1), (2, 1)]
     assert capsys.readouterr().err.count(f"{hosts[0].names[0]} cannot be reached") == 2
+
+
+def test_a_beat_from_before_the_death_of_its_host_is_no_sign_of_life(hosts, monkeypatch):
+    """Host 0 beats, host 2 breaks off what all do, and host 1 asks what the store holds, in this order."""
+    monkeypatch.setattr(company, "BEAT", 0.02)
+    one = hosts[1]
+    waiting = threading.Thread(target=one.all_heard, daemon=True)
+    waiting.start()
+
+    def store_holds(beats):
+        one.said, one.asked = (beats, {}), time.monotonic()
+        time.sleep(0.1)
+
+    store_holds({"0": "5", "2": "5"})  # new to host 1, and nothing says that they were put after it asked
+    assert waiting.is_alive()
+    store_holds({"0": "6", "2": "5"})
+    assert waiting.is_alive()
+    store_holds({"0": "6", "2": "6"})
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+def test_a_host_that_is_about_to_end_says_so_too_when_the_first_is_gone(monkeypatch, capsys):
+    """Its own error may only follow from that, as a collective that breaks off, and is not printed yet."""
+    hosts, left = watched(monkeypatch, silence=5.0)
+    hosts[2].say_farewell(1, "connection closed by peer")
+    hosts[2].aborted()
+    assert left == []  # the store is there
+    hosts[2].store.up = False
+    hosts[2].aborted()
+    hosts[0].aborted()  # it is the first
+    assert left == [(2, 1)]
+    assert f"{hosts[0].names[0]} cannot be reached" in capsys.readouterr().err
+    for host in hosts:
+        host.over.set()
