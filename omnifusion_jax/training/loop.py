@@ -20,6 +20,7 @@ from omnifusion_jax.nn import nnx
 from omnifusion_jax.training import freeze, meters
 from omnifusion_jax.training.bad_steps import BadSteps
 from omnifusion_jax.training.checkpoint import Checkpoints
+from omnifusion_jax.training.compiled import Compiled
 from omnifusion_jax.training.evaluating import Evaluations
 from omnifusion_jax.training.monitor import Monitor
 from omnifusion_jax.training.profile import Span, Trace
@@ -211,6 +212,7 @@ def run(config, workdir, program, state, frozen, batches, checkpoints, monitor, 
     placed = batch_sharding(sharding.mesh_of(state.params.values()))
     owners = sharding.owners(sharding.shares(placed.mesh, config.batch_size))
     bad_steps = BadSteps(workdir, config.max_bad_steps, begun, int(state.bad_steps))
+    compiled = Compiled(program, placed.mesh, monitor.pause, stop)
     read = functools.partial(report, monitor, bad_steps, batches, paths, owners)
     about = {"config": json.loads(to_json(config)), "versions": versions()}
 
@@ -235,7 +237,7 @@ def run(config, workdir, program, state, frozen, batches, checkpoints, monitor, 
         if done > begun:
             settle(done, saves=True)
 
-    done, position, programs = begun, batches.state(), {}
+    done, position = begun, batches.state()
     try:
         if evaluations.due(begun) and not hosts.by_first(lambda: monitor.evaluated(begun)):
             evaluate(begun)  # the evaluation after the resumed step was cut off
@@ -246,22 +248,14 @@ def run(config, workdir, program, state, frozen, batches, checkpoints, monitor, 
             monitor.wait += time.perf_counter() - before
             rows_as_promised(config, batch)
             batch = jax.make_array_from_process_local_data(placed, batch)
-            shapes = tuple(a.shape for a in jax.tree.leaves(batch))  # pools of media come in a few sizes
-            if shapes not in programs:
-                jax.block_until_ready(state)  # or the time of the step that runs would not be counted
-                with monitor.pause(), jax.set_mesh(placed.mesh):
-                    if programs:
-                        print(f"step {n}: compiling for batches with another number of pictures", flush=True)
-                    programs[shapes] = program.step.lower(state, frozen, batch).compile()
-                    hosts.barrier()  # who compiles longer is waited for here, where it would be named
-                    stop.check()
+            step = compiled(n, state, frozen, batch)
             if n == begun + 1:
                 with monitor.pause():
                     batches.checked()  # bad data is reported before the first step
                     stop.check()
             trace.before(n, state)
             with jax.set_mesh(placed.mesh), jax.transfer_guard("disallow"), trace.during(n):
-                state, metrics = programs[shapes](state, frozen, batch)
+                state, metrics = step(state, frozen, batch)
             done, position = n, batches.state()
             trace.after(n, state)
             read(unread)
