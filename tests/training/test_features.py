@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import runs
 import tiny
+from conftest import run_command
 from settings import changed
 from talks import picture, talk, write
 
 import omnifusion_jax as of
-from omnifusion_jax import sharding
+from omnifusion_jax import sharding, shipped
 from omnifusion_jax.checkpoints.native import open_native
 from omnifusion_jax.config import adapter
 from omnifusion_jax.data.features import Features
@@ -28,7 +29,7 @@ from omnifusion_jax.errors import ConfigError, DataError, OmniFusionError
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.planning.programs import train_step
-from omnifusion_jax.run import parted, starting_point
+from omnifusion_jax.run import completed, parted, starting_point
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import features
 from omnifusion_jax.training.loop import begin, starting, streams
@@ -130,6 +131,19 @@ def test_a_run_from_features(from_pictures, prepared, tmp_path, capsys):
     assert [line["train/loss"] for line in runs.rows(workdir)] == losses
     with pytest.raises(ConfigError, match=r"the data holds features of another encoder .*weights"):
         of.train(changed(c, {"seed": 1}), tmp_path / "other")
+
+
+def test_the_command_makes_what_its_config_trains_on(tmp_path):
+    """With the settings typed beside it, and no others."""
+    output = tmp_path / "out"
+    flags = "--data=synthetic:captions", "--count=3", f"--output={output}", "--features=tiny:pretrain"
+    said = run_command("prepare_data", *flags, "--config.data.draft=true")
+    assert f"{output}: 3 records, features of 3 image files, " in said
+    c = completed(changed(shipped.load("tiny:pretrain"), {"data.path": str(output), "data.draft": True}))
+    made = open_source(str(output), "", 0, features=True).features
+    features.same_features(c, starting_point(c)[0], made)
+    with pytest.raises(ConfigError, match="draft True, now False"):
+        features.same_features(changed(c, {"data.draft": False}), starting_point(c)[0], made)
 
 
 def test_a_plan_knows_features(prepared):
