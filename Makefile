@@ -4,8 +4,8 @@ VENV ?= .venv
 # huge pages: a training step on a CPU is a third faster with them (docs/performance.md)
 RUN = JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python
 
-# workers run one computation a core; each has two threads for the eight devices that it simulates
-PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 --dist worksteal
+# a third worker fills two cores while others wait; each has two threads for the eight devices that it simulates
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 3 --dist worksteal
 
 .PHONY: demo test test-fast lint tiny clean
 
