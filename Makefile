@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = JAX_PLATFORMS=cpu $(VENV)/bin/python
 
-# workers run one computation a core; each has two threads for the eight devices that it simulates
-PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 2 --dist worksteal
+# a third worker fills two cores while others wait; each has two threads for the eight devices that it simulates
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 3 --dist worksteal
 
-.PHONY: demo test test-fast lint tiny clean
+.PHONY: demo test test-fast sweep lint tiny clean
 
 demo: $(VENV)/installed
 	$(RUN) -m omnifusion_jax.train --config=configs/tiny.py:pretrain --workdir=runs/tiny/pretrain
@@ -14,6 +14,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test lint
 	$(PYTEST) --durations=15
+
+# What takes too long for every change: more plans of 7B models, and runs that are killed twenty times
+sweep: $(VENV)/installed-test
+	$(subst -n 3,-n 1,$(PYTEST)) -m sweep --durations=15
 
 # What a change most likely breaks, of every room, within two minutes
 FAST = $(addprefix tests/, nn parity/test_forward.py data/test_layout.py data/test_images.py data/test_sources.py data/test_check.py \

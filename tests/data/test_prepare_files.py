@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 from conftest import ROOT, run_command
+from in_turn import in_turn
 from PIL import Image
 
 from omnifusion_jax.data.dialogues import Dialogue, Media
@@ -372,22 +373,6 @@ def test_what_was_cut_off_goes_on(tmp_path):
 
 
 # Runs command lines one after the other in one process, since importing takes seconds
-DRIVER = """
-import contextlib, io, json, sys
-import tensorflow_datasets  # it defines flags, which flagsaver would forget
-from absl.testing import flagsaver
-from omnifusion_jax import prepare_data
-from omnifusion_jax.cli import command
-found = {}
-for name, words in json.load(sys.stdin).items():
-    out, err = io.StringIO(), io.StringIO()
-    with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            command.run(prepare_data.main, argv=["prepare_data", *words, f"--output={name}"])
-        except SystemExit as ended:
-            found[name] = [ended.code or 0, out.getvalue() + err.getvalue()]
-json.dump(found, sys.stdout)
-"""
 PICTURED = ["--data=d.json", "--images=images", "--num_workers=1"]
 COMMANDS = {
     # the pictures have 600, 630 and 870 pixels
@@ -405,17 +390,9 @@ COMMANDS = {
 @pytest.fixture
 def ran(data, tmp_path):
     """{name: (status, what was printed)}; each command has written a folder of its name, in `tmp_path`."""
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        input=json.dumps(COMMANDS),
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    lines = {name: [*words, f"--output={name}"] for name, words in COMMANDS.items()}
+    found = in_turn("prepare_data", lines, tmp_path)
+    return {name: (status, out + err) for name, (status, out, err) in found.items()}
 
 
 def test_flags_say_what_is_written(ran, tmp_path):

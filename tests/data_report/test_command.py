@@ -11,26 +11,10 @@ import pyarrow as pa
 import pytest
 import talks
 from conftest import ROOT
+from in_turn import in_turn
 from pyarrow import parquet
 from talks import talk
 
-# Runs command lines one after the other in one process, since importing takes seconds
-DRIVER = """
-import contextlib, io, json, sys
-import grain  # it defines flags, which flagsaver would forget
-from absl.testing import flagsaver
-from omnifusion_jax import check_data
-from omnifusion_jax.cli import command
-found = {}
-for name, words in json.load(sys.stdin).items():
-    out, err = io.StringIO(), io.StringIO()
-    with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            command.run(check_data.main, check_data.CONFIG, argv=["check_data", *words], failed=2)
-        except SystemExit as ended:
-            found[name] = [ended.code or 0, out.getvalue(), err.getvalue()]
-json.dump(found, sys.stdout)
-"""
 CONFIG = """
 import os
 from omnifusion_jax.config import SetConfig
@@ -113,18 +97,7 @@ def ran(tmp_path_factory):
     parquet.write_table(pa.Table.from_pylist([talk(0, image="b.png"), talk(1)]), folder / "shown.parquet")
     (folder / "died").mkdir()
     (folder / "died" / "report.json").write_text("of an earlier check")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        cwd=folder,
-        env=environment,
-        input=json.dumps(COMMANDS),
-        text=True,
-        capture_output=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, json.loads(done.stdout)
+    return folder, in_turn("check_data", COMMANDS, folder, failed=2)
 
 
 STATUSES = {

@@ -80,13 +80,6 @@ def test_accumulation_is_exact(reference, tokenizer, tmp_path):
     assert_allclose(curve, reference[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("mesh", "accumulate"), [((8, 1), 1), ((2, 4), 2)])
-def test_every_mesh_gives_the_same_losses(reference, tokenizer, tmp_path, mesh, accumulate):
-    """As does a run that goes on with another one, below."""
-    curve, _, _ = fit(config(MeshConfig(*mesh), grad_accum=accumulate), tokenizer, tmp_path)
-    assert_allclose(curve, reference[0], rtol=1e-5)
-
-
 def test_rows_that_share_pools_give_the_same_losses(reference, tokenizer, tmp_path):
     """Four rows a pool, a pool a device and portion."""
     curve, _, _ = fit(config(MeshConfig(1, 2), grad_accum=2), tokenizer, tmp_path, pools=4)

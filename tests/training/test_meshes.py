@@ -1,6 +1,7 @@
 """Ten steps of the program of a run, on every kind of mesh: the same losses, the same parameters."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -17,17 +18,20 @@ from omnifusion_jax.training.program import make_program
 from omnifusion_jax.training.step import batch_sharding, init_state
 
 STEPS, ROWS = 10, 8
-ONE, TWO = "one encoder", "packed, two encoders, tied head"
-LOOKS = {  # how the model looks at pictures, whether its head is tied, dialogues a row
-    ONE: ("one encoder", False, 1),
-    TWO: ("two encoders", True, 2),
-}
-# data, fsdp, tensor; what is spread over all three axes is spread for both
-MESHES = [(ONE, (8, 1, 1)), (TWO, (1, 8, 1)), (TWO, (1, 4, 2)), (ONE, (2, 2, 2)), (TWO, (2, 2, 2))]
+# how the model looks at pictures, whether its head is tied, dialogues a row
+LOOKS = list(itertools.product(("one encoder", "two encoders"), (False, True), (1, 2)))
+ONE, TWO = ("one encoder", False, 1), ("two encoders", True, 2)
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]  # data, fsdp, tensor
+FEW = [(ONE, (8, 1, 1)), (TWO, (1, 4, 2)), (TWO, (2, 2, 2))]
+ALL = [
+    pytest.param(look, mesh, marks=() if (look, mesh) in FEW else pytest.mark.sweep)
+    for look in LOOKS
+    for mesh in MESHES
+]
 
 
 def config(look, mesh, **settings):
-    looks, tied, _ = LOOKS[look]
+    looks, tied, _ = look
     c = TrainConfig(
         model=tiny.looking(looks),
         mesh=MeshConfig(*mesh),
@@ -74,7 +78,7 @@ def run(look, mesh, tokenizer, **settings):
     losses = []
     pools = c.grad_accum * sharding.ways(devices, "batch")
     with jax.set_mesh(devices):
-        for batch in batches(c, tokenizer, LOOKS[look][2], pools):
+        for batch in batches(c, tokenizer, look[2], pools):
             batch = jax.device_put(batch, batch_sharding(devices))
             state, metrics = program.step(state, frozen, batch)
             losses.append(metrics["loss"])
@@ -86,7 +90,7 @@ def on_one_device(look, tokenizer):
     return run(look, (1, 1, 1), tokenizer)
 
 
-@pytest.mark.parametrize(("look", "mesh"), MESHES)
+@pytest.mark.parametrize(("look", "mesh"), ALL)
 def test_every_mesh_gives_the_same_losses_and_parameters(tokenizer, look, mesh):
     same_as_on_one_device(look, tokenizer, run(look, mesh, tokenizer))
 

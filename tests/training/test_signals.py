@@ -156,7 +156,7 @@ def begin(workdir, done, *options):
 
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path, capfd):
     """Once by a scheduler, once by Ctrl-C, to the end by the library: one curve, that of a run in one go."""
-    workdir, steps = tmp_path / "run", 30
+    workdir, steps = tmp_path / "run", 20
     options = ("--config.batch_size=2", f"--config.steps={steps}", "--config.log_every=1")
     child = begin(workdir, 0, *options)
     with pytest.raises(ConfigError, match=f"in use by process {child.pid} "), locked(workdir):
