@@ -39,9 +39,7 @@ def main(_):
         config = chosen()
         tokenizer = Tokenizer(load_tokenizer(config)).for_vocabulary(config.model.decoder.vocab)
         data = open_reading(config.data, config.model, tokenizer)
-        check(
-            not data.source.features, "the data holds features: check the pictures that they were made from"
-        )
+        check(not data.source.made_by, "the data holds features: check the pictures that they were made from")
         print(table.header(report.read_with(config, data, tokenizer)), flush=True)
         return (compose if STEPS.value else look)(config, data, tokenizer)
     except KeyboardInterrupt:

@@ -28,7 +28,8 @@ class Member(NamedTuple):
 class Mixture:
     """The records of several sources, one source after the other.
 
-    The `fingerprint` of one source alone is its own. `features` are those that all sources have.
+    The `fingerprint` of one source alone is its own. `made_by` says what made features
+    of the media of all sources, and is None where they are files.
     """
 
     def __init__(self, sources: dict[str, Source]):
@@ -36,7 +37,7 @@ class Mixture:
         self.first = [0, *itertools.accumulate(map(len, self.sources))]
         prints = [getattr(source, "fingerprint", None) for source in self.sources]
         self.fingerprint = prints[0]
-        self.features = getattr(self.sources[0], "features", None)
+        self.made_by = getattr(self.sources[0], "made_by", None)
         if len(prints) > 1:
             self.fingerprint = hashlib.blake2b(repr(prints).encode(), digest_size=16).hexdigest()
 
@@ -105,7 +106,7 @@ def open_mixture(c: DataConfig, side: int) -> Mixture:
             problems.append(f"\n  {one.name}: {error}{hint}")
     if problems:
         raise DataError(f"{len(problems)} of {len(c.sets)} sets of data cannot be read:{''.join(problems)}")
-    made = {name: getattr(source, "features", None) for name, source in sources.items()}
+    made = {name: getattr(source, "made_by", None) for name, source in sources.items()}
     if odd := [name for name, features in made.items() if features != next(iter(made.values()))]:
         raise DataError(
             f"data.sets: {odd[0]} and {next(iter(made))} hold features of different encoders, or one of them "

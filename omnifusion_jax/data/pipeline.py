@@ -146,7 +146,7 @@ class Batches:
         self.form = {"length": length, "pools": mine, "usual": usual, "gather": gather}
         self.tiles, self.choose = tiles, choose or Alone()
         self.records, self.content = len(source), getattr(source, "fingerprint", None)
-        self.features = getattr(source, "features", None)  # what made features of the media, if anything
+        self.features = getattr(source, "made_by", None)  # what made features of the media, if anything
         self.order = Order(shares or [Share(self.records, self.records)], seed, shuffle)
         self.reader = Read(source, prepare, getattr(self.choose, "tiles", None))
         self.name = named(source)

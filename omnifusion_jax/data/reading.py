@@ -23,7 +23,7 @@ class Reading(NamedTuple):
 def open_reading(c: DataConfig, model: ModelConfig, tokenizer) -> Reading:
     """The Reading of a run. Raises what `open_mixture`, `prepare_each` and `shares` raise."""
     source = open_mixture(c, model.image.encoders[0].side)
-    prepare = prepare_each(c, model, tokenizer, source.features)
+    prepare = prepare_each(c, model, tokenizer, source.made_by)
     length, usual = row_room(c, prepare.tiles, prepare.room)
     choose = Fullest(c.window, length, usual) if c.packing else Alone()
     return Reading(source, prepare, shares(c, source), choose, length, usual)

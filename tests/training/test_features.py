@@ -140,7 +140,7 @@ def test_the_command_makes_what_its_config_trains_on(tmp_path):
     said = run_command("prepare_data", *flags, "--config.data.draft=true")
     assert f"{output}: 3 records, features of 3 image files, " in said
     c = completed(changed(shipped.load("tiny:pretrain"), {"data.path": str(output), "data.draft": True}))
-    made = open_source(str(output), "", 0, features=True).features
+    made = open_source(str(output), "", 0, features=True).made_by
     features.same_features(c, starting_point(c)[0], made)
     with pytest.raises(ConfigError, match="draft True, now False"):
         features.same_features(changed(c, {"data.draft": False}), starting_point(c)[0], made)
@@ -192,7 +192,7 @@ def test_a_file_holds_what_the_encoder_gives(pictures, prepared):
 )
 def test_other_encoders_are_refused(prepared, settings, named):
     c = changed(prepared, settings)
-    made = open_source(c.data.path, "", 0, features=True).features
+    made = open_source(c.data.path, "", 0, features=True).made_by
     with pytest.raises(ConfigError, match=named):
         features.same_features(c, {}, made)
 

@@ -63,7 +63,7 @@ def open_source(path: str, images: str, side: int, features: bool = False) -> So
       DataError: the source does not exist or cannot be read.
     """
     source = opened(path, images, side)
-    if getattr(source, "features", None) and not features:
+    if getattr(source, "made_by", None) and not features:
         raise DataError(
             f"{path} holds features, and pictures are needed here. They are in what it was made from, "
             f"{source.manifest['made_from']['data']}"

@@ -30,7 +30,7 @@ ANEW = "Write them again with python -m omnifusion_jax.prepare_data"
 class ArrayRecordSource:
     """The dialogues of a folder of ours; they read as they were written, media as bytes.
 
-    The `fingerprint` covers turns and media, not where they came from or how many are in a shard. `features`
+    The `fingerprint` covers turns and media, not where they came from or how many are in a shard. `made_by`
     says what made features of the media, and is None where they are files.
 
     Raises:
@@ -42,7 +42,7 @@ class ArrayRecordSource:
         self.folder = Path(path)
         self.manifest = read_manifest(self.folder)
         self.fingerprint = self.manifest["fingerprint"]
-        self.features = self.manifest["made_from"].get("features")
+        self.made_by = self.manifest["made_from"].get("features")
         self.shards = self.manifest["shards"]
         self.ends = np.cumsum([shard["records"] for shard in self.shards])
         self.reader = functools.lru_cache(OPEN)(self.opened)
@@ -66,7 +66,7 @@ class ArrayRecordSource:
             [data] = reader.read([position])
         except RuntimeError:  # its checksum is wrong, or it cannot be read
             raise DataError(f"{self.where(i)}: the record is damaged. {ANEW}", "damaged") from None
-        return unpacked(data, self.where(i), Features if self.features else bytes)
+        return unpacked(data, self.where(i), Features if self.made_by else bytes)
 
     def where(self, i: int) -> str:
         """The place of a record, for messages."""
