@@ -79,6 +79,7 @@ except CheckpointError as error:
     assert load_checkpoint(tmp_path / "exported").config == load_checkpoint(source).config
 
 
+@pytest.mark.sweep
 def test_the_benchmark(tmp_path):
     pytest.importorskip("torch")  # writes projection.pt
     done = run(

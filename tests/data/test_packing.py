@@ -180,7 +180,7 @@ def test_batches_are_the_same_for_all_workers_hosts_and_stops(choose):
     expected = list(map(bytes_of, whole))
     assert len(set(map(tuple, expected))) == 9 and whole_run.skipped >= 2
 
-    workers = make(num_workers=4)
+    workers = make(num_workers=3)
     assert [bytes_of(next(workers)) for _ in range(3)] == expected[:3]
     state = workers.state()
     workers.close()

@@ -62,10 +62,9 @@ def test_greedy(pairs, ngram):
     assert len(set(lengths)) > 5
 
 
-@pytest.mark.parametrize("ngram", [0, 2, 4])
-@pytest.mark.parametrize("beams", [2, 3, 4])
+@pytest.mark.parametrize(("beams", "ngram"), [(2, 2), (3, 0), (3, 4), (4, 2), (4, 0)])
 def test_beams(pairs, beams, ngram):
-    """Each pair of values of any two settings is met; both limits, for another half each time."""
+    """With every way to stop and every penalty; both limits, for another half each time."""
     lengths = []
     for i, (early, penalty) in enumerate(itertools.product((True, False), (0.5, 1.0, 2.0))):
         lengths += agree(
@@ -183,7 +182,7 @@ QUESTIONS = (
 )
 
 
-@pytest.mark.parametrize(("sharpness", "eos"), [(3.0, 2.0), (5.0, 2.0), (8.0, 3.0)])
+@pytest.mark.parametrize(("sharpness", "eos"), [(3.0, 2.0), (8.0, 3.0)])
 def test_the_published_recipe(tmp_path, sharpness, eos):
     config, tokenizer = tiny.config(), tiny.make_tokenizer(tmp_path)
     theirs = Published(config, tokenizer, sharpness, eos)

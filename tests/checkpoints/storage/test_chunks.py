@@ -204,7 +204,7 @@ convert.command.run(convert.main)
 """
 
 
-@pytest.mark.parametrize("to", ["native", "omnifusion"])
+@pytest.mark.parametrize("to", [pytest.param("native", marks=pytest.mark.sweep), "omnifusion"])
 def test_a_killed_conversion_leaves_nothing_that_looks_finished(original, tmp_path, arrays, to):
     source, output = original, tmp_path / "output"
     if to == "omnifusion":
