@@ -158,7 +158,7 @@ def until(condition):
 
 
 def test_when_one_dies_the_others_leave_and_name_it(monkeypatch, capsys):
-    hosts, left = watched(monkeypatch, silence=0.3)
+    hosts, left = watched(monkeypatch, silence=1.5)
     hosts[1].over.set()  # its thread ends, as with a process that is killed
     until(lambda: len(left) == 2)
     assert sorted(left) == [(0, 1), (2, 1)] and left[-1][0] == 0  # the first keeps the store, and goes last
@@ -188,7 +188,7 @@ def test_a_host_that_comes_to_no_end_is_ended(monkeypatch):
 
 
 def test_when_the_store_is_gone_so_is_the_first_host(monkeypatch, capsys):
-    hosts, left = watched(monkeypatch, silence=0.3)
+    hosts, left = watched(monkeypatch, silence=1.5)
     hosts[0].over.set()
     hosts[0].store.up = False
     until(lambda: len(left) == 2)
