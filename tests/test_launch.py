@@ -169,3 +169,10 @@ def test_dry_run_says_what_each_process_would_be():
     assert len(lines) == 3 and all("--xla_force_host_platform_device_count=4" in line for line in lines)
     assert len({word for line in lines for word in shlex.split(line) if "ADDRESS" in word}) == 1
     assert os.access(LAUNCH / "local.py", os.X_OK)
+
+
+def test_the_number_of_devices_is_that_of_the_command_whatever_was_set(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_dump_to=here")
+    for line in said(*LOCAL, "--devices=4", "--dry-run", "--", "python").splitlines():
+        (flags,) = (word for word in shlex.split(line) if word.startswith("XLA_FLAGS="))
+        assert "--xla_dump_to=here" in flags and flags.endswith("count=4")  # XLA takes the last word

@@ -62,7 +62,7 @@ class Device:
 
 
 def spread(order, shape, hosts=2):
-    devices = np.array([Device(i, hosts) for i in order], object)
+    devices = np.array([Device(i, hosts, len(order)) for i in order], object)
     return jax.sharding.Mesh(devices.reshape(shape), ("data", "fsdp", "tensor"))
 
 
@@ -90,6 +90,8 @@ def test_rows_that_hosts_cannot_share_are_refused():
         sharding.shares(spread(range(8), (8, 1, 1)), 12)
     with pytest.raises(ConfigError, match="some rows in common, others not"):
         sharding.shares(spread(range(8), (1, 2, 4), hosts=3), 16)
+    with pytest.raises(ConfigError, match="some rows in common, others not"):  # those of the pair between
+        sharding.shares(spread(range(6), (3, 1, 2)), 12)
     assert sharding.shares(sharding.make_mesh(), 12) == [tuple(range(12))]  # one process has all
 
 

@@ -55,7 +55,8 @@ def test_what_jax_finds_itself_is_left_to_it():
 
 def test_a_task_alone_on_its_node_gets_all_gpus_and_others_one_each():
     assert found(SLURM) == {"local_device_ids": list(range(8))}
-    assert found(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x4)"}) == {}
+    for tasks in ("8(x4)", "16", "16(x2)"):
+        assert found(SLURM | {"SLURM_STEP_TASKS_PER_NODE": tasks}) == {}
 
 
 @pytest.mark.parametrize(("said", "several"), [("a,b", True), ("a", False), ("", False)])
