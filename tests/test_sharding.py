@@ -101,6 +101,8 @@ def test_no_host_is_left_out_of_a_mesh():
         sharding.make_mesh(fsdp=4, devices=devices)
     with pytest.raises(ConfigError, match="3 groups cannot share 2 hosts evenly"):
         sharding.slices(devices, 3, 6)
+    with pytest.raises(ConfigError, match="2 groups cannot share 3 hosts evenly"):
+        sharding.slices([Device(i, 3, 6) for i in range(6)], 2, 6)
 
 
 def test_groups_of_hosts_hold_copies_of_their_own():
