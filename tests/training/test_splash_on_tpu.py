@@ -15,6 +15,7 @@ KERNELS = {
 }
 
 
+@pytest.mark.sweep
 def test_a_packed_step_compiles_for_a_tpu_with_splash():
     """In a process of its own, since the TPU compiler knows other flags."""
     pytest.importorskip("libtpu", reason="the TPU compiler (jax[tpu]) is not installed")
