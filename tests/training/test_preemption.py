@@ -20,8 +20,12 @@ def server(monkeypatch):
             asked.append((self.path, self.headers["Metadata-Flavor"]))
             said = served.said.pop(0) if len(served.said) > 1 else served.said[0]
             time.sleep(0.02 if said == b"FALSE" else 0)  # as it waits for a change
+            if said == b"gone":
+                return  # which closes the connection
             self.send_response(200 if said else 503)
             self.send_header("ETag", f"tag{len(asked)}")
+            if said == b"cut":
+                self.send_header("Content-Length", "10")
             self.end_headers()
             self.wfile.write(said)
 
@@ -40,7 +44,7 @@ def server(monkeypatch):
 
 def test_the_notice_stops_a_run_as_sigterm_does(server, capfd):
     """Also after the server was away for a while."""
-    server.said = [b"FALSE", b"", b"TRUE"]
+    server.said = [b"FALSE", b"", b"gone", b"cut", b"TRUE"]
     with pytest.raises(Stopped), Stop() as stop, preemption.watched(), stop.deferred():
         until = time.monotonic() + 10
         while time.monotonic() < until:
@@ -50,7 +54,7 @@ def test_the_notice_stops_a_run_as_sigterm_does(server, capfd):
     assert "preemption notice" in capfd.readouterr().out
     paths, flavours = zip(*server.asked, strict=True)
     assert set(flavours) == {"Google"} and all("instance/preempted?wait_for_change=true" in p for p in paths)
-    assert [path.rpartition("=")[2] for path in paths] == ["0", "tag1", "tag1"]
+    assert [path.rpartition("=")[2] for path in paths] == ["0", "tag1", "tag1", "tag1", "tag1"]
 
 
 def test_nothing_happens_while_there_is_none(server):
