@@ -49,7 +49,7 @@ def watch(url: str, ended: threading.Event):
         try:
             with urllib.request.urlopen(request, timeout=90) as answer:
                 tag, preempted = answer.headers.get("ETag", "0"), answer.read().strip() == b"TRUE"
-        except (OSError, http.client.HTTPException):  # the server is away for a while, or this machine has none
+        except (OSError, http.client.HTTPException):  # the server is away for a while, or there is none
             time.sleep(PAUSE)
             continue
         if preempted and not ended.is_set():

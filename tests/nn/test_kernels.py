@@ -56,6 +56,7 @@ CASES = {  # name: (spec, queries, keys, kernels that can do it)
     "encoder": (EVERYTHING, 128, 128, ALL),
     "encoder, an odd length": (EVERYTHING, 197, 197, ALL),
     "queries of an adapter": (EVERYTHING, 20, 197, ("splash", "cudnn")),
+    "queries of a whole length": (EVERYTHING, 128, 197, ("splash", "cudnn")),
 }
 
 

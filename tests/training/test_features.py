@@ -19,8 +19,9 @@ import omnifusion_jax as of
 from omnifusion_jax import sharding, shipped
 from omnifusion_jax.checkpoints.native import open_native
 from omnifusion_jax.config import adapter
-from omnifusion_jax.data.features import Features
+from omnifusion_jax.data.features import Features, unlike
 from omnifusion_jax.data.images import fit, open_image
+from omnifusion_jax.data.prepared.features import FeatureShards
 from omnifusion_jax.data.prepared.folder import prepare_files
 from omnifusion_jax.data.prepared.plan import planned
 from omnifusion_jax.data.sources import open_source
@@ -195,6 +196,28 @@ def test_other_encoders_are_refused(prepared, settings, named):
     made = open_source(c.data.path, "", 0, features=True).made_by
     with pytest.raises(ConfigError, match=named):
         features.same_features(c, {}, made)
+
+
+def test_a_setting_that_one_side_lacks_differs():
+    one, two = ({"streams": {"image": {"encoders": [{"width": 8}] * n}}} for n in (2, 1))
+    assert unlike(one, two) == ["streams.image.encoders.1.width 8, now None"]
+    assert unlike(two, one) == ["streams.image.encoders.1.width None, now 8"]
+    assert unlike(one, one) == []
+
+
+def test_pictures_are_decoded_as_the_config_says(pictures):
+    for draft in (False, True):
+        c = changed(config(pictures), {"data.draft": draft})
+        make, _ = features.feature_shards(c, starting_point(c)[0], 123456)
+        media = make.keywords["processors"]["image"].like
+        assert media.draft == draft and media.max_pixels == 123456
+
+
+def test_a_disk_without_room_ends_the_preparation(pictures, tmp_path, monkeypatch):
+    full = OmniFusionError("0.array_record cannot be written: no space left on device")
+    monkeypatch.setattr(FeatureShards, "__call__", lambda self, part: full)
+    with pytest.raises(OmniFusionError, match="no space left"):
+        prepare(config(pictures), tmp_path / "out")
 
 
 def test_an_adapter_of_all_layers_is_refused(pictures):

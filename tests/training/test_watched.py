@@ -126,8 +126,8 @@ def test_weights_and_biases_gets_what_tensorboard_gets(tmp_path, wandb):
     assert run.lines == [(5, {"train/loss": 2.5}), (5, {"samples": table})] and run.finished
     assert run.given["project"] == "adapters" and run.given["name"] == tmp_path.name
     assert run.given["config"]["batch_size"] == c.batch_size and run.given["resume"] == "allow"
-    other = tmp_path / "other"
-    other.mkdir()
+    other = tmp_path / "other" / tmp_path.name
+    other.mkdir(parents=True)
     WeightsAndBiases(c, tmp_path), WeightsAndBiases(c, other)
     ids = [run.given["id"] for run in wandb.runs]
     assert ids[0] == ids[1] != ids[2]  # a run by its workdir
