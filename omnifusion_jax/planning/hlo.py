@@ -30,6 +30,7 @@ RINGS = {
     "windowed_dot_general_body_ag": "all-gather ring",
     "windowed_dot_general_body_rs": "reduce-scatter ring",
 }
+CUT = "all-reduce-scatter"  # its name for a computation that sums and keeps only what belongs to the device
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
 
@@ -66,6 +67,7 @@ def collectives(text: str) -> list[Collective]:
             kind = operation.kind.removesuffix("-start")
             if kind not in RECEIVED:
                 continue
+            kind = "reduce-scatter" if kind == "all-reduce" and CUT in name else kind
             given, group = operands(operation, types), devices(operation.rest, text)
             size = sum(map(size_of, given))
             received = size * RECEIVED[kind](group)
