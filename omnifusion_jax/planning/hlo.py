@@ -31,6 +31,8 @@ RINGS = {
     "windowed_dot_general_body_rs": "reduce-scatter ring",
 }
 CUT = "all-reduce-scatter"  # its name for a computation that sums and keeps only what belongs to the device
+# What it gathers in a sum: every device adds its piece to an array of zeros
+PLACED, GATHER = "dynamic-update-slice", "all-gather by sum"
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
 
@@ -46,7 +48,7 @@ class Operation(NamedTuple):
 class Collective(NamedTuple):
     """An exchange between devices."""
 
-    kind: str  # a key of RECEIVED
+    kind: str  # a key of RECEIVED, a value of RINGS, or GATHER
     type: str  # of what it is given, such as bf16[512,4096]
     devices: int  # that exchange with each other
     times: int  # a step
@@ -71,6 +73,8 @@ def collectives(text: str) -> list[Collective]:
             given, group = operands(operation, types), devices(operation.rest, text)
             size = sum(map(size_of, given))
             received = size * RECEIVED[kind](group)
+            if kind == "all-reduce" and all(one.startswith(PLACED) for one in names(operation)):
+                kind = GATHER
             found.append(Collective(ring or kind, " ".join(given), group, times, received))
     return found
 
