@@ -4,6 +4,7 @@ import collections
 import math
 import re
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -34,17 +35,18 @@ def hurry():
     jax.config.update("jax_memory_fitting_effort", -1.0)
 
 
-def weigh(work: Work, place: Place) -> Weighed:
+def weigh(work: Work, place: Place, written: Path | None = None) -> Weighed:
     """Compiles the program of a Work for the devices of a Place.
 
-    For TPUs it is what the compiler decides before it generates code. What cannot fit it refuses, or places
-    beyond the memory of the device. Where a CPU stands in, its sizes are compared with that memory.
+    It fits if the buffers that the compiler places for it are no larger together than the memory of a device,
+    and the compiler does not refuse it. `written` is a folder that `early.listen` gave: what the compiler
+    for TPUs decides before it generates code is taken from there.
     """
     begun = time.perf_counter()
     try:
         with jax.set_mesh(work.mesh):
             lowered = work.lower()
-        made = early.decided(lowered, place.written) if place.written else whole(lowered.compile())
+        made = early.decided(lowered, written) if written else whole(lowered.compile())
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

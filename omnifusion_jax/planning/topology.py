@@ -4,7 +4,6 @@ import importlib.util
 import math
 import os
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -12,7 +11,6 @@ from jax.experimental import topologies
 
 from omnifusion_jax.chips import CHIPS, GB, Chip
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.planning import early
 
 # How many chips lie along each axis of a slice, by the number of chips
 FLAT = {n: shape for n, shape in ((1, "1x1"), (4, "2x2"), (8, "2x4"), (16, "4x4"), (32, "4x8"))}
@@ -39,7 +37,6 @@ class Place(NamedTuple):
     chip: Chip
     devices: list  # of JAX
     exact: bool  # whether they are what was asked for; else a CPU stands in, and sizes are an estimate
-    written: Path | None  # where their compiler writes what it decides, see `early`
 
 
 def tpu(name: str) -> Place:
@@ -60,12 +57,11 @@ def tpu(name: str) -> Place:
     together = {"chip_config_name": "megacore"} if cores == 2 else {}  # both cores of a chip are one device
     for variable, value in ALONE.items():
         os.environ.setdefault(variable, value)
-    written = early.listen()
     try:
         devices = topologies.get_topology_desc(f"{generation}:{shape}", "tpu", **together).devices
     except Exception as error:  # jaxlib has no public class for what libtpu refuses
         raise ConfigError(f"libtpu does not know the slice {generation}:{shape}: {error}") from error
-    return Place(name, CHIPS[generation], devices, exact=True, written=written)
+    return Place(name, CHIPS[generation], devices, exact=True)
 
 
 def names(generation: str) -> str:
@@ -90,4 +86,4 @@ def gpu(name: str) -> Place:
     count = int(count or 1)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
-    return Place(name, CHIPS[kind] if kind else unknown, jax.devices()[:count], exact=False, written=None)
+    return Place(name, CHIPS[kind] if kind else unknown, jax.devices()[:count], exact=False)

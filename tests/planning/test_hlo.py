@@ -86,6 +86,8 @@ ENTRY %main (x: s8[10], y: f32[3,3]) -> f32[] {
   %x = s8[10]{0} parameter(0)
   %y = f32[3,3]{1,0} parameter(1)
   %p = s8[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %dynamic-update-slice.1 = u8[64]{0} dynamic-update-slice(%zeros, %x, %here)
+  %gathered = u8[64]{0} all-reduce(%dynamic-update-slice.1), replica_groups={}, to_apply=%add
   %cut = f32[2,16]{1,0} fusion(%z), kind=kCustom, calls=%all-reduce-scatter.1
   %both = (s8[10]{0}, f32[3,3]{1,0}) all-reduce(%x, %y), replica_groups={}, to_apply=%add
   ROOT %w = (s32[], bf16[8,16]{1,0}) while(%z), condition=%c, body=%outer, backend_config={TRIPS:{"n":"5"}}
@@ -94,7 +96,7 @@ ENTRY %main (x: s8[10], y: f32[3,3]) -> f32[] {
 
 
 def test_every_kind_in_loops_within_loops():
-    found = {one.kind: one for one in hlo.collectives(TEXT) if one.type != "f32[8,16]"}
+    found = {one.kind: one for one in hlo.collectives(TEXT) if one.type not in ("f32[8,16]", "u8[64]")}
     assert {kind: (one.times, one.devices, one.received) for kind, one in found.items()} == {
         "collective-permute": (1, 4, 10),
         "all-reduce": (1, 4, 1.5 * (10 + 36)),
@@ -108,6 +110,11 @@ def test_a_sum_of_which_a_device_keeps_its_part_is_no_sum_on_all():
     """The compiler for TPUs writes it as an all-reduce in a computation of this name."""
     (found,) = [one for one in hlo.collectives(TEXT) if one.type == "f32[8,16]"]
     assert (found.kind, found.times, found.received) == ("reduce-scatter", 1, 0.75 * 8 * 16 * 4)
+
+
+def test_a_sum_of_pieces_in_zeros_is_no_sum():
+    (found,) = [one for one in hlo.collectives(TEXT) if one.type == "u8[64]"]
+    assert (found.kind, found.received) == ("all-gather by sum", 1.5 * 64)
 
 
 @pytest.mark.parametrize(
