@@ -65,7 +65,7 @@ def plan(name: str, place: str) -> dict:
     """The figures of a cell."""
     out = KEPT.with_suffix(".cell")
     command = [sys.executable, "-m", "omnifusion_jax.plan", f"--config={name}", f"--topology={place}"]
-    done = subprocess.run([*command, "--rows=1", "--quick", f"--json={out}"], capture_output=True, text=True)
+    done = subprocess.run([*command, "--rows=1", f"--json={out}"], capture_output=True, text=True)
     if done.returncode not in (0, 1):
         sys.exit(f"{name} on {place}: {done.stderr[-2000:]}")
     found = json.loads(out.read_text())

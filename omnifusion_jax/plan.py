@@ -18,7 +18,7 @@ from omnifusion_jax.cli import command
 from omnifusion_jax.cli.overrides import ConfigFlags
 from omnifusion_jax.config import check
 from omnifusion_jax.planning import early, report, topology
-from omnifusion_jax.planning.compiled import hurry, weigh
+from omnifusion_jax.planning.compiled import weigh
 from omnifusion_jax.planning.programs import WHAT
 from omnifusion_jax.planning.search import best, search, with_rows
 from omnifusion_jax.sharding import make_mesh, ways
@@ -31,7 +31,6 @@ PROGRAM = flags.DEFINE_enum(
 )
 ROWS = flags.DEFINE_integer("rows", None, "Rows of a device at a time; sets grad_accum.", lower_bound=1)
 SEARCH = flags.DEFINE_bool("search", False, "Look for the most rows and the cheapest remat that fit.")
-QUICK = flags.DEFINE_bool("quick", False, "Compile in a fifth of the time, for the same memory to a tenth.")
 JSON = flags.DEFINE_string("json", None, "File for the figures.")
 
 
@@ -39,8 +38,6 @@ def main(_):
     check((TOPOLOGY.value is None) != (DEVICE.value is None), "give --topology=v5e-16, or --device=gpu:80GB")
     check(not SEARCH.value or PROGRAM.value == "step", "--search looks for a training step that fits")
     jax.config.update("jax_platforms", "cpu")
-    if QUICK.value or SEARCH.value:
-        hurry()
     written = early.listen() if TOPOLOGY.value else None
     place = topology.tpu(TOPOLOGY.value) if TOPOLOGY.value else topology.gpu(DEVICE.value)
     config = CONFIG.value.validate()

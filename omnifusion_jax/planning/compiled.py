@@ -29,12 +29,6 @@ class Weighed(NamedTuple):
     seconds: float  # that compiling took
 
 
-def hurry():
-    """Makes the compiler look less far for a fast schedule: a fifth of the time, memory to a tenth."""
-    jax.config.update("jax_exec_time_optimization_effort", -1.0)
-    jax.config.update("jax_memory_fitting_effort", -1.0)
-
-
 def weigh(work: Work, place: Place, written: Path | None = None) -> Weighed:
     """Compiles the program of a Work for the devices of a Place.
 

@@ -23,6 +23,7 @@ RECEIVED = {
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=(?:\{([^}]*)\}|(%?[\w.\-]+))")
+CHANNEL = re.compile(r"channel_id=(\d+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # The compiler for TPUs makes rings of products that wait for a gather, or whose results are to be summed: a
 # device multiplies the piece it has while it passes on the one before. Names of their loops say which.
@@ -59,16 +60,20 @@ def collectives(text: str) -> list[Collective]:
     """Every exchange of a compiled program, from its text; those in loops with how often these run.
 
     A loop whose number of rounds is not known beforehand, such as that over generated tokens, counts as one.
+    An exchange that goes on behind other work is written where it starts, where it goes on and where it ends,
+    with one channel: it counts once.
     """
     computations, entry = parsed(text)
-    found = []
+    found, channels = [], set()
     for name, times in runs(computations, entry).items():
         ring = next((kind for part, kind in RINGS.items() if part in name), None)
         types = {operation.name: operation.type for operation in computations[name]}
         for operation in computations[name]:
             kind = operation.kind.removesuffix("-start")
-            if kind not in RECEIVED:
+            channel = CHANNEL.search(operation.rest)
+            if kind not in RECEIVED or (channel and channel[1] in channels):
                 continue
+            channels.update(channel.groups() if channel else ())
             kind = "reduce-scatter" if kind == "all-reduce" and CUT in name else kind
             given, group = operands(operation, types), devices(operation.rest, text)
             size = sum(map(size_of, given))

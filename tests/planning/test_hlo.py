@@ -62,8 +62,9 @@ TEXT = """HloModule step, num_partitions=4
   %p = (s32[], bf16[8,16]{1,0:T(8,128)(2,1)}) parameter(0)
   %x = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
   %r = bf16[2,16]{1,0} reduce-scatter(%x), replica_groups=[1,4]<=[4], dimensions={0}, to_apply=%add
-  %g = (bf16[2,16]{1,0}, bf16[8,16]{1,0}) all-gather-start(%r), replica_groups={{0,1,2,3}}, dimensions={0}
+  %g = (bf16[2,16]{1,0}, bf16[8,16]{1,0}) all-gather-start(%r), channel_id=7, replica_groups={{0,1,2,3}}
   %h = bf16[8,16]{1,0} all-gather-done(%g)
+  %later = bf16[8,16]{1,0} all-gather(%r), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
   ROOT %t = (s32[], bf16[8,16]{1,0}) tuple(%i, %h)
 }
 
