@@ -1,6 +1,6 @@
 """Writes docs/plans.md: python examples/plans.py > docs/plans.md
 
-Each cell is a plan, compiled in a process of its own, which takes a minute. What is found is kept in
+Each cell is a plan, compiled in a process of its own, which takes half a minute. What is found is kept in
 docs/plans.json, from which an interrupted run goes on: remove it to begin anew. With --minutes=30 no cell is
 begun after half an hour, and those that are missing have a dash.
 """
