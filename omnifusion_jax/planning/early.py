@@ -4,6 +4,7 @@ That is the text of the program and the place of every buffer, all that a plan a
 times as long. The compiler writes both to files as it goes, and is left behind.
 """
 
+import atexit
 import os
 import re
 import shutil
@@ -39,6 +40,7 @@ def listen() -> Path:
     """
     jax.config.update("jax_enable_compilation_cache", False)  # what comes from there is not written
     folder = Path(tempfile.mkdtemp(prefix="plan-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     given = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{given} --xla_dump_to={folder} --xla_dump_hlo_as_text"
     return folder
