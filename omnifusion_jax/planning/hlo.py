@@ -78,10 +78,19 @@ def collectives(text: str) -> list[Collective]:
             given, group = operands(operation, types), devices(operation.rest, text)
             size = sum(map(size_of, given))
             received = size * RECEIVED[kind](group)
-            if kind == "all-reduce" and all(one.startswith(PLACED) for one in names(operation)):
+            if kind == "all-reduce" and pieces(operation, computations, name):
                 kind = GATHER
             found.append(Collective(ring or kind, " ".join(given), group, times, received))
     return found
+
+
+def pieces(operation: Operation, computations, name: str) -> bool:
+    """Whether all that a sum is given are pieces that were placed among zeros, alone or in a fusion."""
+    made = {one.name: one for one in computations[name]}
+    given = [made[one] for one in names(operation) if one in made]
+    fused = {one.name: CALLED.search(one.rest) for one in given if one.kind == "fusion"}
+    last = lambda one: computations[fused[one.name][2].lstrip("%")][-1] if fused.get(one.name) else one
+    return bool(given) and all(last(one).kind == PLACED for one in given)
 
 
 def parsed(text: str) -> tuple[dict[str, list[Operation]], str]:
