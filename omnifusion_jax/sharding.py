@@ -27,6 +27,10 @@ RULES = {
     "mlp": "tensor",
 }
 
+# Up to RING devices the compiler for TPUs sums a product piece by piece, each on its way to where it belongs.
+# For more it sums all of it on every device and cuts afterwards, unless it is asked for in two stages.
+RING, SIDE = 32, 16  # SIDE: of a stage; the largest slices of two dimensions are 16 x 16 chips
+
 # Rules that hold beside them while a program is traced, see `also`
 ALSO = contextvars.ContextVar("also", default=types.MappingProxyType({}))
 
@@ -152,6 +156,20 @@ def share(axis: str, size: int) -> int:
     """How much of a dimension of this logical axis a device has, under `jax.set_mesh`; else all of it."""
     mesh = jax.sharding.get_abstract_mesh()
     return size if mesh.empty else size // ways(mesh, axis) or 1
+
+
+def stages(rows: int) -> tuple[int, int, int] | None:
+    """How rows of a batch are cut for a sum over the devices of `fsdp` in two stages, under `jax.set_mesh`.
+
+    (data, first, second): devices that share the second index hold what is summed in the first stage. None
+    where one stage will do: on GPUs, on few devices, for rows that are not spread.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.abstract_device.platform != "tpu" or mesh.shape["fsdp"] <= RING:
+        return None
+    fsdp = mesh.shape["fsdp"]
+    first = max(n for n in range(1, SIDE + 1) if fsdp % n == 0)
+    return None if rows % ways(mesh, "batch") else (mesh.shape["data"], first, fsdp // first)
 
 
 def spec(mesh: Mesh, axes, shape) -> PartitionSpec:

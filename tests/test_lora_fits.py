@@ -60,6 +60,7 @@ def test_bytes_of_what_is_kept(variant, bits):
     assert whole < {4.25: 8.5, 8.25: 12}[bits] * 1e9
 
 
+@pytest.mark.sweep
 def test_the_step_fits_24_gb():
     """Compiled for one chip of TPU v6e, in a process of its own."""
     pytest.importorskip("libtpu", reason="the TPU compiler (jax[tpu]) is not installed")

@@ -10,7 +10,7 @@ from conftest import ROOT, run_command
 
 # the bundled model, of fewer layers, on the devices that its config leaves open
 LAYERS = ("--config.model.decoder.layers=1", "--config.model.image.encoders.0.layers=1")
-TINY = ("--config=tiny:sft", *LAYERS, "--quick")
+TINY = ("--config=tiny:sft", *LAYERS)
 
 
 @pytest.mark.parametrize("what", ["step", "decode"])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from omnifusion_jax import sharding
 from omnifusion_jax.nn import nnx, quantized
 from omnifusion_jax.nn.init import NORMAL, Init, linear, zeros
 
@@ -97,8 +98,22 @@ def backward(contracted, inside, dtype, kept, dy):
     dx = jnp.tensordot(dy, kernel.astype(inside), (axes, axes))
     if x is None:
         return dx, None
-    rows = list(range(dy.ndim - outs))
-    return dx, jnp.tensordot(x, dy, (rows, rows), preferred_element_type=kernel.dtype)
+    return dx, gradient(x, dy, dy.ndim - outs, kernel.dtype)
+
+
+def gradient(x, dy, rows: int, dtype):
+    """The gradient of a kernel, dtype[*ins, *outs]: x [..., *ins] times dy [..., *outs], over `rows` axes.
+
+    Where devices sum in two stages, the first leaves a sum for each index of the second.
+    """
+    cut = sharding.stages(len(x))
+    if cut is None:
+        axes = list(range(rows))
+        return jnp.tensordot(x, dy, (axes, axes), preferred_element_type=dtype)
+    x, dy = (a.reshape(*cut, -1, *a.shape[1:]) for a in (x, dy))  # [data, first, second, rows, ...]
+    summed, kept = (1, *range(3, 3 + rows)), (0, 2)
+    sums = jax.lax.dot_general(x, dy, ((summed, summed), (kept, kept)), preferred_element_type=dtype)
+    return jax.lax.optimization_barrier(sums).sum((0, 1))  # XLA would make one stage of both
 
 
 multiply.defvjp(forward, backward, symbolic_zeros=True)

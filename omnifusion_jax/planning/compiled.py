@@ -4,10 +4,12 @@ import collections
 import math
 import re
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
+from omnifusion_jax.planning import early
 from omnifusion_jax.planning.hlo import Collective, collectives
 from omnifusion_jax.planning.programs import Work
 from omnifusion_jax.planning.topology import Place
@@ -20,47 +22,46 @@ class Weighed(NamedTuple):
     """A program as the compiler made it, in bytes and seconds of one device."""
 
     fits: bool
-    memory: int  # bytes at its peak, by the compiler's count
+    memory: int  # bytes that it takes together
     kinds: dict[str, int]  # bytes by kind, from shapes; {} if it does not fit
     moved: int  # bytes of arguments and results: each is read or written once at least
     exchanges: tuple[Collective, ...]
     seconds: float  # that compiling took
 
 
-def hurry():
-    """Makes the compiler look less far for a fast schedule: a third of the time, memory to a tenth."""
-    jax.config.update("jax_exec_time_optimization_effort", -1.0)
-    jax.config.update("jax_memory_fitting_effort", -1.0)
-
-
-def weigh(work: Work, place: Place) -> Weighed:
+def weigh(work: Work, place: Place, written: Path | None = None) -> Weighed:
     """Compiles the program of a Work for the devices of a Place.
 
-    Whether it fits is the word of the compiler for these devices, which refuses what does not; where a CPU
-    stands in, all that it takes together is compared with the memory of the device.
+    It fits if the buffers that the compiler places for it are no larger together than the memory of a device,
+    and the compiler does not refuse it. `written` is a folder that `early.listen` gave: what the compiler
+    for TPUs decides before it generates code is taken from there.
     """
     begun = time.perf_counter()
     try:
         with jax.set_mesh(work.mesh):
-            program = work.lower().compile()
+            lowered = work.lower()
+        made = early.decided(lowered, written) if written else whole(lowered.compile())
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         needed = max(float(number) * UNITS[unit] for number, unit in SIZE.findall(str(error).splitlines()[0]))
         return Weighed(False, int(needed), {}, 0, (), time.perf_counter() - begun)
-    seconds, sizes = time.perf_counter() - begun, program.memory_analysis()
-    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    memory = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + results
-    if place.exact:
-        memory = sizes.peak_memory_in_bytes  # for a CPU the compiler knows none
     return Weighed(
-        place.exact or memory <= place.chip.memory,
-        memory,
-        by_kind(work, sizes.temp_size_in_bytes),
-        sizes.argument_size_in_bytes + sizes.output_size_in_bytes,
-        tuple(collectives(program.as_text())),
-        seconds,
+        made.total <= place.chip.memory,
+        made.total,
+        by_kind(work, made.temporary),
+        made.arguments + made.results,
+        tuple(collectives(made.text)),
+        time.perf_counter() - begun,
     )
+
+
+def whole(program) -> early.Decided:
+    """The Decided of a program that is compiled to its end."""
+    sizes = program.memory_analysis()
+    given, made = sizes.argument_size_in_bytes, sizes.output_size_in_bytes
+    total = given + sizes.temp_size_in_bytes + made - sizes.alias_size_in_bytes
+    return early.Decided(program.as_text(), given, made, sizes.temp_size_in_bytes, total)
 
 
 def by_kind(work: Work, temporary: int) -> dict[str, int]:
@@ -68,7 +69,7 @@ def by_kind(work: Work, temporary: int) -> dict[str, int]:
 
     What a program is given follows from shapes and shardings, as do the gradients that it adds up; what else
     it keeps for a while, `temporary` bytes together with the gradients, are activations above all. The sum is
-    not quite the peak: not all of it is alive at one time, and a chip pads arrays to its tiles.
+    not quite the whole: a chip pads arrays to its tiles.
     """
     found = {kind: on_device(arrays) for kind, arrays in work.held.items()}
     found |= {kind: min(on_device(arrays), temporary) for kind, arrays in work.made.items()}

@@ -23,6 +23,7 @@ RECEIVED = {
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=(?:\{([^}]*)\}|(%?[\w.\-]+))")
+CHANNEL = re.compile(r"channel_id=(\d+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # The compiler for TPUs makes rings of products that wait for a gather, or whose results are to be summed: a
 # device multiplies the piece it has while it passes on the one before. Names of their loops say which.
@@ -30,6 +31,9 @@ RINGS = {
     "windowed_dot_general_body_ag": "all-gather ring",
     "windowed_dot_general_body_rs": "reduce-scatter ring",
 }
+CUT = "all-reduce-scatter"  # its name for a computation that sums and keeps only what belongs to the device
+# What it gathers in a sum: every device adds its piece to an array of zeros
+PLACED, GATHER = "dynamic-update-slice", "all-gather by sum"
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
 
@@ -45,7 +49,7 @@ class Operation(NamedTuple):
 class Collective(NamedTuple):
     """An exchange between devices."""
 
-    kind: str  # a key of RECEIVED
+    kind: str  # a key of RECEIVED, a value of RINGS, or GATHER
     type: str  # of what it is given, such as bf16[512,4096]
     devices: int  # that exchange with each other
     times: int  # a step
@@ -56,21 +60,37 @@ def collectives(text: str) -> list[Collective]:
     """Every exchange of a compiled program, from its text; those in loops with how often these run.
 
     A loop whose number of rounds is not known beforehand, such as that over generated tokens, counts as one.
+    An exchange that goes on behind other work is written where it starts, where it goes on and where it ends,
+    with one channel: it counts once.
     """
     computations, entry = parsed(text)
-    found = []
+    found, channels = [], set()
     for name, times in runs(computations, entry).items():
         ring = next((kind for part, kind in RINGS.items() if part in name), None)
         types = {operation.name: operation.type for operation in computations[name]}
         for operation in computations[name]:
             kind = operation.kind.removesuffix("-start")
-            if kind not in RECEIVED:
+            channel = CHANNEL.search(operation.rest)
+            if kind not in RECEIVED or (channel and channel[1] in channels):
                 continue
+            channels.update(channel.groups() if channel else ())
+            kind = "reduce-scatter" if kind == "all-reduce" and CUT in name else kind
             given, group = operands(operation, types), devices(operation.rest, text)
             size = sum(map(size_of, given))
             received = size * RECEIVED[kind](group)
+            if kind == "all-reduce" and pieces(operation, computations, name):
+                kind = GATHER
             found.append(Collective(ring or kind, " ".join(given), group, times, received))
     return found
+
+
+def pieces(operation: Operation, computations, name: str) -> bool:
+    """Whether all that a sum is given are pieces that were placed among zeros, alone or in a fusion."""
+    made = {one.name: one for one in computations[name]}
+    given = [made[one] for one in names(operation) if one in made]
+    fused = {one.name: CALLED.search(one.rest) for one in given if one.kind == "fusion"}
+    last = lambda one: computations[fused[one.name][2].lstrip("%")][-1] if fused.get(one.name) else one
+    return bool(given) and all(last(one).kind == PLACED for one in given)
 
 
 def parsed(text: str) -> tuple[dict[str, list[Operation]], str]:

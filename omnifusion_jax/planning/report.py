@@ -74,8 +74,8 @@ def memory_lines(found):
     verdict = "fits" if found["fits"] else "DOES NOT FIT"
     rows = [f"  {kind:14} {size / GIB:8.3f}" for kind, size in found["bytes"].items()]
     if rows:
-        rows.append(f"  {'together':14} {sum(found['bytes'].values()) / GIB:8.3f}")
-    return ["GiB a device", *rows, f"  {'at the peak':14} {total:8.3f} of {there:.2f}: {verdict}"]
+        rows.append(f"  {'by shapes':14} {sum(found['bytes'].values()) / GIB:8.3f}")
+    return ["GiB a device", *rows, f"  {'as placed':14} {total:8.3f} of {there:.2f}: {verdict}"]
 
 
 def exchange_lines(found):

@@ -55,8 +55,8 @@ def tpu(name: str) -> Place:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError("libtpu, which has the compiler for TPUs, is not installed: pip install 'jax[tpu]'")
     together = {"chip_config_name": "megacore"} if cores == 2 else {}  # both cores of a chip are one device
-    for name, value in ALONE.items():
-        os.environ.setdefault(name, value)
+    for variable, value in ALONE.items():
+        os.environ.setdefault(variable, value)
     try:
         devices = topologies.get_topology_desc(f"{generation}:{shape}", "tpu", **together).devices
     except Exception as error:  # jaxlib has no public class for what libtpu refuses

@@ -62,8 +62,9 @@ TEXT = """HloModule step, num_partitions=4
   %p = (s32[], bf16[8,16]{1,0:T(8,128)(2,1)}) parameter(0)
   %x = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
   %r = bf16[2,16]{1,0} reduce-scatter(%x), replica_groups=[1,4]<=[4], dimensions={0}, to_apply=%add
-  %g = (bf16[2,16]{1,0}, bf16[8,16]{1,0}) all-gather-start(%r), replica_groups={{0,1,2,3}}, dimensions={0}
+  %g = (bf16[2,16]{1,0}, bf16[8,16]{1,0}) all-gather-start(%r), channel_id=7, replica_groups={{0,1,2,3}}
   %h = bf16[8,16]{1,0} all-gather-done(%g)
+  %later = bf16[8,16]{1,0} all-gather(%r), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
   ROOT %t = (s32[], bf16[8,16]{1,0}) tuple(%i, %h)
 }
 
@@ -76,10 +77,24 @@ TEXT = """HloModule step, num_partitions=4
   ROOT %always = pred[] constant(true)
 }
 
+%place (o: u8[64], w: s8[10]) -> u8[64] {
+  ROOT %placed = u8[64]{0} dynamic-update-slice(%o, %w, %there)
+}
+
+%all-reduce-scatter.1 (z: f32[8,16]) -> f32[2,16] {
+  %z = f32[8,16]{1,0} parameter(0)
+  %whole = f32[8,16]{1,0} all-reduce(%z), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %mine = f32[2,16]{1,0} dynamic-slice(%whole, %here, %zero), dynamic_slice_sizes={2,16}
+}
+
 ENTRY %main (x: s8[10], y: f32[3,3]) -> f32[] {
   %x = s8[10]{0} parameter(0)
   %y = f32[3,3]{1,0} parameter(1)
   %p = s8[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %alone = u8[64]{0} dynamic-update-slice(%zeros, %x, %here)
+  %fused = u8[64]{0} fusion(%zeros, %x), kind=kLoop, calls=%place
+  %gathered = u8[64]{0} all-reduce(%alone, %fused), replica_groups={}, to_apply=%add
+  %cut = f32[2,16]{1,0} fusion(%z), kind=kCustom, calls=%all-reduce-scatter.1
   %both = (s8[10]{0}, f32[3,3]{1,0}) all-reduce(%x, %y), replica_groups={}, to_apply=%add
   ROOT %w = (s32[], bf16[8,16]{1,0}) while(%z), condition=%c, body=%outer, backend_config={TRIPS:{"n":"5"}}
 }
@@ -87,7 +102,7 @@ ENTRY %main (x: s8[10], y: f32[3,3]) -> f32[] {
 
 
 def test_every_kind_in_loops_within_loops():
-    found = {one.kind: one for one in hlo.collectives(TEXT)}
+    found = {one.kind: one for one in hlo.collectives(TEXT) if one.type not in ("f32[8,16]", "u8[64] u8[64]")}
     assert {kind: (one.times, one.devices, one.received) for kind, one in found.items()} == {
         "collective-permute": (1, 4, 10),
         "all-reduce": (1, 4, 1.5 * (10 + 36)),
@@ -95,6 +110,17 @@ def test_every_kind_in_loops_within_loops():
         "all-gather": (15, 4, 3 * 64),
     }
     assert found["reduce-scatter"].type == "bf16[8,16]"
+
+
+def test_a_sum_of_which_a_device_keeps_its_part_is_no_sum_on_all():
+    """The compiler for TPUs writes it as an all-reduce in a computation of this name."""
+    (found,) = [one for one in hlo.collectives(TEXT) if one.type == "f32[8,16]"]
+    assert (found.kind, found.times, found.received) == ("reduce-scatter", 1, 0.75 * 8 * 16 * 4)
+
+
+def test_a_sum_of_pieces_in_zeros_is_no_sum():
+    (found,) = [one for one in hlo.collectives(TEXT) if one.type == "u8[64] u8[64]"]
+    assert (found.kind, found.received) == ("all-gather by sum", 1.5 * 128)
 
 
 @pytest.mark.parametrize(
