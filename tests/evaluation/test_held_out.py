@@ -100,6 +100,16 @@ def test_data_without_a_question(tokenizer, tmp_path):
         evaluator(settings(tmp_path, [silent] * 2, answers=False, loss=True), tokenizer)
 
 
+def test_as_many_questions_are_looked_at_as_will_be_asked(tokenizer, tmp_path):
+    silent = {"messages": [{"role": "user", "content": "Hm."}]}
+    two = talk(("human", "What is it?"), ("gpt", "A cat"), ("human", "Sure?"), ("gpt", "It is."))
+    lost = talk(("human", "<image>\nWhat?"), ("gpt", "A cat"), image="nowhere.png")
+    assert evaluator(settings(tmp_path, [two, lost], count=2), tokenizer)
+    for count, given in ((3, [two, lost]), (1, [silent, silent, lost])):
+        with pytest.raises(DataError, match=r"nowhere\.png"):
+            evaluator(settings(tmp_path, given, count=count), tokenizer)
+
+
 def test_a_dialogue_too_long_for_training_is_cut_where_training_cuts(tokenizer, tmp_path):
     turns = [("human", "What is it?"), ("gpt", ANSWERS[0])] * 8
     c = settings(tmp_path, [talk(*turns)], answers=False, loss=True)

@@ -33,7 +33,7 @@ def test_slices_have_the_chips_that_are_rented_under_their_name(name):
     assert place.exact
 
 
-@pytest.mark.parametrize("name", ["v5e-17", "v7x-16", "v4-16x", "tpu", "v5e", "v5e-0"])
+@pytest.mark.parametrize("name", ["v5e-17", "v4-9", "v5p-17", "v7x-16", "v4-16x", "tpu", "v5e", "v5e-0"])
 def test_other_names_are_refused(name):
     with pytest.raises(ConfigError, match=r"there is no TPU slice '.*'; (choose from|there are) v"):
         topology.tpu(name)

@@ -134,12 +134,14 @@ def test_a_run_from_features(from_pictures, prepared, tmp_path, capsys):
         of.train(changed(c, {"seed": 1}), tmp_path / "other")
 
 
-def test_the_command_makes_what_its_config_trains_on(tmp_path):
+def test_the_command_makes_what_its_config_trains_on(pictures, tmp_path):
     """With the settings typed beside it, and no others."""
     output = tmp_path / "out"
-    flags = "--data=synthetic:captions", "--count=3", f"--output={output}", "--features=tiny:pretrain"
-    said = run_command("prepare_data", *flags, "--config.data.draft=true")
-    assert f"{output}: 3 records, features of 3 image files, " in said
+    given = f"--data={pictures / 'd.jsonl'}", f"--images={pictures}", f"--output={output}"
+    flags = "--features=tiny:pretrain", "--config.data.draft=true", "--max_pixels=1100"
+    said = run_command("prepare_data", *given, *flags, "--on_bad_sample=skip")
+    # pictures have 30 * (30 + i) pixels; one record has two of them, and one has none
+    assert f"{output}: 7 records, features of 7 image files, " in said and "3 left out: size" in said
     c = completed(changed(shipped.load("tiny:pretrain"), {"data.path": str(output), "data.draft": True}))
     made = open_source(str(output), "", 0, features=True).made_by
     features.same_features(c, starting_point(c)[0], made)

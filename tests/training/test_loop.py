@@ -13,7 +13,7 @@ import tiny
 from numpy.testing import assert_allclose, assert_array_equal
 from runs import LENGTH, PHASE1, PHASE2, Pictures, batches, config, rows, start
 
-from omnifusion_jax import sharding
+from omnifusion_jax import hosts, sharding
 from omnifusion_jax.batch import Batch
 from omnifusion_jax.config import CheckpointConfig, MeshConfig
 from omnifusion_jax.errors import ConfigError
@@ -23,9 +23,10 @@ from omnifusion_jax.training.bad_steps import NotFinite
 from omnifusion_jax.training.checkpoint import Checkpoints, restore_params, steps
 from omnifusion_jax.training.evaluating import Evaluations
 from omnifusion_jax.training.freeze import split
-from omnifusion_jax.training.loop import fill, rows_as_promised, train
+from omnifusion_jax.training.loop import fill, following, rows_as_promised, train
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.program import make_program
+from omnifusion_jax.training.signals import Stop
 from omnifusion_jax.training.step import init_state, make_step
 
 
@@ -455,6 +456,14 @@ def test_rows_that_break_the_promise_to_the_attention_kernel_are_refused(tokeniz
             rows_as_promised(c, broken)
     c.data.packing = True
     rows_as_promised(c, two)
+
+
+def test_what_hosts_that_share_their_rows_count_is_counted_once(monkeypatch):
+    """Two hosts with one part of the batch, and two with the other."""
+    monkeypatch.setattr(hosts, "gather", lambda word: [word | {"counts": {"cut": n}} for n in (3, 3, 4, 4)])
+    given = type("Batches", (), {"__next__": lambda self: "a batch", "counts": lambda self: {"cut": 3}})()
+    batch, due, counts = following(given, Stop(4), lambda: None, due=True, owners=[0, 2])
+    assert (batch, due, counts["cut"]) == ("a batch", True, 7)
 
 
 def test_an_uneven_batch_is_refused(tokenizer, tmp_path):
