@@ -319,9 +319,19 @@ def check_command(words, desk):
     CHECKS[known[0]](words[len(known[0].split()) :], desk)
 
 
+LONG = "python examples/llava_side_by_side.py"
+
+
 @pytest.mark.parametrize(
     "words",
-    [pytest.param(list(words), id=f"{where}:{' '.join(words)[:70]}") for words, where in COMMANDS.items()],
+    [
+        pytest.param(
+            list(words),
+            id=f"{where}:{' '.join(words)[:70]}",
+            marks=pytest.mark.sweep if " ".join(words).startswith(LONG) else (),
+        )
+        for words, where in COMMANDS.items()
+    ],
 )
 def test_command(words, desk, monkeypatch):
     if "--to=omnifusion" in words:

@@ -160,6 +160,7 @@ def test_a_plan_knows_features(prepared):
         work.lower()
 
 
+@pytest.mark.sweep
 def test_losses_of_two_encoders_in_packed_rows(pictures, tmp_path):
     c = config(pictures, encoders=2, packing=True)
     found, expected = (trained(one)[0]["loss"] for one in (prepare(c, tmp_path / "out"), c))

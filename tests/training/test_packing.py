@@ -70,7 +70,11 @@ def test_packed_equals_unpacked(tokenizer, looks):
 
 
 @pytest.mark.parametrize(
-    "name, run, looks", [("splash", splash.splash, "two encoders"), ("triton", triton.triton, "one encoder")]
+    "name, run, looks",
+    [
+        ("splash", splash.splash, "two encoders"),
+        pytest.param("triton", triton.triton, "one encoder", marks=pytest.mark.sweep),
+    ],
 )
 def test_a_fused_kernel_changes_nothing(tokenizer, monkeypatch, name, run, looks):
     """Packed rows of a whole model, in which no attention is dense, forward or backward."""
