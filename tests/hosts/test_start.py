@@ -52,3 +52,20 @@ def test_what_the_first_finds_all_get():
     assert hosts.by_first(lambda: {"steps": 3}) == {"steps": 3} and hosts.first() and hosts.count() == 1
     with pytest.raises(ConfigError, match="as it is"):
         hosts.by_first(lambda: (_ for _ in ()).throw(ConfigError("as it is")))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), ConfigError("as it is")])
+def test_whatever_ends_a_host_is_told_to_the_others(monkeypatch, error):
+    told = []
+
+    class Spoken(Two):
+        begin = aborted = staticmethod(lambda: None)
+        end = staticmethod(lambda error: told.append(error) or error)
+
+    instead = {"arguments": lambda *_: {}, "connect": lambda *_: None, "before_abort": lambda _: None}
+    instead |= {"Store": lambda: None, "Company": lambda *_: Spoken(None), "here": hosts.here}
+    for name, thing in instead.items():
+        monkeypatch.setattr(hosts, name, thing)
+    with pytest.raises(type(error)), hosts.started("", None, None, 60.0):
+        raise error
+    assert told == [error]
