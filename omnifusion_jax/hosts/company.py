@@ -130,10 +130,10 @@ class Company:
                 self.give_up(*verdict)
 
     def lose_first(self):
-        """Ends this process since the first host, with the store, is gone."""
+        """Ends this process since the first host, with the store, is gone; its own status comes first."""
         message = f"{self.names[0]} cannot be reached: it died, hangs, or the network is down. {AGAIN}"
         print(f"{self.names[self.number]} ends: {message}", file=sys.stderr, flush=True)
-        self.leave(1)
+        self.leave(self.ending[0] if self.ending else 1)
 
     def aborted(self):
         """JAX, or something else, is about to abort this process. The store may not be asked here."""

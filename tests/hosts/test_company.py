@@ -219,13 +219,13 @@ def test_a_beat_from_before_the_death_of_its_host_is_no_sign_of_life(hosts, monk
 def test_a_host_that_is_about_to_end_says_so_too_when_the_first_is_gone(monkeypatch, capsys):
     """Its own error may only follow from that, as a collective that breaks off, and is not printed yet."""
     hosts, left = watched(monkeypatch, silence=5.0)
-    hosts[2].say_farewell(1, "connection closed by peer")
+    hosts[2].say_farewell(75, "connection closed by peer")
     hosts[2].aborted()
     assert left == []  # the store is there
     hosts[2].store.up = False
     hosts[2].aborted()
     hosts[0].aborted()  # it is the first
-    assert left == [(2, 1)]
+    assert left == [(2, 75)]
     assert f"{hosts[0].names[0]} cannot be reached" in capsys.readouterr().err
     for host in hosts:
         host.over.set()
