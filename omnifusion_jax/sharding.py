@@ -158,6 +158,12 @@ def share(axis: str, size: int) -> int:
     return size if mesh.empty else size // ways(mesh, axis) or 1
 
 
+def alone() -> bool:
+    """Whether a program is traced for one device, as far as `jax.set_mesh` says."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
 def stages(rows: int) -> tuple[int, int, int] | None:
     """How rows of a batch are cut for a sum over the devices of `fsdp` in two stages, under `jax.set_mesh`.
 

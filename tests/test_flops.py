@@ -22,7 +22,7 @@ from omnifusion_jax.nn.attend import AttentionSpec
 from omnifusion_jax.tables import ADAPTERS, OBJECTIVES
 from omnifusion_jax.training import freeze
 
-ROWS, LENGTH, PICTURES = 2, 512, 3
+ROWS, LENGTH, PICTURES = 4, 256, 3  # a block of queries, so that each sees every key
 FIRST = EncoderConfig(image_size=224, width=2048, layers=1, heads=2, mlp=4096, feature_layer=-1)
 SECOND = dataclasses.replace(FIRST, image_size=196, width=1024, heads=1, activation="swiglu", registers=2)
 DECODER = DecoderConfig(
@@ -109,10 +109,8 @@ def test_a_step_is_that_of_xla(phase, kind):
         return OBJECTIVES["answers"].loss(module, batch, None, "none")
 
     found = flops.step(c, square(c), flops.trained_shares(c, trained, frozen))
-    # The loss is made of logits that the backward pass computes again, and that is not model work.
-    again = flops.forward(c, square(c))["head"].entry
     theirs = counted(jax.value_and_grad(loss, has_aux=True), trained, frozen, batch(c))
-    np.testing.assert_allclose(sum(found.values()) + again, theirs, rtol=0.01)
+    np.testing.assert_allclose(sum(found.values()), theirs, rtol=0.01)
 
 
 def test_a_tied_head_is_trained_with_the_table():

@@ -13,6 +13,9 @@ from omnifusion_jax.tables import KERNELS
 __all__ = ["EVERYTHING", "KERNELS", "AttentionSpec", "Choice", "Kernel", "Places", "attend", "using"]
 
 
+BLOCK, BLOCKS = 256, 8  # how many causal queries `dense` takes at a time, in how many blocks at most
+
+
 class Places(NamedTuple):
     """What attention knows about each token."""
 
@@ -113,14 +116,39 @@ def need(q, k, spec, dropout, packed) -> Need:
 def dense(q, k, v, spec, dropout):
     """The kernel that computes all scores at once; scores and softmax are float32.
 
+    Of a causal sequence it takes a block of queries at a time, with the keys up to the block's end.
+
     In a padding row everything is masked. Masked scores are the smallest finite number rather than minus
     infinity, which would make such a row NaN and reach real rows through 0 * NaN.
     """
-    scores = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    if (mask := spec.mask()) is not None:
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    length, mask = q.shape[-2], spec.mask()
+    causal = spec.query is not None and spec.query.order is None and spec.key is None
+    count = min(BLOCKS, -(-length // BLOCK)) if causal else 1
+    size = -(-length // count)  # rounded up
+    outs = []
+    for number, start in enumerate(range(0, length, size)):
+        end = min(start + size, length)
+        seen = end if causal else k.shape[-2]
+        hidden = None if mask is None else ~mask[:, start:end, :seen]
+        rate, key = dropout
+        key = key if key is None or count == 1 else jax.random.fold_in(key, number)
+        outs.append(scored(q[..., start:end, :], k[:, :, :seen], v[:, :, :seen], hidden, (rate, key)))
+    return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=-2)
+
+
+def scored(q, k, v, hidden, dropout):
+    """Attention of queries [batch, kv_heads, group, n, head_dim] to keys, but where `hidden` [batch, n, key].
+
+    The queries of a group are one sequence in the products: XLA transposes operands with more dimensions.
+    """
+    batch, heads, group, n, size = q.shape
+    merged = lambda a: a.reshape(batch, heads, group * n, a.shape[-1])
+    split = lambda a: a.reshape(batch, heads, group, n, a.shape[-1])
+    scores = jnp.einsum("bktd,bksd->bkts", merged(q), k, preferred_element_type=jnp.float32) * size**-0.5
+    if hidden is not None:
+        scores = merged(jnp.where(hidden[:, None, None], jnp.finfo(jnp.float32).min, split(scores)))
     probabilities = drop(jax.nn.softmax(scores, axis=-1).astype(v.dtype), *dropout)
-    return jnp.einsum("bkgts,bksd->bkgtd", probabilities, v)
+    return split(jnp.einsum("bkts,bksd->bktd", probabilities, v))
 
 
 KERNELS["dense"] = Kernel(dense)

@@ -29,7 +29,7 @@ class Answers:
     rows, text, module = 1, True, OmniFusion
 
     def loss(self, module, batch, key, remat):
-        return answer_loss(module.decoder, module.hidden(batch, key, remat), batch)
+        return answer_loss(module.decoder, module.hidden(batch, key, remat), batch, remat=remat)
 
     def ignorance(self, config, tokenizer):
         """ln of the vocabulary: all tokens are equally likely."""

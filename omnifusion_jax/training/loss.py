@@ -32,22 +32,20 @@ def by_rows(weights: jax.Array, rows: int) -> jax.Array:
     return (groups / jnp.where(count == 0, 1, count)).reshape(weights.shape)
 
 
-def answer_loss(decoder, hidden: jax.Array, batch: Batch, chunk: int | None = None):
+def answer_loss(decoder, hidden: jax.Array, batch: Batch, chunk: int | None = None, remat: str = "full"):
     """The loss of a batch, as `token_loss` gives it, from hidden states [batch, seq, width].
 
     Position t predicts token t + 1. A target of the kind UNKNOWN costs nothing but counts, as in the
-    published loss. Logits exist for `chunk` positions at a time, in the backward pass too, so that an array
-    [batch, seq, vocab] is never made.
+    published loss. Logits exist for at most `chunk` positions at a time, in the backward pass too, so that an
+    array [batch, seq, vocab] is never made; except with `remat` "none", which keeps them all.
 
     By default they are 512, or as many as give a device 2048 tokens: the gradient of the head is summed over
     devices once a piece, and with fewer tokens the TPU compiler sums all of it on every device.
     """
     length = hidden.shape[1]
     chunk = chunk or max(512, 2048 // sharding.share("batch", len(hidden)))
-    pieces, padded = 1, length
-    if length > chunk:
-        pieces = -(-length // chunk)  # rounded up
-        padded = pieces * chunk
+    pieces = -(-length // chunk)  # rounded up
+    padded = pieces * -(-length // pieces)  # pieces of one length, with fewer than `pieces` blank positions
 
     def split(a, shift=0):
         """[batch, seq, ...] from position `shift` on, as [pieces, batch, chunk, ...]."""
@@ -55,7 +53,6 @@ def answer_loss(decoder, hidden: jax.Array, batch: Batch, chunk: int | None = No
         a = jnp.pad(a[:, shift:], [(0, 0), (0, padded - length + shift)] + [(0, 0)] * (a.ndim - 2))
         return a.reshape(a.shape[0], pieces, -1, *a.shape[2:]).swapaxes(0, 1)
 
-    @jax.checkpoint
     def add(total, piece):
         x, targets, weights, kind = piece
         sums = token_loss(decoder.logits(x), targets, weights, kind != UNKNOWN)
@@ -63,5 +60,5 @@ def answer_loss(decoder, hidden: jax.Array, batch: Batch, chunk: int | None = No
 
     zero = (jnp.zeros(()), jnp.zeros(()))
     inputs = (split(hidden), split(batch.tokens, 1), split(batch.weights, 1), split(batch.kind, 1))
-    total, _ = jax.lax.scan(add, zero, inputs)
+    total, _ = jax.lax.scan(add if remat == "none" else jax.checkpoint(add), zero, inputs)
     return total

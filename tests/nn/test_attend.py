@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.nn.attend import AttentionSpec, attend
+from omnifusion_jax.nn import attend as attention
+from omnifusion_jax.nn.attend import AttentionSpec, Places, attend
 
 # segments, positions, window, later (None: causal), and for each query the keys that it sees
 DRAWN = {
     "causal": ("11111", "01234", None, None, "1.... 11... 111.. 1111. 11111"),
     "two dialogues and a pad": ("11220", "01010", None, None, "1.... 11... ..1.. ..11. ....."),
     "padded on the left": ("00111", "00012", None, None, "..... ..... ..1.. ..11. ..111"),
+    "two dialogues of six": ("111122", "012301", None, None, "1..... 11.... 111... 1111.. ....1. ....11"),
     "a window": ("11111", "01234", 2, None, "1.... 11... .11.. ..11. ...11"),
     "a window in each dialogue": ("111222", "012012", 2, None, "1..... 11.... .11... ...1.. ...11. ....11"),
     "a prefix read both ways": ("11111", "01234", None, "00011", "111.. 111.. 111.. 1111. 11111"),
@@ -54,9 +56,18 @@ def test_nothing_is_hidden_unless_something_is_said():
     assert AttentionSpec().mask() is None
 
 
-@pytest.mark.parametrize("name", [None, "a window in each dialogue", "a prefix in each dialogue"])
-def test_attention_obeys(name):
-    """Grouped queries, each head and row by itself in NumPy, over the keys that are seen and no others."""
+OBEYED = [None, "two dialogues of six", "a window in each dialogue", "a prefix in each dialogue"]
+
+
+@pytest.mark.parametrize("block, blocks", [(256, 8), (2, 8), (4, 8), (1, 2)])
+@pytest.mark.parametrize("name", OBEYED)
+def test_attention_obeys(name, block, blocks, monkeypatch):
+    """Grouped queries, each head and row by itself in NumPy, over the keys that are seen and no others.
+
+    All at once, or a few at a time, of which the last may be fewer.
+    """
+    monkeypatch.setattr(attention, "BLOCK", block)
+    monkeypatch.setattr(attention, "BLOCKS", blocks)
     rng = np.random.default_rng(0)
     q, k, v = (
         rng.normal(size=shape).astype(np.float32) for shape in ((1, 2, 3, 6, 8), (1, 2, 6, 8), (1, 2, 6, 8))
@@ -69,6 +80,15 @@ def test_attention_obeys(name):
         np.testing.assert_allclose(
             y[0, head, group, i], weights @ v[0, head, keys] / weights.sum(), atol=1e-5
         )
+
+
+def test_later_keys_are_seen_where_queries_are_of_other_places(monkeypatch):
+    """Four queries after two keys of a cache: the n-th sees n + 2 keys, though it is one of a block."""
+    monkeypatch.setattr(attention, "BLOCK", 2)
+    q, k, v = jnp.zeros((1, 1, 1, 4, 2)), jnp.zeros((1, 1, 6, 2)), jnp.eye(6)[None, None]
+    query, key = Places(row("1111"), row("2345")), Places(row("111111"), row("012345"))
+    y = attend(q, k, v, AttentionSpec(query, key))[0, 0, 0]
+    np.testing.assert_allclose(y, np.tril(np.ones((4, 6)), 2) / np.arange(3, 7)[:, None], rtol=1e-6)
 
 
 def test_a_row_of_padding_gives_numbers_and_no_gradient_that_is_none():

@@ -21,9 +21,9 @@ def model(seed=0):
     return nnx.with_parameters(abstract(c), tiny.arrays(c, seed=seed))
 
 
-@functools.partial(jax.jit, static_argnames="chunk")  # op by op it would take minutes
-def loss(m, batch, chunk=512):
-    return answer_loss(m.decoder, m.hidden(batch), batch, chunk)
+@functools.partial(jax.jit, static_argnames=("chunk", "remat"))  # op by op it would take minutes
+def loss(m, batch, chunk=512, remat="full"):
+    return answer_loss(m.decoder, m.hidden(batch), batch, chunk, remat)
 
 
 def batch_of(rows, length, rng, positions=None):
@@ -74,6 +74,20 @@ def test_chunks_change_nothing(chunk):
     expected, targets = plain(m, batch)
     assert_allclose(total, expected, rtol=2e-5)
     assert count == targets > 0
+
+
+@pytest.mark.parametrize("chunk, pieces", [(15, 3), (31, 2), (32, 1)])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_pieces_are_of_one_length_and_kept_where_nothing_is_made_again(chunk, pieces, remat):
+    """32 positions in pieces of at most 15 are 3 x 11, not 3 x 15; a backward pass makes logits again."""
+    m, batch = model(), batch_of([[20], [31]], 32, np.random.default_rng(3))
+    hidden = jax.jit(lambda m: m.hidden(batch))(m)
+    back = jax.jit(jax.grad(lambda x: answer_loss(m.decoder, x, batch, chunk, remat)[0]))
+    text, logits = back.lower(hidden).as_text(), f"2x{-(-32 // pieces)}x{tiny.VOCAB}xf32"
+    assert f"tensor<{logits}" in text
+    assert (f"tensor<{pieces}x{logits}" in text) == (remat == "none")  # all pieces, for the backward pass
+    whole = jax.grad(lambda x: answer_loss(m.decoder, x, batch)[0])
+    assert_allclose(back(hidden), whole(hidden), atol=1e-6)
 
 
 def test_an_unknown_target_costs_nothing_but_counts():
