@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from omnifusion_jax import hosts
+from omnifusion_jax import hosts, sharding
 from omnifusion_jax.config import CheckpointConfig
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.hosts.company import Alone
@@ -156,6 +156,34 @@ def test_a_checkpoint_of_another_model_is_not_damaged(checkpoints):
         restore(checkpoints, size=500)
     assert "params/image/adapter/linear/kernel: (3, 400), needed (3, 500)" in str(caught.value)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "3"]
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"fsdp": 8}, {"data": 8, "fsdp": 1}, {"fsdp": 2, "tensor": 4}, {"fsdp": 1}]
+)
+def test_another_mesh_gets_every_bit(tmp_path, sizes):
+    """Saved from eight devices, an axis each; read onto others, each of which gets its part."""
+    rng, path = np.random.default_rng(0), "image/adapter/linear/kernel"
+    kernel, axes = rng.normal(size=(16, 24, 8)).astype(np.float32), ("width", "kv_heads", None)
+
+    def placed(mesh):
+        like = TrainState(np.int32(3), np.int32(0), {path: kernel}, {"moment": kernel * 1e-9})
+        where = lambda a: sharding.sharding(mesh, axes if a.ndim else (), np.shape(a))
+        return like, jax.tree.map(where, like)
+
+    like, there = placed(sharding.make_mesh(data=2, fsdp=2, tensor=2))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig())
+    checkpoints.save(3, jax.device_put(like, there), {"seen": 3})
+    checkpoints.close()
+    _, here = placed(sharding.make_mesh(**sizes))
+    target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), like)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig())
+    found, position = checkpoints.restore(target, here)
+    checkpoints.close()
+    assert position == {"seen": 3}
+    for a, expected, wanted in zip(*map(jax.tree.leaves, (found, like, here)), strict=True):
+        np.testing.assert_array_equal(a, expected)
+        assert a.sharding == wanted
 
 
 def test_nothing_to_restore(tmp_path):
