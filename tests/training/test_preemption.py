@@ -1,6 +1,7 @@
 """The notice that a machine is about to be taken back, from a metadata server like Google's."""
 
 import http.server
+import io
 import threading
 import time
 
@@ -63,6 +64,23 @@ def test_nothing_happens_while_there_is_none(server):
         while len(server.asked) < 3 and time.monotonic() < until:
             time.sleep(0.01)
     assert len(server.asked) >= 3 and stop.asked is None
+
+
+def test_a_notice_that_comes_after_the_end_of_a_run_is_for_others(monkeypatch):
+    """The server answers when nobody watches any more: what the process does now is not stopped."""
+    ended, sent = threading.Event(), []
+
+    class Answer(io.BytesIO):
+        headers = {"ETag": "tag"}
+
+    def answer(*_, **__):
+        ended.set()
+        return Answer(b"TRUE")
+
+    monkeypatch.setattr(preemption.urllib.request, "urlopen", answer)
+    monkeypatch.setattr(preemption.os, "kill", lambda *signal: sent.append(signal))
+    preemption.watch("http://metadata/", ended)
+    assert not sent
 
 
 @pytest.mark.parametrize(
