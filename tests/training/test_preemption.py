@@ -4,6 +4,7 @@ import http.server
 import io
 import threading
 import time
+import types
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_a_notice_that_comes_after_the_end_of_a_run_is_for_others(monkeypatch):
     ended, sent = threading.Event(), []
 
     class Answer(io.BytesIO):
-        headers = {"ETag": "tag"}
+        headers = types.MappingProxyType({"ETag": "tag"})
 
     def answer(*_, **__):
         ended.set()

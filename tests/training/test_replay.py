@@ -17,7 +17,7 @@ from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training.bad_steps import NotFinite
 from omnifusion_jax.training.lines import read_rows
 from omnifusion_jax.training.loop import train
-from omnifusion_jax.training.replay import replay
+from omnifusion_jax.training.replay import Example, Replay, replay
 
 POISON = "How many circles?"  # asked in one dialogue alone
 PLACE = 37  # of that dialogue in the order: in the third of four steps an epoch
@@ -109,3 +109,13 @@ def test_a_step_that_there_is_not(broken):
     for step in (0, 7):
         with pytest.raises(ConfigError, match=f"no step {step} to replay: the run has 1 to 6"):
             replay(c, workdir, step, make(), start(c))
+
+
+@pytest.mark.parametrize(
+    ("loss", "grad_norm", "skipped"),
+    [(1.5, 2.0, False), (1.5, math.inf, True), (math.nan, 2.0, True), (math.nan, math.nan, True)],
+)
+def test_what_is_skipped_is_said_whether_loss_or_gradient_is_at_fault(loss, grad_norm, skipped):
+    first, *_, last = Replay(3, loss, grad_norm, {"decoder": 2}, [Example(["a:1"], 1.5, 4, [])]).lines()
+    assert ("skipped" in first) == skipped
+    assert last.startswith("No example does it alone") == skipped
