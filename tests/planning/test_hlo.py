@@ -129,3 +129,18 @@ def test_a_sum_of_pieces_in_zeros_is_no_sum():
 )
 def test_sizes(type, size):
     assert hlo.size_of(type) == size
+
+
+@pytest.mark.parametrize(
+    ("attributes", "devices"),
+    [
+        ("replica_groups=[2,16]<=[32]", 16),
+        ("replica_groups={{0,1,2},{3,4,5}}, dimensions={0}", 3),
+        ("replica_groups=mesh['data'=2,'fsdp'=16]{'fsdp'}", 16),
+        ("replica_groups=mesh['data'=2,'fsdp'=16]{'data','fsdp'}", 32),
+        ("replica_groups=mesh['data'=2,'fsdp'=16]{'fsdp':(2)4}", 4),  # a part of an axis
+        ("channel_id=1", 8),  # all
+    ],
+)
+def test_how_many_take_part(attributes, devices):
+    assert hlo.devices(attributes, "HloModule step, num_partitions=8") == devices

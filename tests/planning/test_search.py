@@ -33,6 +33,12 @@ def test_tries_begin_with_what_fitted_before():
     assert best(tried)[:2] == ("dots", 2)
 
 
+def test_the_advice_are_flags_of_what_was_found():
+    """128 rows of 16 devices, two at a time, in 4 portions; the config as it is shipped has 2."""
+    found = report.advice(best(looked(memory=23)), shipped.load("sft"), 16)
+    assert found == "--config.remat=dots --config.batch_size=128 --config.grad_accum=4"
+
+
 def test_nothing_may_fit():
     tried = looked(memory=6)
     assert [one.rows for one in tried] == [1, 1, 1] and best(tried) is None
