@@ -94,7 +94,7 @@ def ours(name, tiny):
 
     from omnifusion_jax import sharding, shipped
     from omnifusion_jax.models.presets import resolve
-    from omnifusion_jax.training import loop, meters
+    from omnifusion_jax.training import meters, start
     from omnifusion_jax.training.program import make_program
     from omnifusion_jax.training.step import batch_sharding
 
@@ -103,8 +103,8 @@ def ours(name, tiny):
     config.validate()
     mesh = sharding.make_mesh(**vars(config.mesh))
     program = make_program(config, mesh, tell=print)
-    trained, frozen = loop.starting(config, mesh, {})
-    state = loop.begin(program, trained)
+    trained, frozen = start.starting(config, mesh, {})
+    state = start.begin(program, trained)
     del trained
     pools = config.grad_accum * sharding.ways(mesh, "batch")
     batch = jax.device_put(random_batch(config, name not in CASES, pools), batch_sharding(mesh))

@@ -31,7 +31,7 @@ from omnifusion_jax.models.presets import PRESETS, preset, resolve
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import ADAPTERS
 from omnifusion_jax.training import freeze
-from omnifusion_jax.training.loop import build
+from omnifusion_jax.training.program import build
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.stem != "__init__")

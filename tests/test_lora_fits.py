@@ -22,8 +22,8 @@ from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import freeze
-from omnifusion_jax.training.loop import build
 from omnifusion_jax.training.optimizer import make_optimizer
+from omnifusion_jax.training.program import build
 from omnifusion_jax.training.step import batch_sharding, init_state, make_step, state_shardings
 
 

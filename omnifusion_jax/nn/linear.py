@@ -108,7 +108,8 @@ def gradient(x, dy, rows: int, dtype):
     """
     cut = sharding.stages(len(x))
     if cut is None:
-        if sharding.alone():  # XLA transposes an operand of a product over several axes, slowly on a CPU
+        if x.dtype == dtype and sharding.alone():
+            # Over several axes XLA transposes an operand, slowly on a CPU; over one it refuses bfloat16 there.
             x, dy, rows = x.reshape(-1, *x.shape[rows:]), dy.reshape(-1, *dy.shape[rows:]), 1
         axes = list(range(rows))
         return jnp.tensordot(x, dy, (axes, axes), preferred_element_type=dtype)

@@ -16,9 +16,9 @@ from omnifusion_jax.batch import Batch
 from omnifusion_jax.config import TrainConfig, check, part_of
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training.checkpoint import Checkpoints
-from omnifusion_jax.training.loop import begin, starting, streams
 from omnifusion_jax.training.program import make_program
 from omnifusion_jax.training.resume import same_data
+from omnifusion_jax.training.start import begin, starting, streams
 from omnifusion_jax.training.step import batch_sharding
 
 

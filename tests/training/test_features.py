@@ -33,8 +33,8 @@ from omnifusion_jax.planning.programs import train_step
 from omnifusion_jax.run import completed, parted, starting_point
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import features
-from omnifusion_jax.training.loop import begin, starting, streams
 from omnifusion_jax.training.program import make_program
+from omnifusion_jax.training.start import begin, starting, streams
 from omnifusion_jax.training.step import batch_sharding
 
 COUNT = 10

@@ -23,10 +23,11 @@ from omnifusion_jax.training.bad_steps import NotFinite
 from omnifusion_jax.training.checkpoint import Checkpoints, restore_params, steps
 from omnifusion_jax.training.evaluating import Evaluations
 from omnifusion_jax.training.freeze import split
-from omnifusion_jax.training.loop import fill, following, rows_as_promised, train
+from omnifusion_jax.training.loop import following, rows_as_promised, train
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.program import make_program
 from omnifusion_jax.training.signals import Stop
+from omnifusion_jax.training.start import fill
 from omnifusion_jax.training.step import init_state, make_step
 
 

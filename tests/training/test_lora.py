@@ -26,8 +26,9 @@ from omnifusion_jax.run import parted, save_model, starting_point
 from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import freeze
-from omnifusion_jax.training.loop import build, fill
 from omnifusion_jax.training.optimizer import make_optimizer
+from omnifusion_jax.training.program import build
+from omnifusion_jax.training.start import fill
 from omnifusion_jax.training.step import init_state, make_step, state_shardings
 
 RANK, ALPHA = 4, 10.0
