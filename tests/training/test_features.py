@@ -216,6 +216,16 @@ def test_pictures_are_decoded_as_the_config_says(pictures):
         assert media.draft == draft and media.max_pixels == 123456
 
 
+def test_a_picture_that_cannot_be_read_is_named_with_its_record(pictures, tmp_path):
+    write(tmp_path, [talk(i, image=f"{i}.png") for i in range(2)])
+    whole = (pictures / "0.png").read_bytes()
+    (tmp_path / "0.png").write_bytes(whole)
+    (tmp_path / "1.png").write_bytes(whole[:-40])
+    shutil.copytree(pictures / "tokenizer", tmp_path / "tokenizer")
+    with pytest.raises(DataError, match=r"d\.jsonl:2\b.*1\.png"):
+        prepare(config(tmp_path), tmp_path / "out")
+
+
 def test_a_disk_without_room_ends_the_preparation(pictures, tmp_path, monkeypatch):
     full = OmniFusionError("0.array_record cannot be written: no space left on device")
     monkeypatch.setattr(FeatureShards, "__call__", lambda self, part: full)
