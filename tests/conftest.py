@@ -5,6 +5,7 @@ Eight simulated CPU devices, one thread a process where it matters, and no accel
 
 import ctypes
 import gc
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -20,9 +21,11 @@ ROOT = Path(__file__).parents[1]
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Programs run a few times here: three quarters of the time it takes to compile them make them fast.
 FAST_COMPILATION = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1"
 )
+if importlib.metadata.version("jaxlib") < "0.11":  # a flag that XLA does not know ends the process
+    FAST_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # a tenth of the time to lower a program
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST_COMPILATION}"
