@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from omnifusion_jax import sharding
 from omnifusion_jax.errors import ConfigError
@@ -134,7 +135,9 @@ def test_triton_is_lowered_for_a_gpu_without_one():
         y, pull = jax.vjp(run, q, k, v)
         return pull(y)
 
-    text = jax.jit(gradients).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+    one = AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=one)):
+        text = jax.jit(gradients).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call @__gpu$xla.gpu.triton") == 3
 
 
