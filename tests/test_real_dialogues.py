@@ -10,7 +10,10 @@ from conftest import ROOT
 
 DATA = ROOT.parent / "shared" / "data"
 
-pytestmark = pytest.mark.skipif(not (DATA / "real_dialogues").is_dir(), reason=f"{DATA} is not here")
+pytestmark = [
+    pytest.mark.sweep,  # a minute of training
+    pytest.mark.skipif(not (DATA / "real_dialogues").is_dir(), reason=f"{DATA} is not here"),
+]
 
 
 def test_a_few_real_dialogues_come_back_word_for_word(tmp_path):
