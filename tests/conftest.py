@@ -13,6 +13,7 @@ import resource
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 from processes import run_module
 
@@ -36,6 +37,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # What one worker or command compiled, the others load; so does the next run.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+hypothesis.settings.register_profile("at any speed", deadline=None)
+hypothesis.settings.load_profile("at any speed")
 
 # PyTorch is the oracle of files that import it, or helpers that do; `make test` installs it
 NEEDS_TORCH = re.compile(r"^(import|from) (torch|models|oracle|parity|llava_models)\b", re.MULTILINE)

@@ -358,7 +358,7 @@ def test_truncated(tmp_path, suffix):
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"]), st.integers(0, 2**32 - 1))
 def test_damaged_bytes_open_or_are_refused(tmp_path_factory, kind, seed):
     path = saved(tmp_path_factory.mktemp("damaged") / "picture", Image.fromarray(noise(24, 16)), format=kind)
@@ -493,7 +493,7 @@ def theirs():
     return pixels
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(1, 400),
     st.integers(1, 400),
@@ -513,7 +513,7 @@ def test_crop_equals_transformers(theirs, width, height, sizes, seed):
     np.testing.assert_array_equal(square, theirs(image, *sizes[:1], shortest=sizes[1]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(["pad", "squash"]),
     st.integers(1, 400),

@@ -5,7 +5,7 @@ import os
 import pickle
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from omnifusion_jax.data.sources import JsonSource, index
@@ -27,7 +27,6 @@ def pieces(path):
     return [data[a:b] for a, b in ends], found.lines.tolist()
 
 
-@settings(deadline=None)
 @given(
     values=st.lists(VALUES, min_size=1, max_size=5),
     chunk=st.integers(1, 40),
@@ -48,7 +47,6 @@ def test_lists(tmp_path_factory, values, chunk, indent, ascii, mark):
     assert lines == [path.read_bytes()[:start].count(b"\n") + 1 for start in starts.tolist()]
 
 
-@settings(deadline=None)
 @given(
     lines=st.lists(
         st.sampled_from([b"", b" ", b"\t\r", b"{}", b' {"a": 1}', b"broken", "ж\u2028".encode()]), max_size=9

@@ -25,7 +25,7 @@ PROMPT = "This is a dialog with AI assistant.\n"
 PROMPT_IDS = [851, 349, 264, 10436, 395, 16107, 13892, 28723, 13]
 USER, BOT, SOI, EOI = range(4)
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the released tokenizer is not in {REAL}")
-few = settings(max_examples=150, deadline=None)
+few = settings(max_examples=150)
 
 
 @pytest.fixture(scope="module")

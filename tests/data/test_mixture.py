@@ -19,7 +19,7 @@ from omnifusion_jax.shipped import load
 SIZES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 30)), min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes=SIZES, seed=st.integers(0, 2**32 - 1), shuffle=st.booleans(), small=st.booleans())
 def test_an_epoch_takes_its_samples_and_no_record_comes_twice_before_all_have_come(
     sizes, seed, shuffle, small

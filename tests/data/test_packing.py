@@ -22,7 +22,7 @@ from omnifusion_jax.errors import DataError
 SIZES = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 3)), min_size=1, max_size=7)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(sizes=SIZES, room=st.tuples(st.integers(20, 50), st.integers(3, 8)))
 def test_no_other_choice_fills_a_row_better(sizes, room):
     chosen = Fullest(8, *room)(sizes)

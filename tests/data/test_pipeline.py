@@ -64,7 +64,7 @@ def test_the_order_is_a_function_of_the_seed():
     assert take(numbers(Numbers(9), shuffle=False), 3) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 0, 1, 2]]
 
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 @few
@@ -99,7 +99,7 @@ def test_an_endless_source_costs_nothing_to_shuffle():
 # --- position
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     count=st.integers(1, 30),
     batch_size=st.integers(1, 9),

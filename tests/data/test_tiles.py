@@ -58,7 +58,7 @@ def test_the_grid_that_keeps_most_pixels(size_hw, grid):
     assert best_grid(size_hw, GRIDS, 336) == grid
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SIDES, SIDES, GRID_LISTS, st.sampled_from([14, 336, 384]))
 @example(1, 3000, GRIDS, 336)
 @example(3000, 1, GRIDS, 14)
@@ -91,7 +91,7 @@ def theirs():
     return pixels
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 300), st.integers(1, 300), GRID_LISTS, st.sampled_from([14, 27, 48]), st.integers(0, 1000)
 )
@@ -167,7 +167,7 @@ def with_extremes(test):
 
 @pytest.mark.parametrize("newline", [True, False])
 @with_extremes
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SIDES, SIDES, GRID_LISTS, st.sampled_from([1, 2, 3, 5, 24]))
 def test_the_unpadded_order_equals_transformers(modeling, newline, height, width, grids, side):
     steps = order((height, width), grids, 14 * side, side, newline=newline, unpad=True)
@@ -175,7 +175,7 @@ def test_the_unpadded_order_equals_transformers(modeling, newline, height, width
     np.testing.assert_array_equal(steps, packed(modeling, (height, width), grids, side, newline))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SIDES, SIDES, GRID_LISTS, st.sampled_from([1, 2, 3, 5]))
 def test_the_padded_order_with_newlines_equals_transformers(modeling, height, width, grids, side):
     with pytest.MonkeyPatch.context() as patch:
@@ -185,7 +185,7 @@ def test_the_padded_order_with_newlines_equals_transformers(modeling, height, wi
 
 
 @with_extremes
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SIDES, SIDES, GRID_LISTS, st.sampled_from([1, 2, 3, 5, 24]))
 def test_as_many_as_the_processor_expects(height, width, grids, side):
     kind = pytest.importorskip("transformers").LlavaNextProcessor

@@ -400,7 +400,7 @@ def test_folders_are_no_members(tmp_path):
     assert len(source) == 1 and source.where(0) == f"{tmp_path}/d.tar:data.v1/x"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_damage_is_an_error_never_another_exception(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("d")

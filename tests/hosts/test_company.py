@@ -188,7 +188,7 @@ def test_a_host_that_comes_to_no_end_is_ended(monkeypatch):
 
 
 def test_when_the_store_is_gone_so_is_the_first_host(monkeypatch, capsys):
-    hosts, left = watched(monkeypatch, silence=1.5)
+    hosts, left = watched(monkeypatch, silence=5.0)
     hosts[0].over.set()
     hosts[0].store.up = False
     until(lambda: len(left) == 2)

@@ -21,7 +21,7 @@ from omnifusion_jax.inference import logits
 ROWS, VOCAB, ROOM, EOS = 4, 8, 12, 2
 BANNED = ((5,), (3, 4), (1, 1, 6), (0, 7), (6, 4))
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 @st.composite

@@ -58,7 +58,7 @@ def test_words_come_as_soon_as_they_are_known(tokenizer):
     assert len(found) > 3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, tiny.VOCAB - 1), max_size=30))
 def test_any_tokens(tokenizer, tokens):
     sent = ""

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 from conftest import FAST_COMPILATION
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint
@@ -72,7 +72,6 @@ def content(directory):
     return {file.relative_to(directory): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), max_size=4), st.sampled_from([1, 2, 4]))
 def test_chunks_are_even_runs_in_c_order(shape, itemsize):
     limit = 1000
