@@ -109,7 +109,7 @@ def gradient(x, dy, rows: int, dtype):
     cut = sharding.stages(len(x))
     if cut is None:
         if x.dtype == dtype and sharding.alone():
-            # Over several axes XLA transposes an operand, slowly on a CPU; over one it refuses bfloat16 there.
+            # Over several axes XLA transposes an operand, slowly on a CPU; over one it refuses bfloat16.
             x, dy, rows = x.reshape(-1, *x.shape[rows:]), dy.reshape(-1, *dy.shape[rows:]), 1
         axes = list(range(rows))
         return jnp.tensordot(x, dy, (axes, axes), preferred_element_type=dtype)
