@@ -116,7 +116,8 @@ def need(q, k, spec, dropout, packed) -> Need:
 def dense(q, k, v, spec, dropout):
     """The kernel that makes an array of the scores; scores and softmax are float32.
 
-    Of a causal sequence it takes a block of queries at a time, with the keys up to the end of the block.
+    Of a causal sequence, whose positions rise along each segment, it takes a block of queries at a time, with
+    the keys up to the end of the block.
 
     In a padding row everything is masked. Masked scores are the smallest finite number rather than minus
     infinity, which would make such a row NaN and reach real rows through 0 * NaN.
