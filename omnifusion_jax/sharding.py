@@ -27,6 +27,10 @@ RULES = {
     "mlp": "tensor",
 }
 
+# Where no dimension of an array can be cut by its rule, one of these is cut instead: 3200, the width of
+# InternViT-6B, is no multiple of 256 devices, but its feed-forward width is.
+INSTEAD = {"vision_mlp": "fsdp"}
+
 # Up to RING devices the compiler for TPUs sums a product piece by piece, each on its way to where it belongs.
 # For more it sums all of it on every device and cuts afterwards, unless it is asked for in two stages.
 RING, SIDE = 32, 16  # SIDE: of a stage; the largest slices of two dimensions are 16 x 16 chips
@@ -146,9 +150,12 @@ def mesh_of(arrays) -> Mesh | None:
 
 def ways(mesh: Mesh, axis: str | None) -> int:
     """How many pieces a dimension with this logical axis is cut into."""
-    names = rule(axis) or ()
-    if isinstance(names, str):
-        names = (names,)
+    return pieces(mesh, rule(axis))
+
+
+def pieces(mesh: Mesh, names: str | tuple[str, ...] | None) -> int:
+    """How many devices the named mesh axes have together."""
+    names = (names,) if isinstance(names, str) else names or ()
     return math.prod(mesh.shape[name] for name in names)
 
 
@@ -181,13 +188,19 @@ def stages(rows: int) -> tuple[int, int, int] | None:
 def spec(mesh: Mesh, axes, shape) -> PartitionSpec:
     """The PartitionSpec of an array, from its logical axes and its shape.
 
-    A dimension that cannot be cut evenly stays whole.
+    A dimension that cannot be cut evenly stays whole; if all of them would, INSTEAD has another try.
     """
-    names = []
-    for axis, size in zip(axes, shape, strict=True):
-        parts = ways(mesh, axis)
-        names.append(rule(axis) if parts > 1 and size % parts == 0 else None)
+    names = [rule(axis) if cuts(mesh, rule(axis), n) else None for axis, n in zip(axes, shape, strict=True)]
+    if not any(names):
+        others = [INSTEAD.get(axis) for axis in axes]
+        names = [name if cuts(mesh, name, n) else None for name, n in zip(others, shape, strict=True)]
     return PartitionSpec(*names)
+
+
+def cuts(mesh: Mesh, names: str | tuple[str, ...] | None, size: int) -> bool:
+    """Whether these mesh axes are of several devices and cut a dimension of `size` evenly."""
+    parts = pieces(mesh, names)
+    return parts > 1 and size % parts == 0
 
 
 def sharding(mesh: Mesh, axes, shape) -> NamedSharding:

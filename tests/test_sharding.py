@@ -135,6 +135,14 @@ def test_a_dimension_that_does_not_divide_stays_whole():
     assert sharding.spec(both, ["batch"], (6,)) == jax.sharding.PartitionSpec(None)
 
 
+def test_where_a_width_does_not_divide_the_width_of_the_feed_forward_part_is_cut():
+    mesh, spec = sharding.make_mesh(fsdp=8), jax.sharding.PartitionSpec
+    names = ["layers", "vision_mlp", "vision_embed"]
+    assert sharding.spec(mesh, names, (2, 32, 16)) == spec(None, None, "fsdp")
+    assert sharding.spec(mesh, names, (2, 32, 12)) == spec(None, "fsdp", None)
+    assert sharding.spec(mesh, names, (2, 12, 12)) == spec(None, None, None)
+
+
 def test_a_parameter_that_no_row_knows_is_named():
     with pytest.raises(ConfigError, match=r"image/adapter/mine: 0 rows of models\.axes\.AXES match"):
         axes("image/adapter/mine")
