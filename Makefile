@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = JAX_PLATFORMS=cpu $(VENV)/bin/python
 
-# a third worker fills two cores while others wait; each has two threads for the eight devices that it simulates
-PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 3 --dist worksteal
+# Four workers fill two cores while some wait; each has two threads for the eight devices that it simulates.
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 4 --dist worksteal
 
 .PHONY: demo test test-fast sweep lint tiny clean
 
@@ -17,7 +17,7 @@ test: $(VENV)/installed-test lint
 
 # What takes too long for every change: more plans of 7B models, and runs that are killed twenty times
 sweep: $(VENV)/installed-test
-	$(subst -n 3,-n 1,$(PYTEST)) -m sweep --durations=15
+	$(subst -n 4,-n 1,$(PYTEST)) -m sweep --durations=15
 
 # What a change most likely breaks, of every room, within two minutes
 FAST = $(addprefix tests/, nn parity/test_forward.py data/test_layout.py data/test_images.py data/test_sources.py data/test_check.py \
