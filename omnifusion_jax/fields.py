@@ -153,16 +153,16 @@ def read(text: str, kind):
     choices = options(kind)
     if types.NoneType in choices and (text == "None" or (text == "" and str in choices)):
         return None
-    (one,) = (choice for choice in choices if choice is not types.NoneType)
-    if dataclasses.is_dataclass(one) and text == "build":
-        return text
-    try:
-        value = READERS.get(one, lambda text: tuples(ast.literal_eval(text)))(text)
-    except (ValueError, SyntaxError, TypeError, KeyError):
-        raise ValueError(f"{spoken(kind)} is expected") from None
-    if not is_a(value, one) or text == "None":
-        raise ValueError(f"{spoken(kind)} is expected")
-    return value
+    for one in choices:
+        if dataclasses.is_dataclass(one) and text == "build":
+            return text
+        try:
+            value = READERS.get(one, lambda text: tuples(ast.literal_eval(text)))(text)
+        except (ValueError, SyntaxError, TypeError, KeyError):
+            continue
+        if is_a(value, one) and text != "None":
+            return value
+    raise ValueError(f"{spoken(kind)} is expected")
 
 
 def is_a(value, kind) -> bool:

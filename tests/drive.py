@@ -8,8 +8,7 @@ import jax
 import numpy as np
 
 from omnifusion_jax.config import DecoderConfig
-from omnifusion_jax.inference import decode
-from omnifusion_jax.inference.logits import knobs, rules
+from omnifusion_jax.inference import decode, options
 from omnifusion_jax.models.decoder import Decoder
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.stack import unstack
@@ -65,17 +64,30 @@ def pad(prompts):
     return x, segments, positions
 
 
+NAMES = types.SimpleNamespace(eos=EOS, pad=PAD)
+
+
+def asked(generation, count, vocab=CONFIG.vocab):
+    """(Options of the rows that answer `count` prompts, Sizes)."""
+    sizes = options.Sizes(vocab, ROOM).join(options.needs(generation, NAMES, vocab))
+    table = options.blank(count * generation.num_beams, sizes)
+    for i in range(count):
+        found = options.options(generation, NAMES, sizes, i)
+        options.write(table, i * generation.num_beams, found)
+    return table, sizes
+
+
 def generate(decoder, prompts, generation, limit=ROOM):
     """(tokens, logprob) of each prompt's answer."""
-    names = types.SimpleNamespace(eos=EOS, pad=PAD)
-    follow = rules(generation, names, decoder.config.vocab, ROOM)
-    turn = knobs(dataclasses.replace(generation, max_new_tokens=limit), ROOM)
-    drawn = np.arange(2 * len(prompts), dtype=np.uint32).reshape(-1, 2)
-    state = decode.start(decoder, *pad(prompts), drawn, turn, follow)
-    state = decode.advance(decoder, state, np.int32(limit), follow)
+    generation = dataclasses.replace(generation, max_new_tokens=limit)
+    table, sizes = asked(generation, len(prompts))
+    state = decode.start(decoder, *pad(prompts), table, sizes)
+    state = decode.advance(decoder, state, np.int32(limit), sizes)
+    found = jax.device_get(state.search.answers(table))
+    best = range(0, len(found.length), generation.num_beams)
+    lengths = {row: found.length[row] for row in best}
     return [
-        (tokens[:n].tolist(), float(p))
-        for tokens, n, p in zip(*jax.device_get(state.search.best()), strict=True)
+        (found.tokens[row, :n].tolist(), float(found.logprobs[row, :n].sum())) for row, n in lengths.items()
     ]
 
 

@@ -7,13 +7,13 @@ import typing
 from operator import attrgetter
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
 from omnifusion_jax.config import GenerationConfig, MeshConfig, ModelConfig, TrainConfig
 from omnifusion_jax.config import adapter as make_adapter
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.fields import fields, read
+from omnifusion_jax.fields import fields, options, read
 from omnifusion_jax.models.presets import keep, resolve
 from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.shipped import load
@@ -42,13 +42,14 @@ class FieldFlags:
             match = re.fullmatch(rf"--?(no)?{self.name}\.([\w./]+)(?:=(.*))?", word, re.DOTALL)
             no, path, text = match.groups() if match else (None, None, None)
             kind = path and self.kind(path)
-            misused_no = no and (kind is not bool or text is not None)  # --noFIELD is for truth values alone
+            truth = bool in options(kind)
+            misused_no = no and (not truth or text is not None)  # --noFIELD is for truth values alone
             if kind is None or misused_no:
                 rest.append(word)
                 continue
             name = f"--{self.name}.{path}"
             if text is None:
-                text = str(not no) if kind is bool else next(words, None)
+                text = str(not no) if truth else next(words, None)
             if text is None:
                 raise ConfigError(f"{name} has no value: it is written {name}=value")
             try:
@@ -64,8 +65,8 @@ class FieldFlags:
         field = self.fields.get(path.partition(".")[0])
         return str | None if field and typing.get_origin(field.kind) is dict else None
 
-    def over(self, config, define=config_flags.DEFINE_config_dataclass):
-        """A config with the given values: a copy of a dataclass, or the ConfigDict itself.
+    def over(self, config):
+        """A copy of a config with the given values.
 
         Raises: ConfigError for a field of a part that is None.
         """
@@ -76,7 +77,7 @@ class FieldFlags:
         words += [f"--{self.name}.{indexed(path)}={value}" for path, value in given if plain(value)]
         here = flags.FlagValues()
         try:
-            config = define(self.name, config, flag_values=here, sys_argv=words)
+            config = config_flags.DEFINE_config_dataclass(self.name, config, flag_values=here, sys_argv=words)
             here(words)
         except ValueError as error:  # a field of a part that is None
             raise ConfigError(str(error)) from None
@@ -180,8 +181,7 @@ class GenerationFlags(FieldFlags):
     @property
     def value(self) -> GenerationConfig:
         start = GenerationConfig.official() if self.official.value else self.defaults
-        settings = ConfigDict(dataclasses.asdict(start))  # since a GenerationConfig is frozen
-        return GenerationConfig(**self.over(settings, config_flags.DEFINE_config_dict))
+        return dataclasses.replace(start, **self.given)  # which is frozen: config_flags could not set a field
 
 
 class MeshFlags(FieldFlags):

@@ -14,11 +14,15 @@ class GenerationConfig:
     """
 
     max_new_tokens: int = 128  # of an answer, the end of sequence included
+    min_new_tokens: int = 0  # before an answer may end
     num_beams: int = 1  # above 1: beam search
     temperature: float = 0.0  # 0: the likeliest token
     top_k: int = 0  # sampling: so many of the likeliest tokens; 0: all
     top_p: float = 1.0  # sampling: the likeliest tokens that have this probability together
-    early_stopping: bool = False  # beams: stop as soon as num_beams candidates are finished
+    min_p: float = 0.0  # sampling: tokens at least so likely as this share of the likeliest; 0: all
+    # beams: stop as soon as num_beams candidates are finished (true), when the others look worse by their
+    # score so far (false), or when none can become better ("never")
+    early_stopping: bool | str = False
     length_penalty: float = 1.0  # beams: score is the sum of log probabilities over length ** length_penalty
     # scores of generated tokens are divided by it, negative ones multiplied; 1: off
     repetition_penalty: float = 1.0
@@ -27,7 +31,12 @@ class GenerationConfig:
     banned_tokens: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be produced
     # the bare newline token is banned, which `banned` misses if the tokenizer puts a space before a newline
     ban_newline: bool = False
+    suppress_tokens: tuple[int, ...] = ()  # tokens that are never chosen
+    begin_suppress_tokens: tuple[int, ...] = ()  # tokens that do not begin an answer
+    forced_bos_token_id: int | None = None  # the token that begins every answer
     forced_eos: bool = False  # the last token that max_new_tokens allows is the end-of-sequence token
+    forced_eos_token_id: int | None = None  # the last token that max_new_tokens allows is this one
+    stop_token_ids: tuple[int, ...] = ()  # tokens that end an answer, beside the end of sequence
     seed: int = 0  # of sampling
 
     @classmethod
@@ -48,17 +57,27 @@ class GenerationConfig:
 
     def __post_init__(self):
         check(self.max_new_tokens > 0, f"max_new_tokens is {self.max_new_tokens}")
+        check(
+            0 <= self.min_new_tokens <= self.max_new_tokens,
+            f"min_new_tokens {self.min_new_tokens} is not in [0, max_new_tokens {self.max_new_tokens}]",
+        )
         check(self.num_beams > 0, f"num_beams is {self.num_beams}")
         check(self.temperature >= 0, f"temperature is {self.temperature}")
-        check(
-            self.num_beams == 1 or self.temperature == 0,
-            "beams are not sampled: set num_beams=1 or temperature=0",
-        )
         check(0 < self.top_p <= 1, f"top_p {self.top_p} is not in (0, 1]")
+        check(0 <= self.min_p <= 1, f"min_p {self.min_p} is not in [0, 1]")
         check(self.top_k >= 0, f"top_k is {self.top_k}; 0 means all")
+        check(
+            self.early_stopping in (True, False, "never"),
+            f'early_stopping is {self.early_stopping!r}; choose from true, false, "never"',
+        )
         check(self.repetition_penalty > 0, f"repetition_penalty is {self.repetition_penalty}; 1 means off")
         check(
             self.no_repeat_ngram_size >= 0,
             f"no_repeat_ngram_size is {self.no_repeat_ngram_size}; 0 means off",
+        )
+        check(
+            not (self.forced_eos and self.forced_eos_token_id is not None),
+            f"forced_eos and forced_eos_token_id {self.forced_eos_token_id} both say what the last token is: "
+            "give one of them",
         )
         check(0 <= self.seed < 2**32, f"seed {self.seed} is not in [0, 2**32)")

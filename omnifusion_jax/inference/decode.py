@@ -10,9 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from omnifusion_jax.inference.beam import Beams
-from omnifusion_jax.inference.logits import Knobs, Rules
-from omnifusion_jax.inference.sampling import Draws, keys
+from omnifusion_jax.inference.options import Options, Sizes
+from omnifusion_jax.inference.search import Search
 from omnifusion_jax.nn.attend import AttentionSpec, Places
 from omnifusion_jax.sharding import constrain
 
@@ -20,12 +19,11 @@ from omnifusion_jax.sharding import constrain
 class State(NamedTuple):
     """All that decoding keeps between two tokens. Each beam is a row here: `rows` is batch * beams."""
 
-    step: jax.Array  # int32[]: tokens chosen so far
-    knobs: Knobs
+    options: Options
     cache: list  # one (key, value) pair for each layer, [rows, kv_heads, prompt + room, head_dim]
     segments: jax.Array  # int32[rows, prompt + room]; 0 is padding before a prompt
     positions: jax.Array  # int32[rows, prompt + room]
-    search: Draws | Beams
+    search: Search
 
 
 @jax.jit
@@ -37,15 +35,15 @@ def embed(model, batch):
     return model.embed(batch)
 
 
-@partial(jax.jit, static_argnames="rules")
-def start(decoder, x, segments, positions, words, knobs: Knobs, rules: Rules) -> State:
+@partial(jax.jit, static_argnames="sizes")
+def start(decoder, x, segments, positions, options: Options, sizes: Sizes) -> State:
     """Reads the prompts and chooses the first token of each answer.
 
     `x` is [batch, prompt, width]; segments and positions are int32[batch, prompt]. All are padded on the
-    left; a row that is all padding is blank and stays so. `decoder` has its layers in list form. `words`,
-    uint32[batch, 2], stand for the requests (see `sampling.words`).
+    left; a row that is all padding is blank and stays so. `decoder` has its layers in list form. `options`
+    are those of the rows, of which every prompt has equally many.
     """
-    beams, room = rules.num_beams, rules.room
+    beams, room = len(options.limit) // len(x), sizes.room
     c, (batch, prompt) = decoder.config, segments.shape
     empty, first = decoder.init_cache(batch, prompt, x.dtype), jnp.zeros(batch, jnp.int32)
     hidden, cache = decoder(x, AttentionSpec.of(segments, positions, c.window), spread(empty), first)
@@ -56,11 +54,10 @@ def start(decoder, x, segments, positions, words, knobs: Knobs, rules: Rules) ->
     def lengthen(a):
         return widen(jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0))))
 
-    search = (Beams if beams > 1 else Draws).start(~segments.any(1), keys(knobs.seed, words), rules)
-    search = search.choose(widen(decoder.logits(hidden[:, -1])), 0, knobs, rules)
+    search = Search.start(batch * beams, sizes).restart(widen(segments.any(1)), options)
+    search = search.choose(widen(decoder.logits(hidden[:, -1])), options, sizes)
     return State(
-        step=jnp.int32(1),
-        knobs=knobs,
+        options=options,
         cache=spread(jax.tree.map(lengthen, cache)),
         # Slots of the cache that are not written yet lie in the future of every query, so causal attention
         # hides them; segments and positions therefore never change.
@@ -70,30 +67,32 @@ def start(decoder, x, segments, positions, words, knobs: Knobs, rules: Rules) ->
     )
 
 
-@partial(jax.jit, static_argnames="rules", donate_argnames="state")
-def advance(decoder, state: State, until, rules: Rules) -> State:
+@partial(jax.jit, static_argnames="sizes", donate_argnames="state")
+def advance(decoder, state: State, until, sizes: Sizes) -> State:
     """Chooses tokens until every row is done or has `until` of them.
 
-    For whole answers `until` is the limit of tokens, in a stream it is `state.step + 1`. `state` is
+    For whole answers `until` is the limit of tokens, in a stream it is one more than there are. `state` is
     donated: its arrays cannot be used afterwards.
     """
-    prompt = state.segments.shape[1] - rules.room
+    prompt = state.segments.shape[1] - sizes.room
 
     def going(state):
-        return (state.step < jnp.minimum(until, state.knobs.limit)) & ~state.search.done.all()
+        return (~state.search.done & (state.search.length < until)).any()
 
     def body(state):
+        search = state.search
         # The cache is reordered before anything is written; otherwise XLA would copy all of it.
-        cache = reorder(state.cache, state.search.parents, prompt)
-        at = jnp.full(len(state.positions), prompt + state.step - 1)
-        x = decoder.embed_tokens(state.search.last(state.step))[:, None]  # [rows, 1, width]
+        cache = state.cache if sizes.beams == 1 else reorder(state.cache, search.parents, prompt)
+        # A row that is done writes once more what it wrote last, which nobody reads.
+        at = prompt + jnp.maximum(search.length, 1) - 1
+        x = decoder.embed_tokens(search.last())[:, None]  # [rows, 1, width]
         here = jnp.take_along_axis(state.positions, at[:, None], axis=1)
         query = Places(jnp.ones_like(here), here)
         key = Places(state.segments, state.positions)
         spec = AttentionSpec(query, key, decoder.config.window)
         hidden, cache = decoder(x, spec, cache, at)
-        search = state.search.choose(decoder.logits(hidden[:, 0]), state.step, state.knobs, rules)
-        return state._replace(step=state.step + 1, cache=spread(cache), search=search)
+        search = search.choose(decoder.logits(hidden[:, 0]), state.options, sizes)
+        return state._replace(cache=spread(cache), search=search)
 
     return jax.lax.while_loop(going, body, state)
 
@@ -108,6 +107,4 @@ def reorder(cache, parents, prompt):
 
     Beams of one request share the cache of its prompt, so only what follows the prompt moves.
     """
-    if parents is None:
-        return cache
     return jax.tree.map(lambda a: a.at[:, :, prompt:].set(a[:, :, prompt:][parents]), cache)

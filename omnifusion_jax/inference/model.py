@@ -14,9 +14,7 @@ from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
-from omnifusion_jax.inference import decode, prompts, streaming
-from omnifusion_jax.inference.logits import knobs, rules
-from omnifusion_jax.inference.sampling import words
+from omnifusion_jax.inference import decode, options, prompts, streaming
 from omnifusion_jax.models.omnifusion import abstract, cast
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.stack import unstack
@@ -99,7 +97,7 @@ class Model:
           ConfigError: `generation` does not fit the vocabulary, or `on_error` is unknown.
         """
         one_of("on_error", on_error, ("raise", "record"))
-        answers, samples, follow = {}, {}, self._rules(generation)
+        answers, samples, sizes = {}, {}, self._sizes(generation)
         requests = prompts.as_list(requests)
         for i, request in enumerate(requests):
             try:
@@ -112,11 +110,12 @@ class Model:
                 answers[i] = Answer(finish_reason="error", error=str(error))
         for chunk in prompts.chunks(samples, batch_size):
             names = [i if requests[i].id is None else str(requests[i].id) for i in chunk]
-            state = self._start([samples[i] for i in chunk], names, generation, follow)
-            state = self._advance(state, generation.max_new_tokens, follow)
-            columns = hosts.fetch(state.search.best())
-            for i, *row in zip(chunk, *columns, strict=False):  # blank rows at the end are left out
-                answers[i] = self._answer(generation, *row)
+            state = self._start([samples[i] for i in chunk], names, generation, sizes)
+            state = self._advance(state, generation.max_new_tokens, sizes)
+            found = hosts.fetch(state.search.answers(state.options))
+            for place, i in enumerate(chunk):
+                row = place * generation.num_beams
+                answers[i] = self._answer(generation, *(a[row] for a in found))
         return [answers[i] for i in sorted(answers)]
 
     def stream(self, request: Request, generation: GenerationConfig = GREEDY) -> Iterator[str]:
@@ -133,10 +132,10 @@ class Model:
             f"streaming needs num_beams=1, not {generation.num_beams}: "
             "which beam wins is known at the end only",
         )
-        follow = self._rules(generation)
+        sizes = self._sizes(generation)
         sample = prompts.question(request, "request", self.prepare, generation.max_new_tokens)
-        state = self._start([sample], [0 if request.id is None else str(request.id)], generation, follow)
-        return streaming.pieces(self.tokenizer, self._tokens(state, generation, follow))
+        state = self._start([sample], [0 if request.id is None else str(request.id)], generation, sizes)
+        return streaming.pieces(self.tokenizer, self._tokens(state, generation, sizes))
 
     def logits(self, requests: Request | Iterable[Request], *, batch_size: int = 4) -> list[np.ndarray]:
         """Logits at every position of a list of Requests, or of a single one, without generating.
@@ -161,23 +160,27 @@ class Model:
                 found[i] = scores[row, : len(samples[i].tokens)].copy()  # a view would keep the whole batch
         return [found[i] for i in sorted(found)]
 
-    def _rules(self, generation):
+    def _sizes(self, generation):
+        """Sizes that the GenerationConfig fits, the same for most of them: each kind is compiled for."""
+        vocab = self.config.decoder.vocab
+        need = options.needs(generation, self.tokenizer, vocab)
         room = prompts.bucket(generation.max_new_tokens)
-        return rules(generation, self.tokenizer, self.config.decoder.vocab, room)
+        return options.Sizes(vocab, room).join(options.rounded(need))
 
-    def _start(self, samples, names, generation, follow):
+    def _start(self, samples, names, generation, sizes):
         """The state after the first token of each sample; `names` are what random draws depend on."""
         batch = self._assemble(samples, left=True)
-        drawn = np.zeros((len(batch.tokens), 2), np.uint32)
-        drawn[: len(names)] = [words(name) for name in names]
-        decoder, settings = self.module.decoder, knobs(generation, follow.room)
+        beams = generation.num_beams
+        table = options.blank(len(batch.tokens) * beams, sizes)
+        for place, name in enumerate(names):
+            options.write(table, place * beams, options.options(generation, self.tokenizer, sizes, name))
         with self._spread():
             x = decode.embed(self.module, batch)
-            return decode.start(decoder, x, batch.segments, batch.positions, drawn, settings, follow)
+            return decode.start(self.module.decoder, x, batch.segments, batch.positions, table, sizes)
 
-    def _advance(self, state, until, follow):
+    def _advance(self, state, until, sizes):
         with self._spread():
-            return decode.advance(self.module.decoder, state, np.int32(until), follow)
+            return decode.advance(self.module.decoder, state, np.int32(until), sizes)
 
     def _assemble(self, samples, left):
         """The Batch of some Samples, with rows spread over the mesh if there is one."""
@@ -194,18 +197,21 @@ class Model:
     def _spread(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
-    def _tokens(self, state, generation, follow):
+    def _tokens(self, state, generation, sizes):
         """Yields the token ids of the first row as they are chosen."""
         for step in range(1, generation.max_new_tokens + 1):
             if step > 1:
-                state = self._advance(state, step, follow)
-            tokens, done = jax.device_get((state.search.tokens, state.search.done))
+                state = self._advance(state, step, sizes)
+            tokens, done = jax.device_get((state.search.running.tokens, state.search.done))
             yield int(tokens[0, step - 1])
             if done[0]:
                 return
 
-    def _answer(self, generation, tokens, length, logprob):
+    def _answer(self, generation, tokens, logprobs, length, *_):
         tokens = tokens[:length].tolist()
-        forced = generation.forced_eos and length == generation.max_new_tokens
-        ended = tokens[-1:] == [self.tokenizer.eos] and not forced
-        return Answer(self.tokenizer.decode(tokens), tokens, "stop" if ended else "length", float(logprob))
+        return Answer(
+            self.tokenizer.decode(tokens),
+            tokens,
+            options.reason(generation, self.tokenizer, tokens),
+            float(logprobs[:length].sum()),
+        )

@@ -16,7 +16,7 @@ from omnifusion_jax.data.features import FeatureProcessor
 from omnifusion_jax.data.mixture import declared_features
 from omnifusion_jax.data.reading import row_room
 from omnifusion_jax.inference import decode, prompts
-from omnifusion_jax.inference.logits import Rules, knobs
+from omnifusion_jax.inference.options import Sizes, blank
 from omnifusion_jax.models import flops
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import abstract
@@ -104,21 +104,19 @@ def forward_flops(config, load):
 
 def prefill(config: TrainConfig, mesh: Mesh) -> Work:
     """The program that reads prompts of `data.max_length` positions, whose pictures are embedded already."""
-    module, rules, settings = model_of(config, mesh), *asked(config)
+    module, sizes = model_of(config, mesh), sizes_of(config)
     rows = config.batch_size // config.grad_accum
     batch = batch_like(config, mesh, rows, length=prompts.bucket(config.data.max_length))
     plane = lambda a, *axes: jax.ShapeDtypeStruct(
         a.shape, a.dtype, sharding=sharding.sharding(mesh, axes, a.shape)
     )
     x = plane(jax.eval_shape(lambda m, b: m.embed(b), module, batch), "batch", None, None)
-    words = plane(jax.ShapeDtypeStruct((rows, 2), np.uint32), "batch", None)
+    options = jax.tree.map(lambda a: plane(a, "batch", *(None,) * (a.ndim - 1)), blank(rows, sizes))
     load = load_of(config, batch)._replace(tiles={})
     found = forward_flops(config, load)
     found["head"] *= rows / load.tokens  # of the last position alone
     return Work(
-        lower=lambda: decode.start.lower(
-            module.decoder, x, batch.segments, batch.positions, words, settings, rules
-        ),
+        lower=lambda: decode.start.lower(module.decoder, x, batch.segments, batch.positions, options, sizes),
         mesh=mesh,
         held={"parameters": module.decoder, "tokens": (x, batch.segments, batch.positions)},
         made={},
@@ -131,27 +129,21 @@ def prefill(config: TrainConfig, mesh: Mesh) -> Work:
 def decode_step(config: TrainConfig, mesh: Mesh) -> Work:
     """The program that writes answers, one token after the other; its figures are those of one token."""
     before = prefill(config, mesh)
-    module, rules, settings = model_of(config, mesh), *asked(config)
+    module, sizes = model_of(config, mesh), sizes_of(config)
     with jax.set_mesh(mesh):
-        x, segments, positions = before.held["tokens"]
-        words = jax.ShapeDtypeStruct((before.rows, 2), np.uint32)
         state = jax.eval_shape(
-            lambda *given: decode.start(*given, settings, rules),
+            lambda *given: decode.start(*given, sizes),
             module.decoder,
-            x,
-            segments,
-            positions,
-            words,
+            *before.held["tokens"],
+            blank(before.rows, sizes),
         )
 
     def place(a, *axes):
         axes = axes or ("batch", *(None,) * (a.ndim - 1))
         return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.sharding(mesh, axes, a.shape))
 
-    alone = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.replicated(mesh))
     state = state._replace(
-        step=alone(state.step),
-        knobs=jax.tree.map(alone, state.knobs),
+        options=jax.tree.map(place, state.options),
         cache=jax.tree.map(lambda a: place(a, "batch", "kv_heads", None, None), state.cache),
         segments=place(state.segments),
         positions=place(state.positions),
@@ -161,7 +153,7 @@ def decode_step(config: TrainConfig, mesh: Mesh) -> Work:
     window = config.model.decoder.window or length
     load = flops.Load(before.rows, before.rows * min(length, window), {})
     return Work(
-        lower=lambda: decode.advance.lower(module.decoder, state, np.int32(rules.room), rules),
+        lower=lambda: decode.advance.lower(module.decoder, state, np.int32(sizes.room), sizes),
         mesh=mesh,
         held={"parameters": module.decoder, "cache": state.cache, "tokens": state._replace(cache=[])},
         made={},
@@ -171,11 +163,10 @@ def decode_step(config: TrainConfig, mesh: Mesh) -> Work:
     )
 
 
-def asked(config):
-    """(Rules, Knobs) of greedy answers as long as those of an evaluation."""
+def sizes_of(config) -> Sizes:
+    """Capacities for answers as long as those of an evaluation."""
     generation = GenerationConfig(max_new_tokens=config.eval.max_new_tokens)
-    room = prompts.bucket(generation.max_new_tokens)
-    return Rules(eos=2, pad=0, room=room), knobs(generation, room)
+    return Sizes(config.model.decoder.vocab, prompts.bucket(generation.max_new_tokens))
 
 
 def model_of(config: TrainConfig, mesh: Mesh):

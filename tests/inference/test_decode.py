@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import types
 
 import drive
 import jax
@@ -12,9 +11,9 @@ import pytest
 
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.inference import decode
-from omnifusion_jax.inference.beam import Beams
-from omnifusion_jax.inference.logits import Rules, knobs, process, rules
-from omnifusion_jax.inference.sampling import Draws
+from omnifusion_jax.inference.options import Sizes
+from omnifusion_jax.inference.processors import So, process
+from omnifusion_jax.inference.search import Search
 from omnifusion_jax.nn.attend import AttentionSpec, Places
 
 DEEP = dataclasses.replace(drive.CONFIG, layers=2)
@@ -127,68 +126,30 @@ def test_the_limit_is_no_matter_of_compilation(decoder):
 def test_no_step_copies_the_cache(decoder, beams):
     """A copy of the whole cache for every token would cost more than the token."""
     g = GenerationConfig(max_new_tokens=drive.ROOM, num_beams=beams)
-    follow = rules(g, types.SimpleNamespace(eos=drive.EOS, pad=drive.PAD), VOCAB, drive.ROOM)
+    table, sizes = drive.asked(g, 4)
     state = jax.eval_shape(
-        decode.start,
-        decoder,
-        *drive.pad(drive.prompts(8, 4)),
-        np.zeros((4, 2), np.uint32),
-        knobs(g, drive.ROOM),
-        rules=follow,
+        lambda *given: decode.start(*given, sizes), decoder, *drive.pad(drive.prompts(8, 4)), table
     )
-    program = decode.advance.lower(decoder, state, np.int32(9), follow).compile().as_text()
+    program = decode.advance.lower(decoder, state, np.int32(9), sizes).compile().as_text()
     shape = ",".join(map(str, state.cache[0][0].shape))
     assert re.search(rf"f32\[{shape}\]", program) and not re.search(rf"f32\[{shape}\]\S* copy\(", program)
 
 
-def walk(search, rules, turn, table, steps):
-    """Runs a search over a Markov chain; all begin after token 0.
-
-    `table` has float32[vocab, vocab] scores of the next token by the last one.
-    """
-    choose = jax.jit(search.__class__.choose, static_argnums=4)
-    last = jnp.zeros(search.done.size * (rules.num_beams if isinstance(search, Beams) else 1), jnp.int32)
-    for step in range(steps):
-        search = choose(search, table[last], step, turn, rules)
-        last = search.last(step + 1)
-    return [np.asarray(a) for a in search.best()]
-
-
-@pytest.mark.parametrize("early", [True, False])
-def test_one_beam_and_greedy(early):
-    """With early stopping one beam is greedy decoding.
-
-    Without, they agree where no end comes up; after one the beam goes on, and may find better.
-    """
-    rules = Rules(eos=drive.EOS, pad=0, room=10, num_beams=1)
-    turn = knobs(GenerationConfig(max_new_tokens=10, early_stopping=early), 10)
-    blank, ended = jnp.zeros(1, bool), 0
-    keys = jax.random.split(jax.random.key(0), 1)
-    for seed in range(12):
-        table = jnp.asarray(np.random.default_rng(seed).normal(size=(VOCAB, VOCAB)) * 3, jnp.float32)
-        table = table.at[:, drive.EOS].add(2.0)
-        one, greedy = (
-            walk(kind.start(blank, keys, rules), rules, turn, table, 10) for kind in (Beams, Draws)
-        )
-        if early or greedy[0][0, greedy[1][0] - 1] != drive.EOS:
-            for a, b in zip(one, greedy, strict=True):
-                np.testing.assert_allclose(a[0], b[0], atol=1e-5)
-        ended += int(greedy[1][0] < 10)
-    assert 0 < ended < 12
-
-
 def test_sampling_follows_the_distribution():
-    rules = Rules(eos=drive.EOS, pad=0, room=2, sample=True, top_k=10, nucleus=True)
-    turn = knobs(GenerationConfig(max_new_tokens=2, temperature=0.8, top_k=10, top_p=0.9), 2)
-    rows = 20000
+    rows, sizes = 20000, Sizes(VOCAB, 2)
+    g = GenerationConfig(max_new_tokens=2, temperature=0.8, top_k=10, top_p=0.9)
+    table = jax.tree.map(lambda a: np.repeat(a, rows, axis=0), drive.options.options(g, drive.NAMES, sizes))
+    table.name[:] = np.arange(2 * rows).reshape(-1, 2)
     scores = jnp.broadcast_to(
         jnp.asarray(np.random.default_rng(0).normal(size=VOCAB) * 2, jnp.float32), (rows, VOCAB)
     )
-    start = Draws.start(jnp.zeros(rows, bool), jax.random.split(jax.random.key(1), rows), rules)
-    drawn = start.choose(scores, 0, turn, rules)
-    expected = np.asarray(jax.nn.softmax(process(scores[:1], start.tokens[:1], 0, turn, rules)))[0]
-    found = np.bincount(drawn.tokens[:, 0], minlength=VOCAB) / rows
+    choose = jax.jit(Search.choose, static_argnames="sizes")
+    start = Search.start(rows, sizes).restart(np.ones(rows, bool), table)
+    drawn = choose(start, scores, table, sizes=sizes)
+    none = So(np.zeros((rows, 2), np.int32), np.zeros(rows, np.int32))
+    expected = np.asarray(jax.nn.softmax(process(scores, none, table, np.ones(rows, bool))))[0]
+    found = np.bincount(drawn.running.tokens[:, 0], minlength=VOCAB) / rows
     assert (found[expected == 0] == 0).all() and (expected > 0).sum() < 10
     np.testing.assert_allclose(found, expected, atol=4 * 0.5 / rows**0.5)
-    again = start.choose(scores, 1, turn, rules)
-    assert (again.tokens[:, 1] != drawn.tokens[:, 0]).any()  # another step, other numbers
+    again = choose(drawn, scores, table, sizes=sizes)
+    assert (again.running.tokens[:, 1] != again.running.tokens[:, 0]).any()  # another step, other numbers

@@ -1,0 +1,280 @@
+"""Chooses tokens: greedily, by sampling and by beam search, in rows that need not ask for the same.
+
+Beam search is that of transformers 5 (generation/utils.py, `_beam_search`). Each step takes the best
+continuations of all running beams of a request, 1 + (number of its end tokens) times as many as it has beams.
+A continuation ends by an end token or when no room is left. Ended continuations among the first `beams`
+compete for a place in `finished`, by log probability over length ** length_penalty. The best of the others
+are the running beams of the next step. With a temperature the continuations are drawn instead, without
+putting back.
+
+A request with n beams has n rows, one after the other. Each row computes what concerns its whole search,
+which is little, and takes the place that is its own.
+"""
+
+from typing import NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+
+from omnifusion_jax.inference.options import IF_FULL, NEVER_EARLY, NONE, Options, Sizes
+from omnifusion_jax.inference.processors import So, asking, process, sampled
+
+NEVER = -1e9  # a score with this added loses against every real score
+
+
+class Tokens(NamedTuple):
+    """Tokens that continue texts; every field is [rows], or [rows, n] where there is a choice of them."""
+
+    token: jax.Array  # int32
+    logprob: jax.Array  # float32: by the model's unprocessed distribution
+    score: jax.Array  # float32: of the text with the token
+    ended: jax.Array  # bool: the text ends with the token
+
+    def pick(self, index) -> Self:
+        """Of a choice the tokens at `index`, int32[rows]."""
+        return jax.tree.map(lambda a: pick(a, index), self)
+
+
+class Texts(NamedTuple):
+    """An answer, or the beginning of one, in each row."""
+
+    tokens: jax.Array  # int32[rows, room]; 0 after the last
+    logprobs: jax.Array  # float32[rows, room]: of the tokens, by the model's unprocessed distribution
+    length: jax.Array  # int32[rows]
+    score: jax.Array  # float32[rows]: what beams are ranked by
+    ended: jax.Array  # bool[rows]
+
+    @classmethod
+    def empty(cls, rows: int, room: int) -> Self:
+        return cls(
+            tokens=jnp.zeros((rows, room), jnp.int32),
+            logprobs=jnp.zeros((rows, room), jnp.float32),
+            length=jnp.zeros(rows, jnp.int32),
+            score=jnp.zeros(rows, jnp.float32),
+            ended=jnp.zeros(rows, bool),
+        )
+
+    def take(self, rows) -> Self:
+        """The texts of `rows`, int32[rows]."""
+        return jax.tree.map(lambda a: a[rows], self)
+
+    def append(self, new: Tokens) -> Self:
+        """The texts with one more token each."""
+        rows = jnp.arange(len(self.length))
+        return Texts(
+            tokens=self.tokens.at[rows, self.length].set(new.token),
+            logprobs=self.logprobs.at[rows, self.length].set(new.logprob),
+            length=self.length + 1,
+            score=new.score,
+            ended=new.ended,
+        )
+
+
+class Scores(NamedTuple):
+    """What the model says about the next token, and what becomes of it; float32[rows, vocab] each."""
+
+    logprobs: jax.Array  # of the model
+    score: jax.Array  # of the text with the token, as Options ask
+    drawn: jax.Array  # the same with noise where a row is sampled: the largest is chosen
+
+
+class Group(NamedTuple):
+    """The rows of the search that each row belongs to."""
+
+    rows: jax.Array  # int32[rows, beams]; where there are fewer beams, the row itself
+    inside: jax.Array  # bool[rows, beams]: False where there are fewer
+
+    @classmethod
+    def of(cls, o: Options, sizes: Sizes) -> Self:
+        here, beam = jnp.arange(len(o.rank))[:, None], jnp.arange(sizes.beams)
+        inside = beam < o.beams[:, None]
+        return cls(jnp.where(inside, here - o.rank[:, None] + beam, here), inside)
+
+    def gather(self, values, fill):
+        """[rows, beams, ...] of values [rows, ...]."""
+        inside = self.inside.reshape(*self.inside.shape, *(1,) * (values.ndim - 1))
+        return jnp.where(inside, values[self.rows], fill)
+
+
+class Search(NamedTuple):
+    """What has been chosen so far, in every row. Rows that are done do not change."""
+
+    running: Texts
+    finished: Texts  # of a search with beams: the best that ended, in order; an empty place scores NEVER
+    parents: jax.Array  # int32[rows]: the row that each running text continues
+    done: jax.Array  # bool[rows]; equal in all rows of a search
+    broken: jax.Array  # bool[rows]: done because the model's scores were not numbers
+
+    @classmethod
+    def start(cls, rows: int, sizes: Sizes) -> Self:
+        """A Search with nothing to do: all rows are done."""
+        empty, none = Texts.empty(rows, sizes.room), jnp.zeros(rows, bool)
+        return cls(empty, empty, jnp.arange(rows), ~none, none)
+
+    def restart(self, fresh, o: Options) -> Self:
+        """Begins an answer in the rows where `fresh`, bool[rows], is true; it is equal in all of a search."""
+        empty = Texts.empty(*self.running.tokens.shape)
+        # All beams begin as copies of the first one, so only the first may be continued.
+        first = empty._replace(score=jnp.where(o.rank == 0, 0.0, NEVER))
+        lost = empty._replace(score=jnp.full_like(empty.score, NEVER))
+        none = jnp.zeros_like(fresh)
+        return where(fresh, Search(first, lost, jnp.arange(len(fresh)), none, none), self)
+
+    @property
+    def length(self):
+        """Tokens chosen so far, int32[rows]."""
+        return self.running.length
+
+    def last(self):
+        """The token chosen last, int32[rows]; 0 where there is none."""
+        return pick(self.running.tokens, jnp.maximum(self.length - 1, 0))
+
+    def answers(self, o: Options) -> Texts:
+        """The answers so far. Rows of a search with beams hold its finished ones, the best in the first."""
+        return where(o.beams > 1, self.finished, self.running)
+
+    def choose(self, logits, o: Options, sizes: Sizes, active=None) -> Self:
+        """Chooses the next token of each row that is not done, by logits float32[rows, vocab].
+
+        `active`, bool[rows], is false in rows that must not change though they are not done; it is equal in
+        all rows of a search. Nothing is computed that no row asks for.
+        """
+        going = ~self.done if active is None else ~self.done & active
+        group = Group.of(o, sizes)
+        shifted = logits - logits.max(1, keepdims=True)
+        total = jnp.log(jnp.exp(shifted).sum(1, keepdims=True))
+        # NaN and infinite logits make a total that is NaN
+        failed = going & group.gather(jnp.isnan(total[:, 0]), False).any(1)
+
+        def greedily():
+            return self.alone(logits, shifted - total, o)
+
+        def processed():
+            scores = self.process(logits, shifted - total, o, going)
+            alone = self.alone(scores.drawn, scores.logprobs, o)
+            if sizes.beams == 1:
+                return alone
+            searched = jax.lax.cond(
+                (going & (o.beams > 1)).any(), lambda: self.beams(scores, o, sizes, group), lambda: alone
+            )
+            return where(o.beams > 1, searched, alone)
+
+        asked = asking(o, self.length) | (o.beams > 1)
+        new = jax.lax.cond((going & asked).any(), processed, greedily)
+        kept = where(going & ~failed, new, self._replace(parents=jnp.arange(len(going))))
+        return kept._replace(done=kept.done | failed, broken=kept.broken | failed)
+
+    def process(self, logits, logprobs, o, going) -> Scores:
+        """The Scores of the next token in the rows that are `going`."""
+        # As in transformers: beams are ranked by log probabilities, and single rows need none.
+        scores = jnp.where(o.beams[:, None] > 1, logprobs, logits)
+        scores = process(scores, So(self.running.tokens, self.length), o, going)
+        score = scores + jnp.where(o.beams > 1, self.running.score, 0)[:, None]
+
+        def draw():
+            return jnp.where(sampled(o)[:, None], score + noise(o, self.length, score.shape[1]), score)
+
+        drawn = jax.lax.cond((going & sampled(o)).any(), draw, lambda: score)
+        return Scores(logprobs, score, drawn)
+
+    def alone(self, drawn, logprobs, o) -> Self:
+        """Continues each row by its best token."""
+        token = drawn.argmax(1).astype(jnp.int32)
+        ended = self.ends(token[:, None], o)[:, 0]
+        new = Tokens(token, pick(logprobs, token), self.running.score, ended)
+        return self._replace(running=self.running.append(new), done=ended, parents=jnp.arange(len(token)))
+
+    def beams(self, scores: Scores, o, sizes, group) -> Self:
+        """Continues each search by its best tokens."""
+        grown, parent, counted = self.grow(scores, o, sizes, group)
+        lost = jnp.where(counted, jnp.where(grown.ended, NEVER, 0), -jnp.inf)
+        alive = grown._replace(score=grown.score + lost)
+        kept = pick(jax.lax.top_k(alive.score, sizes.beams)[1], o.rank)
+        parents = pick(parent, kept)
+        running = self.running.take(parents).append(alive.pick(kept))
+        finished = self.finish(grown, parent, counted, o, sizes, group)
+        # all that might go on has ended; else it depends on what may still become better
+        over = (grown.ended | ~counted).all(1)
+        done = over | self.settled(running, finished, o, group)
+        return self._replace(running=running, finished=finished, parents=parents, done=done)
+
+    def grow(self, scores: Scores, o, sizes, group):
+        """The best continuations of the search of each row.
+
+        Returns (Tokens [rows, n], best first; the row that each continues, int32[rows, n]; which of them
+        count, bool[rows, n]).
+        """
+        most = (sizes.ends + 1) * sizes.beams
+        each = min(most, scores.drawn.shape[1])
+        chance, token = jax.lax.top_k(scores.drawn, each)
+        at = [jnp.arange(len(token))[:, None], token]
+        tokens = Tokens(token, scores.logprobs[*at], scores.score[*at], jnp.zeros(token.shape, bool))
+        chances = group.gather(chance, -jnp.inf).reshape(len(token), -1)
+        _, index = jax.lax.top_k(chances, min(most, chances.shape[1]))
+        beam, place = jnp.divmod(index, each)
+        parent = jnp.take_along_axis(group.rows, beam, axis=1)
+        grown = jax.tree.map(lambda a: a[parent, place], tokens)
+        grown = grown._replace(ended=self.ends(grown.token, o))
+        counted = jnp.arange(index.shape[1]) < (((o.ends != NONE).sum(1) + 1) * o.beams)[:, None]
+        return grown, parent, counted
+
+    def finish(self, grown: Tokens, parent, counted, o, sizes, group) -> Texts:
+        """The best finished texts of each search, with those of `grown` that end now."""
+        enters = grown.ended & counted & (jnp.arange(counted.shape[1]) < o.beams[:, None])
+        score = grown.score / pick(o.norm, self.length)[:, None] + jnp.where(enters, 0, NEVER)
+        entrants = grown._replace(score=jnp.where(counted, score, -jnp.inf), ended=enters)
+        old = group.gather(self.finished.score, -jnp.inf)
+        best = jax.lax.top_k(jnp.concatenate([old, entrants.score], axis=1), sizes.beams)[1]
+        place = pick(best, o.rank)  # among the old ones, and then among the entrants
+        entrant = jnp.maximum(place - sizes.beams, 0)
+        new = self.running.take(pick(parent, entrant)).append(entrants.pick(entrant))
+        stays = self.finished.take(pick(group.rows, jnp.minimum(place, sizes.beams - 1)))
+        return where(place < sizes.beams, stays, new)
+
+    def settled(self, running: Texts, finished: Texts, o, group):
+        """Rows whose search is over, bool[rows].
+
+        Either no running beam can still win, by Hugging Face's estimate, or enough beams have finished and
+        that is enough.
+        """
+        length = jnp.where(o.early == NEVER_EARLY, o.limit, running.length)
+        hope = running.score[group.rows[:, 0]] / pick(o.norm, length - 1)
+        ended = group.gather(finished.ended, True)
+        worst = group.gather(finished.score, jnp.inf).min(1, keepdims=True)
+        open_ = (hope[:, None] > jnp.where(ended, worst, NEVER)) & group.inside
+        return ~open_.any(1) | ((o.early == IF_FULL) & ended.all(1))
+
+    def ends(self, token, o):
+        """Whether texts end with the tokens int32[rows, n] as their next."""
+        end = (token[:, :, None] == o.ends[:, None]).any(2)
+        return end | (self.length + 1 >= o.limit)[:, None]
+
+
+def where(condition, ours, theirs):
+    """Of two trees of arrays [rows, ...], ours in the rows where `condition`, bool[rows], is true."""
+
+    def choose(a, b):
+        return jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, ours, theirs)
+
+
+def pick(values, index):
+    """values[row, index[row]] of each row; values are [rows, n], index is int32[rows]."""
+    return jnp.take_along_axis(values, index[:, None], axis=1)[:, 0]
+
+
+def noise(o: Options, length, vocab: int):
+    """Gumbel noise float32[rows, vocab]: the largest of log probabilities with it is a draw by them, and the
+    n largest are n draws without putting back (arXiv 1903.06059).
+
+    It depends on a row's seed, its name and the number of its tokens, and on nothing else.
+    """
+
+    def draw(seed, name, step):
+        key = jax.random.key(seed)
+        for word in (name[0], name[1], step):
+            key = jax.random.fold_in(key, word)
+        return jax.random.gumbel(key, (vocab,))
+
+    return jax.vmap(draw)(o.seed, o.name, length)
