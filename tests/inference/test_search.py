@@ -1,0 +1,159 @@
+"""Rows that ask for different things, side by side in one program, over Markov chains."""
+
+import dataclasses
+
+import drive
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnifusion_jax.config import GenerationConfig
+from omnifusion_jax.inference.options import Sizes, blank, options, write
+from omnifusion_jax.inference.search import Search
+
+VOCAB, ROOM, ROWS = drive.CONFIG.vocab, 8, 12
+SIZES = Sizes(VOCAB, ROOM, beams=3)
+FEW = GenerationConfig(max_new_tokens=ROOM)
+ASKED = (  # of one request each
+    {"num_beams": 3, "no_repeat_ngram_size": 2},
+    {},
+    {"temperature": 0.9, "top_k": 5, "seed": 3},
+    {"num_beams": 2, "early_stopping": True, "length_penalty": 0.5, "banned_tokens": ((4, 5), (6,))},
+    {"repetition_penalty": 1.7, "max_new_tokens": 5, "forced_eos": True},
+    {"temperature": 1.3, "top_p": 0.8, "min_p": 0.02, "suppress_tokens": (1, 3), "min_new_tokens": 4},
+    {"num_beams": 2, "temperature": 0.7, "max_new_tokens": 6},
+)
+REQUESTS = [dataclasses.replace(FEW, **settings) for settings in ASKED]
+
+choose = jax.jit(Search.choose, static_argnames="sizes")
+restart = jax.jit(Search.restart)
+
+
+@pytest.fixture(scope="module")
+def table():
+    """float32[VOCAB, VOCAB], the scores of the next token by the last one; all begin after token 0."""
+    scores = np.random.default_rng(2).normal(size=(VOCAB, VOCAB))
+    scores[:, drive.EOS] += 0.7
+    return scores.astype(np.float32)
+
+
+def put(asked, places):
+    """Options of ROWS rows with requests {number: GenerationConfig} at their places."""
+    found = blank(ROWS, SIZES)
+    for i, g in asked.items():
+        write(found, places[i], options(g, drive.NAMES, SIZES, i))
+    return found
+
+
+def fresh(asked, places):
+    return np.isin(
+        np.arange(ROWS), [places[i] + rank for i, g in asked.items() for rank in range(g.num_beams)]
+    )
+
+
+def walk(search, o, table, steps, active=None):
+    for _ in range(steps):
+        search = choose(search, table[search.last()], o, sizes=SIZES, active=active)
+    return search
+
+
+def told(search, o, place):
+    answers = jax.device_get(search.answers(o))
+    n = answers.length[place]
+    return (
+        answers.tokens[place, :n].tolist(),
+        answers.logprobs[place, :n].tolist(),
+        float(answers.score[place]),
+    )
+
+
+def alone(table, i):
+    """What a request gets that has the rows for itself."""
+    asked, places = {i: REQUESTS[i]}, {i: 4}
+    o = put(asked, places)
+    search = walk(restart(Search.start(ROWS, SIZES), fresh(asked, places), o), o, table, ROOM)
+    return told(search, o, 4)
+
+
+PLACES = dict(enumerate((1, 0, 4, 5, 7, 8, 9)))
+
+
+def test_a_request_does_not_see_its_neighbours(table):
+    """Those of all kinds begin together; the last row is nobody's."""
+    asked = dict(enumerate(REQUESTS))
+    o = put(asked, PLACES)
+    search = walk(restart(Search.start(ROWS, SIZES), fresh(asked, PLACES), o), o, table, ROOM)
+    assert bool(search.done.all()) and not search.broken.any() and search.length[-1] == 0
+    found = [told(search, o, PLACES[i]) for i in asked]
+    assert found == [alone(table, i) for i in asked]
+    assert len({tuple(tokens) for tokens, *_ in found}) > 4
+
+
+def test_requests_begin_while_others_are_under_way(table):
+    """Each in rows that another one had before."""
+    first, then = {0: REQUESTS[0], 4: REQUESTS[4]}, {3: REQUESTS[3], 5: REQUESTS[5], 6: REQUESTS[6]}
+    o = put(first, PLACES)
+    search = walk(restart(Search.start(ROWS, SIZES), fresh(first, PLACES), o), o, table, 3)
+    later = PLACES | {3: 4, 5: 6, 6: 8}
+    o = put(first | then, later)
+    search = walk(restart(search, fresh(then, later), o), o, table, ROOM)
+    assert [told(search, o, later[i]) for i in (0, 4, 3, 5, 6)] == [alone(table, i) for i in (0, 4, 3, 5, 6)]
+    again = {1: REQUESTS[1]}
+    o = put(again, {1: 1})
+    search = walk(restart(search, fresh(again, {1: 1}), o), o, table, ROOM)
+    assert told(search, o, 1) == alone(table, 1)
+
+
+def test_a_row_that_waits_is_left_alone(table):
+    asked = {0: REQUESTS[0], 2: REQUESTS[2]}
+    o = put(asked, PLACES)
+    search = restart(Search.start(ROWS, SIZES), fresh(asked, PLACES), o)
+    for step in range(2 * ROOM):
+        waits = fresh({(0, 2)[step % 2]: asked[(0, 2)[step % 2]]}, PLACES)
+        search = walk(search, o, table, 1, ~waits)
+        assert (np.asarray(search.parents)[waits] == np.arange(ROWS)[waits]).all()
+    assert [told(search, o, PLACES[i]) for i in asked] == [alone(table, i) for i in asked]
+
+
+def test_parents_are_rows_of_the_same_request(table):
+    """And every running text is that of its parent, with one token more."""
+    asked = {0: REQUESTS[0], 3: REQUESTS[3]}
+    o = put(asked, PLACES)
+    search, moved = restart(Search.start(ROWS, SIZES), fresh(asked, PLACES), o), 0
+    leader = np.arange(ROWS) - o.rank
+    for step in range(ROOM):
+        before, going = np.asarray(search.running.tokens), ~np.asarray(search.done)
+        search = walk(search, o, table, 1)
+        parents = np.asarray(search.parents)
+        assert (leader[parents] == leader).all()
+        np.testing.assert_array_equal(
+            np.asarray(search.running.tokens)[going, :step], before[parents][going, :step]
+        )
+        assert (parents[~going] == np.arange(ROWS)[~going]).all()
+        moved += (parents != np.arange(ROWS)).any()
+    assert moved > 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_break_their_request_alone(table, value):
+    asked = {0: REQUESTS[0], 1: REQUESTS[1], 3: REQUESTS[3]}
+    o = put(asked, PLACES)
+    search = walk(restart(Search.start(ROWS, SIZES), fresh(asked, PLACES), o), o, table, 2)
+    scores = jnp.asarray(table)[search.last()].at[PLACES[0] + 1, 7].set(value)
+    search = choose(search, scores, o, sizes=SIZES)
+    assert np.flatnonzero(search.broken).tolist() == [1, 2, 3] and bool(search.done[1:4].all())
+    search = walk(search, o, table, ROOM)
+    assert [told(search, o, PLACES[i]) for i in (1, 3)] == [alone(table, i) for i in (1, 3)]
+
+
+def test_greedy_rows_take_the_likeliest(table):
+    tokens, logprobs, _ = alone(table, 1)
+    expected, last = [], 0
+    while not expected or (last != drive.EOS and len(expected) < ROOM):
+        last = int(table[last].argmax())
+        expected.append(last)
+    assert tokens == expected
+    by_hand = [np.log(np.exp(table[a] - table[a].max()).sum()) for a in [0, *tokens[:-1]]]
+    scores = [table[a, b] - table[a].max() for a, b in zip([0, *tokens[:-1]], tokens, strict=True)]
+    np.testing.assert_allclose(logprobs, np.array(scores) - by_hand, atol=1e-5)
