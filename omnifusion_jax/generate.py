@@ -1,15 +1,24 @@
 """python -m omnifusion_jax.generate --model=M --input=in.jsonl --output=out.jsonl \
-[--images=DIR] [--generation.max_new_tokens=50]"""
+[--images=DIR] [--generation.max_new_tokens=50]
 
+Answers a file of requests. What was cut off, however it ended, goes on with the same command.
+"""
+
+import os
 import signal
 from pathlib import Path
 
 from absl import flags
+from rich.console import Console
 
 from omnifusion_jax.api import load
 from omnifusion_jax.cli.command import run
 from omnifusion_jax.cli.overrides import GenerationFlags, MeshFlags
-from omnifusion_jax.inference.batch_file import answer_file
+from omnifusion_jax.hosts.environment import one_of_several
+from omnifusion_jax.jobs.answer_file import answer_file
+from omnifusion_jax.jobs.parts import Part
+from omnifusion_jax.jobs.progress import JobProgress
+from omnifusion_jax.jobs.rows import ORDERS
 
 MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
 VISION = flags.DEFINE_string("vision", None, "Vision tower, where the model does not hold one.")
@@ -19,14 +28,34 @@ DTYPE = flags.DEFINE_enum(
     ["bfloat16", "float32"],
     "Of parameters and computation; float32 on CPUs, else bfloat16, when not given.",
 )
-INPUT = flags.DEFINE_string("input", None, "JSONL of requests, or LLaVA records.", required=True)
+INPUT = flags.DEFINE_string(
+    "input", None, "Requests, or LLaVA records: JSONL, or any source as for data.path.", required=True
+)
 OUTPUT = flags.DEFINE_string(
     "output", None, "JSONL of answers; one that is half written is continued.", required=True
 )
 IMAGES = flags.DEFINE_string("images", "", "Folder that image names are relative to.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Requests answered together.", lower_bound=1)
+ORDER = flags.DEFINE_enum(
+    "order", "input", ORDERS, "Of the answers: as the requests stand, or as they are done, with their place."
+)
 RETRY = flags.DEFINE_bool(
     "retry_errors", False, "Lines of the output that are errors are tried again and replaced."
+)
+WORKERS = flags.DEFINE_integer(
+    "num_workers", 0, "Processes that read requests and pictures; 0: threads.", lower_bound=0
+)
+HOST = flags.DEFINE_integer(
+    "host",
+    None,
+    "The number, from 0, of one of several hosts that share the input; with --of.",
+    lower_bound=0,
+)
+OF = flags.DEFINE_integer(
+    "of",
+    None,
+    "How many hosts there are. Found by itself under Slurm, Open MPI and in JobSets.",
+    lower_bound=1,
 )
 GENERATION, MESH = GenerationFlags(), MeshFlags()
 
@@ -39,13 +68,28 @@ def main(_):
         signal.default_int_handler(number, frame)  # raises KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    progress, target = JobProgress(Console(stderr=True)), Path(OUTPUT.value)
+    several = one_of_several(HOST.value, OF.value, os.environ)
+    part = several and Part(*several)
     try:
         model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH.value)
-        files = Path(INPUT.value), Path(OUTPUT.value), Path(IMAGES.value)
-        done = answer_file(model, *files, GENERATION.value, BATCH.value, RETRY.value)
+        done = answer_file(
+            model,
+            INPUT.value,
+            target,
+            Path(IMAGES.value),
+            GENERATION.value,
+            BATCH.value,
+            order=ORDER.value,
+            retry_errors=RETRY.value,
+            num_workers=WORKERS.value,
+            part=part,
+            progress=progress,
+        )
     except KeyboardInterrupt:
+        again = f"; {progress.lost} requests that were begun are asked again" if progress.lost else ""
         print(
-            f"\nstopped; {OUTPUT.value} keeps the answers that are written. "
+            f"\nstopped; {part.file(target) if part else target} keeps the answers that are written{again}. "
             "The same command goes on from there"
         )
         return 0 if asked else 130  # being stopped by a scheduler is no failure
@@ -53,7 +97,8 @@ def main(_):
     if done.retried:
         before += f", {done.retried} errors tried again"
     advice = "; --retry_errors tries them again" if done.errors else ""
-    print(f"{OUTPUT.value}: {done.answers} answers, {done.errors} of them errors{before}{advice}")
+    where = part.file(target) if part and not target.exists() else target
+    print(f"{where}: {done.answers} answers, {done.errors} of them errors{before}{advice}")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ import tiny
 from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, Tile, collate
 from omnifusion_jax.config import ModelConfig, StreamConfig, adapter
 from omnifusion_jax.data.describe import render
-from omnifusion_jax.data.dialogues import Dialogue, Media, Request, from_request, parse
+from omnifusion_jax.data.dialogues import Dialogue, Media, Request, from_record, from_request, parse
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.modality import NEXT, Modality
 from omnifusion_jax.data.pictures import Prepared
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.evaluation.exact_match import questions
-from omnifusion_jax.inference.batch_file import read_line
+from omnifusion_jax.jobs.requests import request_of
 from omnifusion_jax.models.axes import axes
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
@@ -240,9 +240,9 @@ def test_questions_and_lines_of_requests_carry_both(tokenizer, tmp_path):
     layout = prepared(tokenizer, "mark").layout
     asked = [(request.images, request.media) for request, *_ in questions(record, layout)]
     assert asked == [([], {"sound": ["s.wav"]}), (["a.png"], {"sound": ["s.wav", "t.wav"]})]
-    line = json.dumps({"image": "a.png", "sounds": ["s.wav", "t.wav"], "conversations": talk}).encode()
-    request, _, error = read_line(line, "in.jsonl:1", tmp_path, layout)
-    assert error is None and request.images == [tmp_path / "a.png"]
+    line = {"image": "a.png", "sounds": ["s.wav", "t.wav"], "conversations": talk}
+    request = request_of(from_record(line, "in.jsonl:1", tmp_path), "1", layout)
+    assert request.images == [tmp_path / "a.png"]
     assert request.media == {"sound": [tmp_path / "s.wav", tmp_path / "t.wav"]}
 
 

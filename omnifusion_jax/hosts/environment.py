@@ -103,3 +103,31 @@ WAYS = (
     (has_many("OMPI_COMM_WORLD_SIZE"), detected),
     (tpu_slice, detected),
 )
+
+
+# Variables that say which of several processes this one is, and how many there are
+PROCESSES = (
+    (NUMBER, COUNT),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+)
+
+
+def one_of_several(
+    number: int | None, count: int | None, environ: Mapping[str, str]
+) -> tuple[int, int] | None:
+    """(number, count) of processes that share work without talking to each other; None for a single one.
+
+    Where they are not given, the environment says them.
+
+    Raises: ConfigError for a part of what is needed.
+    """
+    if number is None and count is None:
+        said = [names for names in PROCESSES if all(map(environ.get, names))]
+        number, count = (number_of(environ, name) for name in said[0]) if said else (0, 1)
+    if number is None or count is None or number >= count:
+        raise ConfigError(
+            "several hosts are given by --host=NUMBER, from 0, and --of=COUNT. "
+            f"Here they are {number} and {count}"
+        )
+    return None if count == 1 else (number, count)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import jax
@@ -109,14 +110,49 @@ class Model:
                     raise
                 answers[i] = Answer(finish_reason="error", error=str(error))
         for chunk in prompts.chunks(samples, batch_size):
-            names = [i if requests[i].id is None else str(requests[i].id) for i in chunk]
-            state = self._start([samples[i] for i in chunk], names, generation, sizes)
-            state = self._advance(state, generation.max_new_tokens, sizes)
-            found = hosts.fetch(state.search.answers(state.options))
-            for place, i in enumerate(chunk):
-                row = place * generation.num_beams
-                answers[i] = self._answer(generation, *(a[row] for a in found))
+            questions = [prompts.Question(prompts.name_of(requests[i], i), samples[i]) for i in chunk]
+            answers |= zip(chunk, self._answers(questions, generation, sizes), strict=True)
         return [answers[i] for i in sorted(answers)]
+
+    def each(
+        self,
+        requests: Iterable[Request | prompts.Question | DataError],
+        generation: GenerationConfig = GREEDY,
+        *,
+        batch_size: int = 16,
+    ) -> Iterator[tuple[int, Answer]]:
+        """Answers requests that come as they are pulled, of which there may be any number.
+
+        Yields (number, Answer) as answers are ready, in any order; requests are numbered from 0 as they are
+        pulled, which happens when there is room for them among `batch_size`. Those of similar length should
+        follow one another. A prompts.Question was laid out elsewhere. A DataError stands for a request that
+        cannot be used, and so becomes the error of its Answer, as does that of a Request met here.
+
+        Raises (when called):
+          ConfigError: `generation` does not fit the vocabulary.
+        """
+        sizes = self._sizes(generation)
+        return self._each(enumerate(requests), generation, batch_size, sizes)
+
+    def _each(self, numbered, generation, batch_size, sizes):
+        while chunk := list(itertools.islice(numbered, batch_size)):
+            asked = {}
+            for i, request in chunk:
+                try:
+                    asked[i] = self._question(request, i, generation.max_new_tokens)
+                except DataError as error:
+                    yield i, Answer(finish_reason="error", error=str(error))
+            if asked:
+                yield from zip(asked, self._answers([*asked.values()], generation, sizes), strict=True)
+
+    def _question(self, request, number, new):
+        """The Question that `each` was given, or that it makes of a Request. Raises DataError."""
+        if isinstance(request, DataError):
+            raise request
+        if isinstance(request, prompts.Question):
+            return request
+        sample = prompts.question(request, f"request {number}", self.prepare, new)
+        return prompts.Question(prompts.name_of(request, number), sample)
 
     def stream(self, request: Request, generation: GenerationConfig = GREEDY) -> Iterator[str]:
         """Yields the text of the answer piece by piece.
@@ -134,7 +170,7 @@ class Model:
         )
         sizes = self._sizes(generation)
         sample = prompts.question(request, "request", self.prepare, generation.max_new_tokens)
-        state = self._start([sample], [0 if request.id is None else str(request.id)], generation, sizes)
+        state = self._start([prompts.Question(prompts.name_of(request, 0), sample)], generation, sizes)
         return streaming.pieces(self.tokenizer, self._tokens(state, generation, sizes))
 
     def logits(self, requests: Request | Iterable[Request], *, batch_size: int = 4) -> list[np.ndarray]:
@@ -167,12 +203,20 @@ class Model:
         room = prompts.bucket(generation.max_new_tokens)
         return options.Sizes(vocab, room).join(options.rounded(need))
 
-    def _start(self, samples, names, generation, sizes):
-        """The state after the first token of each sample; `names` are what random draws depend on."""
-        batch = self._assemble(samples, left=True)
+    def _answers(self, questions, generation, sizes):
+        """The Answers to Questions that share a batch."""
+        state = self._start(questions, generation, sizes)
+        state = self._advance(state, generation.max_new_tokens, sizes)
+        found = hosts.fetch(state.search.answers(state.options))
+        first = range(0, len(questions) * generation.num_beams, generation.num_beams)
+        return [self._answer(generation, *(a[row] for a in found)) for row in first]
+
+    def _start(self, questions, generation, sizes):
+        """The state after the first token of each answer."""
+        batch = self._assemble([question.sample for question in questions], left=True)
         beams = generation.num_beams
         table = options.blank(len(batch.tokens) * beams, sizes)
-        for place, name in enumerate(names):
+        for place, (name, _) in enumerate(questions):
             options.write(table, place * beams, options.options(generation, self.tokenizer, sizes, name))
         with self._spread():
             x = decode.embed(self.module, batch)

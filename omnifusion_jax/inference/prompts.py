@@ -1,6 +1,7 @@
 """Turns requests into batches of few shapes, so that programs compiled for one request serve the next."""
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,18 @@ HUMAN = ("human", "user")
 
 # A sample without tokens, which fills a batch up
 BLANK = Sample(*(np.zeros(0, t) for t in (np.int32, np.int32, np.int32, np.float32)), {})
+
+
+class Question(NamedTuple):
+    """A request that is laid out up to where its answer begins. It can be made in a worker process."""
+
+    name: int | str  # what its random draws follow from, see `name_of`
+    sample: Sample
+
+
+def name_of(request: Request, number: int) -> int | str:
+    """The id of a Request, or its number in the list that it is in."""
+    return number if request.id is None else str(request.id)
 
 
 def bucket(length: int) -> int:

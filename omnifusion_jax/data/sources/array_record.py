@@ -7,6 +7,7 @@ fields of a Dialogue, with a media item as [stream, bytes of its file], or of it
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import msgpack
@@ -23,6 +24,7 @@ FORMAT, VERSION = "omnifusion_jax dialogues", 1
 AT_RANDOM = "readahead_buffer_size:0,max_parallelism:0"  # reads a record, not those that follow it
 BUFFER = 1 << 15  # bytes, of an open shard
 OPEN = 128  # shards open at a time, of the 1024 files that systems commonly allow a process
+NAMED = re.compile(r' \(id "(.*)"\)$', re.DOTALL)  # the end of Dialogue.where, if the dialogue has an id
 ANEW = "Write them again with python -m omnifusion_jax.prepare_data"
 
 
@@ -60,13 +62,21 @@ class ArrayRecordSource:
         return int(self.ends[-1])
 
     def __getitem__(self, i: int) -> Dialogue:
+        return unpacked(self.record(i), self.where(i), Features if self.made_by else bytes)
+
+    def id(self, i: int) -> str | None:
+        """The id that the dialogue had where it came from."""
+        named = NAMED.search(unpacked(self.record(i), self.where(i)).where)
+        return named and named[1]
+
+    def record(self, i: int) -> bytes:
         shard, position = self.place(i)
         reader = self.reader(shard)  # safe in threads
         try:
             [data] = reader.read([position])
         except RuntimeError:  # its checksum is wrong, or it cannot be read
             raise DataError(f"{self.where(i)}: the record is damaged. {ANEW}", "damaged") from None
-        return unpacked(data, self.where(i), Features if self.made_by else bytes)
+        return data
 
     def where(self, i: int) -> str:
         """The place of a record, for messages."""

@@ -71,10 +71,13 @@ class ArrowFile:
             raise DataError("the file was changed while it was being read", "changed")
         return batches
 
-    def part(self, i: int):
-        """A record batch. Raises DataError, without the file's name, if it is damaged."""
+    def part(self, i: int, columns: list[str] | None = None):
+        """A record batch, of all columns if none are named.
+
+        Raises DataError, without the file's name, if it is damaged.
+        """
         with faults("Arrow"):
-            batch = self.batches[i].select(self.columns)
+            batch = self.batches[i].select(columns or self.columns)
             # a damaged offset would end the process; the bytes of pictures are not looked at
             batch.validate(full=True)
             return batch

@@ -12,7 +12,8 @@ class Source(Protocol):
 
     A source is pickled for worker processes: what should not travel (open files, maps of files) is opened
     again there. Indexing must work in several threads at once. A source may have a `fingerprint`, a string
-    that differs for other data; a continued run requires the same one.
+    that differs for other data; a continued run requires the same one. It may have `id`, a function of a
+    number that gives the id of a record, or None; it raises DataError for a record that cannot be read.
     """
 
     def __len__(self) -> int: ...

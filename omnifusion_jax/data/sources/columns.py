@@ -4,6 +4,7 @@ import hashlib
 import math
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,7 @@ class ColumnSource:
         self.fingerprint = fingerprint(self.files)
         largest = max(file.bytes for file in self.files)
         self.part = Recent(self.read, max(1, KEPT // largest) if largest else math.inf)
+        self.ids = Recent(self.read_ids, 2)
         if largest > LARGE:
             print(
                 f"{files[0].parent}: row groups hold up to {largest / 1e6:,.0f} MB, and a dialogue asked for "
@@ -73,6 +75,13 @@ class ColumnSource:
             raise error.at(where) from error
         return from_record(record, where, self.images)
 
+    def id(self, i: int) -> Any:
+        part, row = self.place(i)
+        try:
+            return self.ids(part)[row] if "id" in self.files[0].columns else None
+        except DataError as error:
+            raise error.at(self.where(i)) from error
+
     def where(self, i: int) -> str:
         """The place of a dialogue, for messages: its file and its row, from 0 on."""
         part, row = self.place(i)
@@ -88,6 +97,10 @@ class ColumnSource:
     def read(self, part):
         file, number, _ = self.parts[part]
         return file.part(number)
+
+    def read_ids(self, part):
+        file, number, _ = self.parts[part]
+        return file.part(number, ["id"])["id"].to_pylist()
 
 
 def check_same(file, first):

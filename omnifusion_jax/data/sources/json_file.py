@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from omnifusion_jax.data.dialogues import Dialogue, from_record
 from omnifusion_jax.data.sources.index import indexed
@@ -53,14 +54,24 @@ class JsonSource:
         return len(self.index.lines)
 
     def __getitem__(self, i: int) -> Dialogue:
+        data = self.text(i)
+        return from_record(parsed(data, self.where(i)), self.where(i), self.images)
+
+    def text(self, i: int) -> bytes:
+        """What the file says of a record."""
         if not 0 <= i < len(self):
             raise IndexError(f"{self.path} has {len(self)} records, there is no record {i}")
-        where = self.where(i)
         start, end = self.index.starts[i : i + 2].tolist()
         data = os.pread(self.file.fileno(), end - start, start)  # safe in threads, unlike seek and read
-        if not self.by_line:
-            data = data.rstrip(b" \t\r\n,")  # the comma before the next one
-        return from_record(parsed(data, where), where, self.images)
+        return data if self.by_line else data.rstrip(b" \t\r\n,")  # the comma before the next one
+
+    def id(self, i: int) -> Any:
+        record = parsed(self.text(i), self.where(i))
+        return record.get("id") if isinstance(record, dict) else None
+
+    def line(self, i: int) -> int:
+        """The line of the file in which a record begins, from 1 on."""
+        return int(self.index.lines[i])
 
     @property
     def by_line(self) -> bool:
@@ -68,7 +79,7 @@ class JsonSource:
 
     def where(self, i: int) -> str:
         """The place of a record, for messages."""
-        return f"{self.path}:{self.index.lines[i]}" if self.by_line else f"{self.path}[{i}]"
+        return f"{self.path}:{self.line(i)}" if self.by_line else f"{self.path}[{i}]"
 
 
 def parsed(data: bytes, where: str, what: str = "the line"):

@@ -42,12 +42,15 @@ class ParquetFile:
             file.seek(-length, 2)
             return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
 
-    def part(self, i: int):
-        """A row group as a table. Raises DataError, without the file's name, if it is damaged."""
+    def part(self, i: int, columns: list[str] | None = None):
+        """A row group as a table, of all columns if none are named.
+
+        Raises DataError, without the file's name, if it is damaged.
+        """
         with faults("Parquet"), self.opened() as file:
             if self.digest_of(file.metadata) != self.digest:
                 raise DataError("the file was changed while it was being read", "changed")
-            table = file.read_row_group(i, self.columns, use_threads=False)
+            table = file.read_row_group(i, columns or self.columns, use_threads=False)
             if len(table) != self.rows[i]:
                 raise DataError(
                     f"a row group has {len(table)} rows, but {self.rows[i]} by the footer", "damaged"

@@ -15,8 +15,8 @@ from PIL import Image
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.errors import DataError
-from omnifusion_jax.inference.batch_file import answer_file
 from omnifusion_jax.inference.model import Model
+from omnifusion_jax.jobs.answer_file import answer_file
 
 GREEDY = GenerationConfig(max_new_tokens=5)
 SAMPLED = GenerationConfig(max_new_tokens=8, temperature=1.0, seed=3)
@@ -87,13 +87,15 @@ def assistant(text):
 
 
 def watch(monkeypatch, model, before):
-    """Calls `before(requests)` whenever the model is asked."""
-    generate = model.generate
-    monkeypatch.setattr(
-        model,
-        "generate",
-        lambda requests, *args, **kwargs: (before(requests), generate(requests, *args, **kwargs))[1],
-    )
+    """Calls `before(answered)` when the model has an answer; so many have gone before it."""
+    each = model.each
+
+    def watched(*args, **kwargs):
+        for answered, found in enumerate(each(*args, **kwargs)):
+            before(answered)
+            yield found
+
+    monkeypatch.setattr(model, "each", watched)
 
 
 def stop():
@@ -151,16 +153,36 @@ def test_letters_stay_readable(model, files):
     assert '"id": "жук"' in files[1].read_text(encoding="utf-8")
 
 
-def test_requests_go_to_the_model_in_portions(model, files, monkeypatch):
-    """Of four batches; each is on the disk, whole, before the next is asked."""
-    write(files[0], *(ask(f"q{i}") for i in range(11)))
+def test_answers_are_written_as_they_come(model, files, monkeypatch):
+    write(files[0], *[ask("What is it?")] * 11)
     seen = []
-    watch(
-        monkeypatch, model, lambda requests: seen.append((len(requests), files[1].read_bytes().count(b"\n")))
-    )
+    watch(monkeypatch, model, lambda answered: seen.append(files[1].read_bytes().count(b"\n")))
     run(model, files, batch_size=2)
-    assert seen == [(8, 0), (3, 8)]
+    assert seen == list(range(11))
     assert [row["id"] for row in read(files[1])] == [str(i) for i in range(1, 12)]
+
+
+def test_requests_of_like_length_share_a_batch_and_answers_find_their_places(model, files, monkeypatch):
+    """In the order of the input, and as they are done."""
+    texts = ["two circles " * (1 + i % 3) for i in range(11)]
+    write(files[0], *(ask(text, id=f"r{i}") for i, text in enumerate(texts)))
+    expected = [alone(model, f"r{i}", user(text)) for i, text in enumerate(texts)]
+    lengths, start = [], model._start
+
+    def watched(questions, *args):
+        lengths.append([len(question.sample.tokens) for question in questions])
+        return start(questions, *args)
+
+    monkeypatch.setattr(model, "_start", watched)
+    run(model, files, batch_size=2)
+    assert read(files[1]) == expected
+    asked = [n for batch in lengths for n in batch]
+    assert asked == sorted(asked, reverse=True) and len(set(asked)) == 3
+    files[1].unlink()
+    run(model, files, batch_size=2, order="done")
+    rows = read(files[1])
+    assert [row["place"] for row in rows] == sorted(range(11), key=lambda i: -(i % 3))
+    assert sorted(rows, key=lambda row: row["place"]) == [a | {"place": i} for i, a in enumerate(expected)]
 
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat"}]
@@ -299,7 +321,7 @@ def test_a_finished_output_is_left_alone(model, files, monkeypatch):
     write(files[0], ask("one"), ask("two"))
     run(model, files)
     before = files[1].read_bytes()
-    watch(monkeypatch, model, lambda requests: requests and stop())
+    watch(monkeypatch, model, lambda answered: stop())
     assert run(model, files) == (2, 0, 2, 0)
     assert files[1].read_bytes() == before
 
@@ -307,7 +329,7 @@ def test_a_finished_output_is_left_alone(model, files, monkeypatch):
 def test_a_run_that_dies_keeps_its_finished_portions(model, files, monkeypatch):
     write(files[0], *(ask(f"q{i}") for i in range(5)))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        watch(patch, model, lambda requests: len(requests) == 1 and stop())
+        watch(patch, model, lambda answered: answered == 4 and stop())
         run(model, files, batch_size=1)
     assert len(read(files[1])) == 4
     assert run(model, files, batch_size=1) == (5, 0, 4, 0)
@@ -392,7 +414,7 @@ def test_a_second_try_that_dies_loses_nothing(model, files, monkeypatch):
     for i in range(5):
         Image.new("RGB", (8, 8)).save(files[0].parent / "pics" / f"late{i}.png")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        watch(patch, model, lambda requests: len(requests) == 1 and stop())
+        watch(patch, model, lambda answered: answered == 4 and stop())
         run(model, files, batch_size=1, retry_errors=True)
     assert [row["error"] is None for row in read(files[1])] == [True] * 4 + [False, True]
     assert run(model, files, retry_errors=True) == (6, 0, 6, 1)

@@ -65,19 +65,21 @@ def write(target: Path, made: dict, asked):
 
 
 class Asked:
-    """A running hash of the requests that have been answered.
+    """A running hash of Requests that have been answered, in the order of their rows.
 
-    Requests whose answers are errors are left out, since they may be corrected and tried again.
+    Those whose answers are errors are left out, since they may be corrected and tried again.
     """
 
-    def __init__(self):
-        self.count, self.hash = 0, hashlib.sha256()
+    def __init__(self, requests):
+        self.requests, self.count = requests, 0
+        self.hash = hashlib.sha256(requests.fingerprint.encode())
 
-    def add(self, lines, failed):
-        """Adds request lines and returns itself; `failed` says of each whether its answer is an error."""
-        for line, fails in zip(lines, failed, strict=True):
+    def add(self, rows, until: int | None = None):
+        """Adds the requests of the Rows that are not added yet, up to the row `until`; returns itself."""
+        for number in range(self.count, len(rows) if until is None else until):
+            failed = rows.failed[number]
+            self.hash.update(b"" if failed else self.requests.content(rows.answered[number]))
             self.count += 1
-            self.hash.update(b"" if fails else line.strip().encode(errors="surrogatepass"))
         return self
 
     def told(self):
@@ -94,14 +96,14 @@ def replace(file, content):
     os.replace(new, file)
 
 
-def check_requests(target: Path, theirs: dict, lines, failed):
-    """Checks that the requests whose answers the header counts have not changed since.
+def check_requests(target: Path, theirs: dict, requests, rows):
+    """Checks that the Requests whose answers the header counts have not changed since.
 
     Raises:
       DataError: a request was changed after it was answered.
     """
     n = theirs["requests"].get("answered")
-    if n in range(len(failed) + 1) and Asked().add(lines[:n], failed[:n]).told() != theirs["requests"]:
+    if n in range(len(rows) + 1) and Asked(requests).add(rows, n).told() != theirs["requests"]:
         raise DataError(
             f"{target}: one of the first {n} requests was changed after it was answered. "
             "Give another output, or remove this one"
