@@ -99,6 +99,9 @@ def ended(part, target, made, requests):
     file = part.file(target)
     if not file.exists() or not header.beside(file).exists():
         return False
-    theirs = header.read(file)
+    theirs, places = header.read(file), part.places(len(requests))
     header.agree(file, theirs, header_of(part, made, requests))
-    return theirs["requests"].get("answered") == len(part.places(len(requests)))
+    if theirs["requests"].get("answered") != len(places):
+        return False
+    rows, size = read_rows(file, requests, places, made["order"])
+    return len(rows) == len(places) and size == file.stat().st_size
