@@ -232,6 +232,34 @@ def test_a_request_is_named_by_its_id(model):
         model.stream(ask("What?", "nowhere.jpg"))
 
 
+def test_each_answers_what_comes_and_pulls_no_more_than_there_is_room_for(model, mixed):
+    """A request, one that is laid out already, one that cannot be used: their answers are those of a list."""
+    expected, pulled = model.generate(mixed, SAMPLED), []
+
+    def coming():
+        for i, request in enumerate(mixed * 2):
+            pulled.append(i)
+            if i == 5:
+                yield DataError("line 5: no dialogue")
+            elif i == 7:
+                yield dataclasses.replace(request, messages=[])
+            elif i % 2:
+                yield request
+            else:
+                yield prompts.Question(i, prompts.question(request, "here", model.prepare, 12))
+
+    answers = model.each(coming(), SAMPLED, batch_size=4)
+    found = dict([next(answers)])
+    assert len(pulled) <= 8
+    found |= {i: answer for i, answer in answers if i < len(mixed)}
+    assert sorted(found) == list(range(8)) and len(pulled) == 16
+    assert found[5].error == "line 5: no dialogue" and found[7].error.startswith("request 7")
+    assert {found[i].finish_reason for i in (5, 7)} == {"error"}
+    assert all(found[i].tokens == expected[i].tokens for i in (0, 1, 2, 3, 4, 6))
+    with pytest.raises(ConfigError, match="0 to 319"):
+        model.each([], GenerationConfig(banned_tokens=((320,),)))
+
+
 def test_settings_that_cannot_be(model, mixed):
     with pytest.raises(ConfigError, match="num_beams=1"):
         model.stream(mixed[0], BEAMS)
