@@ -75,9 +75,11 @@ def answer_file(
             parts.tidy(target, part)
             return Summary(len(rows), rows.errors, len(rows), 0)
         mine, places = parts.header_of(part, made, requests), part.places(len(requests))
-        summary = answered(asking, part.file(target), mine, places, retry_errors)
-        parts.join(target, made, requests, part)
-        return summary
+        own = answered(asking, part.file(target), mine, places, retry_errors)
+        rows = parts.join(target, made, requests, part)
+        if rows is None:
+            return own
+        return Summary(len(rows), rows.errors, len(rows) - (own.answers - own.kept), own.retried)
 
 
 def answered(asking, target, made, places, retry_errors):

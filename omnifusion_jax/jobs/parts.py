@@ -41,22 +41,23 @@ def header_of(part: Part, made: dict, requests: Requests) -> dict:
     return made | {"part": [*part, len(requests)]}
 
 
-def join(target: Path, made: dict, requests: Requests, part: Part) -> None:
+def join(target: Path, made: dict, requests: Requests, part: Part) -> Rows | None:
     """Makes `target` of the files of all parts and removes them, if all of them are complete.
 
-    Hosts that end at the same time both do it, and write the same.
+    Hosts that end at the same time both do it, and write the same. Returns the Rows of `target` if this host
+    has made it.
 
     Raises:
       DataError: a part was made by another model or with other settings.
     """
     if not all(ended(one, target, made, requests) for one in part.all):
-        return
+        return None
     beside = target.with_name(f"{target.name}.{os.uname().nodename}.{os.getpid()}")
     with contextlib.ExitStack() as opened:
         try:
             files = [opened.enter_context(open(one.file(target), "rb")) for one in part.all]
         except FileNotFoundError:  # another host has joined and removed them in the meantime
-            return
+            return None
         with writing(target), open(beside, "wb") as out:
             for file in files:
                 shutil.copyfileobj(file, out, 1 << 24)
@@ -65,6 +66,7 @@ def join(target: Path, made: dict, requests: Requests, part: Part) -> None:
     rows, _ = read_rows(target, requests, range(len(requests)), made["order"])
     header.write(target, made, header.Asked(requests).add(rows))
     tidy(target, part)
+    return rows
 
 
 def joined(target: Path, made: dict, requests: Requests, retry_errors: bool) -> Rows:
