@@ -1,8 +1,6 @@
 """A model with a tokenizer, ready to answer requests."""
 
 import contextlib
-import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import jax
@@ -15,27 +13,16 @@ from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
-from omnifusion_jax.inference import decode, options, prompts, streaming
+from omnifusion_jax.inference import options, prompts
+from omnifusion_jax.inference.answer import Answer
+from omnifusion_jax.inference.engine import Engine
+from omnifusion_jax.inference.engine.sizes import doubled, lengths
 from omnifusion_jax.models.omnifusion import abstract, cast
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.stack import unstack
 from omnifusion_jax.sharding import mesh_of, sharding, ways
 
 GREEDY = GenerationConfig()
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """An answer of the model, or the error that prevented it."""
-
-    text: str = ""
-    # exactly the generated tokens, with the end-of-sequence token if it was generated
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    # "stop": the model ended the answer; "length": the limit did, also by a forced end of sequence; "error"
-    finish_reason: str = "stop"
-    # sum of the tokens' log probabilities under the model's distribution, before any logits processor
-    logprob: float = 0.0
-    error: str | None = None
 
 
 @jax.jit
@@ -76,6 +63,7 @@ class Model:
         module = nnx.with_parameters(abstract(config), arrays)
         module.decoder.layers = unstack(module.decoder.layers)
         self.module = jax.tree.map(jnp.asarray, cast(module, dtype))
+        self.talks = None  # the Engine of streams, made when one is asked for
 
     def generate(
         self,
@@ -87,18 +75,20 @@ class Model:
     ) -> list[Answer]:
         """Answers a list of Requests, or a single one. Returns a list of Answers in the same order.
 
-        Requests of similar length share a batch of at most `batch_size`; an answer does not depend on the
-        other requests of its batch. All pictures are in memory at once (340 kB each at 336 pixels): give
-        very long lists in portions. Random draws depend on `generation.seed` and the id of the request, or
-        on its place in the list if it has no id.
+        At most `batch_size` requests are answered at a time; an answer does not depend on the others, but for
+        rounding. All pictures are in memory at once (340 kB each at 336 pixels): give very long lists in
+        portions. Random draws depend on `generation.seed` and the id of the request, or on its place in the
+        list if it has no id.
 
         Raises:
-          DataError: a request cannot be used; the message counts requests from 0 (`request 3`). With
-            `on_error="record"` the error is kept in the request's Answer, and the others are answered.
+          DataError: a request cannot be used, or the model's scores are not numbers; the message counts
+            requests from 0 (`request 3`). With `on_error="record"` the error is kept in the request's Answer,
+            and the others are answered.
           ConfigError: `generation` does not fit the vocabulary, or `on_error` is unknown.
         """
         one_of("on_error", on_error, ("raise", "record"))
-        answers, samples, sizes = {}, {}, self._sizes(generation)
+        options.needs(generation, self.tokenizer, self.config.decoder.vocab)
+        answers, samples = {}, {}
         requests = prompts.as_list(requests)
         for i, request in enumerate(requests):
             try:
@@ -109,9 +99,13 @@ class Model:
                 if on_error == "raise":
                     raise
                 answers[i] = Answer(finish_reason="error", error=str(error))
-        for chunk in prompts.chunks(samples, batch_size):
-            questions = [prompts.Question(prompts.name_of(requests[i], i), samples[i]) for i in chunk]
-            answers |= zip(chunk, self._answers(questions, generation, sizes), strict=True)
+        # The longest come first: they decide how long rows are.
+        order = sorted(samples, key=lambda i: -len(samples[i].tokens))
+        asked = ((i, prompts.Question(prompts.name_of(requests[i], i), samples.pop(i))) for i in order)
+        for i, answer in self._answers(asked, generation, batch_size):
+            if answer.error is not None and on_error == "raise":
+                raise DataError(answer.error)
+            answers[i] = answer
         return [answers[i] for i in sorted(answers)]
 
     def each(
@@ -131,33 +125,33 @@ class Model:
         Raises (when called):
           ConfigError: `generation` does not fit the vocabulary.
         """
-        sizes = self._sizes(generation)
-        return self._each(enumerate(requests), generation, batch_size, sizes)
+        options.needs(generation, self.tokenizer, self.config.decoder.vocab)
+        return self._answers(enumerate(requests), generation, batch_size)
 
-    def _each(self, numbered, generation, batch_size, sizes):
-        while chunk := list(itertools.islice(numbered, batch_size)):
-            asked = {}
-            for i, request in chunk:
-                try:
-                    asked[i] = self._question(request, i, generation.max_new_tokens)
-                except DataError as error:
-                    yield i, Answer(finish_reason="error", error=str(error))
-            if asked:
-                yield from zip(asked, self._answers([*asked.values()], generation, sizes), strict=True)
-
-    def _question(self, request, number, new):
-        """The Question that `each` was given, or that it makes of a Request. Raises DataError."""
-        if isinstance(request, DataError):
-            raise request
-        if isinstance(request, prompts.Question):
-            return request
-        sample = prompts.question(request, f"request {number}", self.prepare, new)
-        return prompts.Question(prompts.name_of(request, number), sample)
+    def _answers(self, numbered, generation, batch_size):
+        """Yields (number, Answer) of numbered requests, which are what `each` takes."""
+        beams, asked, more = generation.num_beams, {}, True
+        engine = Engine(
+            self,
+            slots=doubled(beams, beams * batch_size),
+            length=lengths(self.config.decoder.max_length),
+            largest=generation,
+        )
+        while more or asked:
+            while more and len(asked) < 2 * batch_size:  # those that wait take rows as soon as these are free
+                number, request = next(numbered, (None, None))
+                more = number is not None
+                if more:
+                    asked[number] = engine.take(request, generation, number, f"request {number}")
+            engine.work(lambda: not asked or any(handle.done for handle in asked.values()))
+            for number in [number for number, handle in asked.items() if handle.done]:
+                yield number, asked.pop(number).result()
 
     def stream(self, request: Request, generation: GenerationConfig = GREEDY) -> Iterator[str]:
         """Yields the text of the answer piece by piece.
 
-        A piece never holds part of a character. Joined, the pieces are the text that `generate` gives.
+        A piece never holds part of a character. Joined, the pieces are the text that `generate` gives. What
+        the last dialogues had in common with this one, a picture or earlier turns, is not read again.
 
         Raises (when called, before anything is yielded):
           DataError: the request cannot be used.
@@ -168,10 +162,20 @@ class Model:
             f"streaming needs num_beams=1, not {generation.num_beams}: "
             "which beam wins is known at the end only",
         )
-        sizes = self._sizes(generation)
+        options.needs(generation, self.tokenizer, self.config.decoder.vocab)
         sample = prompts.question(request, "request", self.prepare, generation.max_new_tokens)
-        state = self._start([prompts.Question(prompts.name_of(request, 0), sample)], generation, sizes)
-        return streaming.pieces(self.tokenizer, self._tokens(state, generation, sizes))
+        return self._pieces(sample, generation, prompts.name_of(request, 0))
+
+    def _pieces(self, sample, generation, name):
+        if self.talks is None:
+            self.talks = Engine(self, slots=doubled(1, 16), length=lengths(self.config.decoder.max_length))
+        handle = self.talks.put(sample, generation, name, "request")
+        try:
+            yield from handle.pieces()
+            if (error := handle.result().error) is not None:
+                raise DataError(error)
+        finally:
+            handle.cancel()
 
     def logits(self, requests: Request | Iterable[Request], *, batch_size: int = 4) -> list[np.ndarray]:
         """Logits at every position of a list of Requests, or of a single one, without generating.
@@ -189,48 +193,18 @@ class Model:
         }
         found = {}
         for chunk in prompts.chunks(samples, batch_size):
-            batch = self._assemble([samples[i] for i in chunk], left=False)
+            batch = self._assemble([samples[i] for i in chunk])
             with self._spread():
                 scores = hosts.fetch(forward(self.module, batch))
             for row, i in enumerate(chunk):
                 found[i] = scores[row, : len(samples[i].tokens)].copy()  # a view would keep the whole batch
         return [found[i] for i in sorted(found)]
 
-    def _sizes(self, generation):
-        """Sizes that the GenerationConfig fits, the same for most of them: each kind is compiled for."""
-        vocab = self.config.decoder.vocab
-        need = options.needs(generation, self.tokenizer, vocab)
-        room = prompts.bucket(generation.max_new_tokens)
-        return options.Sizes(vocab, room).join(options.rounded(need))
-
-    def _answers(self, questions, generation, sizes):
-        """The Answers to Questions that share a batch."""
-        state = self._start(questions, generation, sizes)
-        state = self._advance(state, generation.max_new_tokens, sizes)
-        found = hosts.fetch(state.search.answers(state.options))
-        first = range(0, len(questions) * generation.num_beams, generation.num_beams)
-        return [self._answer(generation, *(a[row] for a in found)) for row in first]
-
-    def _start(self, questions, generation, sizes):
-        """The state after the first token of each answer."""
-        batch = self._assemble([question.sample for question in questions], left=True)
-        beams = generation.num_beams
-        table = options.blank(len(batch.tokens) * beams, sizes)
-        for place, (name, _) in enumerate(questions):
-            options.write(table, place * beams, options.options(generation, self.tokenizer, sizes, name))
-        with self._spread():
-            x = decode.embed(self.module, batch)
-            return decode.start(self.module.decoder, x, batch.segments, batch.positions, table, sizes)
-
-    def _advance(self, state, until, sizes):
-        with self._spread():
-            return decode.advance(self.module.decoder, state, np.int32(until), sizes)
-
-    def _assemble(self, samples, left):
+    def _assemble(self, samples):
         """The Batch of some Samples, with rows spread over the mesh if there is one."""
         if self.mesh is None:
-            return prompts.assemble(samples, self.prepare, left)
-        batch = prompts.assemble(samples, self.prepare, left, ways(self.mesh, "batch"))
+            return prompts.assemble(samples, self.prepare)
+        batch = prompts.assemble(samples, self.prepare, ways(self.mesh, "batch"))
 
         def put(a):
             axes = ("batch", *(None,) * (a.ndim - 1))
@@ -241,21 +215,3 @@ class Model:
     def _spread(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
-    def _tokens(self, state, generation, sizes):
-        """Yields the token ids of the first row as they are chosen."""
-        for step in range(1, generation.max_new_tokens + 1):
-            if step > 1:
-                state = self._advance(state, step, sizes)
-            tokens, done = jax.device_get((state.search.running.tokens, state.search.done))
-            yield int(tokens[0, step - 1])
-            if done[0]:
-                return
-
-    def _answer(self, generation, tokens, logprobs, length, *_):
-        tokens = tokens[:length].tolist()
-        return Answer(
-            self.tokenizer.decode(tokens),
-            tokens,
-            options.reason(generation, self.tokenizer, tokens),
-            float(logprobs[:length].sum()),
-        )

@@ -80,8 +80,8 @@ def chunks(samples: Mapping[int, Sample], batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def assemble(samples: list[Sample], prepare: Prepare, left: bool, ways: int = 1) -> Batch:
-    """A Batch of samples, with text padded on the left or on the right.
+def assemble(samples: list[Sample], prepare: Prepare, ways: int = 1) -> Batch:
+    """A Batch of samples, padded on the right.
 
     Its length has room for the longest text, rounded up to a multiple of STEP. Its number of rows is a
     power of two, rounded up to a multiple of `ways`, the number of pieces that the rows are spread over;
@@ -96,4 +96,4 @@ def assemble(samples: list[Sample], prepare: Prepare, left: bool, ways: int = 1)
     text = bucket(max(len(s.tokens) - s.media_positions for s in samples))
     length = text + items * max((processor.positions for processor in processors), default=0)
     usual = items * max((processor.room for processor in processors), default=0)
-    return collate(samples + [BLANK] * (rows - len(samples)), length, prepare.tiles, ways, usual, left)
+    return collate(samples + [BLANK] * (rows - len(samples)), length, prepare.tiles, ways, usual)

@@ -1,0 +1,90 @@
+"""What an engine keeps on the device, and the calls that change it."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omnifusion_jax.inference import options as opt
+from omnifusion_jax.inference.engine import programs
+from omnifusion_jax.inference.engine.features import Features
+from omnifusion_jax.inference.search import Texts
+from omnifusion_jax.sharding import replicated, ways
+
+
+class Device:
+    """The State of an engine, the feature rows of media, and the options of all rows.
+
+    It does as it is told: who is in which row is the scheduler's matter.
+    """
+
+    def __init__(self, model, sizes: opt.Sizes):
+        self.module, self.mesh, self.sizes = model.module, model.mesh, sizes
+        # how many pieces the rows are cut into; what belongs to a row must then stay where it is
+        self.ways = 1 if self.mesh is None else ways(self.mesh, "batch")
+        c, tiles = self.module.decoder.config, model.prepare.tiles
+        self.dtype = jnp.dtype(self.module.decoder.dtype)
+        with self.spread():
+            self.features = [
+                Features(
+                    name, getattr(self.module, name), tiles[name], c.width, self.dtype, self.ways, self.put
+                )
+                for name in self.module.streams
+            ]
+        self.reset()
+
+    def reset(self):
+        """Forgets all rows."""
+        self.state, self.table, self.options, self.count, self.length = None, None, None, 0, 0
+
+    def spread(self):
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def put(self, a):
+        """An array, whole on every device."""
+        return jnp.asarray(a) if self.mesh is None else jax.device_put(a, replicated(self.mesh))
+
+    def resize(self, count: int, length: int, sizes: opt.Sizes) -> bool:
+        """Makes `count` rows of `length` columns. Returns whether they still hold what they held."""
+        if (count, length, sizes) == (self.count, self.length, self.sizes):
+            return True
+        kept = self.state is not None and sizes == self.sizes
+        table = opt.blank(count, sizes)
+        if kept:
+            self.state = programs.grow(self.state, count, length, sizes)
+            opt.write(table, 0, self.table)
+        else:
+            self.state = None  # first, so that there is room
+            self.state = programs.start(self.module.decoder, count, length, sizes)
+        self.table, self.options = table, None
+        self.count, self.length, self.sizes = count, length, sizes
+        return kept
+
+    def ask(self, row: int, options: opt.Options):
+        """Says what the rows from `row` on are asked."""
+        opt.write(self.table, row, options)
+        self.options = None
+
+    def extend(self, chunk: programs.Chunk, fresh: bool):
+        kept = [features.kept for features in self.features]
+        self.state = programs.extend(self.module, kept, self.state, chunk, fresh)
+
+    def copy(self, source: int, target: int):
+        self.state = programs.copy(self.state, np.int32(source), np.int32(target))
+
+    def clear(self, row: int):
+        self.state = programs.clear(self.state, np.int32(row))
+
+    def advance(self, rows: programs.Rows, count: int, eager: bool) -> programs.Report:
+        if self.options is None:
+            # a copy: the table changes while the device may still read it
+            self.options = jax.tree.map(lambda a: self.put(a.copy()), self.table)
+        self.state, report = programs.advance(
+            self.module.decoder, self.state, rows, self.options, np.int32(count), np.bool_(eager), self.sizes
+        )
+        return report
+
+    def answers(self) -> Texts:
+        """The answers of all rows, as NumPy arrays."""
+        return jax.device_get(programs.answers(self.state.search, self.options))

@@ -1,0 +1,243 @@
+"""The programs of an engine: what runs on the device.
+
+`encode` makes feature rows of media, `extend` reads a piece of some prompts, `advance` chooses tokens in all
+rows. A row has its prompt in the first columns of its cache and its answer in those that follow. All of a
+prompt but its last position is read by `extend`; that one waits as an embedding, and `advance` begins the
+answer with it, so that one program alone makes scores.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from omnifusion_jax.batch import FEATURE, SPECIAL
+from omnifusion_jax.inference.options import Options, Sizes
+from omnifusion_jax.inference.search import Search, Texts
+from omnifusion_jax.models.contracts import Cache
+from omnifusion_jax.nn.attend import AttentionSpec, Places
+from omnifusion_jax.sharding import constrain
+
+
+class State(NamedTuple):
+    """All that stays on the device from call to call. It is donated: there is one of it at any time."""
+
+    cache: Cache  # a (key, value) pair for each layer, [slots, kv_heads, length, head_dim]
+    pending: jax.Array  # [slots, width]: the last position of each prompt, not yet read
+    search: Search
+
+
+class Rows(NamedTuple):
+    """What the host says of the rows, [slots] each."""
+
+    # int32: columns of the prompt that are read; in a row that is not decoded, the first that means nothing
+    read: jax.Array
+    active: jax.Array  # bool: the row is decoded
+    fresh: jax.Array  # bool: its answer begins
+
+
+class Chunk(NamedTuple):
+    """Pieces of `n` prompts, one of each, and the position that follows it."""
+
+    rows: jax.Array | None  # int32[n]: where each belongs; None: piece i belongs to row i, of all rows
+    active: jax.Array  # bool[n]: false of a row that this does not concern
+    start: jax.Array  # int32[n]: the column of its first position
+    count: jax.Array  # int32[n]: its positions; the one at this place is the last of the prompt, or read next
+    tokens: jax.Array  # int32[n, size + 1]; `kind` and `index` as in a Batch,
+    kind: jax.Array  # int32[n, size + 1]
+    index: jax.Array  # int32[n, size + 1]: but feature rows are counted through all that are kept
+
+
+class Report(NamedTuple):
+    """What the host reads after a call of `advance`, [slots] each."""
+
+    last: jax.Array  # int32: the token chosen last
+    length: jax.Array  # int32: tokens chosen
+    done: jax.Array  # bool
+    broken: jax.Array  # bool: the model's scores were not numbers
+
+
+@partial(jax.jit, static_argnames=("slots", "length", "sizes"))
+def start(decoder, slots: int, length: int, sizes: Sizes) -> State:
+    """A State of rows that hold nothing."""
+    pending = jnp.zeros((slots, decoder.config.width), decoder.dtype)
+    return State(
+        spread(decoder.init_cache(slots, length, decoder.dtype)), pending, Search.start(slots, sizes)
+    )
+
+
+@partial(jax.jit, static_argnames=("slots", "length", "sizes"))
+def grow(state: State, slots: int, length: int, sizes: Sizes) -> State:
+    """The State with more rows, or longer ones."""
+    more, longer = slots - len(state.pending), length - state.cache[0][0].shape[2]
+    widths = ((0, more), (0, 0), (0, longer), (0, 0))
+    return State(
+        spread(jax.tree.map(lambda a: jnp.pad(a, widths), state.cache)),
+        jnp.pad(state.pending, widths[:2]),
+        jax.tree.map(lambda old, new: new.at[: len(old)].set(old), state.search, Search.start(slots, sizes)),
+    )
+
+
+@partial(jax.jit, donate_argnames="kept")
+def encode(stream, kept, media, places):
+    """Encodes tiles of media and keeps their feature rows.
+
+    `kept` is [places, rows, width], `media` an array [n, ...] for each view of the `stream`, and `places`
+    int32[n] where the rows of each tile go; a tile whose place is beyond all is left out.
+    """
+    media = [constrain(view[:, None], "batch", *(None,) * view.ndim) for view in media]
+    rows = stream(media)  # [n, rows, width]
+    return constrain(kept.at[places].set(rows.astype(kept.dtype), mode="drop"), None, None, None)
+
+
+@partial(jax.jit, static_argnames="fresh", donate_argnames="state")
+def extend(module, kept, state: State, chunk: Chunk, fresh: bool) -> State:
+    """Reads pieces of prompts into the cache.
+
+    `kept` has the feature rows of each stream, [places, rows, width]. `fresh` says that no row holds
+    anything before its piece; then the cache is not looked at.
+    """
+    x = embed(module, kept, chunk)  # [n, size + 1, width]
+    last = jnp.take_along_axis(x, chunk.count[:, None, None], axis=1)[:, 0]
+    cache = state.cache
+    if x.shape[1] > 1:
+        new = read(module.decoder, x[:, :-1], None if fresh else cache, chunk)
+        cache = jax.tree.map(lambda old, new: write(old, new, chunk), cache, new)
+    if chunk.rows is None:
+        pending = jnp.where(chunk.active[:, None], last, state.pending)
+    else:
+        pending = state.pending.at[chunk.rows].set(last)
+    return state._replace(cache=spread(cache), pending=pending)
+
+
+def embed(module, kept, chunk):
+    """Embeddings [n, size + 1, width] of a Chunk."""
+    x = module.decoder.embed_tokens(chunk.tokens)
+    sources = [] if module.special is None else [(SPECIAL, module.special())]
+    sources += [(FEATURE + number, rows.reshape(-1, x.shape[-1])) for number, rows in enumerate(kept)]
+    for kind, rows in sources:
+        here = chunk.kind == kind
+        x = jnp.where(here[..., None], rows[jnp.where(here, chunk.index, 0)].astype(x.dtype), x)
+    return x
+
+
+def read(decoder, x, cache, chunk):
+    """Keys and values of embeddings [n, size, width], a pair [n, kv_heads, size, head_dim] for each layer."""
+    (n, size, _), window = x.shape, decoder.config.window
+    places = Places(
+        (jnp.arange(size) < chunk.count[:, None]).astype(jnp.int32), chunk.start[:, None] + jnp.arange(size)
+    )
+    if cache is None:
+        empty = spread(decoder.init_cache(n, size, x.dtype))
+        return decoder(x, AttentionSpec(places, window=window), empty, jnp.zeros(n, jnp.int32))[1]
+    if chunk.rows is not None:
+        cache = jax.tree.map(lambda a: a[chunk.rows], cache)
+    spec = AttentionSpec(places, everywhere(cache), window)
+    cut = lambda a, at: jax.lax.dynamic_slice_in_dim(a, at, size, axis=1)
+    found = decoder(x, spec, spread(cache), chunk.start)[1]
+    return jax.tree.map(lambda a: jax.vmap(cut)(a, chunk.start), found)
+
+
+def write(old, new, chunk):
+    """A cache [slots, kv_heads, length, head_dim] with pieces [n, kv_heads, size, head_dim] in some rows."""
+    if chunk.rows is None:
+
+        def put(old, new, active, at):
+            there = jax.lax.dynamic_slice_in_dim(old, at, new.shape[1], axis=1)
+            return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(active, new, there), at, axis=1)
+
+        return jax.vmap(put)(old, new, chunk.active, chunk.start)
+    for i in range(len(new)):
+        old = jax.lax.dynamic_update_slice(old, new[i : i + 1], (chunk.rows[i], 0, chunk.start[i], 0))
+    return old
+
+
+@partial(jax.jit, donate_argnames="state")
+def copy(state: State, source, target) -> State:
+    """The State with all that row `source` holds of a prompt in row `target` too."""
+
+    def move(a):
+        row = jax.lax.dynamic_slice_in_dim(a, source, 1)
+        return jax.lax.dynamic_update_slice_in_dim(a, row, target, 0)
+
+    return state._replace(cache=spread(jax.tree.map(move, state.cache)), pending=move(state.pending))
+
+
+@partial(jax.jit, donate_argnames="state")
+def clear(state: State, row) -> State:
+    """The State with a row that holds nothing: what is not a number would reach its next prompt."""
+    blank = lambda a: jax.lax.dynamic_update_slice_in_dim(a, jnp.zeros_like(a[:1]), row, 0)
+    return state._replace(cache=spread(jax.tree.map(blank, state.cache)), pending=blank(state.pending))
+
+
+@partial(jax.jit, static_argnames="sizes", donate_argnames="state")
+def advance(decoder, state: State, rows: Rows, options: Options, count, eager, sizes: Sizes):
+    """Chooses up to `count` tokens in every active row, fewer if all are done before.
+
+    With `eager` it stops as soon as an answer is finished. Returns the State and a Report.
+    """
+    state = state._replace(search=state.search.restart(rows.fresh, options))
+    first = rows.active & ~state.search.done
+
+    def going(carry):
+        step, state = carry
+        alive = first & ~state.search.done
+        return (step < count) & alive.any() & ~(eager & (alive != first).any())
+
+    def body(carry):
+        step, state = carry
+        search, length = state.search, state.search.length
+        # The cache is reordered before anything is written; otherwise XLA would copy all of it.
+        cache = reorder(state.cache, search.parents, rows.read, sizes)
+        x = decoder.embed_tokens(search.last())
+        x = jnp.where(length[:, None] > 0, x, state.pending)[:, None]  # [slots, 1, width]
+        at = rows.read + jnp.where(rows.active, length, 0)
+        query = Places(jnp.ones_like(at)[:, None], at[:, None])
+        spec = AttentionSpec(query, everywhere(cache), decoder.config.window)
+        hidden, cache = decoder(x, spec, cache, at)
+        search = search.choose(decoder.logits(hidden[:, 0]), options, sizes, rows.active)
+        return step + 1, state._replace(cache=spread(cache), search=search)
+
+    _, state = jax.lax.while_loop(going, body, (jnp.int32(0), state))
+    search = state.search
+    told = Report(search.last(), search.length, search.done, search.broken)
+    return state, jax.tree.map(lambda a: constrain(a, None), told)
+
+
+@jax.jit
+def answers(search: Search, options: Options) -> Texts:
+    """The answers of all rows, as `Search.answers` gives them, whole on every device."""
+    return jax.tree.map(lambda a: constrain(a, *(None,) * a.ndim), search.answers(options))
+
+
+def everywhere(cache) -> Places:
+    """The columns of a cache, as the keys of a spec; what a row does not hold lies in its future."""
+    rows, _, length, _ = cache[0][0].shape
+    columns = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    return Places(jnp.ones_like(columns), columns)
+
+
+def spread(cache):
+    """Spreads rows and heads of the cache over the devices of a mesh; without a mesh it changes nothing."""
+    return jax.tree.map(lambda a: constrain(a, "batch", "kv_heads", None, None), cache)
+
+
+def reorder(cache, parents, read, sizes: Sizes):
+    """Gives each beam the cache of its parent.
+
+    Beams of one request share the cache of its prompt, so only what follows the prompt moves.
+    """
+    if sizes.beams == 1:
+        return cache
+
+    def move(a):
+        room = min(sizes.room, a.shape[2])
+        cut = lambda parent, at: jax.lax.dynamic_slice(
+            a, (parent, 0, at, 0), (1, a.shape[1], room, a.shape[3])
+        )
+        found = jax.vmap(cut)(parents, read)[:, 0]  # [slots, kv_heads, room, head_dim]
+        put = lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1)
+        return jax.vmap(put)(a, found, read)
+
+    return jax.tree.map(move, cache)

@@ -1,0 +1,237 @@
+"""Who is in the rows, and what runs next.
+
+A turn lets requests in where there is room, reads a piece of their prompts, chooses tokens for all that are
+read, and lets those out that are done. Nothing here depends on time or threads: hosts that are asked the same
+take the same turns.
+"""
+
+import collections
+
+import jax
+import numpy as np
+
+from omnifusion_jax.inference import options as opt
+from omnifusion_jax.inference.engine.device import Device
+from omnifusion_jax.inference.engine.programs import Chunk
+from omnifusion_jax.inference.engine.sizes import TOGETHER, TOKENS, Piece, fitting, parts, piece
+from omnifusion_jax.inference.engine.slots import NOTHING, Slots
+from omnifusion_jax.inference.engine.task import Task, shared
+
+WORTH = 32  # columns from which on it is better to copy what another row holds than to read it again
+BROKEN = (
+    "the model's scores are not finite numbers. Its weights are damaged, or too large for {dtype}: "
+    "convert them again, or load them with another dtype"
+)
+
+
+class Scheduler:
+    """Answers Tasks, each in rows of its own."""
+
+    def __init__(self, model, sizes: opt.Sizes, counts, lengths, chunks, burst: int):
+        """Numbers of rows, their lengths and pieces of prompts are each from small to large.
+
+        `burst`: tokens that are chosen between two turns while nobody waits for any of them.
+        """
+        self.device, self.tokenizer = Device(model, sizes), model.tokenizer
+        ways = self.device.ways
+        self.counts = tuple(dict.fromkeys(-(-count // ways) * ways for count in counts))
+        self.lengths, self.chunks, self.burst = lengths, chunks, burst
+        self.waiting = collections.deque()
+        self.reset()
+
+    def reset(self):
+        """Forgets what is on the device, and all that were in it."""
+        self.device.reset()
+        self.slots = Slots(0)
+        self.reading, self.live = [], []
+        self.fresh = []  # those of the live that have no token yet
+        self.flying = collections.deque()  # (Report that the device may still work on, whom it is about)
+
+    @property
+    def tasks(self) -> list[Task]:
+        return [*self.waiting, *self.reading, *self.live]
+
+    def turn(self):
+        with self.device.spread():
+            for task in [task for task in self.tasks if task.progress.cancelled]:
+                self.drop(task, "cancelled")
+            stepping = bool(self.live)
+            while self.admit() or self.reading:
+                self.read()
+                if stepping:
+                    break  # whoever is being answered goes on between two pieces
+            if self.live:
+                self.advance()
+            while self.flying and not self.live:
+                self.collect()
+
+    def admit(self) -> bool:
+        """Lets in for whom there is room, in the order in which they came. Returns whether anybody was."""
+        before = len(self.waiting)
+        for task in list(self.waiting):
+            if self.comes_cheaper(task):
+                continue
+            if not (self.make_room(task) and self.enter(task)):
+                break
+            self.waiting.remove(task)
+        return len(self.waiting) < before
+
+    def comes_cheaper(self, task) -> bool:
+        """Whether another row is about to hold half of the prompt, which then need not be read."""
+        if self.device.ways > 1:
+            return False
+        held, _ = self.slots.nearest(task.ids) if len(self.slots) else (0, 0)
+        coming = max(
+            (shared(task.ids[: task.end], other.ids[: other.end]) for other in self.reading), default=0
+        )
+        return coming >= max(held + WORTH, task.end // 2)
+
+    def make_room(self, task) -> bool:
+        """Sees to it that free rows are there which are long enough; returns whether they are."""
+        sizes = self.device.sizes.join(task.needs)
+        if sizes != self.device.sizes and (self.reading or self.live):
+            return False
+        count = max(len(self.slots), self.counts[0])
+        if self.slots.find(task.beams) is None:
+            if len(self.slots) == self.counts[-1]:
+                return False
+            taken = sum(not slot.free for slot in self.slots.all)
+            count = max(count, fitting(self.counts, taken + sum(other.beams for other in self.waiting)))
+        length = max(self.device.length, fitting(self.lengths, task.length))
+        if not self.device.resize(count, length, sizes):
+            self.slots = Slots(0)
+        self.slots.grow(count)
+        return self.slots.find(task.beams) is not None
+
+    def enter(self, task) -> bool:
+        """Puts a task into rows of its own; returns False where its media find no room now."""
+        held = []
+        for tile, names in task.tiles.items():
+            features = self.device.features[tile.number]
+            if not features.hold(names, task.sample.media[features.name]):
+                for other, there in held:
+                    other.release(there)
+                return False
+            held.append((features, names))
+        task.place(self.device.features)
+        columns, near = self.slots.nearest(task.ids)
+        own = task.beams == 1 and columns >= WORTH and self.slots.all[near].free
+        task.row = near if own else self.slots.find(task.beams)
+        task.read = self.slots.held(task)
+        if columns - task.read >= WORTH and self.device.ways == 1:
+            self.device.copy(near, task.row)
+            task.read = columns
+        self.slots.fill(task.rows[:1], task.ids[: task.read])
+        self.slots.enter(task)
+        self.device.ask(task.row, opt.options(task.generation, self.tokenizer, self.device.sizes, task.name))
+        self.reading.append(task)
+        return True
+
+    def read(self):
+        """Reads a piece of the prompts of some that are alike in this."""
+        pieces = [
+            (task, piece(task.read, task.end, self.device.length, self.chunks)) for task in self.reading
+        ]
+        first = pieces[0][1]
+        group = [(task, p) for task, p in pieces if alike(p, first)]
+        n = self.device.count
+        if self.device.ways == 1:
+            n = parts(len(group), [n for n in TOGETHER if n == 1 or n * first.size <= TOKENS])
+            group = group[:n]
+        self.device.extend(self.chunk(group, n, first.size), fresh=first.start == 0)
+        for task, p in group:
+            task.read = p.start + p.count
+            self.slots.fill(task.rows if self.device.ways > 1 else task.rows[:1], task.ids[: task.read])
+            if task.read == task.end:
+                self.reading.remove(task)
+                self.release(task)
+                if self.device.ways == 1:
+                    for row in task.rows[1:]:
+                        self.device.copy(task.row, row)
+                self.slots.fill(task.rows, task.ids[: task.end])
+                self.live.append(task)
+                self.fresh.append(task)
+
+    def chunk(self, group, n, size) -> Chunk:
+        """The Chunk of `n` pieces. Where rows are spread over devices it has all rows, in their order."""
+        spread = self.device.ways > 1
+        rows, active = np.zeros(n, np.int32), np.zeros(n, bool)
+        start, count = np.zeros((2, n), np.int32)
+        columns = np.zeros((3, n, size + 1), np.int32)
+        for i, (task, p) in enumerate(group):
+            for at in task.rows if spread else [i]:
+                rows[at], active[at], start[at], count[at] = task.row, True, p.start, p.count
+                columns[:, at, : p.count + 1] = task.columns[:, p.start : p.start + p.count + 1]
+        return Chunk(None if spread else rows, active, start, count, *columns)
+
+    def advance(self):
+        """Chooses tokens for all whose prompts are read."""
+        listening = any(task.progress.listening for task in self.live)
+        rows = self.slots.rows(self.live, self.fresh, self.device.length)
+        count = 1 if listening or self.reading else self.burst
+        report = self.device.advance(rows, count, eager=bool(self.waiting))
+        self.fresh = []
+        self.flying.append((report, list(self.live)))
+        # A step that somebody listens to is read while the device does the next one.
+        while len(self.flying) > listening:
+            self.collect()
+
+    def collect(self):
+        """Reads the oldest Report: hands tokens out, and lets out whose answers are finished."""
+        report, tasks = self.flying.popleft()
+        report, texts = jax.device_get(report), None
+        for task in tasks:
+            if task.progress.answer is not None:
+                continue
+            done, length = report.done[task.row], int(report.length[task.row])
+            tokens, heard = task.progress.tokens, task.progress.listening and task.beams == 1
+            if heard and not done and length == len(tokens) + 1:
+                tokens.append(int(report.last[task.row]))
+            elif report.broken[task.row]:
+                self.drop(task, BROKEN.format(dtype=self.device.dtype))
+                self.slots.fill(task.rows, NOTHING)
+                for row in task.rows:
+                    self.device.clear(row)
+            elif done or heard:
+                texts = self.device.answers() if texts is None else texts
+                length = int(texts.length[task.row]) if done else length
+                found = texts.tokens[task.row, :length].tolist()
+                if done:
+                    task.finish(found, texts.logprobs[task.row, :length], self.tokenizer)
+                    more = found[:-1] if task.beams == 1 else []
+                    self.leave(task, np.concatenate([task.ids, np.array(more, np.int64)]))
+                else:
+                    tokens += found[len(tokens) :]
+
+    def drop(self, task, why: str):
+        """Lets a task out whose answer is an error."""
+        task.fail(why)
+        if task in self.waiting:
+            self.waiting.remove(task)
+        elif task in self.reading:
+            self.reading.remove(task)
+            self.release(task)
+            self.slots.leave(task)
+        else:
+            self.leave(task, task.ids[: task.end])
+
+    def leave(self, task, held):
+        """Lets a task out of its rows, which go on holding what it leaves there."""
+        self.live.remove(task)
+        if task in self.fresh:
+            self.fresh.remove(task)
+        # The last column is where a row writes that is not decoded.
+        self.slots.fill(task.rows, held[: self.device.length - 1])
+        self.slots.leave(task)
+
+    def release(self, task):
+        for tile, names in task.tiles.items():
+            self.device.features[tile.number].release(names)
+        task.sample = None  # its pixels are large
+
+
+def alike(one: Piece, other: Piece) -> bool:
+    """Whether a piece can be read with another: of its size, or at the beginning, where little is lost."""
+    if (one.start == 0) != (other.start == 0):
+        return False
+    return one.size == other.size or (one.start == 0 and other.size // 2 < one.size <= other.size)

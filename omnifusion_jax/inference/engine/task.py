@@ -1,0 +1,104 @@
+"""A request on its way through the engine."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from omnifusion_jax.batch import FEATURE, SPECIAL, Sample, Tile
+from omnifusion_jax.config import GenerationConfig
+from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.inference.answer import Answer
+from omnifusion_jax.inference.engine.features import names
+from omnifusion_jax.inference.engine.handle import Progress
+from omnifusion_jax.inference.options import Sizes, reason
+
+APART = np.uint64(0x9E3779B97F4A7C15)  # an odd number: its multiples tell the feature rows of a tile apart
+
+
+class Task:
+    """What the engine knows of a request: what it asks, and how far it has come."""
+
+    def __init__(
+        self,
+        sample: Sample,
+        generation: GenerationConfig,
+        needs: Sizes,
+        name: str | int,
+        where: str,
+        tiles: Mapping[str, Tile],
+    ):
+        """`name` is what random draws depend on, `where` what errors begin with; `tiles` are of the model."""
+        self.sample, self.generation, self.needs = sample, generation, needs
+        self.name, self.where = name, where
+        self.tiles = {tiles[stream]: names(views) for stream, views in sample.media.items()}
+        self.ids = identities(sample, self.tiles)
+        self.end = len(sample.tokens) - 1  # columns of the prompt that are read before the answer begins
+        self.row = None  # its first row
+        self.read = 0  # columns of the prompt that are read
+        self.columns = (
+            None  # int32[3, length]: tokens, kind and index of the prompt, once its media have places
+        )
+        self.progress = Progress()
+
+    @property
+    def beams(self) -> int:
+        """Rows that it takes."""
+        return self.generation.num_beams
+
+    @property
+    def rows(self) -> range:
+        return range(self.row, self.row + self.beams)
+
+    @property
+    def length(self) -> int:
+        """Columns of a row that it takes; nothing is read after the last token."""
+        return self.end + self.generation.max_new_tokens
+
+    def place(self, features: Mapping):
+        """Makes its `columns`; feature rows are counted through all that `features`, by stream, keep."""
+        tokens, kind, index, *_ = self.sample
+        index = index.copy()
+        for of, tile, number, row, here in feature_rows(self.sample, self.tiles):
+            places = features[tile.number].place
+            index[here] = np.array([places[name] for name in of], np.int32)[number] * tile.rows + row
+        self.columns = np.stack([tokens, kind, index])
+
+    def finish(self, tokens: list[int], logprobs, tokenizer: Tokenizer):
+        """Makes the Answer of finished `tokens`, with the log probability of each."""
+        ended, logprob = reason(self.generation, tokenizer, tokens), float(np.sum(logprobs, dtype=np.float64))
+        self.progress.tokens = tokens
+        self.progress.answer = Answer(tokenizer.decode(tokens), tokens, ended, logprob)
+
+    def fail(self, why: str):
+        """Makes the Answer an error, with the tokens that there are."""
+        tokens = self.progress.tokens
+        self.progress.answer = Answer("", tokens, "error", error=f"{self.where}: {why}")
+
+
+def identities(sample: Sample, tiles: Mapping[Tile, list[bytes]]) -> np.ndarray:
+    """int64[length]: numbers that are equal where the embeddings of two prompts are.
+
+    `tiles` has the names of the tiles of each stream. Numbers of tokens are their ids, those of special
+    vectors are negative and small; those of feature rows are so large that they do not meet by chance.
+    """
+    found = sample.tokens.astype(np.int64)
+    special = sample.kind == SPECIAL
+    found[special] = -1 - sample.index[special]
+    for of, _, number, row, here in feature_rows(sample, tiles):
+        hashes = np.frombuffer(b"".join(of), np.uint64)[number] + row.astype(np.uint64) * APART
+        found[here] = hashes.view(np.int64)
+    return found
+
+
+def feature_rows(sample, tiles):
+    """Yields (names, Tile, numbers of tiles, rows in them, here) of each stream; `here` says where."""
+    for tile, of in tiles.items():
+        here = sample.kind == FEATURE + tile.number
+        yield of, tile, *np.divmod(sample.index[here], tile.rows), here
+
+
+def shared(one: np.ndarray, other: np.ndarray) -> int:
+    """How many positions two prompts have in common at their beginning."""
+    n = min(len(one), len(other))
+    apart = np.flatnonzero(one[:n] != other[:n])
+    return int(apart[0]) if len(apart) else n
