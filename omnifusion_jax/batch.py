@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     """
 
     tokens: np.ndarray  # int32[batch, seq]
-    kind: np.ndarray  # int32[batch, seq]; PADDING at the end of a row (in generation: at its start)
+    kind: np.ndarray  # int32[batch, seq]; PADDING at the end of a row
     index: np.ndarray  # int32[batch, seq]; feature rows are numbered through the pool
     weights: np.ndarray  # float32[batch, seq]
     segments: (
@@ -120,7 +120,6 @@ def collate(
     tiles: Mapping[str, Tile],
     pools: int | None = None,
     usual: int = 1,
-    left: bool = False,
 ) -> Batch:
     """Collects samples into a Batch, padded to `length` tokens and to equal pools of media.
 
@@ -129,10 +128,9 @@ def collate(
       tiles: {stream: Tile}.
       pools: number of pools, a divisor of the number of rows; None gives each row its own.
       usual: tiles that a row usually has, see `room`.
-      left: pads on the left, so that all rows end together, as generation needs it.
     """
     rows = [[row] if isinstance(row, Sample) else row for row in rows]
-    form, places = arrange([list(map(outline, row)) for row in rows], length, tiles, pools, usual, left)
+    form, places = arrange([list(map(outline, row)) for row in rows], length, tiles, pools, usual)
     batch = over(form, tiles, np.zeros(size(form, tiles), np.uint8))
     for row, of_row in zip(rows, places, strict=True):
         batch.items[of_row[0].row] = sum(sample.items for sample in row)
@@ -147,7 +145,6 @@ def arrange(
     tiles: Mapping[str, Tile],
     pools: int | None = None,
     usual: int = 1,
-    left: bool = False,
 ) -> tuple[Form, list[list[Place]]]:
     """The Form of a Batch and the Place of each sample; arguments as in `collate`."""
     pools = len(rows) if pools is None else pools
@@ -157,7 +154,7 @@ def arrange(
     for number, row in enumerate(rows):
         if number % shared == 0:
             first = dict.fromkeys(tiles, 0)
-        start = length - sum(sample.length for sample in row) if left else 0
+        start = 0
         of_row = []
         for segment, sample in enumerate(row, 1):
             stop = length if segment == len(row) else start + sample.length

@@ -7,8 +7,10 @@ import types
 import jax
 import numpy as np
 
+from omnifusion_jax.batch import FEATURE
 from omnifusion_jax.config import DecoderConfig
-from omnifusion_jax.inference import decode, options
+from omnifusion_jax.inference import options
+from omnifusion_jax.inference.engine import programs
 from omnifusion_jax.models.decoder import Decoder
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.stack import unstack
@@ -77,12 +79,37 @@ def asked(generation, count, vocab=CONFIG.vocab):
     return table, sizes
 
 
+class Bare(nnx.Module):
+    """A model without encoders: rows of its prompts count as features that are made already."""
+
+    special = None
+
+    def __init__(self, decoder):
+        self.decoder = decoder
+
+
+def begun(decoder, prompts, beams, sizes):
+    """The State of an engine in which each prompt is read, in as many rows as it has beams."""
+    rows = np.repeat(np.arange(len(prompts)), beams)
+    count = np.array([len(prompts[row]) for row in rows], np.int32)
+    kept, columns = np.zeros((len(prompts), PROMPT, decoder.config.width), np.float32), np.arange(PROMPT)
+    for row, prompt in enumerate(prompts):
+        kept[row, : len(prompt)] = prompt
+    index = (rows[:, None] * PROMPT + columns).astype(np.int32)
+    kind = np.where(columns < count[:, None], FEATURE, 0).astype(np.int32)
+    none = np.zeros(len(rows), np.int32)
+    chunk = programs.Chunk(None, none == 0, none, count - 1, np.zeros_like(index), kind, index)
+    state = programs.start(decoder, len(rows), PROMPT + ROOM, sizes)
+    return programs.extend(Bare(decoder), [kept], state, chunk, fresh=True), count - 1
+
+
 def generate(decoder, prompts, generation, limit=ROOM):
     """(tokens, logprob) of each prompt's answer."""
     generation = dataclasses.replace(generation, max_new_tokens=limit)
     table, sizes = asked(generation, len(prompts))
-    state = decode.start(decoder, *pad(prompts), table, sizes)
-    state = decode.advance(decoder, state, np.int32(limit), sizes)
+    state, read = begun(decoder, prompts, generation.num_beams, sizes)
+    rows = programs.Rows(read, read >= 0, read >= 0)
+    state, _ = programs.advance(decoder, state, rows, table, np.int32(limit), np.bool_(False), sizes)
     found = jax.device_get(state.search.answers(table))
     best = range(0, len(found.length), generation.num_beams)
     lengths = {row: found.length[row] for row in best}

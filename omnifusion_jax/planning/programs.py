@@ -15,7 +15,9 @@ from omnifusion_jax.config import GenerationConfig, TrainConfig, check
 from omnifusion_jax.data.features import FeatureProcessor
 from omnifusion_jax.data.mixture import declared_features
 from omnifusion_jax.data.reading import row_room
-from omnifusion_jax.inference import decode, prompts
+from omnifusion_jax.inference import prompts
+from omnifusion_jax.inference.engine import programs as engine
+from omnifusion_jax.inference.engine.features import places
 from omnifusion_jax.inference.options import Sizes, blank
 from omnifusion_jax.models import flops
 from omnifusion_jax.models.axes import placements
@@ -103,64 +105,82 @@ def forward_flops(config, load):
 
 
 def prefill(config: TrainConfig, mesh: Mesh) -> Work:
-    """The program that reads prompts of `data.max_length` positions, whose pictures are embedded already."""
-    module, sizes = model_of(config, mesh), sizes_of(config)
-    rows = config.batch_size // config.grad_accum
-    batch = batch_like(config, mesh, rows, length=prompts.bucket(config.data.max_length))
-    plane = lambda a, *axes: jax.ShapeDtypeStruct(
-        a.shape, a.dtype, sharding=sharding.sharding(mesh, axes, a.shape)
+    """The program that reads prompts of `data.max_length` positions, whose pictures are encoded already."""
+    module, state = model_of(config, mesh), state_of(config, mesh)
+    rows, length = len(state.pending), prompts.bucket(config.data.max_length)
+    batch = batch_like(config, mesh, rows, length=length)
+    alone = lambda *shape: placed(mesh, np.int32, shape, *(None,) * len(shape))
+    chunk = engine.Chunk(
+        None, placed(mesh, bool, (rows,), None), *[alone(rows)] * 2, *[alone(rows, length + 1)] * 3
     )
-    x = plane(jax.eval_shape(lambda m, b: m.embed(b), module, batch), "batch", None, None)
-    options = jax.tree.map(lambda a: plane(a, "batch", *(None,) * (a.ndim - 1)), blank(rows, sizes))
+    dtype = jnp.dtype(config.compute_dtype)
+    kept = []
+    for name, stream in config.model.streams.items():
+        tile = MODALITIES[name].processor.of(stream).tile(len(kept))
+        shape = places(tile, config.model.decoder.width, dtype), tile.rows, config.model.decoder.width
+        kept.append(placed(mesh, dtype, shape, None, None, None))
     load = load_of(config, batch)._replace(tiles={})
     found = forward_flops(config, load)
-    found["head"] *= rows / load.tokens  # of the last position alone
+    found["head"] = 0.0  # scores are made of a prompt's last position, which the other program reads
     return Work(
-        lower=lambda: decode.start.lower(module.decoder, x, batch.segments, batch.positions, options, sizes),
+        lower=lambda: engine.extend.lower(module, kept, state, chunk, fresh=True),
         mesh=mesh,
-        held={"parameters": module.decoder, "tokens": (x, batch.segments, batch.positions)},
+        held={
+            "parameters": (module.decoder, module.special),
+            "features": kept,
+            "cache": state.cache,
+            "tokens": (chunk, state._replace(cache=[])),
+        },
         made={},
         flops=found,
         rows=rows,
-        length=batch.tokens.shape[1],
+        length=length,
     )
 
 
 def decode_step(config: TrainConfig, mesh: Mesh) -> Work:
     """The program that writes answers, one token after the other; its figures are those of one token."""
-    before = prefill(config, mesh)
-    module, sizes = model_of(config, mesh), sizes_of(config)
-    with jax.set_mesh(mesh):
-        state = jax.eval_shape(
-            lambda *given: decode.start(*given, sizes),
-            module.decoder,
-            *before.held["tokens"],
-            blank(before.rows, sizes),
-        )
-
-    def place(a, *axes):
-        axes = axes or ("batch", *(None,) * (a.ndim - 1))
-        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.sharding(mesh, axes, a.shape))
-
-    state = state._replace(
-        options=jax.tree.map(place, state.options),
-        cache=jax.tree.map(lambda a: place(a, "batch", "kv_heads", None, None), state.cache),
-        segments=place(state.segments),
-        positions=place(state.positions),
-        search=jax.tree.map(place, state.search),
-    )
-    length = state.segments.shape[1]
+    module, state, sizes = model_of(config, mesh), state_of(config, mesh), sizes_of(config)
+    count, length = len(state.pending), state.cache[0][0].shape[2]
+    alone = lambda a: placed(mesh, a.dtype, a.shape, *(None,) * a.ndim)
+    options = jax.tree.map(alone, blank(count, sizes))
+    rows = engine.Rows(*(placed(mesh, dtype, (count,), None) for dtype in (np.int32, bool, bool)))
     window = config.model.decoder.window or length
-    load = flops.Load(before.rows, before.rows * min(length, window), {})
+    load = flops.Load(count, count * min(length, window), {})
     return Work(
-        lower=lambda: decode.advance.lower(module.decoder, state, np.int32(sizes.room), sizes),
+        lower=lambda: engine.advance.lower(
+            module.decoder, state, rows, options, np.int32(sizes.room), np.bool_(False), sizes
+        ),
         mesh=mesh,
-        held={"parameters": module.decoder, "cache": state.cache, "tokens": state._replace(cache=[])},
+        held={
+            "parameters": module.decoder,
+            "cache": state.cache,
+            "tokens": (rows, options, state._replace(cache=[])),
+        },
         made={},
         flops=forward_flops(config, load),
-        rows=before.rows,
+        rows=count,
         length=length,
     )
+
+
+def state_of(config: TrainConfig, mesh: Mesh) -> engine.State:
+    """The State of an engine with a row for each dialogue of a batch, as long as one and its answer."""
+    module, sizes = model_of(config, mesh), sizes_of(config)
+    count = config.batch_size // config.grad_accum
+    length = prompts.bucket(config.data.max_length) + sizes.room
+    state = jax.eval_shape(lambda d: engine.start(d, count, length, sizes), module.decoder)
+    rows = lambda a, *axes: placed(mesh, a.dtype, a.shape, "batch", *(axes or (None,) * (a.ndim - 1)))
+    return engine.State(
+        cache=jax.tree.map(lambda a: rows(a, "kv_heads", None, None), state.cache),
+        pending=rows(state.pending),
+        search=jax.tree.map(rows, state.search),
+    )
+
+
+def placed(mesh, dtype, shape, *axes):
+    """The shape of an array that is spread by its logical axes."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.sharding(mesh, axes, shape))
 
 
 def sizes_of(config) -> Sizes:

@@ -59,7 +59,6 @@ def shades(view):
     return view[:, :, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize(
     ("pools", "first", "colours"),
     [
@@ -69,12 +68,12 @@ def shades(view):
         (1, [0, 0, 2, 6], [[1, 2, 3, 4]]),
     ],
 )
-def test_rows_count_through_the_pool_that_they_share(pools, first, colours, left):
-    batch = collate(SAMPLES, 9, TILES, pools, left=left)
+def test_rows_count_through_the_pool_that_they_share(pools, first, colours):
+    batch = collate(SAMPLES, 9, TILES, pools)
     assert shades(batch.media["image"][0]) == colours and batch.items.tolist() == [1, 0, 2, 1]
     for row, given in enumerate(SAMPLES):
         n = len(given.tokens)
-        here = slice(9 - n, 9) if left else slice(n)
+        here = slice(n)
         assert batch.kind[row, here].tolist() == given.kind.tolist() and (batch.kind[row] > 0).sum() == n
         moved = np.where(given.kind == FEATURE, given.index + first[row], given.index)
         assert batch.index[row, here].tolist() == moved.tolist()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from omnifusion_jax.config import GenerationConfig
-from omnifusion_jax.inference import decode
+from omnifusion_jax.inference.engine import programs
 from omnifusion_jax.inference.options import Sizes
 from omnifusion_jax.inference.processors import So, process
 from omnifusion_jax.inference.search import Search
@@ -127,10 +127,10 @@ def test_no_step_copies_the_cache(decoder, beams):
     """A copy of the whole cache for every token would cost more than the token."""
     g = GenerationConfig(max_new_tokens=drive.ROOM, num_beams=beams)
     table, sizes = drive.asked(g, 4)
-    state = jax.eval_shape(
-        lambda *given: decode.start(*given, sizes), decoder, *drive.pad(drive.prompts(8, 4)), table
-    )
-    program = decode.advance.lower(decoder, state, np.int32(9), sizes).compile().as_text()
+    state, read = drive.begun(decoder, drive.prompts(8, 4), beams, sizes)
+    rows = programs.Rows(read, read >= 0, read >= 0)
+    lowered = programs.advance.lower(decoder, state, rows, table, np.int32(9), np.bool_(False), sizes)
+    program = lowered.compile().as_text()
     shape = ",".join(map(str, state.cache[0][0].shape))
     assert re.search(rf"f32\[{shape}\]", program) and not re.search(rf"f32\[{shape}\]\S* copy\(", program)
 

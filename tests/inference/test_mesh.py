@@ -1,4 +1,4 @@
-"""Answers from a model that is spread over eight devices: batch and cache are cut into pieces, not copied,
+"""Answers from a model that is spread over eight devices: pictures and cache are cut into pieces, not copied,
 and the tokens stay the same.
 """
 
@@ -10,7 +10,7 @@ import tiny
 from omnifusion_jax import sharding
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
-from omnifusion_jax.inference import decode, prompts
+from omnifusion_jax.inference.engine import programs
 from omnifusion_jax.inference.fingerprint import fingerprint
 from omnifusion_jax.inference.model import Model
 from omnifusion_jax.models.axes import axes
@@ -52,41 +52,37 @@ def asked():
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_batch_and_cache_are_spread_and_the_tokens_are_equal(models, asked, name, monkeypatch):
+def test_cache_and_pictures_are_spread_and_the_tokens_are_equal(models, asked, name, monkeypatch):
     one, many = models
     seen = {}
 
     def watch(stage):
-        program = getattr(decode, stage)
+        program = getattr(programs, stage)
 
-        def run(*args):
-            seen[stage] = args, program(*args)
-            return seen[stage][1]
+        def run(*args, **settings):
+            seen[stage] = program(*args, **settings)
+            return seen[stage]
 
-        monkeypatch.setattr(decode, stage, run)
+        monkeypatch.setattr(programs, stage, run)
 
     expected = one.generate(asked, SETTINGS[name], batch_size=1)
-    for stage in ("embed", "start", "advance"):
+    for stage in ("encode", "extend", "advance"):
         watch(stage)
     found = many.generate(asked, SETTINGS[name], batch_size=4)
     assert [a.tokens for a in found] == [a.tokens for a in expected]
-    batch, x = seen["embed"][0][1], seen["embed"][1]
-    assert all(a.sharding.spec[0] == ROWS for a in jax.tree.leaves(batch))
-    assert x.sharding.spec[0] == ROWS and len(x) == 4
-    _, state = seen["advance"]
+    state, report = seen["advance"]
     rows = 4 * SETTINGS[name].num_beams
-    for a in [*state.cache[0]]:
+    for a in state.cache[0]:
         assert a.sharding.spec[:2] == (ROWS, HEADS)
         assert a.shape[:2] == (rows, 2) and {s.data.shape[:2] for s in a.addressable_shards} == {
             (rows // 4, 1)
         }
+    assert all(a.is_fully_replicated for a in jax.tree.leaves(report))
 
 
 def test_a_row_for_every_piece(models, asked):
-    """Fewer requests than devices: blank rows fill the batch up, and say nothing."""
+    """Fewer requests than devices: rows that nobody is in say nothing."""
     one, many = models
-    batch = many._assemble([prompts.lay_out(asked[0], "here", many.prepare, ask=True)], left=True)
-    assert all(len(a) == 4 and a.sharding.spec[0] == ROWS for a in jax.tree.leaves(batch))
     assert (
         many.generate(asked[0], SETTINGS["sampled"])[0].tokens
         == one.generate(asked[0], SETTINGS["sampled"])[0].tokens

@@ -147,7 +147,7 @@ def test_logprob_by_logits(model):
     answer = model.generate([ask("What is it?")], g)[0]
     sample = prompts.lay_out(ask("What is it?"), "here", model.prepare)
     n = len(sample.tokens)
-    batch = prompts.assemble([sample], model.prepare, left=False)
+    batch = prompts.assemble([sample], model.prepare)
     tokens, kind, segments, positions = (
         a.copy() for a in (batch.tokens, batch.kind, batch.segments, batch.positions)
     )

@@ -9,7 +9,7 @@ import tiny
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.errors import DataError
-from omnifusion_jax.inference import decode, prompts
+from omnifusion_jax.inference.engine import programs
 from omnifusion_jax.inference.model import Model
 from omnifusion_jax.nn.attend import AttentionSpec
 
@@ -117,17 +117,16 @@ def test_requests_of_no_picture_to_two_share_a_batch(tokenizer):
     assert len({tuple(a.tokens) for a in together}) > 1
 
 
-def test_a_batch_without_pictures_runs_no_encoder(tokenizer):
-    """In a batch of one and of several questions: no product of matrices stands before the decoder."""
-    model = made(tokenizer)
-    for shown, runs in (((), False), (pictures(1), True)):
-        for asked in ([ask("What?", *shown)], [ask("What?", *shown), ask("Is it red?"), ask("Why?")]):
-            samples = [prompts.lay_out(request, "here", model.prepare, ask=True) for request in asked]
-            batch = model._assemble(samples, left=True)
-            assert (batch.media["image"][0].shape[1] > 0) == runs
-            assert ("dot_general" in str(jax.make_jaxpr(decode.embed)(model.module, batch))) == runs
+def test_questions_without_pictures_run_no_encoder(tokenizer, monkeypatch):
+    """And a picture that several ask about is encoded once."""
+    model, encoded = made(tokenizer), []
+    encode = programs.encode
+    monkeypatch.setattr(programs, "encode", lambda *given: encoded.append(len(given[3])) or encode(*given))
     for answer in model.generate([ask("What?"), ask("Is it red?")], GREEDY):
         assert np.isfinite(answer.logprob) and answer.tokens
+    assert encoded == []
+    model.generate([ask("What?", *pictures(1)), ask("Is it red?"), ask("Why?", *pictures(1))], GREEDY)
+    assert encoded == [1]
 
 
 def test_original_takes_one(tokenizer):

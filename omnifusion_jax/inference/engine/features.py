@@ -23,7 +23,7 @@ class Features:
         """`put` places an array whole on every device, `ways` is the number of pieces a batch is cut into."""
         self.name, self.stream, self.tile = name, stream, tile
         self.width, self.dtype, self.ways, self.put = width, dtype, ways, put
-        self.make(min(PLACES, max(TILES[-1], BYTES // (tile.rows * width * dtype.itemsize))))
+        self.make(places(tile, width, dtype))
 
     def make(self, places: int):
         self.kept = self.put(jnp.zeros((places, self.tile.rows, self.width), self.dtype))
@@ -70,6 +70,11 @@ class Features:
             media = [view[(now * n)[:n]] for view in views]
             self.kept = programs.encode(self.stream, self.kept, media, there)
             tiles, places = tiles[n:], places[n:]
+
+
+def places(tile, width: int, dtype) -> int:
+    """How many tiles of a stream find room from the beginning."""
+    return min(PLACES, max(TILES[-1], BYTES // (tile.rows * width * dtype.itemsize)))
 
 
 def names(views) -> list[bytes]:
