@@ -14,10 +14,11 @@ import types
 # The module of each name. It is imported when the name is asked for, so that processes that read data do not
 # import JAX.
 HOMES = {
-    "Answer": "inference.model",
+    "Answer": "inference.answer",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
+    "Engine": "inference.engine",
     "GenerationConfig": "config",
     "Model": "inference.model",
     "OmniFusionError": "errors",

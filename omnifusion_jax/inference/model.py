@@ -118,7 +118,7 @@ class Model:
         """Answers requests that come as they are pulled, of which there may be any number.
 
         Yields (number, Answer) as answers are ready, in any order; requests are numbered from 0 as they are
-        pulled, which happens when there is room for them among `batch_size`. Those of similar length should
+        pulled. `batch_size` of them are answered at a time, and as many wait. Those of similar length should
         follow one another. A prompts.Question was laid out elsewhere. A DataError stands for a request that
         cannot be used, and so becomes the error of its Answer, as does that of a Request met here.
 
@@ -142,7 +142,9 @@ class Model:
                 number, request = next(numbered, (None, None))
                 more = number is not None
                 if more:
-                    asked[number] = engine.take(request, generation, number, f"request {number}")
+                    asked[number] = engine.submit(
+                        request, generation, number=number, where=f"request {number}"
+                    )
             engine.work(lambda: not asked or any(handle.done for handle in asked.values()))
             for number in [number for number, handle in asked.items() if handle.done]:
                 yield number, asked.pop(number).result()
@@ -164,18 +166,22 @@ class Model:
         )
         options.needs(generation, self.tokenizer, self.config.decoder.vocab)
         sample = prompts.question(request, "request", self.prepare, generation.max_new_tokens)
-        return self._pieces(sample, generation, prompts.name_of(request, 0))
+        return self._pieces(prompts.Question(prompts.name_of(request, 0), sample), generation)
 
-    def _pieces(self, sample, generation, name):
+    def _pieces(self, question, generation):
         if self.talks is None:
             self.talks = Engine(self, slots=doubled(1, 16), length=lengths(self.config.decoder.max_length))
-        handle = self.talks.put(sample, generation, name, "request")
+        handle = self.talks.put(question, generation, "request")
         try:
             yield from handle.pieces()
             if (error := handle.result().error) is not None:
                 raise DataError(error)
         finally:
             handle.cancel()
+
+    def engine(self, **settings) -> Engine:
+        """An Engine that answers with this model; `settings` are those of `Engine`."""
+        return Engine(self, **settings)
 
     def logits(self, requests: Request | Iterable[Request], *, batch_size: int = 4) -> list[np.ndarray]:
         """Logits at every position of a list of Requests, or of a single one, without generating.
@@ -214,4 +220,3 @@ class Model:
 
     def _spread(self):
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-

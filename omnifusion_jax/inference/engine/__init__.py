@@ -8,6 +8,7 @@
     device.py     what is on the device, and the calls that change it
     features.py   feature rows of media, each tile encoded once
     programs.py   what runs on the device: encode, extend, copy, advance
+    warmup.py     every program once, before anybody waits
     sizes.py      the few sizes that programs are compiled for
 
 A request becomes a Task. The scheduler gives it a row (beams take several side by side), in which the

@@ -52,7 +52,11 @@ class Device:
         kept = self.state is not None and sizes == self.sizes
         table = opt.blank(count, sizes)
         if kept:
-            self.state = programs.grow(self.state, count, length, sizes)
+            # One after the other: so fewer programs lead from one size to the next.
+            if count > self.count:
+                self.state = programs.grow(self.state, count, self.length, sizes)
+            if length > self.length:
+                self.state = programs.grow(self.state, count, length, sizes)
             opt.write(table, 0, self.table)
         else:
             self.state = None  # first, so that there is room

@@ -3,7 +3,6 @@
 import contextlib
 import threading
 
-from omnifusion_jax.batch import Sample
 from omnifusion_jax.config import GenerationConfig, check
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.errors import ConfigError, DataError
@@ -13,6 +12,7 @@ from omnifusion_jax.inference.engine.handle import Handle, Progress
 from omnifusion_jax.inference.engine.scheduler import Scheduler
 from omnifusion_jax.inference.engine.sizes import CHUNKS
 from omnifusion_jax.inference.engine.task import Task
+from omnifusion_jax.inference.engine.warmup import warm_up
 from omnifusion_jax.inference.options import Sizes, needs, rounded
 
 GREEDY = GenerationConfig()
@@ -39,8 +39,7 @@ class Engine:
         model,
         slots: int | tuple[int, ...] = 16,
         length: int | tuple[int, ...] = 2048,
-        answer: int = 256,
-        beams: int = 1,
+        largest: GenerationConfig = GREEDY,
         chunks: tuple[int, ...] = CHUNKS,
     ):
         """Makes the engine of an `inference.model.Model`.
@@ -49,50 +48,55 @@ class Engine:
           slots: rows, or numbers of rows from small to large, of which as many are made as are asked for.
           length: positions of a row, question and answer together; or several from small to large, of which
             the longest request decides.
-          answer: tokens of an answer, and `beams`: of a search, that there is room for from the beginning. A
-            request that asks for more waits until nobody else is there, and has a program compiled.
+          largest: asks for as much as there is room for from the beginning: tokens, beams, banned sequences.
+            A request that asks for more waits until nobody else is there, and has programs compiled.
           chunks: lengths of the pieces in which prompts are read, from small to large.
         """
         several = lambda n: (n,) if isinstance(n, int) else tuple(n)
         self.model, self.prepare, self.tokenizer = model, model.prepare, model.tokenizer
         self.vocab = model.config.decoder.vocab
-        sizes = Sizes(vocab=self.vocab, room=prompts.bucket(answer), beams=beams)
-        self.scheduler = Scheduler(model, sizes, several(slots), several(length), chunks, WHOLE)
+        self.scheduler = Scheduler(model, self.sizes(largest), several(slots), several(length), chunks, WHOLE)
+        self.warm = False  # nothing is compiled any more, and what would need it is refused
         self.inbox, self.changed = [], threading.Condition()  # the inbox is touched with `changed` held alone
         self.turning = threading.Lock()  # held by who drives the engine
         self.thread = None
 
     def submit(
         self,
-        request: Request,
+        request: Request | prompts.Question | DataError,
         generation: GenerationConfig = GREEDY,
         *,
-        name: str | int = 0,
+        number: int = 0,
         where: str = "request",
     ) -> Handle:
         """Takes a request; what is wrong with it becomes its Answer.
 
         Args:
-          name: what random draws depend on beside the seed, of a request that has no id.
+          request: may be laid out already, or be the error that laying it out gave.
+          number: what random draws depend on beside the seed, of a request that has no id.
           where: what error messages begin with.
         """
         try:
-            sample = prompts.question(request, where, self.prepare, generation.max_new_tokens)
-            return self.put(sample, generation, name if request.id is None else str(request.id), where)
+            if isinstance(request, DataError):
+                raise request
+            if not isinstance(request, prompts.Question):
+                sample = prompts.question(request, where, self.prepare, generation.max_new_tokens)
+                request = prompts.Question(prompts.name_of(request, number), sample)
+            return self.put(request, generation, where)
         except (DataError, ConfigError) as error:
             return Handle(Progress(answer=Answer(finish_reason="error", error=str(error))), self)
 
-    def put(self, sample: Sample, generation: GenerationConfig, name: str | int, where: str) -> Handle:
+    def put(self, question: prompts.Question, generation: GenerationConfig, where: str) -> Handle:
         """Takes a request that is laid out.
 
         Raises:
-          ConfigError: `generation` does not fit the vocabulary, or needs more beams than there are rows.
+          ConfigError: `generation` does not fit the vocabulary, or needs more than the engine has.
           DataError: rows are too short for it.
         """
-        need = rounded(needs(generation, self.tokenizer, self.vocab))
-        need = need.join(Sizes(vocab=self.vocab, room=prompts.bucket(generation.max_new_tokens)))
-        task = Task(sample, generation, need, name, where, self.prepare.tiles)
-        rows, columns = self.scheduler.counts[-1], self.scheduler.lengths[-1]
+        name, sample = question
+        task = Task(sample, generation, self.sizes(generation), name, where, self.prepare.tiles)
+        scheduler = self.scheduler
+        rows, columns = scheduler.counts[-1], scheduler.lengths[-1]
         check(task.beams <= rows, f"num_beams is {task.beams}, but the engine has {rows} slots. Give it more")
         if task.length > columns:
             raise DataError(
@@ -100,10 +104,25 @@ class Engine:
                 f"the engine's {columns}. Shorten the dialogue or the answer, or give the engine more length",
                 "too_long",
             )
+        if self.warm:
+            scheduler.must_fit(task)
         with self.changed:
             self.inbox.append(task)
             self.changed.notify_all()
         return Handle(task.progress, self)
+
+    def sizes(self, generation: GenerationConfig) -> Sizes:
+        """The capacities that a GenerationConfig needs, the same for most. Raises ConfigError as `needs`."""
+        need = rounded(needs(generation, self.tokenizer, self.vocab))
+        return need.join(Sizes(vocab=self.vocab, room=prompts.bucket(generation.max_new_tokens)))
+
+    def warmup(self):
+        """Compiles all that may be needed. From then on requests that need more are refused."""
+        with self.turning:
+            assert not self.scheduler.tasks, "requests are being answered"
+            warm_up(self.scheduler)
+        self.warm = True
+        return self
 
     def work(self, until):
         """Drives the engine, or waits for its thread, until the function `until` gives True."""

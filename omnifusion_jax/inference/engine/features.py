@@ -23,6 +23,7 @@ class Features:
         """`put` places an array whole on every device, `ways` is the number of pieces a batch is cut into."""
         self.name, self.stream, self.tile = name, stream, tile
         self.width, self.dtype, self.ways, self.put = width, dtype, ways, put
+        self.sizes = TILES if ways == 1 else (ways,)
         self.make(places(tile, width, dtype))
 
     def make(self, places: int):
@@ -56,15 +57,21 @@ class Features:
             self.place.move_to_end(name)
         return True
 
+    def warm_up(self):
+        """Encodes blank tiles, as many as at any time."""
+        for n in self.sizes:
+            media = [np.zeros((n, *shape), self.tile.dtype) for shape in self.tile.shapes]
+            nowhere = np.full(n, len(self.kept), np.int32)
+            self.kept = programs.encode(self.stream, self.kept, media, nowhere)
+
     def release(self, names):
         """Says that a prompt needs these tiles no more."""
         self.users.subtract(dict.fromkeys(names, 1))
 
     def encode(self, tiles, places, views):
         """Encodes the tiles with these numbers into these places."""
-        sizes = TILES if self.ways == 1 else (self.ways,)
         while tiles:
-            n = parts(max(len(tiles), sizes[0]), sizes)
+            n = parts(max(len(tiles), self.sizes[0]), self.sizes)
             now, there = tiles[:n], np.full(n, len(self.kept), np.int32)  # beyond all: nothing is kept of it
             there[: len(now)] = places[:n]
             media = [view[(now * n)[:n]] for view in views]

@@ -6,14 +6,17 @@ take the same turns.
 """
 
 import collections
+import dataclasses
 
 import jax
 import numpy as np
 
+from omnifusion_jax.config import check
+from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference import options as opt
 from omnifusion_jax.inference.engine.device import Device
 from omnifusion_jax.inference.engine.programs import Chunk
-from omnifusion_jax.inference.engine.sizes import TOGETHER, TOKENS, Piece, fitting, parts, piece
+from omnifusion_jax.inference.engine.sizes import Piece, fitting, parts, piece, together
 from omnifusion_jax.inference.engine.slots import NOTHING, Slots
 from omnifusion_jax.inference.engine.task import Task, shared
 
@@ -64,6 +67,20 @@ class Scheduler:
                 self.advance()
             while self.flying and not self.live:
                 self.collect()
+
+    def must_fit(self, task):
+        """Raises ConfigError or DataError if a task needs programs that are not there."""
+        for kind, size in dataclasses.asdict(self.device.sizes).items():
+            need = getattr(task.needs, kind)
+            check(need <= size, f"generation needs {kind} {need}, but the engine was warmed up for {size}")
+        for tile, names in task.tiles.items():
+            features = self.device.features[tile.number]
+            if len(set(names)) > len(features.kept):
+                raise DataError(
+                    f"{task.where}: {len(set(names))} tiles of {features.name}, but the engine has room for "
+                    f"{len(features.kept)}. Show fewer",
+                    "too_long",
+                )
 
     def admit(self) -> bool:
         """Lets in for whom there is room, in the order in which they came. Returns whether anybody was."""
@@ -136,9 +153,10 @@ class Scheduler:
         group = [(task, p) for task, p in pieces if alike(p, first)]
         n = self.device.count
         if self.device.ways == 1:
-            n = parts(len(group), [n for n in TOGETHER if n == 1 or n * first.size <= TOKENS])
+            n = parts(len(group), together(first.size, n))
             group = group[:n]
-        self.device.extend(self.chunk(group, n, first.size), fresh=first.start == 0)
+        fresh = first.start == 0 and first.size > 0
+        self.device.extend(self.chunk(group, n, first.size), fresh)
         for task, p in group:
             task.read = p.start + p.count
             self.slots.fill(task.rows if self.device.ways > 1 else task.rows[:1], task.ids[: task.read])

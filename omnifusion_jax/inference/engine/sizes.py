@@ -30,6 +30,11 @@ def piece(read: int, end: int, length: int, chunks: tuple[int, ...]) -> Piece:
     return Piece(start, size, min(size, end - start))
 
 
+def together(size: int, count: int) -> tuple[int, ...]:
+    """Numbers of pieces of `size` columns that are read at a time, in a cache of `count` rows."""
+    return tuple(n for n in TOGETHER if n == 1 or (n <= count and n * size <= TOKENS))
+
+
 def parts(count: int, sizes: tuple[int, ...]) -> int:
     """How many of `count` things are done in the next call: the largest of the sizes that they fill."""
     return max(size for size in sizes if size <= count)

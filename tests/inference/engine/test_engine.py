@@ -1,0 +1,273 @@
+"""Requests that share the rows of an engine: each gets the answer that it has alone."""
+
+import asyncio
+import dataclasses
+import random
+import threading
+
+import drive
+import numpy as np
+import pytest
+import tiny
+
+from omnifusion_jax.config import GenerationConfig
+from omnifusion_jax.data.dialogues import Request
+from omnifusion_jax.inference import prompts
+from omnifusion_jax.inference.engine import programs
+from omnifusion_jax.inference.model import Model
+
+GREEDY = GenerationConfig(max_new_tokens=12)
+KINDS = (
+    GREEDY,
+    GenerationConfig(max_new_tokens=5, temperature=1.0, seed=3),
+    GenerationConfig(max_new_tokens=9, num_beams=2, no_repeat_ngram_size=3),
+    GenerationConfig(max_new_tokens=20, temperature=0.7, top_k=20, top_p=0.9, repetition_penalty=1.2),
+    GenerationConfig(max_new_tokens=7, num_beams=3, length_penalty=0.5, early_stopping=True),
+    GenerationConfig(max_new_tokens=3, banned_tokens=((5, 6), (7,)), forced_eos=True),
+)
+LARGEST = dataclasses.replace(KINDS[4], max_new_tokens=32)
+TEXTS = ("What is it?", "How many circles are there? There are two.", "Сколько здесь красных кругов?", "Left")
+
+
+def ask(text, *images, **more):
+    return Request([{"role": "user", "content": text}], list(images), **more)
+
+
+def made(tokenizer, c, damage=lambda arrays: None):
+    arrays = tiny.arrays(c)
+    arrays["decoder/head"] *= 3
+    arrays["decoder/head"][:, 2] *= 1.6  # so that some answers end by themselves
+    damage(arrays)
+    return Model(c, arrays, tokenizer)
+
+
+def small(window=None):
+    c = tiny.config()
+    c.image.encoders[0].layers, c.decoder.layers, c.decoder.window = 1, 1, window
+    return c
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return made(tokenizer, small())
+
+
+@pytest.fixture(scope="module")
+def warm(model):
+    """An engine in which nothing is compiled any more."""
+    return model.engine(slots=(1, 4), length=192, largest=LARGEST, chunks=(64, 128)).warmup()
+
+
+def drawn(seed, count):
+    """Random requests with and without pictures, each with its GenerationConfig."""
+    rng, dice = random.Random(seed), np.random.default_rng(seed)
+    pictures = dice.integers(0, 256, (3, 30, 40, 3), np.uint8)
+    found = []
+    for i in range(count):
+        text = " ".join(rng.choices(TEXTS, k=rng.randint(1, 3)))
+        shown = rng.sample(list(pictures), rng.choice((0, 1, 1, 2)))
+        found.append((ask(text, *shown, id=str(i)), rng.choice(KINDS)))
+    return found
+
+
+def alone(model, request, generation):
+    """The answer of an engine that nobody else is in."""
+    return model.generate(request, generation)[0]
+
+
+def agree(found, expected):
+    assert (found.tokens, found.text, found.finish_reason) == (
+        expected.tokens,
+        expected.text,
+        expected.finish_reason,
+    )
+    assert found.logprob == pytest.approx(expected.logprob, abs=1e-3)
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.sweep)])
+def test_whatever_arrives_nothing_is_compiled_and_each_gets_its_own_answer(model, warm, count):
+    """Requests of all kinds arrive while others are being answered; now and then one gives up."""
+    asked, rng, handles, left = drawn(count, count), random.Random(count), {}, set()
+    with drive.compiled() as compiled:
+        for i, (request, generation) in enumerate(asked):
+            handles[i] = warm.submit(request, generation)
+            for _ in range(rng.randint(0, 3)):
+                warm.turn()
+            if i % 10 == 7:
+                handles[i].cancel()
+                left.add(i)
+            if i % 10 == 3 and generation.num_beams == 1:
+                next(iter(handles[i]))  # somebody listens
+        warm.run()
+    assert not compiled
+    for i, handle in handles.items():
+        if i not in left or handle.result().error is None:
+            agree(handle.result(), alone(model, *asked[i]))
+        else:
+            assert "cancelled" in handle.result().error
+    assert len({tuple(handle.result().tokens) for handle in handles.values()}) > count // 3
+
+
+def read(monkeypatch):
+    """A list that grows by the numbers of columns that each call of `extend` reads."""
+    seen, extend = [], programs.extend
+
+    def watched(module, kept, state, chunk, fresh):
+        seen.append(chunk.count[chunk.active].tolist())
+        return extend(module, kept, state, chunk, fresh)
+
+    monkeypatch.setattr(programs, "extend", watched)
+    return seen
+
+
+def length(model, request):
+    """Positions of the prompt of a request."""
+    return len(prompts.lay_out(request, "here", model.prepare, ask=True).tokens)
+
+
+def test_questions_about_one_picture_read_it_once(model, monkeypatch):
+    """All of them together read little more than the first alone, and the answers are the same."""
+    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    asked = [ask(text, picture) for text in TEXTS]
+    expected = [alone(model, request, GREEDY) for request in asked]
+    seen = read(monkeypatch)
+    for found, answer in zip(model.generate(asked, GREEDY), expected, strict=True):
+        agree(found, answer)
+    lengths = [length(model, request) for request in asked]
+    assert sum(map(sum, seen)) < max(lengths) + sum(len(text) for text in TEXTS) < sum(lengths) - len(TEXTS)
+
+
+def test_a_dialogue_reads_only_its_new_turn(model, monkeypatch):
+    picture = np.random.default_rng(1).integers(0, 256, (30, 40, 3), np.uint8)
+    model.talks = None
+    seen, first = read(monkeypatch), ask("What is it?", picture)
+    said = "".join(model.stream(first, GREEDY))
+    turns = [*first.messages, {"role": "assistant", "content": said}, {"role": "user", "content": "Where?"}]
+    second = Request(turns, [picture])
+    before = len(seen)
+    found = "".join(model.stream(second, GREEDY))
+    assert sum(map(sum, seen[before:])) <= length(model, second) - length(model, first)
+    assert found == alone(model, second, GREEDY).text
+
+
+def test_a_long_prompt_is_read_in_pieces_while_others_go_on(model, monkeypatch):
+    engine = model.engine(slots=2, length=256, chunks=(64,))
+    first = engine.submit(ask("Left"), dataclasses.replace(GREEDY, max_new_tokens=40, forced_eos=True))
+    listener = iter(first)
+    next(listener)
+    long = ask(" ".join(TEXTS * 2))
+    second, seen, between = engine.submit(long, GREEDY), read(monkeypatch), []
+    while len(seen) < length(model, long) // 64:
+        next(listener)
+        between.append(len(seen))
+    assert max(between) > 1 and max(np.diff(between)) <= 1  # a token after each piece
+    agree(second.result(), alone(model, long, GREEDY))
+
+
+def test_rows_and_their_length_grow(model):
+    """What is being answered goes on in the larger cache."""
+    engine = model.engine(slots=(1, 2, 4), length=(64, 128, 256))
+    handles = [engine.submit(ask("Left"), GREEDY)]
+    next(iter(handles[0]))
+    sizes = [(engine.scheduler.device.count, engine.scheduler.device.length)]
+    handles += [engine.submit(ask(text), GREEDY) for text in (TEXTS[0], " ".join(TEXTS))]
+    engine.run()
+    sizes.append((engine.scheduler.device.count, engine.scheduler.device.length))
+    assert sizes[0] == (1, 64) and sizes[1][0] == 4 and sizes[1][1] > 64
+    for handle, text in zip(handles, ("Left", TEXTS[0], " ".join(TEXTS)), strict=True):
+        agree(handle.result(), alone(model, ask(text), GREEDY))
+
+
+def test_numbers_that_are_none_stay_in_their_row(tokenizer):
+    """A token whose embedding is not a number spoils the answer to a prompt that has it, and no other."""
+    word = tokenizer.encode("square")[-1]
+    assert not any(word in tokenizer.encode(text) for text in ("Left", "How many?", tiny.PROMPT))
+
+    def damage(arrays):
+        arrays["decoder/embed"][word] = np.nan
+
+    model = made(tokenizer, small(), damage)
+    engine = model.engine(slots=2, length=128)
+    asked = [ask(text) for text in ("Left", "square", "How many?", "square", "Left", "How many?")]
+    answers = [handle.result() for handle in [engine.submit(request, GREEDY) for request in asked]]
+    for i in (1, 3):
+        assert answers[i].finish_reason == "error" and "not finite" in answers[i].error
+    for i, again in ((0, 4), (2, 5)):
+        assert answers[i].error is None and np.isfinite(answers[i].logprob)
+        agree(answers[again], answers[i])
+
+
+def test_threads_and_event_loops(model):
+    asked = drawn(5, 8)
+    found = {}
+    with model.engine(slots=4, length=192, largest=LARGEST) as engine:
+
+        def wait(i):
+            found[i] = engine.submit(*asked[i]).result()
+
+        threads = [threading.Thread(target=wait, args=(i,)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+
+        async def listen(i):
+            return "".join([piece async for piece in engine.submit(*asked[i])])
+
+        async def both():
+            return await asyncio.gather(listen(6), listen(7))
+
+        texts = asyncio.run(both())
+        for thread in threads:
+            thread.join(60)
+        given_up = engine.submit(ask("Left"), dataclasses.replace(GREEDY, max_new_tokens=100))
+    for i in range(6):
+        agree(found[i], alone(model, *asked[i]))
+    assert texts == [alone(model, *asked[i]).text for i in (6, 7)]
+    assert given_up.result().error is None or "closed" in given_up.result().error
+    assert engine.thread is None and "omnifusion engine" not in [t.name for t in threading.enumerate()]
+
+
+def test_an_interrupt_leaves_an_engine_that_answers(model, monkeypatch):
+    engine = model.engine(slots=2, length=128)
+    handle = engine.submit(ask("Left"), GREEDY)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            handle.result()
+    assert "interrupted" in handle.result().error
+    agree(engine.submit(ask("Left"), GREEDY).result(), alone(model, ask("Left"), GREEDY))
+
+
+BAD = {
+    "too long for the model": (ask("circle " * 200), GREEDY, "max_length is 256"),
+    "too long for the cache": (
+        ask("Left"),
+        dataclasses.replace(GREEDY, max_new_tokens=200),
+        "exceed the engine's 192",
+    ),
+    "no picture for a mark": (ask("<image> What?"), GREEDY, "1 <image> mark"),
+    "fifty pictures": (ask("What?", *[np.zeros((9, 9, 3), np.uint8)] * 50), GREEDY, "max_length is 256"),
+    "empty": (ask(""), GREEDY, "empty"),
+    "unknown role": (Request([{"role": "judge", "content": "What?"}]), GREEDY, "judge"),
+    "not a request": ("What?", GREEDY, "str"),
+    "a token that is none": (ask("Left"), GenerationConfig(banned_tokens=((320,),)), "0 to 319"),
+    "too many beams": (ask("Left"), GenerationConfig(max_new_tokens=8, num_beams=5), "slots"),
+    "more than was warmed up for": (ask("Left"), dataclasses.replace(GREEDY, max_new_tokens=100), "room"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_is_an_answer_and_the_engine_goes_on(model, warm, name):
+    request, generation, says = BAD[name]
+    good = warm.submit(ask("Left"), GREEDY)
+    bad = warm.submit(request, generation).result()
+    assert bad.finish_reason == "error" and bad.tokens == [] and says in bad.error
+    agree(good.result(), alone(model, ask("Left"), GREEDY))
