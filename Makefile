@@ -22,7 +22,7 @@ sweep: $(VENV)/installed-test
 # What a change most likely breaks, of every room, within two minutes
 FAST = $(addprefix tests/, nn parity/test_forward.py data/test_layout.py data/test_images.py data/test_sources.py data/test_check.py \
 	training/test_loss.py training/test_verdict.py training/test_monitor.py training/test_resume.py training/test_freeze_and_optimizer.py \
-	inference/test_logits.py inference/test_streaming.py inference/test_fingerprint.py checkpoints/mapping/test_tensors.py checkpoints/storage/test_weights.py \
+	inference/test_processors.py inference/test_search.py inference/test_streaming.py inference/test_fingerprint.py checkpoints/mapping/test_tensors.py checkpoints/storage/test_weights.py \
 	checkpoints/storage/test_lazy_array.py checkpoints/storage/test_staging.py checkpoints/storage/test_hub.py test_configs.py test_fields.py test_sharding.py)
 test-fast: $(VENV)/installed-test lint
 	$(PYTEST) --durations=5 $(FAST)

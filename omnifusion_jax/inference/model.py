@@ -118,7 +118,7 @@ class Model:
         """Answers requests that come as they are pulled, of which there may be any number.
 
         Yields (number, Answer) as answers are ready, in any order; requests are numbered from 0 as they are
-        pulled. `batch_size` of them are answered at a time, and as many wait. Those of similar length should
+        pulled, which happens when there is room for them among `batch_size`. Those of similar length should
         follow one another. A prompts.Question was laid out elsewhere. A DataError stands for a request that
         cannot be used, and so becomes the error of its Answer, as does that of a Request met here.
 
@@ -138,9 +138,10 @@ class Model:
             largest=generation,
         )
         while more or asked:
-            while more and len(asked) < 2 * batch_size:  # those that wait take rows as soon as these are free
+            while more and len(asked) < batch_size:
                 number, request = next(numbered, (None, None))
                 more = number is not None
+                engine.scheduler.more = more
                 if more:
                     asked[number] = engine.submit(
                         request, generation, number=number, where=f"request {number}"

@@ -40,6 +40,7 @@ class Scheduler:
         self.counts = tuple(dict.fromkeys(-(-count // ways) * ways for count in counts))
         self.lengths, self.chunks, self.burst = lengths, chunks, burst
         self.waiting = collections.deque()
+        self.more = False  # others come as soon as somebody leaves
         self.reset()
 
     def reset(self):
@@ -187,7 +188,7 @@ class Scheduler:
         listening = any(task.progress.listening for task in self.live)
         rows = self.slots.rows(self.live, self.fresh, self.device.length)
         count = 1 if listening or self.reading else self.burst
-        report = self.device.advance(rows, count, eager=bool(self.waiting))
+        report = self.device.advance(rows, count, eager=self.more or bool(self.waiting))
         self.fresh = []
         self.flying.append((report, list(self.live)))
         # A step that somebody listens to is read while the device does the next one.
