@@ -102,29 +102,27 @@ def heat(scores, so: So, o: Options):
 
 def top_k(scores, so: So, o: Options):
     """Forbids tokens that score less than the k-th best; tokens that tie with it stay."""
-    k = jnp.minimum(jnp.maximum(o.top_k, kept(o)), scores.shape[1])
-    return jnp.where(scores < kth(scores, k)[:, None], -jnp.inf, scores)
+    k = jnp.minimum(o.top_k, scores.shape[1])
+    bar = largest(scores, lambda here: here.sum(1) >= k)
+    return jnp.where(scores < jnp.fmin(bar, safe(scores, o))[:, None], -jnp.inf, scores)
 
 
 def top_p(scores, so: So, o: Options):
     """Forbids the least likely tokens, whose probabilities sum to at most 1 - top_p.
 
-    This is nucleus sampling (arXiv 1904.09751); the likeliest token always stays.
+    This is nucleus sampling (arXiv 1904.09751); the likeliest token always stays. Of tokens that tie at the
+    edge, of which sorting would keep some, all stay.
     """
-    order = jnp.argsort(scores, axis=1)  # ascending
-    probabilities = jax.nn.softmax(jnp.take_along_axis(scores, order, axis=1), axis=1)
-    tail = jnp.cumsum(probabilities, axis=1)
-    place = jnp.arange(scores.shape[1])
-    return forbid(scores, order, (tail <= o.rest[:, None]) & (place < scores.shape[1] - kept(o)[:, None]))
+    probabilities = jax.nn.softmax(scores, axis=1)
+    bar = largest(scores, lambda here: jnp.where(here, 0, probabilities).sum(1) <= o.rest)
+    return jnp.where(scores < jnp.fmin(bar, safe(scores, o))[:, None], -jnp.inf, scores)
 
 
 def min_p(scores, so: So, o: Options):
     """Forbids tokens that are less likely than `min_p` times the likeliest (arXiv 2407.01082)."""
     probabilities = jax.nn.softmax(scores, axis=1)
     bar = o.min_p[:, None] * probabilities.max(1, keepdims=True)
-    best, _ = jax.lax.top_k(scores, min(o.ends.shape[1] + 1, scores.shape[1]))
-    stays = scores >= jnp.take_along_axis(best, kept(o)[:, None] - 1, axis=1)
-    return jnp.where((probabilities < bar) & ~stays, -jnp.inf, scores)
+    return jnp.where((probabilities < bar) & (scores < safe(scores, o)[:, None]), -jnp.inf, scores)
 
 
 def sampled(o: Options):
@@ -188,19 +186,21 @@ def unpacked(words, vocab):
     return bits.reshape(len(words), -1)[:, :vocab] > 0
 
 
-def kept(o: Options):
-    """How many of the likeliest tokens sampling leaves at least, int32[rows].
-
-    A search must be able to go on whatever ends.
+def safe(scores, o: Options):
+    """The lowest score that sampling always leaves, float32[rows]: the best, or of a search, which must be
+    able to go on whatever ends, the best but one for each end token.
     """
-    return jnp.where(o.beams > 1, (o.ends != NONE).sum(1) + 1, 1)
+    best, _ = jax.lax.top_k(scores, min(o.ends.shape[1] + 1, scores.shape[1]))
+    place = jnp.where(o.beams > 1, (o.ends != NONE).sum(1), 0)
+    return jnp.take_along_axis(best, place[:, None], axis=1)[:, 0]
 
 
-def kth(scores, k):
-    """The k-th largest score of each row, exactly; k is int32[rows], from 1.
+def largest(scores, holds):
+    """The largest number, float32[rows], up to which a condition holds; NaN if it holds for all.
 
-    Halves the range of the scores' bits, which are ordered as the scores are once the sign is dealt with: 32
-    passes over the scores, where sorting takes many more.
+    `holds` says of which rows it is true, bool[rows], given which scores are at least a number, bool[rows,
+    vocab]. The range of the scores' bits is halved, which are ordered as the scores are once the sign is
+    dealt with: 32 passes over the scores, where sorting takes many more.
     """
     scores = jnp.where(scores == 0, 0.0, scores)  # -0.0 equals 0.0, and its bits should too
     bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
@@ -209,8 +209,7 @@ def kth(scores, k):
 
     def grow(i, found):
         larger = found | (top >> i.astype(jnp.uint32))
-        enough = (order >= larger[:, None]).sum(1) >= k
-        return jnp.where(enough, larger, found)
+        return jnp.where(holds(order >= larger[:, None]), larger, found)
 
     found = jax.lax.fori_loop(0, 32, grow, jnp.zeros(len(scores), jnp.uint32))
     return jax.lax.bitcast_convert_type(jnp.where(found >= top, found ^ top, ~found), jnp.float32)

@@ -120,6 +120,14 @@ def test_top_p(text, p):
     np.testing.assert_array_equal(mine, theirs(hf.TopPLogitsWarper(p), text[0]))
 
 
+def test_tokens_that_tie_at_the_edge_of_the_nucleus_stay():
+    """Their namesake keeps two of the three, whichever its sorting puts last."""
+    scores = np.log(np.array([[0.4, 0.15, 0.15, 0.15, 0.05, 0.04, 0.03, 0.03]] * ROWS, np.float32))
+    mine = np.asarray(ours["top_p"](scores, so(), asked(top_p=0.6)))
+    assert (np.isfinite(mine) == (np.arange(VOCAB) < 4)).all()
+    assert np.isfinite(theirs(hf.TopPLogitsWarper(0.6), scores)).sum(1).tolist() == [3] * ROWS
+
+
 @quick
 @given(texts(), st.floats(0.01, 1.0))
 def test_min_p(text, p):
