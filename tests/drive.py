@@ -10,6 +10,7 @@ import numpy as np
 from omnifusion_jax.batch import FEATURE
 from omnifusion_jax.config import DecoderConfig
 from omnifusion_jax.inference import options
+from omnifusion_jax.inference.answer import answer
 from omnifusion_jax.inference.engine import programs
 from omnifusion_jax.models.decoder import Decoder
 from omnifusion_jax.nn import nnx
@@ -101,6 +102,22 @@ def begun(decoder, prompts, beams, sizes):
     chunk = programs.Chunk(None, none == 0, none, count - 1, np.zeros_like(index), kind, index)
     state = programs.start(decoder, len(rows), PROMPT + ROOM, sizes)
     return programs.extend(Bare(decoder), [kept], state, chunk, fresh=True), count - 1
+
+
+def answers(decoder, prompts, generations, tokenizer, sizes):
+    """The Answer to each prompt; every one has a GenerationConfig of its own."""
+    each = max(map(options.rows_of, generations))
+    table = options.blank(len(prompts) * each, sizes)
+    taken = np.zeros(len(table.limit), bool)
+    for i, g in enumerate(generations):
+        options.write(table, i * each, options.options(g, tokenizer, sizes, i))
+        taken[i * each : i * each + options.rows_of(g)] = True
+    state, read = begun(decoder, prompts, each, sizes)
+    state, _ = programs.advance(
+        decoder, state, programs.Rows(read, taken, taken), table, np.int32(ROOM), np.bool_(False), sizes
+    )
+    texts = jax.device_get(state.search.answers(table))
+    return [answer(g, tokenizer, texts, i * each) for i, g in enumerate(generations)]
 
 
 def generate(decoder, prompts, generation, limit=ROOM):

@@ -14,8 +14,10 @@ class GenerationConfig:
     """
 
     max_new_tokens: int = 128  # of an answer, the end of sequence included
-    min_new_tokens: int = 0  # before an answer may end
+    min_new_tokens: int = 0  # before an answer may end by an end token
     num_beams: int = 1  # above 1: beam search
+    # answers to each request: as many draws, or the best of the beams; the first is the answer, see `others`
+    num_return_sequences: int = 1
     temperature: float = 0.0  # 0: the likeliest token
     top_k: int = 0  # sampling: so many of the likeliest tokens; 0: all
     top_p: float = 1.0  # sampling: the likeliest tokens that have this probability together
@@ -37,6 +39,8 @@ class GenerationConfig:
     forced_eos: bool = False  # the last token that max_new_tokens allows is the end-of-sequence token
     forced_eos_token_id: int | None = None  # the last token that max_new_tokens allows is this one
     stop_token_ids: tuple[int, ...] = ()  # tokens that end an answer, beside the end of sequence
+    stop_strings: tuple[str, ...] = ()  # an answer ends with the token that completes one of these
+    likeliest: int = 0  # so many of the likeliest tokens of each step are told with the answer
     seed: int = 0  # of sampling
 
     @classmethod
@@ -63,6 +67,16 @@ class GenerationConfig:
         )
         check(self.num_beams > 0, f"num_beams is {self.num_beams}")
         check(self.temperature >= 0, f"temperature is {self.temperature}")
+        check(self.num_return_sequences > 0, f"num_return_sequences is {self.num_return_sequences}")
+        check(
+            self.num_beams == 1 or self.num_return_sequences <= self.num_beams,
+            f"num_return_sequences {self.num_return_sequences} is more than num_beams {self.num_beams}",
+        )
+        check(
+            self.num_return_sequences == 1 or self.num_beams > 1 or self.temperature > 0,
+            f"num_return_sequences is {self.num_return_sequences}, but greedy decoding gives one answer: "
+            "set a temperature or num_beams",
+        )
         check(0 < self.top_p <= 1, f"top_p {self.top_p} is not in (0, 1]")
         check(0 <= self.min_p <= 1, f"min_p {self.min_p} is not in [0, 1]")
         check(self.top_k >= 0, f"top_k is {self.top_k}; 0 means all")
@@ -80,4 +94,6 @@ class GenerationConfig:
             f"forced_eos and forced_eos_token_id {self.forced_eos_token_id} both say what the last token is: "
             "give one of them",
         )
+        check(all(self.stop_strings), "a string of stop_strings is empty: every answer would end at once")
+        check(0 <= self.likeliest <= 64, f"likeliest {self.likeliest} is not in [0, 64]")
         check(0 <= self.seed < 2**32, f"seed {self.seed} is not in [0, 2**32)")

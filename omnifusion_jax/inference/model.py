@@ -130,10 +130,10 @@ class Model:
 
     def _answers(self, numbered, generation, batch_size):
         """Yields (number, Answer) of numbered requests, which are what `each` takes."""
-        beams, asked, more = generation.num_beams, {}, True
+        rows, asked, more = options.rows_of(generation), {}, True
         engine = Engine(
             self,
-            slots=doubled(beams, beams * batch_size),
+            slots=doubled(rows, rows * batch_size),
             length=lengths(self.config.decoder.max_length),
             largest=generation,
         )
@@ -161,9 +161,9 @@ class Model:
           ConfigError: `generation` asks for beams or does not fit the vocabulary.
         """
         check(
-            generation.num_beams == 1,
-            f"streaming needs num_beams=1, not {generation.num_beams}: "
-            "which beam wins is known at the end only",
+            options.rows_of(generation) == 1,
+            f"streaming needs num_beams=1 and num_return_sequences=1, not {generation.num_beams} and "
+            f"{generation.num_return_sequences}: which answer is the first is known at the end only",
         )
         options.needs(generation, self.tokenizer, self.config.decoder.vocab)
         sample = prompts.question(request, "request", self.prepare, generation.max_new_tokens)

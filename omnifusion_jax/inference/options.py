@@ -13,6 +13,7 @@ import numpy as np
 
 from omnifusion_jax.config import GenerationConfig, check
 from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.inference.stops import stopped, stops
 
 ANY = -1  # fills a banned sequence on the left: matches any token, and also the absence of one
 NONE = -1  # no token: fills lists of tokens
@@ -21,6 +22,7 @@ ALL = np.uint32(2**WORD - 1)  # a word that allows all of its tokens
 # Values of `Options.early`, beside 0: when as many beams have finished as there are, or when none can become
 # better at any length. With 0, none could become better at its present length.
 IF_FULL, NEVER_EARLY = 1, 2
+LISTS = ("ends", "bans", "ban_length", "stop_kinds", "stop_states", "likeliest")  # of Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Sizes:
     ends: int = 2  # end tokens of a row
     bans: int = 8  # banned sequences of a row
     ban_length: int = 4  # tokens of a banned sequence
+    stop_kinds: int = 0  # kinds of tokens that stop strings tell apart; with 0 none are looked for
+    stop_states: int = 0  # how far stop strings may have come
+    likeliest: int = 0  # likeliest tokens that are kept of each step
 
     @property
     def words(self) -> int:
@@ -65,9 +70,11 @@ class Options(NamedTuple):
     first: jax.Array  # int32[rows]: the first token, or NONE
     last: jax.Array  # int32[rows]: the token at the limit, or NONE
     ends: jax.Array  # int32[rows, ends], filled with NONE
-    bans: (
-        jax.Array
-    )  # int32[rows, bans, ban_length], filled with ANY on the left; no ban where the last is NONE
+    # int32[rows, bans, ban_length], filled with ANY on the left; no ban where the last is NONE
+    bans: jax.Array
+    stop_kind: jax.Array  # int16[rows, vocab, or nothing where no stop strings are compiled in]; see stops.py
+    stop_move: jax.Array  # int16[rows, stop_kinds, stop_states]
+    likeliest: jax.Array  # int32[rows]: how many of the likeliest tokens are asked for
     suppressed: jax.Array  # uint32[rows, words]: packed mask of tokens that are never chosen
     suppressed_first: jax.Array  # uint32[rows, words]: that do not begin the answer
     allowed: jax.Array  # uint32[rows, words]: the only tokens that may come next
@@ -76,7 +83,7 @@ class Options(NamedTuple):
 def blank(rows: int, sizes: Sizes) -> Options:
     """NumPy Options of rows that ask for nothing."""
     masks = np.zeros((2, rows, sizes.words), np.uint32)
-    counts = np.zeros((5, rows), np.int32)
+    counts = np.zeros((6, rows), np.int32)
     return Options(
         limit=counts[0],
         least=counts[1],
@@ -96,6 +103,9 @@ def blank(rows: int, sizes: Sizes) -> Options:
         last=np.full(rows, NONE, np.int32),
         ends=np.full((rows, sizes.ends), NONE, np.int32),
         bans=np.full((rows, sizes.bans, sizes.ban_length), ANY, np.int32),
+        stop_kind=np.zeros((rows, sizes.vocab if sizes.stop_kinds else 0), np.int16),
+        stop_move=np.zeros((rows, sizes.stop_kinds, sizes.stop_states), np.int16),
+        likeliest=counts[5],
         suppressed=masks[0],
         suppressed_first=masks[1],
         allowed=np.full((rows, sizes.words), ALL, np.uint32),
@@ -114,14 +124,15 @@ def options(g: GenerationConfig, tokenizer: Tokenizer, sizes: Sizes, name: str |
     need = dataclasses.asdict(needs(g, tokenizer, sizes.vocab))
     for kind, size in dataclasses.asdict(sizes).items():
         check(need[kind] <= size, f"generation needs {kind} {need[kind]}, but there is room for {size}")
-    found = blank(g.num_beams, sizes)
+    count = rows_of(g)
+    found = blank(count, sizes)
     found.limit[:], found.least[:] = g.max_new_tokens, g.min_new_tokens
-    found.beams[:], found.rank[:] = g.num_beams, np.arange(g.num_beams)
+    found.beams[:], found.rank[:] = g.num_beams, np.arange(count) % g.num_beams
     found.early[:] = early(g)
     found.norm[:] = np.arange(1.0, sizes.room + 1) ** g.length_penalty
     found.temperature[:], found.top_k[:] = g.temperature, g.top_k
     found.rest[:], found.min_p[:] = 1 - g.top_p, g.min_p
-    found.seed[:], found.name[:] = g.seed, [words(name, rank) for rank in range(g.num_beams)]
+    found.seed[:], found.name[:] = g.seed, [words(name, row) for row in range(count)]
     found.penalty[:], found.ngram[:] = g.repetition_penalty, g.no_repeat_ngram_size
     found.first[:] = NONE if g.forced_bos_token_id is None else g.forced_bos_token_id
     found.last[:] = NONE if last_token(g, tokenizer) is None else last_token(g, tokenizer)
@@ -129,6 +140,10 @@ def options(g: GenerationConfig, tokenizer: Tokenizer, sizes: Sizes, name: str |
     found.ends[:, : len(ends)] = ends
     for i, ids in enumerate(bans(g, tokenizer, sizes.vocab)):
         found.bans[:, i, -len(ids) :] = ids
+    if g.stop_strings:
+        kind, move = stops(tokenizer, sizes.vocab, g.stop_strings)
+        found.stop_kind[:], found.stop_move[:, : move.shape[0], : move.shape[1]] = kind, move
+    found.likeliest[:] = g.likeliest
     found.suppressed[:] = packed(g.suppress_tokens, sizes.vocab)
     found.suppressed_first[:] = packed(g.begin_suppress_tokens, sizes.vocab)
     return found
@@ -138,8 +153,10 @@ def needs(g: GenerationConfig, tokenizer: Tokenizer, vocab: int) -> Sizes:
     """The smallest Sizes that a GenerationConfig fits.
 
     Raises:
-      ConfigError: a banned sequence is empty, or a token is outside of `vocab`.
+      ConfigError: a banned sequence is empty, a token is outside of `vocab`, more tokens are asked for than
+        there are, or see `stops`.
     """
+    check(g.likeliest <= vocab, f"generation.likeliest is {g.likeliest}, but there are {vocab} tokens only")
     named = {
         "stop_token_ids": g.stop_token_ids,
         "suppress_tokens": g.suppress_tokens,
@@ -150,6 +167,7 @@ def needs(g: GenerationConfig, tokenizer: Tokenizer, vocab: int) -> Sizes:
     for field, ids in named.items():
         check_tokens(field, ids, vocab)
     banned = bans(g, tokenizer, vocab)
+    kinds, states = stops(tokenizer, vocab, g.stop_strings).move.shape if g.stop_strings else (0, 0)
     return Sizes(
         vocab=vocab,
         room=g.max_new_tokens,
@@ -157,13 +175,16 @@ def needs(g: GenerationConfig, tokenizer: Tokenizer, vocab: int) -> Sizes:
         ends=len(end_tokens(g, tokenizer)),
         bans=len(banned),
         ban_length=max(map(len, banned), default=0),
+        stop_kinds=kinds,
+        stop_states=states,
+        likeliest=g.likeliest,
     )
 
 
 def rounded(sizes: Sizes) -> Sizes:
     """Sizes whose lists are rounded up to powers of two, so that few programs serve many requests."""
-    lists = {name: getattr(sizes, name) for name in ("ends", "bans", "ban_length")}
-    return dataclasses.replace(sizes, **{name: 1 << max(n - 1, 0).bit_length() for name, n in lists.items()})
+    lists = {name: n for name, n in dataclasses.asdict(sizes).items() if name in LISTS}
+    return dataclasses.replace(sizes, **{name: 1 << (n - 1).bit_length() for name, n in lists.items() if n})
 
 
 def check_tokens(what, ids, vocab):
@@ -210,9 +231,16 @@ def last_token(g: GenerationConfig, tokenizer: Tokenizer) -> int | None:
     return tokenizer.eos if g.forced_eos else g.forced_eos_token_id
 
 
+def rows_of(g: GenerationConfig) -> int:
+    """How many rows answer a request."""
+    return g.num_beams if g.num_beams > 1 else g.num_return_sequences
+
+
 def reason(g: GenerationConfig, tokenizer: Tokenizer, tokens: list[int]) -> str:
     """Why a finished answer ended: "stop", or "length" if the limit did, also by a forced token."""
-    forced = len(tokens) == g.max_new_tokens and last_token(g, tokenizer) is not None
+    if len(tokens) < g.max_new_tokens or stopped(tokenizer, g.stop_strings, tokens):
+        return "stop"
+    forced = last_token(g, tokenizer) is not None
     return "stop" if tokens[-1] in end_tokens(g, tokenizer) and not forced else "length"
 
 

@@ -29,10 +29,18 @@ class Tokens(NamedTuple):
     logprob: jax.Array  # float32: by the model's unprocessed distribution
     score: jax.Array  # float32: of the text with the token
     ended: jax.Array  # bool: the text ends with the token
+    state: jax.Array  # int32: how much of a stop string it ends with, see stops.py
 
     def pick(self, index) -> Self:
         """Of a choice the tokens at `index`, int32[rows]."""
         return jax.tree.map(lambda a: pick(a, index), self)
+
+
+class Likeliest(NamedTuple):
+    """The likeliest tokens of a step, by the model's unprocessed distribution, in order."""
+
+    token: jax.Array  # int32[rows, likeliest]
+    logprob: jax.Array  # float32[rows, likeliest]
 
 
 class Texts(NamedTuple):
@@ -43,30 +51,37 @@ class Texts(NamedTuple):
     length: jax.Array  # int32[rows]
     score: jax.Array  # float32[rows]: what beams are ranked by
     ended: jax.Array  # bool[rows]
+    state: jax.Array  # int32[rows]: how much of a stop string they end with, see stops.py
+    likeliest: Likeliest  # of every step, [rows, room, likeliest]
 
     @classmethod
-    def empty(cls, rows: int, room: int) -> Self:
+    def empty(cls, rows: int, sizes: Sizes) -> Self:
+        told = (rows, sizes.room, min(sizes.likeliest, sizes.vocab))
         return cls(
-            tokens=jnp.zeros((rows, room), jnp.int32),
-            logprobs=jnp.zeros((rows, room), jnp.float32),
+            tokens=jnp.zeros((rows, sizes.room), jnp.int32),
+            logprobs=jnp.zeros((rows, sizes.room), jnp.float32),
             length=jnp.zeros(rows, jnp.int32),
             score=jnp.zeros(rows, jnp.float32),
             ended=jnp.zeros(rows, bool),
+            state=jnp.zeros(rows, jnp.int32),
+            likeliest=Likeliest(jnp.zeros(told, jnp.int32), jnp.zeros(told, jnp.float32)),
         )
 
     def take(self, rows) -> Self:
         """The texts of `rows`, int32[rows]."""
         return jax.tree.map(lambda a: a[rows], self)
 
-    def append(self, new: Tokens) -> Self:
-        """The texts with one more token each."""
-        rows = jnp.arange(len(self.length))
+    def append(self, new: Tokens, likeliest: Likeliest) -> Self:
+        """The texts with one more token each; `likeliest` are those of the step that chose it."""
+        at = jnp.arange(len(self.length)), self.length
         return Texts(
-            tokens=self.tokens.at[rows, self.length].set(new.token),
-            logprobs=self.logprobs.at[rows, self.length].set(new.logprob),
+            tokens=self.tokens.at[at].set(new.token),
+            logprobs=self.logprobs.at[at].set(new.logprob),
             length=self.length + 1,
             score=new.score,
             ended=new.ended,
+            state=new.state,
+            likeliest=jax.tree.map(lambda all, one: all.at[at].set(one), self.likeliest, likeliest),
         )
 
 
@@ -108,12 +123,12 @@ class Search(NamedTuple):
     @classmethod
     def start(cls, rows: int, sizes: Sizes) -> Self:
         """A Search with nothing to do: all rows are done."""
-        empty, none = Texts.empty(rows, sizes.room), jnp.zeros(rows, bool)
+        empty, none = Texts.empty(rows, sizes), jnp.zeros(rows, bool)
         return cls(empty, empty, jnp.arange(rows), ~none, none)
 
     def restart(self, fresh, o: Options) -> Self:
         """Begins an answer in the rows where `fresh`, bool[rows], is true; it is equal in all of a search."""
-        empty = Texts.empty(*self.running.tokens.shape)
+        empty = jax.tree.map(jnp.zeros_like, self.running)
         # All beams begin as copies of the first one, so only the first may be continued.
         first = empty._replace(score=jnp.where(o.rank == 0, 0.0, NEVER))
         lost = empty._replace(score=jnp.full_like(empty.score, NEVER))
@@ -145,17 +160,20 @@ class Search(NamedTuple):
         total = jnp.log(jnp.exp(shifted).sum(1, keepdims=True))
         # NaN and infinite logits make a total that is NaN
         failed = going & group.gather(jnp.isnan(total[:, 0]), False).any(1)
+        likeliest = self.tell(shifted - total, o, going)
 
         def greedily():
-            return self.alone(logits, shifted - total, o)
+            return self.alone(logits, shifted - total, likeliest, o)
 
         def processed():
             scores = self.process(logits, shifted - total, o, going)
-            alone = self.alone(scores.drawn, scores.logprobs, o)
+            alone = self.alone(scores.drawn, scores.logprobs, likeliest, o)
             if sizes.beams == 1:
                 return alone
             searched = jax.lax.cond(
-                (going & (o.beams > 1)).any(), lambda: self.beams(scores, o, sizes, group), lambda: alone
+                (going & (o.beams > 1)).any(),
+                lambda: self.beams(scores, likeliest, o, sizes, group),
+                lambda: alone,
             )
             return where(o.beams > 1, searched, alone)
 
@@ -163,6 +181,18 @@ class Search(NamedTuple):
         new = jax.lax.cond((going & asked).any(), processed, greedily)
         kept = where(going & ~failed, new, self._replace(parents=jnp.arange(len(going))))
         return kept._replace(done=kept.done | failed, broken=kept.broken | failed)
+
+    def tell(self, logprobs, o, going) -> Likeliest:
+        """The Likeliest of this step; zeros where no row asks for them."""
+        nothing = jax.tree.map(lambda a: jnp.zeros_like(a[:, 0]), self.running.likeliest)
+        if nothing.token.size == 0:
+            return nothing
+
+        def found():
+            logprob, token = jax.lax.top_k(logprobs, nothing.token.shape[1])
+            return Likeliest(token, logprob)
+
+        return jax.lax.cond((going & (o.likeliest > 0)).any(), found, lambda: nothing)
 
     def process(self, logits, logprobs, o, going) -> Scores:
         """The Scores of the next token in the rows that are `going`."""
@@ -177,26 +207,31 @@ class Search(NamedTuple):
         drawn = jax.lax.cond((going & sampled(o)).any(), draw, lambda: score)
         return Scores(logprobs, score, drawn)
 
-    def alone(self, drawn, logprobs, o) -> Self:
+    def alone(self, drawn, logprobs, likeliest, o) -> Self:
         """Continues each row by its best token."""
         token = drawn.argmax(1).astype(jnp.int32)
-        ended = self.ends(token[:, None], o)[:, 0]
-        new = Tokens(token, pick(logprobs, token), self.running.score, ended)
-        return self._replace(running=self.running.append(new), done=ended, parents=jnp.arange(len(token)))
+        ended, state = self.ends(token[:, None], self.running.state[:, None], o)
+        new = Tokens(token, pick(logprobs, token), self.running.score, ended[:, 0], state[:, 0])
+        running = self.running.append(new, likeliest)
+        return self._replace(running=running, done=new.ended, parents=jnp.arange(len(token)))
 
-    def beams(self, scores: Scores, o, sizes, group) -> Self:
+    def beams(self, scores: Scores, likeliest, o, sizes, group) -> Self:
         """Continues each search by its best tokens."""
         grown, parent, counted = self.grow(scores, o, sizes, group)
         lost = jnp.where(counted, jnp.where(grown.ended, NEVER, 0), -jnp.inf)
         alive = grown._replace(score=grown.score + lost)
         kept = pick(jax.lax.top_k(alive.score, sizes.beams)[1], o.rank)
         parents = pick(parent, kept)
-        running = self.running.take(parents).append(alive.pick(kept))
-        finished = self.finish(grown, parent, counted, o, sizes, group)
+        running = self.grown(parents, alive.pick(kept), likeliest)
+        finished = self.finish(grown, parent, counted, likeliest, o, sizes, group)
         # all that might go on has ended; else it depends on what may still become better
         over = (grown.ended | ~counted).all(1)
         done = over | self.settled(running, finished, o, group)
         return self._replace(running=running, finished=finished, parents=parents, done=done)
+
+    def grown(self, parents, new: Tokens, likeliest) -> Texts:
+        """The running texts of `parents`, int32[rows], with a token more."""
+        return self.running.take(parents).append(new, jax.tree.map(lambda a: a[parents], likeliest))
 
     def grow(self, scores: Scores, o, sizes, group):
         """The best continuations of the search of each row.
@@ -208,17 +243,17 @@ class Search(NamedTuple):
         each = min(most, scores.drawn.shape[1])
         chance, token = jax.lax.top_k(scores.drawn, each)
         at = [jnp.arange(len(token))[:, None], token]
-        tokens = Tokens(token, scores.logprobs[*at], scores.score[*at], jnp.zeros(token.shape, bool))
+        ended, state = self.ends(token, jnp.broadcast_to(self.running.state[:, None], token.shape), o)
+        tokens = Tokens(token, scores.logprobs[*at], scores.score[*at], ended, state)
         chances = group.gather(chance, -jnp.inf).reshape(len(token), -1)
         _, index = jax.lax.top_k(chances, min(most, chances.shape[1]))
         beam, place = jnp.divmod(index, each)
         parent = jnp.take_along_axis(group.rows, beam, axis=1)
         grown = jax.tree.map(lambda a: a[parent, place], tokens)
-        grown = grown._replace(ended=self.ends(grown.token, o))
         counted = jnp.arange(index.shape[1]) < (((o.ends != NONE).sum(1) + 1) * o.beams)[:, None]
         return grown, parent, counted
 
-    def finish(self, grown: Tokens, parent, counted, o, sizes, group) -> Texts:
+    def finish(self, grown: Tokens, parent, counted, likeliest, o, sizes, group) -> Texts:
         """The best finished texts of each search, with those of `grown` that end now."""
         enters = grown.ended & counted & (jnp.arange(counted.shape[1]) < o.beams[:, None])
         score = grown.score / pick(o.norm, self.length)[:, None] + jnp.where(enters, 0, NEVER)
@@ -227,7 +262,7 @@ class Search(NamedTuple):
         best = jax.lax.top_k(jnp.concatenate([old, entrants.score], axis=1), sizes.beams)[1]
         place = pick(best, o.rank)  # among the old ones, and then among the entrants
         entrant = jnp.maximum(place - sizes.beams, 0)
-        new = self.running.take(pick(parent, entrant)).append(entrants.pick(entrant))
+        new = self.grown(pick(parent, entrant), entrants.pick(entrant), likeliest)
         stays = self.finished.take(pick(group.rows, jnp.minimum(place, sizes.beams - 1)))
         return where(place < sizes.beams, stays, new)
 
@@ -244,10 +279,17 @@ class Search(NamedTuple):
         open_ = (hope[:, None] > jnp.where(ended, worst, NEVER)) & group.inside
         return ~open_.any(1) | ((o.early == IF_FULL) & ended.all(1))
 
-    def ends(self, token, o):
-        """Whether texts end with the tokens int32[rows, n] as their next."""
-        end = (token[:, :, None] == o.ends[:, None]).any(2)
-        return end | (self.length + 1 >= o.limit)[:, None]
+    def ends(self, token, state, o):
+        """(whether texts end with the tokens int32[rows, n] as their next, int32[rows, n] their states then).
+
+        `state`, int32[rows, n], is what the texts have before.
+        """
+        end = (token[:, :, None] == o.ends[:, None]).any(2) | (self.length + 1 >= o.limit)[:, None]
+        if o.stop_kind.size == 0:
+            return end, state
+        kind = jnp.take_along_axis(o.stop_kind, token, axis=1).astype(jnp.int32)
+        after = o.stop_move[jnp.arange(len(kind))[:, None], kind, state].astype(jnp.int32)
+        return end | (after < 0), jnp.where(after < 0, ~after, after)
 
 
 def where(condition, ours, theirs):

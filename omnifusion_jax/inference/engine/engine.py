@@ -97,7 +97,11 @@ class Engine:
         task = Task(sample, generation, self.sizes(generation), name, where, self.prepare.tiles)
         scheduler = self.scheduler
         rows, columns = scheduler.counts[-1], scheduler.lengths[-1]
-        check(task.beams <= rows, f"num_beams is {task.beams}, but the engine has {rows} slots. Give it more")
+        check(
+            task.beams <= rows,
+            f"num_beams or num_return_sequences is {task.beams}, but the engine has {rows} slots. "
+            "Give it more",
+        )
         if task.length > columns:
             raise DataError(
                 f"{where}: {len(sample.tokens)} tokens and max_new_tokens {generation.max_new_tokens} exceed "

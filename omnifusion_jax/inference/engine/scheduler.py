@@ -202,11 +202,12 @@ class Scheduler:
         for task in tasks:
             if task.progress.answer is not None:
                 continue
-            done, length = report.done[task.row], int(report.length[task.row])
+            done = report.done[task.row : task.rows.stop].all()
+            length = int(report.length[task.row])
             tokens, heard = task.progress.tokens, task.progress.listening and task.beams == 1
             if heard and not done and length == len(tokens) + 1:
                 tokens.append(int(report.last[task.row]))
-            elif report.broken[task.row]:
+            elif report.broken[task.row : task.rows.stop].any():
                 self.drop(task, BROKEN.format(dtype=self.device.dtype))
                 self.slots.fill(task.rows, NOTHING)
                 for row in task.rows:
@@ -216,7 +217,7 @@ class Scheduler:
                 length = int(texts.length[task.row]) if done else length
                 found = texts.tokens[task.row, :length].tolist()
                 if done:
-                    task.finish(found, texts.logprobs[task.row, :length], self.tokenizer)
+                    task.finish(texts, self.tokenizer)
                     more = found[:-1] if task.beams == 1 else []
                     self.leave(task, np.concatenate([task.ids, np.array(more, np.int64)]))
                 else:

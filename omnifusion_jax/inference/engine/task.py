@@ -7,10 +7,11 @@ import numpy as np
 from omnifusion_jax.batch import FEATURE, SPECIAL, Sample, Tile
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.tokenizer import Tokenizer
-from omnifusion_jax.inference.answer import Answer
+from omnifusion_jax.inference.answer import Answer, answer
 from omnifusion_jax.inference.engine.features import names
 from omnifusion_jax.inference.engine.handle import Progress
-from omnifusion_jax.inference.options import Sizes, reason
+from omnifusion_jax.inference.options import Sizes, rows_of
+from omnifusion_jax.inference.search import Texts
 
 APART = np.uint64(0x9E3779B97F4A7C15)  # an odd number: its multiples tell the feature rows of a tile apart
 
@@ -43,7 +44,7 @@ class Task:
     @property
     def beams(self) -> int:
         """Rows that it takes."""
-        return self.generation.num_beams
+        return rows_of(self.generation)
 
     @property
     def rows(self) -> range:
@@ -63,11 +64,11 @@ class Task:
             index[here] = np.array([places[name] for name in of], np.int32)[number] * tile.rows + row
         self.columns = np.stack([tokens, kind, index])
 
-    def finish(self, tokens: list[int], logprobs, tokenizer: Tokenizer):
-        """Makes the Answer of finished `tokens`, with the log probability of each."""
-        ended, logprob = reason(self.generation, tokenizer, tokens), float(np.sum(logprobs, dtype=np.float64))
-        self.progress.tokens = tokens
-        self.progress.answer = Answer(tokenizer.decode(tokens), tokens, ended, logprob)
+    def finish(self, texts: Texts, tokenizer: Tokenizer):
+        """Makes the Answer of its finished texts, among those of all rows."""
+        found = answer(self.generation, tokenizer, texts, self.row)
+        self.progress.tokens = found.tokens
+        self.progress.answer = found
 
     def fail(self, why: str):
         """Makes the Answer an error, with the tokens that there are."""
