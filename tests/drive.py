@@ -67,7 +67,7 @@ def pad(prompts):
     return x, segments, positions
 
 
-NAMES = types.SimpleNamespace(eos=EOS, pad=PAD)
+NAMES = types.SimpleNamespace(eos=EOS, pad=PAD, decode=str)
 
 
 def asked(generation, count, vocab=CONFIG.vocab):

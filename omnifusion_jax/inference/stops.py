@@ -81,6 +81,7 @@ def added(tokenizer: Tokenizer, vocab: int) -> list[bytes]:
     by_bytes = '"ByteLevel"' in decoder and not fallback
     join = " ".join if backend.decoder is None else backend.decoder.decode
     before = backend.encode(START, add_special_tokens=False).tokens
+    begun = len(join(before))
     found = []
     for token in map(backend.id_to_token, range(vocab)):
         if token is None:
@@ -90,7 +91,7 @@ def added(tokenizer: Tokenizer, vocab: int) -> list[bytes]:
         elif fallback and BYTE.fullmatch(token):
             found.append(bytes([int(token[3:5], 16)]))
         else:
-            found.append(join([*before, token]).partition(START)[2].encode())
+            found.append(join([*before, token])[begun:].encode())
     return found
 
 
