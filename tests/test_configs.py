@@ -388,7 +388,15 @@ def test_the_part_that_a_parameter_is_of(path, part):
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"num_beams": 0}, "num_beams is 0"),
         ({"temperature": -0.1}, "temperature is -0.1"),
-        ({"num_beams": 2, "temperature": 0.1}, "beams are not sampled"),
+        ({"min_new_tokens": 200}, "min_new_tokens 200 is not in"),
+        ({"num_return_sequences": 0, "temperature": 1.0}, "num_return_sequences is 0"),
+        ({"num_return_sequences": 2}, "greedy decoding gives one answer"),
+        ({"num_return_sequences": 4, "num_beams": 3}, "4 is more than num_beams 3"),
+        ({"early_stopping": "always"}, "early_stopping is 'always'"),
+        ({"min_p": 1.5}, "min_p 1.5 is not in"),
+        ({"forced_eos": True, "forced_eos_token_id": 3}, "both say what the last token is"),
+        ({"stop_strings": ("a", "")}, "stop_strings is empty"),
+        ({"likeliest": 65}, "likeliest 65 is not in"),
         ({"top_p": 0.0}, "top_p 0.0 is not in"),
         ({"top_p": 1.1}, "top_p 1.1 is not in"),
         ({"top_k": -1}, "top_k is -1"),
@@ -419,7 +427,7 @@ def test_the_published_recipe():
     """The arguments of `generate` in the published code."""
     ends = {"ban_newline": True, "forced_eos": True}
     assert GenerationConfig.official() == GenerationConfig(
-        50, 3, early_stopping=True, no_repeat_ngram_size=4, banned=("\n", "</s>", ":"), **ends
+        50, num_beams=3, early_stopping=True, no_repeat_ngram_size=4, banned=("\n", "</s>", ":"), **ends
     )
 
 

@@ -38,7 +38,8 @@ def answer_file(
 ) -> Summary:
     """Answers the requests of `source` and writes the answers to `target`, as they are ready.
 
-    An answer is a line {"id", "text", "tokens", "finish_reason", "error"}. A file beside it,
+    An answer is a line {"id", "text", "tokens", "finish_reason", "error"}, with "others" and "likeliest" as
+    in an Answer where `generation` asks for them. A file beside it,
     `TARGET.header.json`, says what made the answers: model, settings and folder of pictures. If these are
     still the same, a run that was cut off continues. The answer to a bad request holds its error; the others
     are answered all the same.

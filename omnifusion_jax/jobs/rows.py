@@ -46,18 +46,22 @@ class Rows:
 
 def row(place: int, name: str, answer: Answer, order: str) -> tuple[bytes, bool]:
     """The row for the Answer to the request `name`, and whether it is an error."""
-    told = {
-        "id": name,
-        "text": answer.text,
-        "tokens": answer.tokens,
-        "finish_reason": answer.finish_reason,
-        "error": answer.error,
-    }
+    told = {"id": name} | written(answer)
     if order == DONE:
         told[PLACE] = place
     line = json.dumps(told, ensure_ascii=False) + "\n"
     # a lone surrogate is escaped, as in JSON
     return line.encode(errors="backslashreplace"), answer.finish_reason == ERROR
+
+
+def written(answer: Answer) -> dict:
+    """What is written of an Answer; `others` and `likeliest` where they were asked for."""
+    told = {field: getattr(answer, field) for field in ("text", "tokens", "finish_reason", "error")}
+    if answer.likeliest:
+        told["likeliest"] = answer.likeliest
+    if answer.others:
+        told["others"] = [written(other) for other in answer.others]
+    return told
 
 
 def read_rows(target: Path, requests: Requests, places: range, order: str) -> tuple[Rows, int]:

@@ -263,12 +263,65 @@ def test_each_answers_what_comes_and_pulls_no_more_than_there_is_room_for(model,
 def test_settings_that_cannot_be(model, mixed):
     with pytest.raises(ConfigError, match="num_beams=1"):
         model.stream(mixed[0], BEAMS)
+    with pytest.raises(ConfigError, match="num_return_sequences=1, not 1 and 2"):
+        model.stream(mixed[0], dataclasses.replace(SAMPLED, num_return_sequences=2))
     with pytest.raises(ConfigError, match="0 to 319"):
         model.generate(mixed, GenerationConfig(banned_tokens=((320,),)))
     with pytest.raises(ConfigError, match="on_error"):
         model.generate(mixed, on_error="ignore")
     with pytest.raises(ConfigError, match="dtype"):
         Model(model.config, {}, model.tokenizer, dtype="float16")
+
+
+SEVERAL = [
+    dataclasses.replace(SAMPLED, num_return_sequences=3),
+    dataclasses.replace(BEAMS, num_beams=3, num_return_sequences=3, likeliest=2),
+]
+
+
+@pytest.mark.parametrize("generation", SEVERAL)
+def test_several_answers(model, mixed, generation):
+    """The first is the one that is given where one is asked for."""
+    one = model.generate(mixed, dataclasses.replace(generation, num_return_sequences=1), batch_size=3)
+    several = model.generate(mixed, generation, batch_size=3)
+    for alone, answer in zip(one, several, strict=True):
+        assert answer.tokens == alone.tokens and not alone.others
+        every = [answer, *answer.others]
+        assert len({tuple(a.tokens) for a in every}) == 3 and not any(a.others for a in answer.others)
+        for a in every:
+            assert a.text == model.tokenizer.decode(a.tokens) and len(a.logprobs) == len(a.tokens)
+            assert a.logprob == pytest.approx(sum(a.logprobs)) and a.finish_reason in ("stop", "length")
+            assert len(a.likeliest) == (len(a.tokens) if generation.likeliest else 0)
+
+
+def test_the_likeliest(model, mixed):
+    """Three are asked for, four are kept; those of the first step by the logits that the model gives."""
+    answers = model.generate(mixed, dataclasses.replace(GREEDY, likeliest=3))
+    scores = model.logits(mixed)
+    for answer, logits in zip(answers, scores, strict=True):
+        assert [step[0] for step in answer.likeliest] == list(
+            zip(answer.tokens, answer.logprobs, strict=True)
+        )
+        assert {len(step) for step in answer.likeliest} == {3}
+        expected = np.argsort(-logits[-1])[:3].tolist()
+        assert [token for token, _ in answer.likeliest[0]] == expected
+        told = [logprob for _, logprob in answer.likeliest[0]]
+        np.testing.assert_allclose(told, jax.nn.log_softmax(logits[-1])[np.array(expected)], atol=1e-3)
+
+
+@pytest.mark.parametrize("generation", [GREEDY, SAMPLED])
+def test_stop_strings(model, mixed, generation):
+    """Whole answers tell where those must end that stop at a string of one of them."""
+    whole = model.generate(mixed, generation)
+    string = next(answer.text[3:5] for answer in whole if answer.text[3:5].isascii() and len(answer.text) > 5)
+    stopped = model.generate(mixed, dataclasses.replace(generation, stop_strings=(string, "never")))
+    for before, answer in zip(whole, stopped, strict=True):
+        assert string not in model.tokenizer.decode(answer.tokens[:-1])
+        assert before.tokens[: len(answer.tokens)] == answer.tokens
+        assert (string in before.text) == (string in answer.text)
+        if string in answer.text:
+            assert answer.finish_reason == "stop"
+    assert any(len(a.tokens) < len(b.tokens) for a, b in zip(stopped, whole, strict=True))
 
 
 def test_nothing_asked(model):

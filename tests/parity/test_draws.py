@@ -1,4 +1,4 @@
-"""Sampled answers against Hugging Face's `generate`: as often the same, by chi-squared tests of many draws."""
+"""Sampled answers against Hugging Face's `generate`: are all as frequent? Chi-squared tests of many draws."""
 
 import collections
 import dataclasses
