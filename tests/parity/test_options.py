@@ -146,3 +146,23 @@ def test_combinations(pair, tokenizer, asked, start):
 @given(together, st.integers(0, 7))
 def test_many_combinations(pair, tokenizer, asked, start):
     agree(pair, tokenizer, asked, start)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)
+def test_the_first_token_is_forced(pair, tokenizer, settings):
+    """Theirs does so after a prompt of a single token only; the beginning is then what follows."""
+    ours, model, _ = pair
+    asked = {**settings, "max_new_tokens": 9, "begin_suppress_tokens": (5, 6, 7, 8), "forced_bos_token_id": 4}
+    prompt = model.get_input_embeddings().weight[9:10].detach().numpy()
+    answer = drive.answers(ours, [prompt], [GenerationConfig(**asked)], tokenizer, SIZES)[0]
+    out = model.generate(
+        torch.tensor([[9]]),
+        attention_mask=torch.ones(1, 1, dtype=torch.long),
+        do_sample=False,
+        pad_token_id=FILL,
+        eos_token_id=drive.EOS,
+        **asked | {"begin_suppress_tokens": [5, 6, 7, 8]},
+    )
+    expected = [[token for token in row[1:] if token != FILL] for row in out.tolist()]
+    assert [a.tokens for a in (answer, *answer.others)] == expected
+    assert all(tokens[0] == 4 and tokens[1] not in (5, 6, 7, 8) for tokens in expected)
