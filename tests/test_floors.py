@@ -34,7 +34,7 @@ FLOORS = (
 )
 CHECKPOINTS = (  # the same within checkpoints/
     ("storage",),
-    ("mapping",),
+    ("mapping", "integers"),
     ("encoders", "decoders", "checkpoint", "tokenizers"),
     ("omnifusion", "llava", "native", "base"),
     ("load",),

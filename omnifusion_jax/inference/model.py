@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from omnifusion_jax import hosts
@@ -16,9 +15,7 @@ from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference import decode, options, prompts, streaming
-from omnifusion_jax.models.omnifusion import abstract, cast
-from omnifusion_jax.nn import nnx
-from omnifusion_jax.nn.stack import unstack
+from omnifusion_jax.models.answering import answering
 from omnifusion_jax.sharding import mesh_of, sharding, ways
 
 GREEDY = GenerationConfig()
@@ -61,7 +58,7 @@ class Model:
         """Loads the parameters.
 
         Args:
-          arrays: every parameter by path, with stacked layers.
+          arrays: every parameter by path, as `models.answering` takes them.
           dtype: "float32" or "bfloat16", in which the parameters are kept.
           name: the name of the model that is written beside its answers.
 
@@ -73,9 +70,7 @@ class Model:
         self.config, self.tokenizer, self.dtype, self.name = config, tokenizer, dtype, name
         self.mesh = mesh_of(arrays.values())
         self.prepare = Prepare.of(tokenizer, config, config.decoder.max_length)
-        module = nnx.with_parameters(abstract(config), arrays)
-        module.decoder.layers = unstack(module.decoder.layers)
-        self.module = jax.tree.map(jnp.asarray, cast(module, dtype))
+        self.module = answering(config, arrays, dtype)
 
     def generate(
         self,

@@ -63,10 +63,14 @@ class Linear(nnx.Module):
         self.lora_a = linear(rngs, *self.layers, *self.ins, rank, fan_in=math.prod(self.ins))
         self.lora_b = zeros(*self.layers, rank, *self.outs)
 
+    @property
+    def scales_shape(self) -> tuple[int, ...]:
+        """The shape of the scales of a kernel of integers, as `quantized.quantise` gives them."""
+        return quantized.scales_shape(self.kernel.shape, len(self.layers + self.ins) - 1)
+
     def add_scales(self):
-        """Makes room for the scales of a kernel of integers, as `quantized.quantise` gives them."""
-        shape = quantized.scales_shape(self.kernel.shape, len(self.layers + self.ins) - 1)
-        self.kernel_scale = zeros(*shape)
+        """Makes room for the scales of a kernel of integers."""
+        self.kernel_scale = zeros(*self.scales_shape)
 
 
 def product(x, kernel, contracted: int = 1, dtype=None):

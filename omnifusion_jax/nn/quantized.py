@@ -10,9 +10,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 BLOCK = 64  # values that share a scale; a dimension that is no multiple of it is one block
 LARGEST = {"int8": 127, "int4": 7}
+KINDS = {np.dtype(np.int8): "int8", np.dtype(np.uint8): "int4"}  # of the arrays that hold the integers
 
 
 def scales_shape(shape, axis: int) -> tuple[int, ...]:
@@ -49,10 +51,29 @@ def values(codes, scales, dtype=jnp.float32):
     return found.astype(dtype).reshape(shape)
 
 
+def belong(codes, scales) -> bool:
+    """Whether arrays, or anything with their shape and dtype, can be integers and their scales."""
+    pairs = zip(codes.shape, scales.shape, strict=False)
+    whole = len(codes.shape) == len(scales.shape) and all(n and size % n == 0 for size, n in pairs)
+    return whole and np.dtype(codes.dtype) in KINDS
+
+
+def values_shape(codes, scales) -> tuple[int, ...]:
+    """The shape of the kernel that integers and their scales stand for; of both, shape and dtype count."""
+    axis, shape = axis_of(codes.shape, scales.shape), list(codes.shape)
+    shape[axis] *= 2 if KINDS[np.dtype(codes.dtype)] == "int4" else 1
+    return tuple(shape)
+
+
+def axis_of(shape, scales_shape) -> int:
+    """The dimension along which blocks lie."""
+    pairs = enumerate(zip(shape, scales_shape, strict=True))
+    return next((i for i, (size, blocks) in pairs if size != blocks), 0)
+
+
 def in_blocks(a, scales_shape):
     """(the array with a dimension for what a block holds after that of the blocks, its number)."""
-    pairs = enumerate(zip(a.shape, scales_shape, strict=True))
-    axis = next((i for i, (size, blocks) in pairs if size != blocks), 0)
+    axis = axis_of(a.shape, scales_shape)
     return a.reshape(*scales_shape[: axis + 1], -1, *a.shape[axis + 1 :]), axis + 1
 
 
