@@ -43,8 +43,9 @@ def completed(found: Checkpoint, base: Checkpoint, source: str | Path) -> Checkp
 def kept_as(weights: str | None, found: Checkpoint) -> Checkpoint:
     """The checkpoint with the kernels of its decoder's layers as values ("plain"), int8 or int4.
 
-    None leaves them as they are stored. Factors are merged into values, and stay beside integers. If they
-    were trained over integers, the values of such are what they are merged into.
+    None leaves them as they are stored. In int8 an output has one scale, in int4 one for 64 of its inputs.
+    Factors are merged into values, and stay beside integers. If they were trained over integers, the values
+    of such are what they are merged into.
 
     Raises: ConfigError when the kernels are not there, or cannot be kept so.
     """
@@ -59,7 +60,7 @@ def kept_as(weights: str | None, found: Checkpoint) -> Checkpoint:
         if integers.kind(arrays) not in (None, wanted):
             arrays = integers.plain(arrays, np.float32)
         if integers.kind(arrays) is None:
-            arrays = integers.quantised(found.config, arrays, wanted)
+            arrays = integers.quantised(found.config, arrays, wanted, whole=wanted == "int8")
         return dataclasses.replace(found, arrays=arrays)
     types = {path: a.dtype for path, a in integers.plain(found.arrays).items()}
     values = integers.plain(arrays, np.float32).items()

@@ -4,6 +4,7 @@ Beside a `kernel` of integers stands its `kernel_scale`; nn/quantized.py says wh
 """
 
 import functools
+import threading
 from collections.abc import Callable, Mapping
 
 import jax
@@ -44,15 +45,21 @@ def typed(arrays: Mapping[str, Lazy], dtype) -> dict[str, Lazy]:
     return {path: a if dtype is None or path in keep else a.astype(dtype) for path, a in arrays.items()}
 
 
-def quantised(config: ModelConfig, arrays: Mapping[str, Lazy], kind: str) -> dict[str, Lazy]:
+def quantised(
+    config: ModelConfig, arrays: Mapping[str, Lazy], kind: str, whole: bool = False
+) -> dict[str, Lazy]:
     """The parameters with the kernels of the decoder's layers as integers of the kind int8 or int4.
 
     Scales come right after their integers: of a kernel that is read in this order, each piece is read once.
 
+    Args:
+      whole: all inputs of an output share a scale; else blocks of them do.
     Raises: ConfigError when a kernel cannot be kept so.
     """
-    blocks = {path: shape for path, shape in lora.scales_shapes(config).items() if path in arrays}
+    shapes = lora.scales_shapes(config, whole)
+    blocks = {path: shape for path, shape in shapes.items() if path in arrays}
     check(bool(blocks), f"weights={kind}: the decoder has no kernel that can be kept as integers")
+    one_at_a_time = threading.Lock()  # what one thread makes, the others wait for and share
 
     @functools.lru_cache(maxsize=1)
     def made(path, bounds):  # bounds: (start, stop) along each dimension of the scales
@@ -66,13 +73,17 @@ def quantised(config: ModelConfig, arrays: Mapping[str, Lazy], kind: str) -> dic
             found[path] = kernel
             continue
         size = kernel.shape[quantized.axis_of(kernel.shape, blocks[path])]
-        check(size % 4 == 0, f"weights={kind}: {path} has {size} inputs, no multiple of 4")
-        make = lambda spans, path=path: made(path, tuple((s.start, s.stop) for s in spans))
+        check(size % 4 == 0 or whole, f"weights={kind}: {path} has {size} inputs, no multiple of 4")
+
+        def make(spans, path=path):
+            with one_at_a_time:
+                return made(path, tuple((s.start, s.stop) for s in spans))
+
         outline = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
         pair = jax.eval_shape(lambda a, path=path: quantized.quantise(a, blocks[path], kind), outline)
         for i, name in enumerate((path, f"{path}_scale")):
             part = lambda spans, make=make, i=i: make(spans)[i]
-            found[name] = in_whole_blocks(pair[i], blocks[path], part, kernel)
+            found[name] = in_whole_blocks(pair[i], blocks[path], part, kernel.origin)
     return found
 
 
@@ -87,34 +98,31 @@ def plain(arrays: Mapping[str, Lazy], dtype=None) -> dict[str, Lazy]:
             return on_host(quantized.values)(block, scales.read(spans))
 
         outline = jax.ShapeDtypeStruct(quantized.values_shape(codes, scales), np.float32)
-        a = in_whole_blocks(outline, scales.shape, values, codes)
+        a = in_whole_blocks(outline, scales.shape, values, codes.origin)
         found[kernel_of(path)] = a.astype(dtype or arrays["decoder/embed"].dtype)
     return found
 
 
-def in_whole_blocks(outline, blocks: tuple[int, ...], make: Callable, source: Lazy) -> Lazy:
+def in_whole_blocks(outline, blocks: tuple[int, ...], make: Callable, origin: str) -> Lazy:
     """A Lazy of the shape and dtype of `outline`, made of pieces that cut no block.
 
     `blocks` is the shape of the scales; `make(spans)` gives what belongs to a part of them.
     """
-    axis = quantized.axis_of(source.shape, blocks)
-    unit = outline.shape[axis] // blocks[axis]
+    units = [size // count for size, count in zip(outline.shape, blocks, strict=True)]
 
     def read(spans):
-        start, stop = spans[axis].start, spans[axis].stop
-        first, last = start // unit, -(-stop // unit)
-        piece = make((*spans[:axis], slice(first, last), *spans[axis + 1 :]))
-        return piece[(*(slice(None),) * axis, slice(start - first * unit, stop - first * unit))]
+        pairs = list(zip(spans, units, strict=True))
+        piece = make(tuple(slice(s.start // unit, -(-s.stop // unit)) for s, unit in pairs))
+        starts = [s.start // unit * unit for s, unit in pairs]
+        return piece[tuple(slice(s.start - n, s.stop - n) for s, n in zip(spans, starts, strict=True))]
 
-    return Lazy(outline.shape, outline.dtype, read, source.origin)
+    return Lazy(outline.shape, outline.dtype, read, origin)
 
 
 def widened(spans, shape, blocks):
     """The spans of an array that belong to those of its scales."""
-    return tuple(
-        slice(s.start * (size // count), s.stop * (size // count))
-        for s, size, count in zip(spans, shape, blocks, strict=True)
-    )
+    units = [size // count for size, count in zip(shape, blocks, strict=True)]
+    return tuple(slice(s.start * unit, s.stop * unit) for s, unit in zip(spans, units, strict=True))
 
 
 def on_host(work: Callable, *settings) -> Callable:

@@ -70,16 +70,21 @@ def make_room(module, arrays: Mapping):
     """
     for path, a in arrays.items():
         if of_integers(path):
-            nnx.owner(module, path).add_scales()
+            owner, codes = nnx.owner(module, path), arrays[path.removesuffix("_scale")]
+            owner.add_scales()
+            owner.by_output = a.shape == owner.scales_shape(whole=True) and codes.dtype == jnp.int8
         elif path.endswith("/lora_a"):
             nnx.owner(module, path).add_factors(a.shape[-1], a.shape[-1], rngs=nnx.Rngs(0))
 
 
-def scales_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of the scales that each kernel has if it is kept as integers, by the kernel's path."""
+def scales_shapes(model: ModelConfig, whole: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes of the scales that each kernel has if it is kept as integers, by the kernel's path.
+
+    `whole`: one for each output, not one for each block of its inputs.
+    """
     module = abstract(model)
     owners = {p: nnx.owner(module, p) for p in nnx.parameters(module) if re.fullmatch(KERNEL, p)}
-    return {path: owner.scales_shape for path, owner in owners.items() if isinstance(owner, Linear)}
+    return {p: owner.scales_shape(whole) for p, owner in owners.items() if isinstance(owner, Linear)}
 
 
 def quantised(arrays: dict, kind: str) -> dict:
