@@ -7,6 +7,7 @@ from absl import flags
 from omnifusion_jax.api import load
 from omnifusion_jax.checkpoints.base import WEIGHTS as KEPT_AS
 from omnifusion_jax.cli.command import run
+from omnifusion_jax.cli.memory import memory
 from omnifusion_jax.cli.overrides import GenerationFlags, MeshFlags
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.images import open_image
@@ -98,6 +99,7 @@ def main(_):
     shown = pictures(IMAGE.value or "")
     generation = GENERATION.value
     model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, weights=WEIGHTS.value, mesh=MESH.value)
+    print(memory(model))
     print(HELP)
     converse(model, shown, generation)
 

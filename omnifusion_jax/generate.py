@@ -14,6 +14,7 @@ from rich.console import Console
 from omnifusion_jax.api import load
 from omnifusion_jax.checkpoints.base import WEIGHTS as KEPT_AS
 from omnifusion_jax.cli.command import run
+from omnifusion_jax.cli.memory import memory
 from omnifusion_jax.cli.overrides import GenerationFlags, MeshFlags
 from omnifusion_jax.hosts.environment import one_of_several
 from omnifusion_jax.jobs.answer_file import answer_file
@@ -78,6 +79,7 @@ def main(_):
     try:
         how = {"dtype": DTYPE.value, "weights": WEIGHTS.value, "mesh": MESH.value}
         model = load(MODEL.value, vision=VISION.value, **how)
+        print(memory(model))
         done = answer_file(
             model,
             INPUT.value,

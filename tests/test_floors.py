@@ -27,6 +27,7 @@ FLOORS = (
         "generate",
         "prepare_data",
         "chat",
+        "compare",
         "check_data",
         "plan",
         "__init__",

@@ -3,12 +3,13 @@
 A scan over their stack would copy each layer's weights for every token.
 """
 
+import collections
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from omnifusion_jax.config import ModelConfig
+from omnifusion_jax.config import ModelConfig, part_of
 from omnifusion_jax.models import lora
 from omnifusion_jax.models.omnifusion import OmniFusion, cast
 from omnifusion_jax.nn import nnx
@@ -47,3 +48,11 @@ def apart(arrays: Mapping, row: Callable) -> dict:
         else:
             found |= {f"{STACK}{i}/{name}": row(a, i) for i in range(len(a))}
     return found
+
+
+def weighed(module: nnx.Module) -> dict[str, int]:
+    """Bytes of the parameters by part, as they are kept, over all devices together."""
+    found = collections.Counter()
+    for path, a in nnx.parameters(module).items():
+        found[part_of(path)] += a.nbytes
+    return dict(found)
