@@ -1,9 +1,10 @@
 """`load`, which makes a model from a name or a directory, and `evaluate`, which measures its answers."""
 
 import jax
-import jax.numpy as jnp
 
+from omnifusion_jax.checkpoints.base import scaled_factors
 from omnifusion_jax.checkpoints.load import load_checkpoint
+from omnifusion_jax.checkpoints.storage.placement import for_answers
 from omnifusion_jax.config import one_of
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
@@ -13,7 +14,13 @@ from omnifusion_jax.inference.model import Model
 
 
 def load(
-    source, *, vision=None, base=None, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None
+    source,
+    *,
+    vision=None,
+    base=None,
+    dtype: str | None = None,
+    weights: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Model:
     """Loads a model that is ready to answer.
 
@@ -22,19 +29,22 @@ def load(
         LLaVA of transformers, or a hub id.
       vision: the vision tower (directory, file or hub id), if the source does not hold one.
       base: the whole model, named like `source`, that has what a source of trained parts lacks. Factors of
-        LoRA are merged into it.
+        LoRA are merged into it, and stay beside kernels of integers.
       dtype: of parameters and computation, "float32" or "bfloat16"; None: float32 on CPUs, which are slow at
         anything else, and bfloat16 elsewhere.
+      weights: what kernels of the decoder's layers are kept in: "int8", "int4" (docs/lora.md), or "plain",
+        `dtype`. None: as the source has them.
       mesh: from `sharding.make_mesh`; parameters are spread over it as they are read, and requests as they
         are answered. None: one device.
     Raises:
       CheckpointError: the source is unknown, unsafe or incomplete.
-      ConfigError: `dtype` is neither of the two, or `base` is another model than the source belongs to.
+      ConfigError: `dtype` or `weights` is none of these, or `base` is another model than the source belongs
+        to.
       DataError: the tokenizer is damaged or does not belong to the model.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     one_of("dtype", dtype, ("float32", "bfloat16"))
-    found = load_checkpoint(source, vision=vision, dtype=dtype, mesh=mesh, base=base)
+    found = load_checkpoint(source, vision=vision, dtype=dtype, base=base, weights=weights)
     if found.missing:
         raise CheckpointError(
             f"{source} holds only {', '.join(found.parts)}; "
@@ -46,8 +56,8 @@ def load(
         raise CheckpointError(
             f"{source} has no tokenizer: put tokenizer.json and tokenizer_config.json there"
         )
-    arrays = found.arrays if mesh else {path: jnp.asarray(a) for path, a in found.arrays.items()}
     tokenizer = Tokenizer(found.tokenizer).for_vocabulary(found.config.decoder.vocab)
+    arrays = for_answers(scaled_factors(found), mesh)
     return Model(found.config, arrays, tokenizer, dtype=dtype, name=str(source))
 
 

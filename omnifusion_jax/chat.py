@@ -5,7 +5,9 @@ import os
 from absl import flags
 
 from omnifusion_jax.api import load
+from omnifusion_jax.checkpoints.base import WEIGHTS as KEPT_AS
 from omnifusion_jax.cli.command import run
+from omnifusion_jax.cli.memory import memory
 from omnifusion_jax.cli.overrides import GenerationFlags, MeshFlags
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.images import open_image
@@ -19,6 +21,9 @@ DTYPE = flags.DEFINE_enum(
     None,
     ["bfloat16", "float32"],
     "Of parameters and computation; float32 on CPUs, else bfloat16, when not given.",
+)
+WEIGHTS = flags.DEFINE_enum(
+    "weights", None, KEPT_AS, "What kernels of the decoder are kept in; as stored, when not given."
 )
 GENERATION, MESH = GenerationFlags(), MeshFlags()
 
@@ -93,7 +98,8 @@ def main(_):
     # These come before the model, which takes long to load, so that their errors show at once.
     shown = pictures(IMAGE.value or "")
     generation = GENERATION.value
-    model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH.value)
+    model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, weights=WEIGHTS.value, mesh=MESH.value)
+    print(memory(model))
     print(HELP)
     converse(model, shown, generation)
 

@@ -8,13 +8,16 @@ Parts are put together without a source:
 """
 
 import collections
+import math
 import time
 from pathlib import Path
 
 import jax
 from absl import flags
 
+from omnifusion_jax.checkpoints import integers
 from omnifusion_jax.checkpoints.assemble import SEED
+from omnifusion_jax.checkpoints.base import WEIGHTS as KEPT_AS
 from omnifusion_jax.checkpoints.convert import convert
 from omnifusion_jax.checkpoints.inspect import inspect, lines
 from omnifusion_jax.checkpoints.load import FORMATS
@@ -35,6 +38,9 @@ FORMAT = flags.DEFINE_enum(
 )
 TO = flags.DEFINE_enum("to", "native", ["native", "omnifusion", "llava"], "Format to write.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Type to write; as stored when not given.")
+WEIGHTS = flags.DEFINE_enum(
+    "weights", None, KEPT_AS, "What kernels of the decoder are written as; as stored when not given."
+)
 VISION = flags.DEFINE_string(
     "vision",
     None,
@@ -73,7 +79,7 @@ def main(_):
         "assign": ASSIGN.value,
         "preset": PRESET.value,
     }
-    options |= {"format": FORMAT.value, "dtype": DTYPE.value, "base": BASE.value}
+    options |= {"format": FORMAT.value, "dtype": DTYPE.value, "base": BASE.value, "weights": WEIGHTS.value}
     if INSPECT.value:
         check(bool(SOURCE.value), "--inspect needs --source")
         print("\n".join(lines(*inspect(SOURCE.value, **options))))
@@ -124,8 +130,8 @@ def offer(error: Ambiguous, file: Path):
 def counts(arrays) -> dict[str, int]:
     """The number of parameters of each part."""
     found = collections.Counter()
-    for path, a in arrays.items():
-        found[part_of(path)] += a.size
+    for path, shape in integers.shapes(arrays).items():
+        found[part_of(path)] += math.prod(shape)
     return found
 
 

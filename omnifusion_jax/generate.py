@@ -12,7 +12,9 @@ from absl import flags
 from rich.console import Console
 
 from omnifusion_jax.api import load
+from omnifusion_jax.checkpoints.base import WEIGHTS as KEPT_AS
 from omnifusion_jax.cli.command import run
+from omnifusion_jax.cli.memory import memory
 from omnifusion_jax.cli.overrides import GenerationFlags, MeshFlags
 from omnifusion_jax.hosts.environment import one_of_several
 from omnifusion_jax.jobs.answer_file import answer_file
@@ -27,6 +29,9 @@ DTYPE = flags.DEFINE_enum(
     None,
     ["bfloat16", "float32"],
     "Of parameters and computation; float32 on CPUs, else bfloat16, when not given.",
+)
+WEIGHTS = flags.DEFINE_enum(
+    "weights", None, KEPT_AS, "What kernels of the decoder are kept in; as stored, when not given."
 )
 INPUT = flags.DEFINE_string(
     "input", None, "Requests, or LLaVA records: JSONL, or any source as for data.path.", required=True
@@ -72,7 +77,9 @@ def main(_):
     several = one_of_several(HOST.value, OF.value, os.environ)
     part = several and Part(*several)
     try:
-        model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, mesh=MESH.value)
+        how = {"dtype": DTYPE.value, "weights": WEIGHTS.value, "mesh": MESH.value}
+        model = load(MODEL.value, vision=VISION.value, **how)
+        print(memory(model))
         done = answer_file(
             model,
             INPUT.value,

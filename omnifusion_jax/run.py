@@ -11,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from omnifusion_jax import hosts
+from omnifusion_jax.checkpoints import integers
 from omnifusion_jax.checkpoints.load import (
     NO_TOKENIZER,
     load_decoder,
@@ -204,6 +205,7 @@ def starting_point(config: TrainConfig, allow_change: bool = False) -> tuple[dic
             )
         elif part == "decoder":
             stored, found, words = load_decoder(source)
+            found = integers.plain(found)
             same_settings("model.decoder", ours[part], stored, source, but=FREE["decoder"])
             tokenizer = tokenizer or words
         else:

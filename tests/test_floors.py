@@ -27,6 +27,7 @@ FLOORS = (
         "generate",
         "prepare_data",
         "chat",
+        "compare",
         "check_data",
         "plan",
         "__init__",
@@ -34,7 +35,7 @@ FLOORS = (
 )
 CHECKPOINTS = (  # the same within checkpoints/
     ("storage",),
-    ("mapping",),
+    ("mapping", "integers"),
     ("encoders", "decoders", "checkpoint", "tokenizers"),
     ("omnifusion", "llava", "native", "base"),
     ("load",),

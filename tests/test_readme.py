@@ -294,6 +294,7 @@ CHECKS = {
     "python -m omnifusion_jax.generate": check_generate,
     "python -m omnifusion_jax.convert": check_convert,
     "python -m omnifusion_jax.chat": check_chat,
+    "python -m omnifusion_jax.compare": lambda arguments, desk: parse("compare", arguments),
     "python -m omnifusion_jax.check_data": check_check_data,
     "python -m omnifusion_jax.train": check_train,
     "python -m omnifusion_jax.plan": check_plan,

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from omnifusion_jax.checkpoints import integers
 from omnifusion_jax.checkpoints.assemble import from_parts
+from omnifusion_jax.checkpoints.base import kept_as
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint, check_tokenizer
 from omnifusion_jax.checkpoints.llava.export import export_llava
 from omnifusion_jax.checkpoints.load import load_checkpoint
@@ -30,11 +32,12 @@ def convert(
 
     Args:
       source: directory or hub id of a whole checkpoint. None if a model is put together from parts:
-        from `decoder` and the options `vision`, `vision2`, `preset` and `dtype` (see `assemble.from_parts`).
+        from `decoder` and the options `vision`, `vision2`, `preset` and `dtype` (see `assemble.from_parts`)
+        and `weights`.
       output: new directory.
       to: "native", "omnifusion" or "llava".
       decoder: directory or hub id of a language model; None with `source`.
-      options: those of `load.load_checkpoint`: dtype, vision, vision2, assign, preset, format, base.
+      options: those of `load.load_checkpoint`: dtype, vision, vision2, assign, preset, format, base, weights.
 
     Returns: the checkpoint, and the names of its parts that were initialised because no source had them.
 
@@ -44,6 +47,12 @@ def convert(
     """
     one_of("to", to, WRITERS)
     checkpoint, fresh = read(source, decoder, options)
+    kind = integers.kind(checkpoint.arrays)
+    check(
+        kind is None or to == "native",
+        f"kernels of the decoder are {kind}, and the format {to} holds values: --weights=plain writes those "
+        "that the integers stand for",
+    )
     WRITERS[to](checkpoint, output)
     return checkpoint, fresh
 
@@ -63,7 +72,9 @@ def read(source, decoder, options) -> tuple[Checkpoint, tuple[str, ...]]:
         )
         if "preset" in options:
             options["name"] = options.pop("preset")  # what `from_parts` calls it
-        return from_parts(decoder, **options)
+        weights = options.pop("weights", None)
+        found, fresh = from_parts(decoder, **options)
+        return kept_as(weights, found), fresh
     found = load_checkpoint(source, **options)
     if "decoder" in found.parts:
         check_tokenizer(found.tokenizer, found.config.decoder, source)

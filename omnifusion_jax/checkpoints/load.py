@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jax
 
-from omnifusion_jax.checkpoints import native
-from omnifusion_jax.checkpoints.base import completed
+from omnifusion_jax.checkpoints import integers, native
+from omnifusion_jax.checkpoints.base import WEIGHTS, completed, kept_as
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint, check_tokenizer
 from omnifusion_jax.checkpoints.decoders import language_models
 from omnifusion_jax.checkpoints.encoders import vision_towers
@@ -19,7 +19,15 @@ from omnifusion_jax.checkpoints.storage.bundled import VISION, locate
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.checkpoints.storage.placement import placed
 from omnifusion_jax.checkpoints.tokenizers import fast_tokenizer
-from omnifusion_jax.config import DecoderConfig, EncoderConfig, LoraConfig, ModelConfig, TrainConfig, check
+from omnifusion_jax.config import (
+    DecoderConfig,
+    EncoderConfig,
+    LoraConfig,
+    ModelConfig,
+    TrainConfig,
+    check,
+    one_of,
+)
 from omnifusion_jax.errors import CheckpointError
 
 
@@ -63,6 +71,7 @@ def load_checkpoint(
     preset: str | None = None,
     format: str | None = None,
     base: str | Path | None = None,
+    weights: str | None = None,
 ) -> Checkpoint:
     """Reads a checkpoint and recognises its format.
 
@@ -78,8 +87,11 @@ def load_checkpoint(
         omnifusion.json names, or the published one.
       format: a name in FORMATS; a source of any other format is refused. None takes every format.
       base: a whole model, as `source`, that has what a source of trained parts lacks. Factors in the source
-        are merged into its kernels.
-      dtype: "bfloat16", "float32" or a numpy type of the arrays. None keeps the stored types.
+        are merged into its kernels, if these are not kept as integers.
+      weights: what kernels of the decoder's layers are kept in: "int8" or "int4", made of the values that are
+        stored; "plain", values. None leaves them as they are stored.
+      dtype: "bfloat16", "float32" or a numpy type of the arrays but integers and their scales. None keeps the
+        stored types.
       mesh: devices over which the arrays are spread as they are read; no process reads or holds more than the
         share of its own devices. None reads values only where they decide what the
         model is, such as whether a stored head equals the embedding.
@@ -87,8 +99,11 @@ def load_checkpoint(
     Raises:
       CheckpointError: the source is missing, of no known format, unsafe or incomplete, or its tokenizer does
         not fit its decoder.
-      ConfigError: `base` is another model than the one that the source belongs to.
+      ConfigError: `base` is another model than the one that the source belongs to, or kernels cannot be kept
+        as `weights` says.
     """
+    if weights is not None:
+        one_of("weights", weights, WEIGHTS)
     directory = hub.local(source, files=True)
     towers = [hub.local(tower, files=True) for tower in (vision or VISION.get(source), vision2) if tower]
     name = format_of(directory)
@@ -106,11 +121,14 @@ def load_checkpoint(
         raise CheckpointError(
             f"{source}: the format {name} says itself what {said} would; leave out --{flags}"
         )
-    config, arrays, tokenizer = FORMATS[name].read(directory, dtype, **options)
+    stored = dtype if weights in (None, "plain") else None  # integers are made of the values as stored
+    config, arrays, tokenizer = FORMATS[name].read(directory, stored, **options)
     factors = native.read_factors(directory) if name == "native" else None
     checkpoint = Checkpoint(config, arrays, tokenizer, name, factors)
     if base:
-        checkpoint = completed(checkpoint, load_checkpoint(base, dtype=dtype), base)
+        checkpoint = completed(checkpoint, load_checkpoint(base, dtype=stored), base)
+    checkpoint = kept_as(weights, checkpoint)
+    checkpoint = dataclasses.replace(checkpoint, arrays=integers.typed(checkpoint.arrays, dtype))
     if mesh:
         checkpoint = dataclasses.replace(checkpoint, arrays=placed(mesh, checkpoint.arrays))
     if checkpoint.tokenizer is not None:
@@ -146,6 +164,8 @@ def what_else(source, path: Path) -> str:
 def load_trained(source: str | Path, model: ModelConfig) -> tuple[ModelConfig, dict[str, Lazy], Path | None]:
     """What training continues from: (the config it was made with, {path: Lazy}, tokenizer directory or None).
 
+    Kernels of integers come as values.
+
     Args:
       source: a native directory of a whole model or of the parts that phase 1 trained; or what phase 1 of the
         original code writes, which says little about the model that it belongs to.
@@ -159,7 +179,8 @@ def load_trained(source: str | Path, model: ModelConfig) -> tuple[ModelConfig, d
         advice = "Train the model that they were made for: --config.model.preset=NAME"
         return *phase1.read_for(model, directory, advice), None
     if native.is_native(directory):
-        return native.read(directory)
+        config, arrays, tokenizer = native.read(directory)
+        return config, integers.plain(arrays), tokenizer
     if native.is_native(directory / "model"):
         raise CheckpointError(f"{source}: {what_else(source, directory)}")
     raise CheckpointError(

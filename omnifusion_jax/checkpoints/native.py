@@ -1,12 +1,14 @@
 """The library's own checkpoint directory.
 
     arrays/        Orbax, a plain nested dict by path, no framework types
-    config.json    {"version": 1, "parts": ["image/adapter", "special"], "model": {...}, "lora": {...}}
+    config.json    {"version": 1, "parts": ["image/adapter", "special"], "model": {...}, "lora": {...},
+                    "weights": "int8"}
     tokenizer.json, tokenizer_config.json, ...    the tokenizer's files, where there is one
 
 In config.json, `model` is the ModelConfig of the whole model, and `parts` lists which of its parts are there:
 checkpoints of phase 1 hold only what was trained. With LoRA that is the part "lora", the factors beside the
-decoder's kernels, and `lora` is their LoraConfig.
+decoder's kernels, and `lora` is their LoraConfig. `weights` is there if kernels are integers: each has its
+scales beside it, as nn/quantized.py describes them.
 """
 
 import contextlib
@@ -18,6 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from omnifusion_jax.checkpoints import integers
 from omnifusion_jax.checkpoints.mapping.shapes import NONE, shapes_of
 from omnifusion_jax.checkpoints.mapping.tensors import refuse
 from omnifusion_jax.checkpoints.storage import chunks
@@ -66,6 +69,8 @@ def save_native(
             values = {"version": VERSION, "parts": parts, "model": dataclasses.asdict(config)}
             if "lora" in parts:
                 values["lora"] = dataclasses.asdict(factors)
+            if kind := integers.kind(arrays):
+                values["weights"] = kind
             write_json(partial / "config.json", values)
     multihost_utils.sync_global_devices(f"{directory} named")
 
@@ -98,7 +103,7 @@ def open_native(directory: str | Path, dtype=None) -> tuple[ModelConfig, dict[st
 
     Args:
       directory: written by `save_native`, on any number of devices.
-      dtype: type of the arrays; None keeps the stored types.
+      dtype: type of the arrays but integers and their scales; None keeps the stored types.
 
     Raises:
       CheckpointError: config.json was not written by this library, or arrays are missing, superfluous or
@@ -106,7 +111,7 @@ def open_native(directory: str | Path, dtype=None) -> tuple[ModelConfig, dict[st
     """
     directory = located(directory)
     config, stored = stored_arrays(directory)
-    return config, {path: reader(directory, path, a).astype(dtype or a.dtype) for path, a in stored.items()}
+    return config, integers.typed({path: reader(directory, path, a) for path, a in stored.items()}, dtype)
 
 
 def reader(directory: Path, path: str, a) -> Lazy:
@@ -126,6 +131,12 @@ def stored_arrays(directory):
     with ocp.StandardCheckpointer() as checkpointer, named_errors(directory):
         stored = flat(checkpointer.metadata(directory / "arrays").item_metadata.tree)
     check(stored, config, parts, directory, read_factors(directory) or NONE)
+    said, found = read_json(directory / "config.json").get("weights"), integers.kind(stored)
+    if said != found:
+        raise CheckpointError(
+            f"{directory}/config.json: weights is {said}, but kernels in arrays/ are {found or 'values'}. "
+            "Files of two checkpoints were mixed; copy or save it again"
+        )
     return config, stored
 
 
@@ -177,11 +188,12 @@ def check(arrays, config: ModelConfig, parts, where, factors: LoraConfig = NONE)
       CheckpointError: they differ; all differences are listed.
     """
     wanted = shapes_of(config, *parts, factors=factors)
-    problems = [f"{path}: missing" for path in wanted.keys() - arrays.keys()]
-    problems += [f"{path}: the model has no such array" for path in arrays.keys() - wanted.keys()]
-    for path in wanted.keys() & arrays.keys():
-        if tuple(arrays[path].shape) != wanted[path]:
-            problems.append(f"{path}: has shape {list(arrays[path].shape)}, {list(wanted[path])} is needed")
+    found = integers.shapes(arrays)
+    problems = [f"{path}: missing" for path in wanted.keys() - found.keys()]
+    problems += [f"{path}: the model has no such array" for path in found.keys() - wanted.keys()]
+    for path in wanted.keys() & found.keys():
+        if found[path] != wanted[path]:
+            problems.append(f"{path}: has shape {list(found[path])}, {list(wanted[path])} is needed")
     refuse(sorted(problems), where, "do not fit the model that config.json describes")
 
 

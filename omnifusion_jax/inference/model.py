@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from omnifusion_jax import hosts
@@ -17,9 +16,7 @@ from omnifusion_jax.inference import options, prompts
 from omnifusion_jax.inference.answer import Answer
 from omnifusion_jax.inference.engine import Engine
 from omnifusion_jax.inference.engine.sizes import doubled, lengths
-from omnifusion_jax.models.omnifusion import abstract, cast
-from omnifusion_jax.nn import nnx
-from omnifusion_jax.nn.stack import unstack
+from omnifusion_jax.models.answering import answering
 from omnifusion_jax.sharding import mesh_of, sharding, ways
 
 GREEDY = GenerationConfig()
@@ -48,7 +45,7 @@ class Model:
         """Loads the parameters.
 
         Args:
-          arrays: every parameter by path, with stacked layers.
+          arrays: every parameter by path, as `models.answering` takes them.
           dtype: "float32" or "bfloat16", in which the parameters are kept.
           name: the name of the model that is written beside its answers.
 
@@ -60,9 +57,7 @@ class Model:
         self.config, self.tokenizer, self.dtype, self.name = config, tokenizer, dtype, name
         self.mesh = mesh_of(arrays.values())
         self.prepare = Prepare.of(tokenizer, config, config.decoder.max_length)
-        module = nnx.with_parameters(abstract(config), arrays)
-        module.decoder.layers = unstack(module.decoder.layers)
-        self.module = jax.tree.map(jnp.asarray, cast(module, dtype))
+        self.module = answering(config, arrays, dtype)
         self.talks = None  # the Engine of streams, made when one is asked for
 
     def generate(

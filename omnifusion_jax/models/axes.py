@@ -72,9 +72,14 @@ AXES = [
 def axes(path: str) -> list[str]:
     """Names of the dimensions of the parameter at `path`.
 
+    One of a layer that stands apart has those of the stack but the first.
+
     Raises:
       ConfigError: not exactly one row of AXES matches the path.
     """
+    stack = re.sub(r"^(decoder/layers/)\d+/", r"\1", path)
+    if stack != path:
+        return axes(stack)[1:]
     hits = [names.split() for pattern, names in AXES if re.fullmatch(pattern, path)]
     check(
         len(hits) == 1,

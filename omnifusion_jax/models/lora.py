@@ -2,13 +2,13 @@
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from omnifusion_jax.config import LoraConfig, ModelConfig, check
-from omnifusion_jax.models.omnifusion import OmniFusion
+from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.nn import nnx, quantized
 from omnifusion_jax.nn.linear import Linear
 
@@ -56,6 +56,35 @@ def add_scales(module, paths: Iterable[str]):
         owner = nnx.owner(module, path)
         check(owner.ins[-1] % 4 == 0, f"lora.base: {path} has {owner.ins[-1]} inputs, no multiple of 4")
         owner.add_scales()
+
+
+def of_integers(path: str) -> bool:
+    """Whether a parameter says what the integers of a kernel stand for."""
+    return path.endswith("/kernel_scale")
+
+
+def make_room(module, arrays: Mapping):
+    """Makes room in a module for what stands beside kernels among parameters by path: scales, and factors.
+
+    The factors are multiplied by alpha / rank already.
+    """
+    for path, a in arrays.items():
+        if of_integers(path):
+            owner, codes = nnx.owner(module, path), arrays[path.removesuffix("_scale")]
+            owner.add_scales()
+            owner.by_output = a.shape == owner.scales_shape(whole=True) and codes.dtype == jnp.int8
+        elif path.endswith("/lora_a"):
+            nnx.owner(module, path).add_factors(a.shape[-1], a.shape[-1], rngs=nnx.Rngs(0))
+
+
+def scales_shapes(model: ModelConfig, whole: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes of the scales that each kernel has if it is kept as integers, by the kernel's path.
+
+    `whole`: one for each output, not one for each block of its inputs.
+    """
+    module = abstract(model)
+    owners = {p: nnx.owner(module, p) for p in nnx.parameters(module) if re.fullmatch(KERNEL, p)}
+    return {p: owner.scales_shape(whole) for p, owner in owners.items() if isinstance(owner, Linear)}
 
 
 def quantised(arrays: dict, kind: str) -> dict:

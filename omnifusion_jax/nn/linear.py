@@ -23,6 +23,7 @@ class Linear(nnx.Module):
     """
 
     lora_a = lora_b = kernel_scale = None
+    by_output = False  # whether the outputs of a kernel of integers have one scale each, and no gradient
 
     def __init__(
         self,
@@ -43,7 +44,8 @@ class Linear(nnx.Module):
         if self.kernel_scale is None:
             y = product(x, self.kernel[...], contracted)
         else:
-            y = quantized.product(x, self.kernel[...], self.kernel_scale[...], contracted)
+            times = quantized.product_by_output if self.by_output else quantized.product
+            y = times(x, self.kernel[...], self.kernel_scale[...], contracted)
         if self.lora_a is not None:
             low = jnp.tensordot(x, self.lora_a[...], contracted)  # [..., rank]
             y = y + jnp.tensordot(low * self.lora_scale, self.lora_b[...], 1)
@@ -63,10 +65,18 @@ class Linear(nnx.Module):
         self.lora_a = linear(rngs, *self.layers, *self.ins, rank, fan_in=math.prod(self.ins))
         self.lora_b = zeros(*self.layers, rank, *self.outs)
 
+    def scales_shape(self, whole: bool = False) -> tuple[int, ...]:
+        """The shape of the scales of a kernel of integers, as `quantized.quantise` gives them.
+
+        `whole`: one for each output, not one for each block of its inputs.
+        """
+        if whole:
+            return *self.layers, *(1,) * len(self.ins), *self.outs
+        return quantized.scales_shape(self.kernel.shape, len(self.layers + self.ins) - 1)
+
     def add_scales(self):
-        """Makes room for the scales of a kernel of integers, as `quantized.quantise` gives them."""
-        shape = quantized.scales_shape(self.kernel.shape, len(self.layers + self.ins) - 1)
-        self.kernel_scale = zeros(*shape)
+        """Makes room for the scales of a kernel of integers."""
+        self.kernel_scale = zeros(*self.scales_shape())
 
 
 def product(x, kernel, contracted: int = 1, dtype=None):

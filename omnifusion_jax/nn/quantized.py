@@ -1,18 +1,22 @@
 """Kernels of 8 or 4 bits, for maps that are not trained.
 
-A block of values along the last dimension of a map's inputs shares a scale: value = integer * scale. The
+A block of values shares a scale: value = integer * scale. Blocks lie along the last dimension of a map's
+inputs, or take in all inputs of an output; the shapes of the integers and of the scales say which. The
 integers are symmetric about zero. Two of 4 bits share a byte, the first half of a block the lower bits and
 the second half the upper ones: JAX has a type of 4 bits, but programs compiled ahead of time for a CPU refuse
 arrays of it.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 BLOCK = 64  # values that share a scale; a dimension that is no multiple of it is one block
 LARGEST = {"int8": 127, "int4": 7}
+KINDS = {np.dtype(np.int8): "int8", np.dtype(np.uint8): "int4"}  # of the arrays that hold the integers
 
 
 def scales_shape(shape, axis: int) -> tuple[int, ...]:
@@ -21,39 +25,59 @@ def scales_shape(shape, axis: int) -> tuple[int, ...]:
     return *shape[:axis], 1 if size % BLOCK else size // BLOCK, *shape[axis + 1 :]
 
 
+def belong(codes, scales) -> bool:
+    """Whether arrays, or anything with a shape and a dtype, can be integers and their scales."""
+    pairs = zip(codes.shape, scales.shape, strict=False)
+    whole = len(codes.shape) == len(scales.shape) and all(n and size % n == 0 for size, n in pairs)
+    return whole and np.dtype(codes.dtype) in KINDS
+
+
+def values_shape(codes, scales) -> tuple[int, ...]:
+    """The shape of the kernel that integers and their scales stand for."""
+    shape = list(codes.shape)
+    if KINDS[np.dtype(codes.dtype)] == "int4":
+        shape[axis_of(codes.shape, scales.shape)] *= 2
+    return tuple(shape)
+
+
 def quantise(kernel, scales_shape, kind: str):
     """(integers, their scales in bfloat16), of the kind int8 or int4.
 
     The integers are int8 of the kernel's shape; or uint8, two in each, with half as many along the dimension
     of the blocks. The scales are rounded first, so that the integers make up for it.
     """
-    parts, axis = in_blocks(kernel, scales_shape)
-    parts, most = parts.astype(jnp.float32), LARGEST[kind]
-    scales = (jnp.abs(parts).max(axis=axis, keepdims=True) / most).astype(jnp.bfloat16)
+    parts, most = in_blocks(kernel, scales_shape).astype(jnp.float32), LARGEST[kind]
+    inside = tuple(range(1, parts.ndim, 2))
+    scales = (jnp.abs(parts).max(axis=inside, keepdims=True) / most).astype(jnp.bfloat16)
     found = jnp.round(parts / jnp.where(scales > 0, scales, 1).astype(jnp.float32))
-    codes = jnp.clip(found, -most, most).astype(jnp.int8)
+    codes, shape = jnp.clip(found, -most, most).astype(jnp.int8), list(kernel.shape)
     if kind == "int4":
-        low, high = jnp.split((codes + 8).astype(jnp.uint8), 2, axis=axis)
-        codes = low | high << 4
-    shape = (*kernel.shape[: axis - 1], -1, *kernel.shape[axis:])
+        axis = axis_of(kernel.shape, scales_shape)
+        low, high = jnp.split((codes + 8).astype(jnp.uint8), 2, axis=2 * axis + 1)
+        codes, shape[axis] = low | high << 4, shape[axis] // 2
     return codes.reshape(shape), scales.reshape(scales_shape)
 
 
 def values(codes, scales, dtype=jnp.float32):
     """The kernel that integers and their scales stand for."""
-    parts, axis = in_blocks(codes, scales.shape)
+    parts, shape = in_blocks(codes, scales.shape), values_shape(codes, scales)
     if codes.dtype == jnp.uint8:
-        parts = jnp.concatenate([parts & 15, parts >> 4], axis=axis).astype(jnp.int8) - 8
-    found = parts.astype(jnp.float32) * jnp.expand_dims(scales, axis).astype(jnp.float32)
-    shape = (*codes.shape[: axis - 1], -1, *codes.shape[axis:])
+        inside = 2 * axis_of(codes.shape, scales.shape) + 1
+        parts = jnp.concatenate([parts & 15, parts >> 4], axis=inside).astype(jnp.int8) - 8
+    found = parts.astype(jnp.float32) * in_blocks(scales, scales.shape).astype(jnp.float32)
     return found.astype(dtype).reshape(shape)
 
 
+def axis_of(shape, scales_shape) -> int:
+    """The dimension along which blocks lie, where it is one."""
+    pairs = enumerate(zip(shape, scales_shape, strict=True))
+    return next((i for i, (size, blocks) in pairs if size != blocks), 0)
+
+
 def in_blocks(a, scales_shape):
-    """(the array with a dimension for what a block holds after that of the blocks, its number)."""
-    pairs = enumerate(zip(a.shape, scales_shape, strict=True))
-    axis = next((i for i, (size, blocks) in pairs if size != blocks), 0)
-    return a.reshape(*scales_shape[: axis + 1], -1, *a.shape[axis + 1 :]), axis + 1
+    """The array with each dimension as two: the blocks, and what one of them holds."""
+    pairs = zip(a.shape, scales_shape, strict=True)
+    return a.reshape([n for size, blocks in pairs for n in (blocks, size // blocks)])
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)
@@ -63,3 +87,37 @@ def product(x, codes, scales, contracted: int):
     The backward pass makes the kernel's values again: kept for it, they would be those of all layers.
     """
     return jnp.tensordot(x, values(codes, scales, x.dtype), contracted)
+
+
+def product_by_output(x, codes, scales, contracted: int):
+    """The product with a kernel int8[*ins, *outs] whose outputs have one scale each; it has no gradient.
+
+    The scale of an output waits until its sum is there. So compilers read integers where they would write
+    values first.
+    """
+
+    def in_floats(x, codes):
+        return jnp.tensordot(x, codes.astype(x.dtype), contracted, preferred_element_type=jnp.float32)
+
+    in_integers = functools.partial(in_two_parts, contracted=contracted)
+    y = jax.lax.platform_dependent(x, codes, cpu=in_integers, default=in_floats)
+    return (y * scales.reshape(scales.shape[contracted:]).astype(jnp.float32)).astype(x.dtype)
+
+
+def in_two_parts(x, codes, contracted: int):
+    """x [..., *ins] times integers int8[*ins, *outs], float32[..., *outs]: a product of integers on a CPU.
+
+    Each row of x is 254 * high + low, both int8, in units of its largest value / 127 / 254: what it was, to
+    15 bits. For a product of floats XLA would write all integers out as floats. The two rows have a second
+    reason: XLA gives YNNPACK, which has the instructions for it, no product of one row.
+    """
+    ins, outs = codes.shape[:contracted], codes.shape[contracted:]
+    rows = x.astype(jnp.float32).reshape(-1, math.prod(ins))
+    most = jnp.abs(rows).max(axis=1, keepdims=True) / 127
+    rows = rows / jnp.where(most > 0, most, 1)
+    high = jnp.round(rows)
+    parts = jnp.concatenate([high, jnp.round((rows - high) * 254)]).astype(jnp.int8)
+    matrix = codes.reshape(math.prod(ins), math.prod(outs))
+    high, low = jnp.split(jnp.matmul(parts, matrix, preferred_element_type=jnp.int32).astype(jnp.float32), 2)
+    y = (high + low / 254) * most  # not a number where a row was not
+    return y.reshape(*x.shape[: x.ndim - contracted], *outs)

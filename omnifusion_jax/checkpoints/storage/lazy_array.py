@@ -53,6 +53,12 @@ class Lazy:
             return self
         return Lazy(self.shape, dtype, lambda spans: self.read(spans).astype(dtype), self.origin)
 
+    def row(self, i: int):
+        """What stands at index `i` of the first dimension, read when it is used."""
+        return Lazy(
+            self.shape[1:], self.dtype, lambda spans: self.read((slice(i, i + 1), *spans))[0], self.origin
+        )
+
 
 def span(index, n):
     """An index into a dimension of length `n` as slice(start, stop). The index may count from the end."""

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
+from omnifusion_jax.models.answering import apart
 from omnifusion_jax.models.axes import placements
 
 
@@ -16,8 +19,21 @@ def placed(mesh: jax.sharding.Mesh, arrays: Mapping[str, np.ndarray]) -> dict[st
     return {path: place(arrays[path], sharding) for path, sharding in placements(mesh, arrays).items()}
 
 
+def for_answers(arrays: Mapping[str, Lazy], mesh: jax.sharding.Mesh | None = None) -> dict[str, jax.Array]:
+    """Parameters by path on their devices, with the decoder's layers apart: what `inference.Model` takes.
+
+    They are read one after the other, so that the host never holds more than a few of them.
+    """
+    arrays = dict(sorted(apart(arrays, Lazy.row).items()))  # layer by layer, scales after their integers
+    if mesh:
+        return placed(mesh, arrays)
+    return {path: jnp.asarray(a) for path, a in arrays.items()}
+
+
 def place(a, sharding: jax.sharding.Sharding) -> jax.Array:
     """One array as a jax array. A block that several devices hold is read once."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(np.asarray(a), sharding)
     read = {}
 
     def shard(index):

@@ -1,0 +1,141 @@
+"""Kernels of integers in a checkpoint: made of values, or made values again, a piece at a time.
+
+Beside a `kernel` of integers stands its `kernel_scale`; nn/quantized.py says what they are.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from omnifusion_jax.checkpoints.storage.lazy_array import Lazy, host
+from omnifusion_jax.config import ModelConfig, check
+from omnifusion_jax.models import lora
+from omnifusion_jax.nn import quantized
+
+
+def kind(arrays: Mapping) -> str | None:
+    """int8 or int4: what the kernels of parameters by path are kept in; None: they are values."""
+    kernels = (arrays.get(kernel_of(path)) for path in arrays if lora.of_integers(path))
+    return next((quantized.KINDS.get(np.dtype(a.dtype)) for a in kernels if a is not None), None)
+
+
+def kernel_of(path: str) -> str:
+    """The path of the kernel that a scale stands beside."""
+    return path.removesuffix("_scale")
+
+
+def shapes(arrays: Mapping) -> dict[str, tuple[int, ...]]:
+    """The shapes of parameters by path, with those of values in place of integers and their scales."""
+    found = {path: tuple(a.shape) for path, a in arrays.items() if not lora.of_integers(path)}
+    for path in filter(lora.of_integers, arrays):
+        kernel, scales = arrays.get(kernel_of(path)), arrays[path]
+        if kernel is not None and quantized.belong(kernel, scales):
+            found[kernel_of(path)] = quantized.values_shape(kernel, scales)
+        else:  # nothing that a model has
+            found[path] = tuple(scales.shape)
+    return found
+
+
+def typed(arrays: Mapping[str, Lazy], dtype) -> dict[str, Lazy]:
+    """The parameters in another type (None: as they are). Integers and their scales keep theirs."""
+    keep = {name for path in filter(lora.of_integers, arrays) for name in (path, kernel_of(path))}
+    return {path: a if dtype is None or path in keep else a.astype(dtype) for path, a in arrays.items()}
+
+
+def quantised(
+    config: ModelConfig, arrays: Mapping[str, Lazy], kind: str, whole: bool = False
+) -> dict[str, Lazy]:
+    """The parameters with the kernels of the decoder's layers as integers of the kind int8 or int4.
+
+    Scales come right after their integers: of a kernel that is read in this order, each piece is read once.
+
+    Args:
+      whole: all inputs of an output share a scale; else blocks of them do.
+    Raises: ConfigError when a kernel cannot be kept so.
+    """
+    shapes = lora.scales_shapes(config, whole)
+    blocks = {path: shape for path, shape in shapes.items() if path in arrays}
+    check(bool(blocks), f"weights={kind}: the decoder has no kernel that can be kept as integers")
+    one_at_a_time = threading.Lock()  # what one thread makes, the others wait for and share
+
+    @functools.lru_cache(maxsize=1)
+    def made(path, bounds):  # bounds: (start, stop) along each dimension of the scales
+        spans, kernel = [slice(*pair) for pair in bounds], arrays[path]
+        block = kernel.read(widened(spans, kernel.shape, blocks[path]))
+        return on_host(quantized.quantise, tuple(s.stop - s.start for s in spans), kind)(block)
+
+    found = {}
+    for path, kernel in arrays.items():
+        if path not in blocks:
+            found[path] = kernel
+            continue
+        size = kernel.shape[quantized.axis_of(kernel.shape, blocks[path])]
+        check(size % 4 == 0 or whole, f"weights={kind}: {path} has {size} inputs, no multiple of 4")
+
+        def make(spans, path=path):
+            with one_at_a_time:
+                return made(path, tuple((s.start, s.stop) for s in spans))
+
+        outline = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+        pair = jax.eval_shape(lambda a, path=path: quantized.quantise(a, blocks[path], kind), outline)
+        for i, name in enumerate((path, f"{path}_scale")):
+            part = lambda spans, make=make, i=i: make(spans)[i]
+            found[name] = in_whole_blocks(pair[i], blocks[path], part, kernel.origin)
+    return found
+
+
+def plain(arrays: Mapping[str, Lazy], dtype=None) -> dict[str, Lazy]:
+    """The parameters with values in place of integers, of `dtype` (None: that of the embeddings)."""
+    found = {path: a for path, a in arrays.items() if not lora.of_integers(path)}
+    for path in filter(lora.of_integers, arrays):
+        codes, scales = arrays[kernel_of(path)], arrays[path]
+
+        def values(spans, codes=codes, scales=scales):
+            block = codes.read(widened(spans, codes.shape, scales.shape))
+            return on_host(quantized.values)(block, scales.read(spans))
+
+        outline = jax.ShapeDtypeStruct(quantized.values_shape(codes, scales), np.float32)
+        a = in_whole_blocks(outline, scales.shape, values, codes.origin)
+        found[kernel_of(path)] = a.astype(dtype or arrays["decoder/embed"].dtype)
+    return found
+
+
+def in_whole_blocks(outline, blocks: tuple[int, ...], make: Callable, origin: str) -> Lazy:
+    """A Lazy of the shape and dtype of `outline`, made of pieces that cut no block.
+
+    `blocks` is the shape of the scales; `make(spans)` gives what belongs to a part of them.
+    """
+    units = [size // count for size, count in zip(outline.shape, blocks, strict=True)]
+
+    def read(spans):
+        pairs = list(zip(spans, units, strict=True))
+        piece = make(tuple(slice(s.start // unit, -(-s.stop // unit)) for s, unit in pairs))
+        starts = [s.start // unit * unit for s, unit in pairs]
+        return piece[tuple(slice(s.start - n, s.stop - n) for s, n in zip(spans, starts, strict=True))]
+
+    return Lazy(outline.shape, outline.dtype, read, origin)
+
+
+def widened(spans, shape, blocks):
+    """The spans of an array that belong to those of its scales."""
+    units = [size // count for size, count in zip(shape, blocks, strict=True)]
+    return tuple(slice(s.start * unit, s.stop * unit) for s, unit in zip(spans, units, strict=True))
+
+
+def on_host(work: Callable, *settings) -> Callable:
+    """`work(*arrays, *settings)` computed by the CPU, so that integers are the same on every machine."""
+
+    def run(*arrays):
+        with jax.default_device(host()):
+            found = compiled(work, settings)(*map(np.asarray, arrays))
+        return jax.tree.map(np.asarray, found)
+
+    return run
+
+
+@functools.cache
+def compiled(work, settings):
+    return jax.jit(lambda *arrays: work(*arrays, *settings))
