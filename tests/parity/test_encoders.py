@@ -14,11 +14,11 @@ import tiny
 import torch
 import transformers
 from parity.torch_models import pixels, randomised
-from parity.vision_models import Described, Hub, InternViT, OpenClip
+from parity.vision_models import Described, Eva02, Hub, InternViT, OpenClip
 from torch.nn import functional
 
 from omnifusion_jax.checkpoints.load import load_encoder
-from omnifusion_jax.config import EncoderConfig, ImageConfig, ModelConfig
+from omnifusion_jax.config import CLIP_MEAN, EncoderConfig, ImageConfig, ModelConfig
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.resize import RESIZE, resize_matrix
@@ -234,6 +234,29 @@ def test_timm_siglip(tmp_path, size):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     compare(tmp_path, model, activation="gelu", position_resize="bicubic_antialias", heads=12)
+
+
+@pytest.mark.parametrize("size", [PATCH * GRID, PATCH * 10])  # OmniLMM doubles the grid
+def test_timm_eva02(tmp_path, size):
+    theirs = randomised(Eva02(**TINY | {"width": 64, "heads": 16}), 0)
+    settings = {
+        "architecture": "eva02_enormous_patch14_clip_224",
+        "pretrained_cfg": {"input_size": [3, size, size]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    model, images = compare(
+        tmp_path,
+        theirs,
+        activation="gelu",
+        norm_order="post",
+        key_bias=False,
+        heads=16,
+        position_resize="bicubic_antialias",
+        mean=CLIP_MEAN,
+    )
+    model.config.feature_layer, model.config.feature_norm = -1, True  # what OmniLMM reads
+    close(model(images), theirs.norm(theirs(pixels(model.config, images))[-1])[:, 1:])
 
 
 @pytest.mark.parametrize("registers", [0, 4])
