@@ -106,7 +106,7 @@ def test_ids_are_those_of_hugging_face(folder, tokenizer, name):
     theirs.add_special_tokens({"additional_special_tokens": ["<image>"]})
     template = Template(TEMPLATES[name], {"image": "<image>"}, tokenizer)
     for text, said in zip(PROMPTS[name], (ONE, THREE), strict=True):
-        ids, weights = template(turns(*said), True, "")
+        ids, weights, _ = template(turns(*said), True, "")
         assert ids.tolist() == theirs(text).input_ids
         assert ids[0] == BOS and np.isin(ids, list(template.ids)).sum() == 1 and not weights.any()
         assert ids.dtype == np.int32 and weights.dtype == np.float32

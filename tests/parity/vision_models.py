@@ -64,19 +64,19 @@ class Hub(nn.Module):
             **scales,
         )
 
-    def positions(self, side):
+    def positions(self, height, width):
         """There are two libraries and three ways.
 
         timm antialiases, so does DINOv2 with registers; without them it asks for 0.1 of a patch more.
         """
         first, table = self.pos_embed[:, : not self.siglip], self.pos_embed[:, (not self.siglip) :]
-        if side == self.grid:
+        if (height, width) == (self.grid, self.grid):
             return first, table
         table = table.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         if self.registers or self.siglip:
-            table = functional.interpolate(table, size=(side, side), mode="bicubic", antialias=True)
+            table = functional.interpolate(table, size=(height, width), mode="bicubic", antialias=True)
         else:
-            table = functional.interpolate(table, scale_factor=(side + 0.1) / self.grid, mode="bicubic")
+            table = functional.interpolate(table, scale_factor=(height + 0.1) / self.grid, mode="bicubic")
         return first, table.flatten(2).transpose(1, 2)
 
     def feed_forward(self, mlp, x):
@@ -87,7 +87,7 @@ class Hub(nn.Module):
 
     def forward(self, pixels):
         x = self.patch_embed.proj(pixels)
-        first, positions = self.positions(x.shape[-1])
+        first, positions = self.positions(*x.shape[-2:])
         x = x.flatten(2).transpose(1, 2) + positions
         if not self.siglip:
             before = [self.cls_token + first] + ([self.register_tokens] if self.registers else [])
