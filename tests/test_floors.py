@@ -36,7 +36,7 @@ CHECKPOINTS = (  # the same within checkpoints/
     ("storage",),
     ("mapping",),
     ("encoders", "decoders", "checkpoint", "tokenizers"),
-    ("omnifusion", "llava", "native", "base"),
+    ("omnifusion", "llava", "omnilmm", "native", "base"),
     ("load",),
     ("assemble", "inspect"),
     ("convert", "__init__"),
