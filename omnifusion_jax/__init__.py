@@ -20,6 +20,7 @@ HOMES = {
     "DataError": "errors",
     "GenerationConfig": "config",
     "Model": "inference.model",
+    "OmniLMMChat": "omnilmm",
     "OmniFusionError": "errors",
     "Request": "data.dialogues",
     "convert": "checkpoints.convert",

@@ -15,6 +15,7 @@ import transformers
 from parity.torch_models import randomised
 from parity.vision_models import Eva02, Hub
 from PIL import Image
+from safetensors.torch import save_file
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from torch import nn
@@ -65,7 +66,9 @@ MEANS = {
 def places(height, across, width=WIDTH):
     """Of each place of a grid: sines and cosines of the column, then of the row."""
     speeds = [10000 ** (-4 * k / width) for k in range(width // 4)]
-    one = lambda row, column: [f(at * s) for at in (column, row) for f in (math.sin, math.cos) for s in speeds]
+    one = lambda row, column: [
+        f(at * s) for at in (column, row) for f in (math.sin, math.cos) for s in speeds
+    ]
     return torch.tensor([one(row, column) for row in range(height) for column in range(across)])
 
 
@@ -104,7 +107,10 @@ class Whole(nn.Module):
         else:
             scales = {"embedding_multiplier": 12.0, "residual_multiplier": 1.4 / math.sqrt(2)}
             scales |= {"logits_scaling": WIDTH / 32, "attention_multiplier": (WIDTH // 4) ** -0.5}
-            config, cls = transformers.GraniteConfig(**self.language(), **scales), transformers.GraniteForCausalLM
+            config, cls = (
+                transformers.GraniteConfig(**self.language(), **scales),
+                transformers.GraniteForCausalLM,
+            )
             tower = Hub(**TOWER, siglip=True)
         config._attn_implementation = "eager"
         self.llm = randomised(cls(config), seed)
@@ -141,7 +147,10 @@ class Whole(nn.Module):
 
     def embeds(self, ids, mark, rows):
         """Embeddings [1, seq, width] as `inputs_embeds`, which Granite multiplies: rows are not scaled."""
-        x, here = self.llm.get_input_embeddings()(torch.tensor(ids)), [i for i, t in enumerate(ids) if t == mark]
+        x, here = (
+            self.llm.get_input_embeddings()(torch.tensor(ids)),
+            [i for i, t in enumerate(ids) if t == mark],
+        )
         if rows:
             x = x.clone()
             x[here] = torch.cat(rows) / self.scaled
@@ -160,8 +169,6 @@ def save(model, directory, dtype=torch.float32, binary=False):
     if binary:
         torch.save(tensors, directory / "pytorch_model.bin")
     else:
-        from safetensors.torch import save_file
-
         save_file(tensors, directory / "model.safetensors")
 
 
@@ -207,7 +214,9 @@ def expected_inputs(model, directory, turns, seen, grids):
     text, mark = prompt(model.name, turns, grids)
     backend = Backend.from_file(str(directory / "tokenizer.json"))
     if model.kind == "omnilmm":
-        backend.add_special_tokens([AddedToken(t, normalized=False) for t in ("<im_patch>", "<im_start>", "<im_end>")])
+        backend.add_special_tokens(
+            [AddedToken(t, normalized=False) for t in ("<im_patch>", "<im_start>", "<im_end>")]
+        )
     ids = backend.encode(text, add_special_tokens=False).ids
     return model.embeds(ids, backend.token_to_id(mark), [model.rows(picture) for picture in seen])
 

@@ -18,6 +18,7 @@ FLOORS = (
     ("objectives",),
     (
         "api",
+        "omnilmm",
         "run",
         "shipped",
         "changes",
