@@ -126,17 +126,17 @@ class Whole(nn.Module):
         own = ("model_type", "architectures", "auto_map")
         return {name: value for name, value in self.settings.items() if name not in own}
 
-    def tensors(self):
-        """By public name."""
+    def tensors(self, parameters=False):
+        """By public name; only `parameters`, or also what is fixed."""
         prefixes = {
             "omnilmm": ("", "model.vision_tower.", "model.resampler."),
             "minicpmv": ("llm.", "vpm.", "resampler."),
         }[self.kind]
         modules = zip(prefixes, (self.llm, self.tower, self.resampler), strict=True)
-        found = {prefix + name: a for prefix, m in modules for name, a in m.state_dict().items()}
+        named = (lambda m: m.named_parameters()) if parameters else (lambda m: m.state_dict().items())
+        found = {prefix + name: a for prefix, m in modules for name, a in named(m)}
         return {name: a for name, a in found.items() if "attn_pool" not in name}
 
-    @torch.no_grad()
     def rows(self, picture):
         """[rows, width] of each picture or slice, which are PIL images of the size in which they are seen."""
         mean, std = (torch.tensor(value) for value in MEANS[self.kind])

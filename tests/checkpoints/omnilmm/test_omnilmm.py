@@ -1,8 +1,11 @@
 """OmniLMM and MiniCPM-V under their public names: what they compute, both ways, and what is refused."""
 
 import json
+import math
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import omnilmm_models as published
 import pytest
@@ -13,12 +16,19 @@ from transformers import LlamaForCausalLM
 import omnifusion_jax as of
 from omnifusion_jax.checkpoints.convert import convert
 from omnifusion_jax.checkpoints.load import load_checkpoint
-from omnifusion_jax.checkpoints.omnilmm.export import export_omnilmm
+from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
+from omnifusion_jax.checkpoints.mapping.tensors import destinations, to_foreign
+from omnifusion_jax.checkpoints.omnilmm.export import export_omnilmm, system_of
+from omnifusion_jax.checkpoints.omnilmm.systems import SYSTEMS, table
 from omnifusion_jax.checkpoints.storage.weights import open_tensors, write_safetensors
 from omnifusion_jax.errors import CheckpointError, DataError
 from omnifusion_jax.inference.model import forward
+from omnifusion_jax.inference.prompts import assemble, lay_out
+from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.models.presets import preset
+from omnifusion_jax.nn import nnx
 
+OMNILMM, MINICPMV = SYSTEMS["omnilmm"], SYSTEMS["minicpmv"]
 rng = np.random.default_rng(0)
 WIDE, SMALL = (  # pictures of large shapes: resizing them is no matter of noise
     Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(size, Image.Resampling.NEAREST)
@@ -66,14 +76,16 @@ def requests():
     ]
 
 
-def expected(model, directory, talk):
+def expected(model, directory, talk, learning=False):
     turns, _, pictures = talk
     seen = [
         slices(picture) if model.name == "minicpm-v-2.0" else (published.squashed(picture), None)
         for picture in pictures
     ]
     flat = [one for found, _ in seen for one in found]
-    return published.expected_inputs(model, directory, turns, flat, [grid for _, grid in seen])
+    grids = [grid for _, grid in seen]
+    with torch.set_grad_enabled(learning):
+        return published.expected_inputs(model, directory, turns, flat, grids)
 
 
 def test_logits(system):
@@ -173,6 +185,71 @@ def test_minicpm_as_a_plain_llama(system, tmp_path):
     with torch.no_grad():
         ours, theirs = plain(ids).logits.numpy(), model.llm(ids).logits.numpy()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_the_public_files_at_full_size():
+    """By name and shape: the 694 tensors of MiniCPM-V 2.0, and 11.6 billion values of OmniLMM-12B."""
+    c = preset("minicpm-v-2.0")
+    tensors = destinations(table(c, MINICPMV), shapes_of(c))
+    named = {name: place.shape for name, place in tensors.items()} | {"resampler.pos_embed": (64, 2304)}
+    assert len(named) == 694
+    assert named["vpm.pos_embed"] == (1, 729, 1152) and named["vpm.patch_embed.proj.weight"] == (
+        1152,
+        3,
+        14,
+        14,
+    )
+    assert named["vpm.blocks.25.attn.qkv.weight"] == (3456, 1152) and "vpm.blocks.26.norm1.bias" not in named
+    assert named["resampler.attn.in_proj_weight"] == (6912, 2304)
+    assert named["resampler.kv_proj.weight"] == (2304, 1152)
+    assert named["resampler.query"] == (64, 2304) and named["resampler.proj"] == (2304, 2304)
+    assert named["llm.model.layers.39.mlp.down_proj.weight"] == (2304, 5760)
+    assert named["llm.lm_head.weight"] == named["llm.model.embed_tokens.weight"] == (122753, 2304)
+    c = preset("omnilmm-12b")
+    tensors = destinations(table(c, OMNILMM), shapes_of(c))
+    named = {name: place.shape for name, place in tensors.items()}
+    tower = "model.vision_tower."
+    assert named[tower + "cls_token"] == (1, 1, 1792) and named[tower + "pos_embed"] == (1, 257, 1792)
+    assert named[tower + "blocks.62.attn.q_bias"] == named[tower + "blocks.62.attn.v_bias"] == (1792,)
+    assert tower + "blocks.63.norm1.weight" not in named
+    assert not any("attn.qkv.bias" in name or "k_bias" in name for name in named)
+    assert named[tower + "blocks.0.mlp.fc1.weight"] == (15360, 1792)
+    assert named["model.resampler.kv_proj.weight"] == (4096, 1792)
+    assert named["model.layers.31.self_attn.k_proj.weight"] == (1024, 4096)
+    assert round(sum(map(math.prod, named.values())) / 1e9, 1) == 11.6
+
+
+@pytest.mark.parametrize("system", ["omnilmm", "minicpm-v-2.0"], indirect=True)
+def test_gradients(system):
+    """Of a loss over the logits of a question, for every parameter by its public name."""
+    model, directory, ours = system
+    talk = TALKS[0]
+    c, made = ours.config, load_checkpoint(directory)
+    arrays = {path: jnp.asarray(a) for path, a in made.arrays.items()}
+    batch = assemble([lay_out(requests()[0], "here", ours.prepare)], ours.prepare, left=False)
+    embeds = expected(model, directory, talk, learning=True)
+    n = embeds.shape[1]
+    assert len(batch.tokens) == 1 and (batch.kind[0] > 0).sum() == n
+    weights = np.random.default_rng(4).normal(size=(n, c.decoder.vocab)).astype(np.float32)
+
+    def loss(arrays):
+        module = nnx.with_parameters(abstract(c), arrays)
+        return (jax.nn.log_softmax(module(batch)[0, :n]) * weights).sum() / n
+
+    gradients = to_foreign(jax.device_get(jax.jit(jax.grad(loss))(arrays)), table(c, system_of(c)))
+    scores = model.llm(inputs_embeds=embeds).logits[0]
+    (torch.log_softmax(scores, -1) * torch.tensor(weights)).sum().div(n).backward()
+    theirs = {
+        name: p.grad.numpy() for name, p in model.tensors(parameters=True).items() if p.grad is not None
+    }
+    model.zero_grad()
+    assert theirs.keys() == {name for name in gradients}
+    largest = max(np.abs(a).max() for a in theirs.values())
+    for name, gradient in theirs.items():
+        scale = max(np.abs(gradient).max(), 1e-3 * largest)  # that of a key's bias is zero but for rounding
+        np.testing.assert_allclose(
+            np.asarray(gradients[name]), gradient, rtol=0, atol=5e-5 * scale, err_msg=name
+        )
 
 
 def changed(directory, target, settings=None, tensors=None):
