@@ -21,6 +21,7 @@ HOMES = {
     "Engine": "inference.engine",
     "GenerationConfig": "config",
     "Model": "inference.model",
+    "OmniLMMChat": "omnilmm",
     "OmniFusionError": "errors",
     "Request": "data.dialogues",
     "convert": "checkpoints.convert",

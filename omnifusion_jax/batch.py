@@ -10,17 +10,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # Kinds of position. An UNKNOWN position holds text whose token, as a target, adds nothing to the loss but is
-# counted in its mean. A feature row of the stream with number i has the kind FEATURE + i; streams are
-# numbered in the order of the model's config.
-PADDING, TEXT, UNKNOWN, SPECIAL, FEATURE = range(5)
+# counted in its mean; an INSTEAD position holds text that as a target counts as another token. A feature row
+# of the stream with number i has the kind FEATURE + i; streams are numbered in the order of the model's
+# config.
+PADDING, TEXT, UNKNOWN, INSTEAD, SPECIAL, FEATURE = range(6)
+# The last byte of a patch of a picture of any shape, which comes as uint8[patches, 3 * patch**2 + 1]; 0 means
+# that there is no patch. A picture of 2 x 3 patches with room for 8 has 1 1 2 1 1 2 0 0.
+PATCH, LINE_END = 1, 2
 
 
 class Sample(NamedTuple):
     """One laid-out dialogue. The first four arrays have one length."""
 
     tokens: np.ndarray  # int32: token ids; the padding id where there is no text
-    kind: np.ndarray  # int32: TEXT, UNKNOWN, SPECIAL, or FEATURE + the number of a stream
-    # int32: which feature row of the stream, or which vector of ModelConfig.special stands here; 0 for text
+    kind: np.ndarray  # int32: TEXT, UNKNOWN, INSTEAD, SPECIAL, or FEATURE + the number of a stream
+    # int32: which feature row of the stream, or which vector of ModelConfig.special stands here; the token
+    # that counts INSTEAD; 0 for other text
     index: np.ndarray
     weights: np.ndarray  # float32: loss weight of this token as the target of the position before it
     # {stream: (array for each view)}. Each array holds the tiles of all media items of the stream, one item

@@ -1,5 +1,5 @@
 """Converts checkpoints: python -m omnifusion_jax.convert --source=DIR_OR_HUB_ID --output=DIR \
-[--to=native|omnifusion|llava]
+[--to=native|omnifusion|llava|omnilmm|llama]
 
 --inspect prints what a source is instead, and where each array comes from.
 Parts are put together without a source:
@@ -18,7 +18,7 @@ from absl import flags
 from omnifusion_jax.checkpoints import integers
 from omnifusion_jax.checkpoints.assemble import SEED
 from omnifusion_jax.checkpoints.base import WEIGHTS as KEPT_AS
-from omnifusion_jax.checkpoints.convert import convert
+from omnifusion_jax.checkpoints.convert import WRITERS, convert
 from omnifusion_jax.checkpoints.inspect import inspect, lines
 from omnifusion_jax.checkpoints.load import FORMATS
 from omnifusion_jax.checkpoints.omnifusion import two_encoders
@@ -36,7 +36,7 @@ INSPECT = flags.DEFINE_bool("inspect", False, "Print what the source is, and wri
 FORMAT = flags.DEFINE_enum(
     "format", None, list(FORMATS), "Format that the source must have; recognised when not given."
 )
-TO = flags.DEFINE_enum("to", "native", ["native", "omnifusion", "llava"], "Format to write.")
+TO = flags.DEFINE_enum("to", "native", list(WRITERS), "Format to write.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "Type to write; as stored when not given.")
 WEIGHTS = flags.DEFINE_enum(
     "weights", None, KEPT_AS, "What kernels of the decoder are written as; as stored when not given."

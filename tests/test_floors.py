@@ -18,6 +18,7 @@ FLOORS = (
     ("objectives",),
     (
         "api",
+        "omnilmm",
         "run",
         "shipped",
         "changes",
@@ -37,7 +38,7 @@ CHECKPOINTS = (  # the same within checkpoints/
     ("storage",),
     ("mapping", "integers"),
     ("encoders", "decoders", "checkpoint", "tokenizers"),
-    ("omnifusion", "llava", "native", "base"),
+    ("omnifusion", "llava", "omnilmm", "native", "base"),
     ("load",),
     ("assemble", "inspect"),
     ("convert", "__init__"),

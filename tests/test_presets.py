@@ -35,7 +35,10 @@ def test_the_page_is_up_to_date():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_built_and_spread(name):
-    """Over eight devices, of which each gets little more than an eighth of the bytes."""
+    """Over eight devices, of which each gets little more than an eighth of the bytes.
+
+    A vocabulary of an odd size cannot be cut in two: of such a table each gets a quarter.
+    """
     c = preset(name)
     c.validate()
     arrays = nnx.parameters(abstract(c))
@@ -46,9 +49,12 @@ def test_every_preset_can_be_built_and_spread(name):
     encoders = [path for path in whole if not path.startswith("decoder/")]
     large = name != "omnifusion-tiny"  # whose norms and biases weigh more
     parts = {"encoders, adapter": (encoders, 4), "decoder": (set(whole) - set(encoders), 8)}
+    uneven = [path for path in ("decoder/embed", "decoder/head") if c.decoder.vocab % 2]
     for part, (paths, devices) in parts.items():
-        assert sum(each[p] for p in paths) < (1.05 if large else 1.2) / devices * sum(
-            whole[p] for p in paths
+        more = sum(whole[p] for p in paths if p in uneven) * (1 / 4 - 1 / devices)
+        assert (
+            sum(each[p] for p in paths)
+            < (1.05 if large else 1.2) / devices * sum(whole[p] for p in paths) + more
         ), part
 
 

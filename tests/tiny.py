@@ -218,6 +218,8 @@ def systems():
         "sum, norms apart": shapes(mixed, "image/adapter/"),
         "attention": shapes(preset("report-attention-mistral-7b"), "image/adapter/"),
         "resampler": shapes(resampler, "image/adapter/"),
+        "omnilmm-12b": shapes(preset("omnilmm-12b"), ("image/encoders/", "image/adapter/")),
+        "minicpm-v-2.0": shapes(preset("minicpm-v-2.0"), ""),
         "qwen": shapes(qwen, "decoder/layers/attention/"),
         "lora": {path: a for path, a in factors.items() if path.endswith(beside)},
         "patches": {"head": reader["head"]},

@@ -11,12 +11,16 @@ from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.mapping.shapes import NONE
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.omnifusion.export import export_original
+from omnifusion_jax.checkpoints.omnilmm.export import export_omnilmm
+from omnifusion_jax.checkpoints.omnilmm.folded import export_llama
 from omnifusion_jax.config import check, one_of
 
 WRITERS = {
     "native": lambda c, output: save_native(output, c.config, c.arrays, c.tokenizer, c.factors or NONE),
     "omnifusion": export_original,
     "llava": export_llava,
+    "omnilmm": export_omnilmm,
+    "llama": export_llama,
 }
 
 
@@ -35,7 +39,7 @@ def convert(
         from `decoder` and the options `vision`, `vision2`, `preset` and `dtype` (see `assemble.from_parts`)
         and `weights`.
       output: new directory.
-      to: "native", "omnifusion" or "llava".
+      to: a row of WRITERS. "llama" writes the language model alone, its multipliers folded into it.
       decoder: directory or hub id of a language model; None with `source`.
       options: those of `load.load_checkpoint`: dtype, vision, vision2, assign, preset, format, base, weights.
 

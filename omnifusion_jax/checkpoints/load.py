@@ -14,6 +14,8 @@ from omnifusion_jax.checkpoints.encoders import vision_towers
 from omnifusion_jax.checkpoints.llava.read import is_llava
 from omnifusion_jax.checkpoints.llava.read import read as read_llava
 from omnifusion_jax.checkpoints.omnifusion import original, phase1
+from omnifusion_jax.checkpoints.omnilmm.read import is_omnilmm
+from omnifusion_jax.checkpoints.omnilmm.read import read as read_omnilmm
 from omnifusion_jax.checkpoints.storage import hub
 from omnifusion_jax.checkpoints.storage.bundled import VISION, locate
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
@@ -46,6 +48,7 @@ RELEASE = "tuned-model/, tokenizer/, projection.pt, special_embeddings.pt"
 FORMATS = {  # the first format that knows a directory reads it
     "native": Format(native.is_native, native.read, "arrays/ and config.json"),
     "llava": Format(is_llava, read_llava, "config.json of type llava or llava_next"),
+    "omnilmm": Format(is_omnilmm, read_omnilmm, "config.json of type omnilmm or minicpmv"),
     "omnifusion-phase1": Format(
         phase1.is_phase1, phase1.read, "projection.pt and special_embeddings.pt alone", ("preset", "assign")
     ),

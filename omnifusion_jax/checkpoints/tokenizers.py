@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -13,7 +14,13 @@ from omnifusion_jax.checkpoints.storage.settings import read_json
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.paths import located, remote
 
-FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 SPACE = "\u2581"  # sentencepiece's mark for a space
 PROBES = (  # texts on which a converted tokenizer must agree with sentencepiece
     "This is a dialog.\n",
@@ -50,32 +57,84 @@ def fast_tokenizer(directory: str | Path) -> Path | None:
     if not found and not (directory / "tokenizer.model").is_file():
         return None
     content = b"".join((directory / name).read_bytes() for name in FILES if (directory / name).is_file())
+
+    def write(partial):
+        copy_tokenizer(directory, partial)
+        if not found:
+            near = partial if remote(directory) else directory
+            converted = from_sentencepiece(near / "tokenizer.model")
+            add_tokens(converted, added_tokens(near))
+            converted.save(str(partial / "tokenizer.json"))
+
+    return cached(content, write)
+
+
+def cached(content: bytes, write: Callable[[Path], None]) -> Path:
+    """The directory that `write` fills, kept in the cache by the `content` that it follows from.
+
+    Raises:
+      CheckpointError: it cannot be written.
+    """
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    converted = caches / "omnifusion_jax" / f"tokenizer-{hashlib.sha256(content).hexdigest()[:16]}"
-    if not converted.is_dir():
+    made = caches / "omnifusion_jax" / f"tokenizer-{hashlib.sha256(content).hexdigest()[:16]}"
+    if not made.is_dir():
         try:
-            converted.parent.mkdir(parents=True, exist_ok=True)
+            made.parent.mkdir(parents=True, exist_ok=True)
             # Every process writes into a directory of its own, because several may start at once
-            with tempfile.TemporaryDirectory(dir=converted.parent) as partial:
-                copy_tokenizer(directory, partial)
-                if not found:
-                    near = Path(partial) if remote(directory) else directory
-                    from_sentencepiece(near / "tokenizer.model").save(str(Path(partial) / "tokenizer.json"))
+            with tempfile.TemporaryDirectory(dir=made.parent) as partial:
+                write(Path(partial))
                 with contextlib.suppress(OSError):  # another process was faster, with the same content
-                    os.rename(partial, converted)
+                    os.rename(partial, made)
                     os.mkdir(partial)  # the TemporaryDirectory removes it on exit
         except OSError as error:
-            raise CheckpointError(f"{unwritten(converted)} ({error})") from error
-    if not converted.is_dir():
-        raise CheckpointError(unwritten(converted))
-    return converted
+            raise CheckpointError(f"{unwritten(made)} ({error})") from error
+    if not made.is_dir():
+        raise CheckpointError(unwritten(made))
+    return made
 
 
-def unwritten(converted):
+def unwritten(made):
     return (
-        f"{converted}: the converted tokenizer cannot be written there. "
+        f"{made}: the converted tokenizer cannot be written there. "
         "Set XDG_CACHE_HOME to a folder that can be written"
     )
+
+
+def with_tokens(directory: Path, tokens: Sequence[str]) -> Path:
+    """A directory whose tokenizer never splits `tokens`, in which those that it lacks are added in order.
+
+    It is `directory` itself if that is so already, or else a copy in the cache.
+    """
+    backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    special = {token.content for token in backend.get_added_tokens_decoder().values()}
+    if special.issuperset(tokens):
+        return directory
+    add_tokens(backend, tokens)
+    written = backend.to_str(pretty=True).encode()
+
+    def write(partial):
+        copy_tokenizer(directory, partial)
+        (partial / "tokenizer.json").write_bytes(written)
+
+    names = (
+        (directory / "tokenizer_config.json").read_bytes()
+        if (directory / "tokenizer_config.json").is_file()
+        else b""
+    )
+    return cached(written + names, write)
+
+
+def add_tokens(backend: Tokenizer, tokens: Iterable[str]):
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
+
+
+def added_tokens(directory: Path) -> list[str]:
+    """The tokens that are added to those of tokenizer.model, in the order of their ids."""
+    file, config = directory / "added_tokens.json", directory / "tokenizer_config.json"
+    ids = read_json(file) if file.is_file() else {}
+    listed = read_json(config).get("added_tokens_decoder") if config.is_file() else None
+    ids |= {token["content"]: int(i) for i, token in (listed or {}).items()}
+    return sorted(ids, key=ids.get)
 
 
 def token_id(directory: str | Path, token: str) -> int:
@@ -117,7 +176,7 @@ def from_sentencepiece(file: str | Path) -> Tokenizer:
     model = models.BPE(ids, merges(pieces, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
     special = [piece for piece, i in ids.items() if pieces.is_control(i) or pieces.is_unknown(i)]
-    tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
+    add_tokens(tokenizer, special)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

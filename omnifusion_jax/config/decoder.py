@@ -26,7 +26,7 @@ class DecoderConfig:
     It has grouped-query attention, rotary positions, RMSNorm and SwiGLU.
     """
 
-    family: str = "mistral"  # or llama, qwen2, qwen3: what Hugging Face calls its model_type
+    family: str = "mistral"  # or llama, minicpm, qwen2, qwen3: what Hugging Face calls its model_type
     vocab: int = 32000  # tokens
     width: int = 4096  # of an embedding
     layers: int = 32  # blocks

@@ -22,6 +22,9 @@ class EncoderConfig:
     # image.fit=crop: pixels of the shortest edge before the centre is cut out; None: image_size
     shortest_edge: int | None = None
     patch: int = 14  # pixels a side of a patch
+    # most patches of a picture, which may then have any shape, of about image_size**2 pixels; None: pictures
+    # are squares
+    budget: int | None = None
     width: int = 1024  # of an embedding
     layers: int = 24  # blocks
     heads: int = 16  # of attention
@@ -60,8 +63,8 @@ class EncoderConfig:
 
     @property
     def patches(self) -> int:
-        """Patches of an image."""
-        return self.side**2
+        """Patches of an image; of one of any shape there may be fewer."""
+        return self.budget or self.side**2
 
     @property
     def resized(self) -> bool:
@@ -122,6 +125,12 @@ class EncoderConfig:
         check(
             self.class_token or not self.keep_class_token,
             "encoder.keep_class_token needs encoder.class_token",
+        )
+        plain = not (self.class_token or self.registers or self.rope_theta)
+        check(
+            self.budget is None or (plain and self.position_resize == "bicubic_antialias"),
+            "encoder.budget needs patches alone, without a class token, registers or rotary positions, and "
+            "encoder.position_resize=bicubic_antialias",
         )
         check(self.post_norm or not self.feature_norm, "encoder.feature_norm needs encoder.post_norm")
         check(

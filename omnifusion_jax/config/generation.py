@@ -1,8 +1,41 @@
 """How answers are drawn."""
 
 import dataclasses
+from typing import Self
 
-from omnifusion_jax.config.base import check
+from omnifusion_jax.config.base import check, one_of
+
+# How the authors of a system draw its answers
+RECIPES = {
+    # three beams, no newline, no free-standing colon
+    "omnifusion-1.1": {
+        "max_new_tokens": 50,
+        "num_beams": 3,
+        "early_stopping": True,
+        "no_repeat_ngram_size": 4,
+        "banned": ("\n", "</s>", ":"),
+        "ban_newline": True,
+        "forced_eos": True,
+    },
+    "omnilmm-12b": {
+        "max_new_tokens": 1024,
+        "temperature": 0.6,
+        "top_k": 30,
+        "top_p": 0.9,
+        "repetition_penalty": 1.1,
+    },
+    # MiniCPM-V 1.0 takes beams by default and samples where it is asked to, 2.0 the other way round
+    "minicpm-v-1.0": {"max_new_tokens": 2048, "num_beams": 3, "repetition_penalty": 1.2},
+    "minicpm-v-1.0-sampling": {"max_new_tokens": 2048, "temperature": 0.6, "top_k": 100, "top_p": 0.8},
+    "minicpm-v-2.0": {
+        "max_new_tokens": 1024,
+        "temperature": 0.7,
+        "top_k": 100,
+        "top_p": 0.8,
+        "repetition_penalty": 1.05,
+    },
+    "minicpm-v-2.0-beams": {"max_new_tokens": 1024, "num_beams": 3, "repetition_penalty": 1.2},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +77,15 @@ class GenerationConfig:
     seed: int = 0  # of sampling
 
     @classmethod
-    def official(cls):
-        """The recipe published with OmniFusion-1.1.
+    def named(cls, name: str) -> Self:
+        """The recipe published with a system, a row of RECIPES. Raises ConfigError for an unknown name."""
+        one_of("the name of a recipe", name, RECIPES)
+        return cls(**RECIPES[name])
 
-        Three beams, 50 tokens, no newline, no free-standing colon.
-        """
-        return cls(
-            max_new_tokens=50,
-            num_beams=3,
-            early_stopping=True,
-            no_repeat_ngram_size=4,
-            banned=("\n", "</s>", ":"),
-            ban_newline=True,
-            forced_eos=True,
-        )
+    @classmethod
+    def official(cls) -> Self:
+        """The recipe published with OmniFusion-1.1."""
+        return cls.named("omnifusion-1.1")
 
     def __post_init__(self):
         check(self.max_new_tokens > 0, f"max_new_tokens is {self.max_new_tokens}")

@@ -45,6 +45,9 @@ class ModelConfig:
     user: str = "User:"  # layout "text": what marks the turns of the user
     bot: str = "AI:"  # layout "text": what marks the turns of the model
     template: str = ""  # layout "template": a chat template in Jinja, as Hugging Face has them
+    # layout "template": what is learned; turn: all that the template writes from where the model begins to
+    # speak to the end of its turn; or omnilmm, ends, minicpm (docs/data.md)
+    labels: str = "turn"
 
     @property
     def streams(self) -> dict[str, StreamConfig]:
@@ -77,6 +80,11 @@ class ModelConfig:
         for stream in self.streams.values():
             stream.validate(self.decoder.width)
         LAYOUTS[self.layout]
+        one_of("model.labels", self.labels, ("turn", "omnilmm", "ends", "minicpm"))
+        check(
+            self.labels == "turn" or self.layout == "template",
+            f"model.labels={self.labels} belongs to model.layout=template",
+        )
         one_of("model.image_place", self.image_place, ("prefix", "mark"))
         free = self.image_place == "prefix" or self.layout not in ("original", "template")
         check(free, f"model.image_place=mark: model.layout={self.layout} has a place of its own for pictures")

@@ -96,6 +96,8 @@ class View(typing.NamedTuple):
     size: int  # pixels a side
     edge: int  # pixels of the shortest edge before the centre is cut out
     fill: tuple[int, int, int] | None  # image.fit=pad: the RGB colour of the padding
+    # image.fit=slices: pixels a side of a patch, and how many patches there may be
+    patches: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass
@@ -104,12 +106,14 @@ class ImageConfig(StreamConfig):
 
     token: str = "<image>"
     # the centre; or pad: to a square, with the mean colour; squash; tiles: the whole picture, squashed, and
-    # then its tiles (arXiv 2404.06212)
+    # then its tiles (arXiv 2404.06212); slices: the whole picture and then its slices, each in its own shape
+    # (arXiv 2403.11703)
     fit: str = "crop"
     # tiles: the (rows, columns) to choose from
     grids: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
     # tiles: feature rows of mere padding are left out, and the others follow the order of the whole picture
     unpad: bool = False
+    slices: int = 9  # slices: at most so many beside the whole picture
     newline: bool = False  # tiles: a special vector ends each line of that order
 
     def view(self, encoder: EncoderConfig) -> View:
@@ -118,7 +122,8 @@ class ImageConfig(StreamConfig):
         Padding has the encoder's mean colour, as in LLaVA: it is 0 after normalisation, up to rounding.
         """
         fill = tuple(int(255 * mean) for mean in encoder.mean) if self.fit == "pad" else None
-        return View(*encoder.view, fill)
+        patches = (encoder.patch, encoder.budget) if self.fit == "slices" else None
+        return View(*encoder.view, fill, patches)
 
     @property
     def special(self):
@@ -126,13 +131,20 @@ class ImageConfig(StreamConfig):
 
     def validate(self, width):
         super().validate(width)
-        one_of("image.fit", self.fit, ("crop", "pad", "squash", "tiles"))
+        one_of("image.fit", self.fit, ("crop", "pad", "squash", "tiles", "slices"))
         pairs = all(isinstance(g, tuple | list) and len(g) == 2 and min(g) > 0 for g in self.grids)
         check(pairs and bool(self.grids), f"image.grids {self.grids} are not pairs of (rows, columns)")
         tiles = self.fit == "tiles"
         ordered = self.unpad or self.newline
         check(tiles or not ordered, "image.unpad and image.newline need image.fit=tiles")
         check(not tiles or len(self.encoders) == 1, "image.fit=tiles works with one encoder")
+        budget = [encoder.budget for encoder in self.encoders if encoder.budget]
+        check(
+            bool(budget) == (self.fit == "slices") and (not budget or len(self.encoders) == 1),
+            "image.fit=slices goes with one encoder that takes pictures of any shape (encoder.budget), "
+            "and such an encoder with image.fit=slices",
+        )
+        check(self.slices > 0, f"image.slices is {self.slices}; 1 takes the whole picture alone")
         check(
             not ordered or self.side == self.encoders[0].side,
             "image.unpad and image.newline follow the grid of patches, "

@@ -1,16 +1,18 @@
 """Renders dialogues to token ids with a chat template, as checkpoints on the Hugging Face Hub bring one."""
 
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jinja2
-import numpy as np
 
+from omnifusion_jax.data.labels import LABELS, Rendered
 from omnifusion_jax.data.modality import content_parts, marked, pieces
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import MODALITIES
 
 PROBE = "probe"
+Grid = tuple[int, int] | None  # of a media item, as Prepared has it
 
 
 class Template:
@@ -19,15 +21,19 @@ class Template:
     The whole rendered text is encoded at once. It starts with the beginning-of-sequence token if the
     tokenizer adds one and the template does not.
 
+    A media item with a grid reaches the template as {"type": "image", "rows": 2, "columns": 3}; the template
+    then writes a token for each tile: first that of the whole item, then those of the grid row by row.
+
     Args:
-      tokens: {stream: the token that the template writes for one of its media items}.
+      tokens: {stream: the token that the template writes for one of its media items, or for one tile}.
+      labels: the row of LABELS that says what is learned.
 
     Raises:
       DataError: the template cannot be rendered, or loses media or text.
     """
 
-    def __init__(self, source: str, tokens: Mapping[str, str], tokenizer):
-        self.source, self.tokenizer = source, tokenizer
+    def __init__(self, source: str, tokens: Mapping[str, str], tokenizer, labels: str = "turn"):
+        self.source, self.tokenizer, self.labels = source, tokenizer, LABELS[labels]
         self.ids = {tokenizer.mark(token): stream for stream, token in tokens.items()}
         self.by_mark = {MODALITIES[stream].mark: token for stream, token in tokens.items()}
         problems = {form: self.problem(form) for form in FORMS}
@@ -40,33 +46,34 @@ class Template:
             )
 
     def __call__(
-        self, turns: Sequence[tuple[str, str]], ask: bool, where: str
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids int32[n] and loss weights float32[n] of a dialogue.
+        self, turns: Sequence[tuple[str, str]], ask: bool, where: str, grids: Sequence[Grid] = ()
+    ) -> Rendered:
+        """Token ids and loss weights of a dialogue.
 
         Args:
           turns: (role, text), where the role is "user", "assistant" or "system" and the text has a mark for
             each media item.
           ask: ends with the template's generation prompt; no token is then a target.
           where: names the dialogue in errors.
+          grids: of its media items; those that are not listed have none.
 
         Raises:
           DataError: the template cannot render the turns, leaves out the system's, or changes earlier ones.
         """
-        text = self.render(turns, self.form, ask, where)
+        text = self.render(turns, self.form, ask, where, grids)
         if any(role == "system" and said.strip() not in text for role, said in turns):
             raise DataError(
                 f"{where}: the chat template leaves the system's turn out. Say it in the first question",
                 "speaker",
             )
         ids, offsets = self.tokenizer.encode_all(text)
-        weights = np.zeros(len(ids), np.float32)
+        answers = []
         for i, (role, _) in enumerate(turns):
             if role != "assistant" or ask:
                 continue
             # an answer is what the template writes between its generation prompt and the end of the turn
-            before = self.render(turns[:i], self.form, True, where)
-            after = self.render(turns[: i + 1], self.form, False, where)
+            before = self.render(turns[:i], self.form, True, where, grids)
+            after = self.render(turns[: i + 1], self.form, False, where, grids)
             if not (text.startswith(before) and text.startswith(after)):
                 raise DataError(
                     f"{where}: the chat template changes earlier turns when another follows; "
@@ -74,12 +81,13 @@ class Template:
                     "template",
                 )
             starts, ends = offsets[:, 0], offsets[:, 1]
-            weights[(starts >= len(before)) & (ends > len(before)) & (ends <= len(after))] = 1
-        return ids, weights
+            answers.append((starts >= len(before)) & (ends > len(before)) & (ends <= len(after)))
+        return (LABELS["turn"] if ask else self.labels)(ids, answers, self.tokenizer)
 
-    def render(self, turns, form, ask, where):
+    def render(self, turns, form, ask, where, grids: Iterable[Grid] = ()):
         """The text that the template makes of `turns`, whose content has one of FORMS. Raises DataError."""
-        messages = [{"role": role, "content": form(text, self.by_mark)} for role, text in turns]
+        rest = itertools.chain(grids, itertools.repeat(None))
+        messages = [{"role": role, "content": form(text, self.by_mark, rest)} for role, text in turns]
         try:
             rendered = renderer()(
                 [messages], chat_template=self.source, add_generation_prompt=ask, **self.tokenizer.names
@@ -103,12 +111,16 @@ class Template:
         return None
 
 
-def in_parts(text, by_mark):
+def in_parts(text, by_mark, grids: Iterator[Grid]):
     """The content as a list of parts: media where the text marks them, and the text around them."""
-    return content_parts(text)
+    parts = content_parts(text)
+    for part in parts:
+        grid = None if part["type"] == "text" else next(grids)
+        part |= dict(zip(("rows", "columns"), grid or (), strict=False))
+    return parts
 
 
-def in_one_string(text, by_mark):
+def in_one_string(text, by_mark, grids):
     """The content as one string, in which media before the text have a line of their own each."""
     between = pieces(text)
     leading = next((i for i, piece in enumerate(between[::2]) if piece), len(between[1::2]))

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, UNKNOWN
+from omnifusion_jax.batch import FEATURE, INSTEAD, SPECIAL, TEXT, UNKNOWN
 from omnifusion_jax.errors import OmniFusionError
 
 TRIED = 100  # samples
@@ -47,6 +47,11 @@ def runs(sample, tokenizer, special, streams) -> list[tuple[str, bool]]:
             if sample.tokens[end - 1] == tokenizer.eos:
                 text += "</s>"
             found.append((text, bool(target)))
+        elif kind == INSTEAD:
+            counts = tokenizer.backend.id_to_token(int(sample.index[start]))
+            found.append(
+                (f"{tokenizer.decode(sample.tokens[start:end])} (learned as {counts})", bool(target))
+            )
         elif kind == SPECIAL:
             found += [(f"<{special[i].upper()}>", False) for i in sample.index[start:end]]
         elif kind >= FEATURE:

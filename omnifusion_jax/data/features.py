@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 
 from omnifusion_jax.batch import Tile
-from omnifusion_jax.data.pictures import Prepared
+from omnifusion_jax.data.modality import Prepared
 from omnifusion_jax.errors import DataError
 
 

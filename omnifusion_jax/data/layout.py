@@ -18,12 +18,13 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from omnifusion_jax.batch import FEATURE, SPECIAL, TEXT, UNKNOWN, Sample, Tile
+from omnifusion_jax.batch import FEATURE, INSTEAD, SPECIAL, TEXT, UNKNOWN, Sample, Tile
 from omnifusion_jax.config.base import check
 from omnifusion_jax.data.chat_template import Template
 from omnifusion_jax.data.dialogues import ROLES, Dialogue
 from omnifusion_jax.data.features import FeatureProcessor
 from omnifusion_jax.data.modality import (
+    Prepared,
     check_marks,
     content_parts,
     marked,
@@ -31,7 +32,6 @@ from omnifusion_jax.data.modality import (
     without_breaks,
     without_marks,
 )
-from omnifusion_jax.data.pictures import Prepared
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import LAYOUTS, MODALITIES
 
@@ -42,9 +42,21 @@ class Style(NamedTuple):
     """A row of LAYOUTS."""
 
     vectors: tuple[str, ...]  # names of its trained vectors
-    # (Layout, Dialogue, turns, features of each media item, ask) -> pieces of the sequence, each of them
+    # (Layout, Dialogue, turns, each media item as Placed, ask) -> pieces of the sequence, each of them
     # (tokens, kind, index, weights) as `Layout.text`, `Layout.special` and `Layout.features` make them
     arrange: Callable
+
+
+class Placed(NamedTuple):
+    """A media item as a layout puts it into a sequence."""
+
+    features: tuple[np.ndarray, ...]  # (tokens, kind, index, weights), [positions] each
+    media: Prepared
+
+    @property
+    def parts(self):
+        """The features in parts between which there may be text, see Prepared."""
+        return list(zip(*(np.split(column, self.media.parts) for column in self.features), strict=True))
 
 
 class Layout:
@@ -87,7 +99,7 @@ class Layout:
         self.template = None
         if config.layout == "template":
             tokens = {name: stream.token for name, stream in config.streams.items()}
-            self.template = Template(config.template, tokens, tokenizer)
+            self.template = Template(config.template, tokens, tokenizer, config.labels)
         # whether media stand among the text, where it marks them, and not before the first turn
         self.interleaved = self.placed or self.template is not None
 
@@ -142,8 +154,8 @@ class Layout:
         items = list(zip(dialogue.media, prepared, strict=True))
         if not self.interleaved:  # before the first turn they stand stream by stream
             items.sort(key=lambda item: self.streams.index(item[0].stream))
-        features = list(self.features(items))
-        parts = LAYOUTS[self.name].arrange(self, dialogue, turns, features, ask)
+        placed = [Placed(a, one) for a, (_, one) in zip(self.features(items), items, strict=True)]
+        parts = LAYOUTS[self.name].arrange(self, dialogue, turns, placed, ask)
         tokens, kind, index, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
         views = {}  # {stream: views of each item}
         for (stream, _), one in items:
@@ -179,10 +191,14 @@ class Layout:
 
     def in_template(self, dialogue, turns, media, ask):
         """Pieces of a sequence that a chat template writes, with features in place of its image tokens."""
-        ids, targets = self.template(turns, ask, dialogue.where)
+        rendered = self.template(turns, ask, dialogue.where, [item.media.grid for item in media])
+        ids = rendered.ids
         here = np.flatnonzero(np.isin(ids, list(self.template.ids)))
         written = [self.template.ids[i] for i in ids[here].tolist()]
-        given = [item.stream for item in dialogue.media]
+        runs = [
+            (of.stream, run) for of, item in zip(dialogue.media, media, strict=True) for run in item.parts
+        ]
+        given = [stream for stream, _ in runs]
         if written != given:
             raise DataError(
                 f"{dialogue.where}: the chat template shows {counted(written)}, "
@@ -190,17 +206,24 @@ class Layout:
                 "marks",
             )
         ends = [*here, len(ids)]
-        yield self.text(ids[: ends[0]], targets[: ends[0]])
-        for features, start, end in zip(media, ends, ends[1:], strict=False):
+        yield self.rendered(rendered, slice(ends[0]))
+        for (_, features), start, end in zip(runs, ends, ends[1:], strict=False):
             yield features
-            yield self.text(ids[start + 1 : end], targets[start + 1 : end])
+            yield self.rendered(rendered, slice(start + 1, end))
+
+    def rendered(self, found, here):
+        """A slice of what a template wrote."""
+        ids, weights, targets = (column[here] for column in found)
+        tokens, kind, index, weights = self.text(ids, weights)
+        other = targets >= 0
+        return tokens, np.where(other, INSTEAD, kind), np.where(other, targets, index), weights
 
     def opening(self, media):
         """The prompt, and all media unless they stand at their marks."""
         yield self.text(self.prompt)
         if not self.interleaved:
-            for features in media:
-                yield from self.enclosed(features)
+            for item in media:
+                yield from self.enclosed(item)
 
     def among(self, text, media):
         """A turn of the user, with the next media item at each of its marks."""
@@ -211,9 +234,9 @@ class Layout:
             if piece or not i:
                 yield self.text(self.tokenizer.encode(piece))
 
-    def enclosed(self, features):
+    def enclosed(self, item):
         """The features of a media item between SOI and EOI."""
-        yield from (self.special("soi"), features, self.special("eoi"))
+        yield from (self.special("soi"), item.features, self.special("eoi"))
 
     def answer(self, text):
         """An answer, whose tokens are targets."""

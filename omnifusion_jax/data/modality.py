@@ -4,10 +4,31 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import MODALITIES
 
 NEXT = object()  # source of a media item that is the next of those listed beside the messages
+
+
+class Prepared(NamedTuple):
+    """A media item, ready for the encoders of its stream."""
+
+    # its tiles in each view; of a picture uint8[tiles, size, size, 3], or of one of any shape see batch.PATCH
+    views: tuple[np.ndarray, ...]
+    # int32[positions]: the feature row that stands at each of its positions in a sequence, numbered through
+    # all tiles, or data.tiles.NEWLINE for the trained newline vector
+    order: np.ndarray
+    rows: int  # feature rows of all tiles
+    # (rows, columns) of the tiles after the first, where a chat template writes text between tiles; None: it
+    # writes none
+    grid: tuple[int, int] | None = None
+
+    @property
+    def parts(self) -> int:
+        """Into how many equal parts its positions fall, between which there may be text."""
+        return 1 if self.grid is None else 1 + self.grid[0] * self.grid[1]
 
 
 class Modality(NamedTuple):

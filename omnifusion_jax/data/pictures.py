@@ -1,7 +1,7 @@
 """Pictures: how records hold them, their pixels for every encoder, the order of their feature rows."""
 
 import dataclasses
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 
@@ -9,20 +9,11 @@ from omnifusion_jax.batch import Tile
 from omnifusion_jax.config import ImageConfig, View
 from omnifusion_jax.config.base import check
 from omnifusion_jax.data.images import fit, image_size, open_image, padded
-from omnifusion_jax.data.modality import NEXT, Modality, first_given
+from omnifusion_jax.data.modality import NEXT, Modality, Prepared, first_given
+from omnifusion_jax.data.slices import SliceProcessor
 from omnifusion_jax.data.tiles import best_grid, most, order, tiles
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import MODALITIES
-
-
-class Prepared(NamedTuple):
-    """A media item, ready for the encoders of its stream."""
-
-    views: tuple[np.ndarray, ...]  # its tiles in each view; of a picture uint8[tiles, size, size, 3]
-    # int32[positions]: the feature row that stands at each of its positions in a sequence, numbered through
-    # all tiles, or data.tiles.NEWLINE for the trained newline vector
-    order: np.ndarray
-    rows: int  # feature rows of all tiles
 
 
 @dataclasses.dataclass
@@ -101,6 +92,15 @@ class ImageProcessor:
         return Prepared(views, by_line, rows)
 
 
+class Pictures:
+    """What prepares the pictures of a stream."""
+
+    @staticmethod
+    def of(c: ImageConfig, **settings) -> ImageProcessor | SliceProcessor:
+        """The processor of an ImageConfig. Raises ConfigError for what cannot go together."""
+        return (SliceProcessor if c.fit == "slices" else ImageProcessor).of(c, **settings)
+
+
 def image_url_part(part, where):
     found = part.get("image_url")
     found = found.get("url") if isinstance(found, dict) else found
@@ -119,5 +119,5 @@ MODALITIES["image"] = Modality(
     mark="<image>",
     keys=("image", "images"),
     parts={"image_url": image_url_part, "image": image_part},
-    processor=ImageProcessor,
+    processor=Pictures,
 )

@@ -22,7 +22,8 @@ def text(token):
 class Tokenizer:
     """The tokenizer of a directory with `tokenizer.json` and, if it has one, `tokenizer_config.json`.
 
-    `encode` adds no special tokens. `eos`, `pad` and `unk` are token ids. The unknown token is the padding,
+    `encode` adds no special tokens. `bos`, `eos`, `pad` and `unk` are token ids, `bos` None if
+    the vocabulary has none. The unknown token is the padding,
     as in OmniFusion. A tokenizer without one (`unk` is None), like those of Llama 3 and Qwen, pads with its
     own padding token, or else with the end-of-sequence token.
 
@@ -58,8 +59,8 @@ class Tokenizer:
         self.unk = self._id("unk_token", missing=names.get("unk_token") is None)
         own = self.backend.token_to_id(text(names.get("pad_token") or "") or "")
         self.pad = next(i for i in (self.unk, own, self.eos) if i is not None)
-        bos = self.backend.token_to_id(self.names["bos_token"])
-        self.adds_bos = names.get("add_bos_token", self.backend.encode("").ids[:1] == [bos])
+        self.bos = self.backend.token_to_id(self.names["bos_token"])
+        self.adds_bos = names.get("add_bos_token", self.backend.encode("").ids[:1] == [self.bos])
         settings = json.dumps([self.names, self.adds_bos], sort_keys=True)
         self.digest = hashlib.sha256(file.read_bytes() + settings.encode()).hexdigest()[:16]
 
@@ -77,8 +78,7 @@ class Tokenizer:
     @property
     def ends(self) -> dict[str, int]:
         """`eos_token_id` and, if there is one, `bos_token_id`, as in config.json of Hugging Face."""
-        bos = self.backend.token_to_id(self.names["bos_token"])
-        return ({} if bos is None else {"bos_token_id": bos}) | {"eos_token_id": self.eos}
+        return ({} if self.bos is None else {"bos_token_id": self.bos}) | {"eos_token_id": self.eos}
 
     @property
     def vocab(self) -> int:

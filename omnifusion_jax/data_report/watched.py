@@ -11,7 +11,8 @@ from omnifusion_jax.batch import Sample
 from omnifusion_jax.data.images import open_image
 from omnifusion_jax.data.layout import ANSWER, Layout
 from omnifusion_jax.data.mixture import Member, PrepareEach
-from omnifusion_jax.data.pictures import ImageProcessor, Prepared
+from omnifusion_jax.data.modality import Prepared
+from omnifusion_jax.data.pictures import ImageProcessor, SliceProcessor
 
 
 class Picture(NamedTuple):
@@ -35,9 +36,9 @@ def difference_hash(picture: Image.Image) -> int:
 
 @dataclasses.dataclass
 class WatchedPictures:
-    """An ImageProcessor that notes in `seen` what it decodes, once."""
+    """A processor of pictures that notes in `seen` what it decodes, once."""
 
-    processor: ImageProcessor
+    processor: ImageProcessor | SliceProcessor
     seen: list[Picture]
 
     def __call__(self, source) -> Prepared:
@@ -55,7 +56,7 @@ class Watched:
         for one in prepare.each:
             watched = {
                 stream: WatchedPictures(processor, self.pictures)
-                if isinstance(processor, ImageProcessor)
+                if isinstance(processor, ImageProcessor | SliceProcessor)
                 else processor
                 for stream, processor in one.processors.items()
             }

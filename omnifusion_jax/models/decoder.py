@@ -100,4 +100,4 @@ class Decoder(nnx.Module):
         return scaled(product(x, head, dtype=jnp.float32), self.config.logit_scale)
 
 
-DECODERS.update(dict.fromkeys(("mistral", "llama", "qwen2", "qwen3"), Decoder))
+DECODERS.update(dict.fromkeys(("mistral", "llama", "minicpm", "qwen2", "qwen3"), Decoder))

@@ -43,12 +43,24 @@ INTERN = partial(
     std=IMAGENET_STD,
     feature_layer=-1,
 )
+EVA02 = partial(  # as timm computes it
+    EncoderConfig,
+    image_size=224,
+    activation="gelu",
+    norm_order="post",
+    eps=1e-6,
+    patch_bias=True,
+    key_bias=False,
+    pre_norm=False,
+    position_resize="bicubic_antialias",
+)
 SMALL = {"width": 384, "heads": 6, "mlp": 1536, "layers": 12}
 BASE = {"width": 768, "heads": 12, "mlp": 3072, "layers": 12}
 LARGE = {"width": 1024, "heads": 16, "mlp": 4096, "layers": 24}
 GIANT = {"width": 1536, "heads": 24, "mlp": 4096, "layers": 40, "activation": "swiglu"}
 SHAPE400M = {"width": 1152, "heads": 16, "mlp": 4304, "layers": 27}
 BIGG = {"width": 1664, "heads": 16, "mlp": 8192, "layers": 48}
+ENORMOUS = {"width": 1792, "heads": 16, "mlp": 15360, "layers": 64}
 DINOV2_SIZES = {"s": SMALL, "b": BASE, "l": LARGE, "g": GIANT}
 
 PUBLISHED = {
@@ -59,6 +71,7 @@ PUBLISHED = {
     "clip-vit-bigg-14": CLIP(image_size=224, activation="gelu", **BIGG),
     "siglip-base-16-512": SIGLIP(image_size=512, patch=16, **BASE),
     "siglip-so400m-14-384": SIGLIP(image_size=384, **SHAPE400M),
+    "eva02-e-14": EVA02(**ENORMOUS),
     **{f"dinov2-{size}": DINOV2(**dims) for size, dims in DINOV2_SIZES.items()},
     **{
         f"dinov2-{size}-reg": DINOV2(registers=4, position_resize="bicubic_antialias", **dims)

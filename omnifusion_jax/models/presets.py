@@ -5,6 +5,7 @@ prepared and dialogues are laid out.
 """
 
 import dataclasses
+import math
 
 from omnifusion_jax.config import DecoderConfig, EncoderConfig, ImageConfig, ModelConfig
 from omnifusion_jax.config import adapter as make_adapter
@@ -17,6 +18,22 @@ DECODERS = {
     "mistral-7b": DecoderConfig(),  # Mistral-7B-v0.1, arXiv 2310.06825
     "mistral-7b-v0.2": DecoderConfig(rope_theta=1e6, window=None),
     "vicuna-7b": LLAMA,  # v1.5, and Llama-2 from which it was made (arXiv 2307.09288)
+    "zephyr-7b": DecoderConfig(vocab=32003),  # beta (arXiv 2310.16944), with OmniLMM's three tokens
+    "minicpm-2.4b": DecoderConfig(  # arXiv 2404.06395
+        family="minicpm",
+        vocab=122753,
+        width=2304,
+        layers=40,
+        heads=36,
+        kv_heads=36,
+        head_dim=64,
+        mlp=5760,
+        window=None,
+        max_length=4096,
+        embed_scale=12.0,
+        residual_scale=1.4 / math.sqrt(40),
+        logit_scale=256 / 2304,
+    ),
     "vicuna-13b": dataclasses.replace(LLAMA, width=5120, layers=40, heads=40, kv_heads=40, mlp=13824),
 }
 
@@ -57,6 +74,48 @@ def llava(decoder, template, **image):
     return model(decoder, image, layout="template", prompt="", template=TEMPLATES[template])
 
 
+def budget(encoder: EncoderConfig) -> int:
+    """The patches for which MiniCPM-V 2.0 gets room in a picture or slice: an eighth more than are meant.
+
+    At 448 pixels and patches of 14 they are 1152, and no picture has more whose sides differ by less than 64
+    times.
+    """
+    return encoder.side**2 * 9 // 8
+
+
+def omnilmm(decoder, tower, layers, template, labels, token, fit="squash", **settings):
+    """OmniLMM and MiniCPM-V: a tower as timm computes it, without its last block, and a resampler.
+
+    `settings` are further fields of the encoder.
+    """
+    encoder = dataclasses.replace(
+        vision(tower),
+        layers=layers,
+        image_size=448,
+        position_resize="bicubic_antialias",
+        feature_layer=-1,
+        feature_norm=True,
+        activation="gelu",
+        **settings,
+    )
+    encoder.budget = budget(encoder) if fit == "slices" else None
+    decoder = dataclasses.replace(DECODERS[decoder])
+    joins = make_adapter("resampler", heads=decoder.width // 128, adaptive=fit == "slices")
+    return ModelConfig(
+        image=ImageConfig((encoder,), joins, token=token, fit=fit),
+        decoder=decoder,
+        layout="template",
+        prompt="",
+        template=TEMPLATES[template],
+        labels=labels,
+    )
+
+
+def minicpm_v(**settings):
+    tower = {"tower": "siglip-so400m-14-384", "layers": 26, "position_grid": 27}
+    return omnilmm("minicpm-2.4b", template="minicpm-v", labels="ends", token="<unk>", **tower, **settings)
+
+
 def tiny():
     """An OmniFusion-1.1 that is small enough to train on two CPU cores: 96-pixel pictures, 36 patches."""
     return ModelConfig(
@@ -92,6 +151,11 @@ PRESETS = {
     "llava-next-mistral-7b": lambda: llava(
         "mistral-7b-v0.2", "llava-next-mistral", fit="tiles", unpad=True, newline=True
     ),
+    "omnilmm-12b": lambda: omnilmm(
+        "zephyr-7b", "eva02-e-14", 63, "omnilmm", "omnilmm", "<im_patch>", position_grid=16
+    ),
+    "minicpm-v-1.0": minicpm_v,  # OmniLMM-3B
+    "minicpm-v-2.0": lambda: minicpm_v(fit="slices"),
     **{
         f"report-{row}-{decoder}": lambda row=row, decoder=decoder: model(DECODERS[decoder], ROWS[row])
         for row in ROWS

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from omnifusion_jax.config import EncoderConfig
+from omnifusion_jax.models.grids import Grids
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.attend import EVERYTHING
 from omnifusion_jax.nn.attention import Attention
 from omnifusion_jax.nn.feed_forward import FeedForward
 from omnifusion_jax.nn.init import dense, ones
 from omnifusion_jax.nn.linear import Linear
 from omnifusion_jax.nn.norms import HeadsNorm, LayerNorm, RMSNorm
-from omnifusion_jax.nn.resize import resize_matrix
+from omnifusion_jax.nn.resize import resize_matrix, sampled
 from omnifusion_jax.nn.rotary import over_grid
 from omnifusion_jax.nn.stack import first_layers, last_layers, run_stack
 from omnifusion_jax.sharding import constrain
@@ -38,9 +40,9 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(c.width, c.mlp, c.activation, rngs=rngs)
         self.scale1, self.scale2 = (ones(c.width) if c.layer_scale else None for _ in range(2))
 
-    def __call__(self, x, turn=None):  # [batch, seq, width]
+    def __call__(self, x, turn=None, spec=EVERYTHING):  # [batch, seq, width]
         x, order = constrain(x, "batch", None, None), ORDERS[self.config.norm_order]
-        attention = lambda x: self.attention(x, turn=turn)[0]
+        attention = lambda x: self.attention(x, spec, turn=turn)[0]
         x = x + scaled(order(self.norm1, attention, x), self.scale1)
         return x + scaled(order(self.norm2, self.feed_forward, x), self.scale2)
 
@@ -53,7 +55,8 @@ def scaled(x, scale):
 class VisionTransformer(nnx.Module):
     """Turns images into hidden states: 0 is the input of the first block, i the output of block i.
 
-    What other modules use of it is `contracts.Encoder`.
+    Images are uint8[batch, size, size, 3]. With `budget`, they have any shape, and come as patches, see
+    batch.PATCH: uint8[batch, budget, 3 * patch**2 + 1]. What other modules use of it is `contracts.Encoder`.
     """
 
     def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
@@ -70,28 +73,38 @@ class VisionTransformer(nnx.Module):
     def dtype(self):
         return self.position[...].dtype  # kernels may be kept in another one
 
-    def block(self):
+    def block(self, images):
         """The step of `run_stack` that runs one block: (block, x, anything) to (x, None)."""
         c, turn = self.config, None
+        spec = Grids.of(images).seen_by() if c.budget else EVERYTHING
         if c.rope_theta:
             turn = over_grid(c.side, c.rope_grid or c.side, c.rope_theta, c.class_token + c.registers)
-        return lambda layer, x, _=None: (layer(x, turn), None)
+        return lambda layer, x, _=None: (layer(x, turn, spec), None)
 
     def patches(self, images):
-        """Maps uint8[batch, size, size, 3] to embeddings [batch, patches, width].
+        """Maps images to embeddings [batch, patches, width].
 
         Pixels are normalised here rather than before they are transferred, since uint8 takes a quarter of the
         bytes of float32.
         """
         c = self.config
-        pixels = (images.astype(jnp.float32) / 255 - jnp.array(c.mean)) / jnp.array(c.std)
-        pixels = pixels[:, : c.side * c.patch, : c.side * c.patch]  # a rest smaller than a patch is cut off
-        pixels = pixels.reshape(-1, c.side, c.patch, c.side, c.patch, 3).astype(self.dtype)
-        return self.patch(pixels.swapaxes(2, 3)).reshape(len(images), c.patches, -1)
+        if c.budget:
+            pixels = images[..., :-1].reshape(len(images), c.budget, c.patch, c.patch, 3)
+        else:  # a rest smaller than a patch is cut off
+            pixels = images[:, : c.side * c.patch, : c.side * c.patch]
+            pixels = pixels.reshape(-1, c.side, c.patch, c.side, c.patch, 3).swapaxes(2, 3)
+        pixels = (pixels.astype(jnp.float32) / 255 - jnp.array(c.mean)) / jnp.array(c.std)
+        return self.patch(pixels.astype(self.dtype)).reshape(len(images), c.patches, -1)
 
-    def grid_positions(self):
-        """Position embeddings of the patches, [patches, width], resized to the grid of this image size."""
+    def grid_positions(self, images):
+        """Position embeddings of the patches, [patches, width], resized to the grid of this image size.
+
+        Of images of any shape they are [batch, patches, width], resized to the grid of each.
+        """
         c, table = self.config, self.position[...][self.config.class_token :]
+        if c.budget:
+            _, *places = Grids.of(images)
+            return sampled(table.reshape(c.grid, c.grid, -1), *places).astype(table.dtype)
         if not c.resized:
             return table
         matrix = jnp.array(resize_matrix(c.position_grid, c.side, c.position_resize))
@@ -100,12 +113,12 @@ class VisionTransformer(nnx.Module):
         return grid.reshape(c.patches, -1).astype(table.dtype)
 
     def embed(self, images):
-        """Maps uint8[batch, size, size, 3] to hidden state 0, [batch, seq, width].
+        """Maps images to hidden state 0, [batch, seq, width].
 
         Its sequence is the class token, the registers, then the patches.
         """
         c = self.config
-        x = self.patches(images) + self.grid_positions()
+        x = self.patches(images) + self.grid_positions(images)
         first = [self.class_token[...][None] + self.position[...][:1]] if c.class_token else []
         first += [self.registers[...]] if c.registers else []
         if first:
@@ -129,7 +142,7 @@ class VisionTransformer(nnx.Module):
         these states. Returns the last `acc`, and the ys stacked. No state is kept beyond its call, unless
         `each` keeps it.
         """
-        block = self.block()
+        block = self.block(media)
         x, _ = run_stack(first_layers(self.layers, skip), self.embed(media), block)
         acc, first = each(start, x, jax.tree.map(lambda a: a[0], items))
 
@@ -147,11 +160,11 @@ class VisionTransformer(nnx.Module):
         return self.fold(images, lambda acc, state, _: (acc, state), None)[1]
 
     def __call__(self, media):
-        """Maps uint8[batch, size, size, 3] to features [batch, rows, width] of the configured layer.
+        """Maps images to features [batch, rows, width] of the configured layer.
 
         Blocks above that layer do not run.
         """
         c = self.config
         depth = c.feature_layer if c.feature_layer >= 0 else c.layers + 1 + c.feature_layer
-        x, _ = run_stack(first_layers(self.layers, depth), self.embed(media), self.block())
+        x, _ = run_stack(first_layers(self.layers, depth), self.embed(media), self.block(media))
         return self.features(self.post_norm(x) if c.feature_norm else x)

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def cubic(x, a):
+def cubic(x, a, xp=np):
     """Keys' convolution kernel (IEEE TASSP 29, 1981)."""
-    x = np.abs(x)
+    x = abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+    return xp.where(x <= 1, near, xp.where(x < 2, far, 0.0))
 
 
 def plain(old, new, scale):
@@ -30,12 +30,15 @@ def plain(old, new, scale):
     return matrix
 
 
-def antialiased(old, new):
-    """Bicubic with antialiasing: samples outside the grid are left out, and the other weights sum to 1."""
-    wide = max(old / new, 1.0)
-    distance = (np.arange(old) + 0.5) - (np.arange(new) + 0.5)[:, None] * old / new
-    matrix = cubic(distance / wide, -0.5)
-    return matrix / matrix.sum(axis=1, keepdims=True)
+def antialiased(old, new, at, xp=np):
+    """Bicubic with antialiasing: samples outside the grid are left out, and the other weights sum to 1.
+
+    Gives the weights [..., old] of the samples `at` [...] of `new`, which may differ from sample to sample.
+    """
+    wide = xp.maximum(old / new, 1.0)
+    distance = (xp.arange(old) + 0.5) - ((at + 0.5) * old / new)[..., None]
+    weights = cubic(distance / wide[..., None], -0.5, xp)
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def bilinear(old, new):
@@ -45,7 +48,7 @@ def bilinear(old, new):
 
 RESIZE = {
     "bicubic": lambda old, new: plain(old, new, new / old),
-    "bicubic_antialias": antialiased,
+    "bicubic_antialias": lambda old, new: antialiased(old, new, np.arange(new)),
     "bicubic_offset": lambda old, new: plain(old, new, (new + 0.1) / old),
     "bilinear": bilinear,
 }
@@ -64,3 +67,21 @@ def resize_rows(x, rows: int, how: str):
     matrix = jnp.array(resize_matrix(old, new, how), x.dtype)
     grid = x.reshape(len(x), old, old, -1)
     return jnp.einsum("ip,jq,bpqd->bijd", matrix, matrix, grid).reshape(len(x), rows, -1)
+
+
+def sampled(grid, row, column, height, width):
+    """Samples of a square grid [old, old, channels] that is resized to another one at each of them.
+
+    Args:
+      row, column: which sample, int32[batch, n].
+      height, width: the sizes to which the grid is resized, int32[batch, 1].
+
+    Returns: float32[batch, n, channels], resized as "bicubic_antialias" does.
+    """
+    old = len(grid)
+    down, across = (
+        antialiased(old, new, at.astype(jnp.float32), jnp) for new, at in ((height, row), (width, column))
+    )
+    weights = (down[..., :, None] * across[..., None, :]).reshape(*row.shape, old**2)
+    grid = grid.reshape(old**2, -1).astype(jnp.float32)
+    return jnp.einsum("bnp,pd->bnd", weights, grid, precision="highest")

@@ -77,6 +77,11 @@ def made_by(config: TrainConfig, given: dict) -> dict:
 
 def check_adapter(c, width: int):
     """Raises ConfigError unless the adapter of a stream needs no more than its encoders' features."""
+    check(
+        not any(encoder.budget for encoder in c.encoders),
+        "features of pictures of any shape (encoder.budget) cannot be made beforehand: they would lack the "
+        "shape. Train from pictures",
+    )
 
     def embeddings():
         stream = Stream(c, width, rngs=nnx.Rngs(0))

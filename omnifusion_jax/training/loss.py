@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from omnifusion_jax import sharding
-from omnifusion_jax.batch import UNKNOWN, Batch
+from omnifusion_jax.batch import INSTEAD, UNKNOWN, Batch
 
 
 def token_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array, costs: jax.Array | bool = True):
@@ -36,8 +36,9 @@ def answer_loss(decoder, hidden: jax.Array, batch: Batch, chunk: int | None = No
     """The loss of a batch, as `token_loss` gives it, from hidden states [batch, seq, width].
 
     Position t predicts token t + 1. A target of the kind UNKNOWN costs nothing but counts, as in the
-    published loss. Logits exist for at most `chunk` positions at a time, in the backward pass too, so that an
-    array [batch, seq, vocab] is never made; except with `remat` "none", which keeps them all.
+    published loss; one of the kind INSTEAD is the token `index`. Logits exist for at most `chunk` positions
+    at a time, in the backward pass too, so that an array [batch, seq, vocab] is never made; except with
+    `remat` "none", which keeps them all.
 
     By default they are 512, or as many as give a device 2048 tokens: the gradient of the head is summed over
     devices once a piece, and with fewer tokens the TPU compiler sums all of it on every device.
@@ -59,6 +60,7 @@ def answer_loss(decoder, hidden: jax.Array, batch: Batch, chunk: int | None = No
         return jax.tree.map(jnp.add, total, sums), None
 
     zero = (jnp.zeros(()), jnp.zeros(()))
-    inputs = (split(hidden), split(batch.tokens, 1), split(batch.weights, 1), split(batch.kind, 1))
+    targets = jnp.where(batch.kind == INSTEAD, batch.index, batch.tokens)
+    inputs = (split(hidden), split(targets, 1), split(batch.weights, 1), split(batch.kind, 1))
     total, _ = jax.lax.scan(add if remat == "none" else jax.checkpoint(add), zero, inputs)
     return total

@@ -20,6 +20,11 @@ from omnifusion_jax.errors import ConfigError, DataError
 from omnifusion_jax.published_templates import TEMPLATES
 
 BOS, EOS = 1, 2
+OMNILMM = (  # said before any dialogue
+    "<|system|>\nYou are an artificial intelligence assistant, which gives helpful, detailed, and polite "
+    "answers to the human's questions.</s>\n"
+)
+TOKENS = {"omnilmm": "<im_patch>", "minicpm-v": "<unk>"}  # that a template writes for a picture; or <image>
 PROMPTS = {
     "llava-1.5": (
         "USER: <image>\nWhat? ASSISTANT:",
@@ -28,6 +33,15 @@ PROMPTS = {
     "llava-next-mistral": (
         "[INST] <image>\nWhat? [/INST]",
         "[INST] What? [/INST] A cat.</s>[INST] <image>\nWhy? [/INST]",
+    ),
+    "omnilmm": (
+        f"{OMNILMM}<|user|>\n<im_start><im_patch><im_end>\nWhat?</s>\n<|assistant|>\n",
+        f"{OMNILMM}<|user|>\nWhat?</s>\n<|assistant|>\nA cat.</s>\n"
+        "<|user|>\n<im_start><im_patch><im_end>\nWhy?</s>\n<|assistant|>\n",
+    ),
+    "minicpm-v": (
+        "<用户><image><unk></image>\nWhat?<AI>",
+        "<用户>What?<AI>A cat.<用户><image><unk></image>\nWhy?<AI>",
     ),
 }
 ONE = ("<image>What?",)  # a mark stands before the text as a layout reads it
@@ -95,7 +109,7 @@ def answers(tokenizer, sample):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_published_prompts(tokenizer, name):
     one, three = PROMPTS[name]
-    template = Template(TEMPLATES[name], {"image": "<image>"}, tokenizer)
+    template = Template(TEMPLATES[name], {"image": TOKENS.get(name, "<image>")}, tokenizer)
     assert template.render(turns(*ONE), template.form, True, "") == one
     assert template.render(turns(*THREE), template.form, True, "") == three
 
@@ -103,10 +117,11 @@ def test_the_published_prompts(tokenizer, name):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_ids_are_those_of_hugging_face(folder, tokenizer, name):
     theirs = PreTrainedTokenizerFast.from_pretrained(folder)
-    theirs.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    template = Template(TEMPLATES[name], {"image": "<image>"}, tokenizer)
+    token = TOKENS.get(name, "<image>")
+    theirs.add_special_tokens({"additional_special_tokens": [token]})
+    template = Template(TEMPLATES[name], {"image": token}, tokenizer)
     for text, said in zip(PROMPTS[name], (ONE, THREE), strict=True):
-        ids, weights = template(turns(*said), True, "")
+        ids, weights, _ = template(turns(*said), True, "")
         assert ids.tolist() == theirs(text).input_ids
         assert ids[0] == BOS and np.isin(ids, list(template.ids)).sum() == 1 and not weights.any()
         assert ids.dtype == np.int32 and weights.dtype == np.float32
@@ -133,7 +148,7 @@ def test_features_stand_where_the_template_marks_the_picture(tokenizer):
 
 
 def test_targets_are_the_answers_and_their_end(tokenizer):
-    for name in TEMPLATES:
+    for name in ("llava-1.5", "llava-next-mistral"):
         sample = laid(layout(tokenizer, name), dialogue("What?", "A cat.", "Why?", "It is red."), 1)
         assert answers(tokenizer, sample) == ["\u2581A\u2581cat.</s>", "\u2581It\u2581is\u2581red.</s>"]
         assert (sample.tokens[sample.weights > 0] == EOS).sum() == 2
@@ -296,3 +311,15 @@ def test_the_layout_and_its_template_belong_together():
     for settings in ({"layout": "template"}, {"template": "x"}):
         with pytest.raises(ConfigError, match=r"model.template belongs to model.layout=template"):
             ModelConfig(**settings).validate()
+
+
+def test_text_between_the_slices_of_a_picture(tokenizer):
+    """A line for each row of slices; a token for the whole picture and for each slice."""
+    template = Template(TEMPLATES["minicpm-v"], {"image": "<unk>"}, tokenizer)
+    one = "<image><unk></image>"
+    said = turns("<image>What?", "A cat.", "<image>Why <image> ?")
+    found = template.render(said, template.form, True, "", [(0, 0), (2, 3), (1, 2)])
+    sliced = f"{one}<slice>{one}{one}{one}\n{one}{one}{one}</slice>"
+    after = f"{one}<slice>{one}{one}</slice>"
+    assert found == f"<用户>{one}\nWhat?<AI>A cat.<用户>{sliced}\nWhy {after} ?<AI>"
+    assert template(said, True, "", [(0, 0), (2, 3), (1, 2)]).ids.tolist().count(0) == 1 + 7 + 3

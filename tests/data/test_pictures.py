@@ -45,9 +45,7 @@ def test_encoders_of_one_size_share_pixels_that_are_not_padded(fit):
 
 
 def test_encoders_with_one_mean_share_padded_pixels():
-    assert [tuple(view) for view in clip_and_dinov2("pad", mean=CLIP_MEAN).views] == [
-        (28, 28, (122, 116, 104))
-    ]
+    assert [view[:3] for view in clip_and_dinov2("pad", mean=CLIP_MEAN).views] == [(28, 28, (122, 116, 104))]
 
 
 def test_an_encoder_cuts_its_centre_out_of_its_own_edge():

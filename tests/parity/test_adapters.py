@@ -13,7 +13,9 @@ from parity.torch_models import attention_state, layer_state
 from torch.nn import functional
 
 from omnifusion_jax.config import EncoderConfig, ImageConfig, adapter
+from omnifusion_jax.data.slices import in_patches
 from omnifusion_jax.models.adapters import mix
+from omnifusion_jax.models.grids import Grids
 from omnifusion_jax.models.omnifusion import Stream, abstract
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
@@ -31,6 +33,7 @@ ONE = (
     *(
         {"kind": "resampler", "heads": 2, "queries": n} for n in (4, 9, 16)
     ),  # of 9 patches: a smaller grid, the same, a larger one
+    {"kind": "resampler", "heads": 2, "queries": 4, "adaptive": True},
 )
 MIXES = [
     {"width": 16, "bias": bias, "shared_norm": shared, "first_state": first}
@@ -75,6 +78,10 @@ def place(row, column, width):
     """Of one patch: the column's sines, its cosines, the row's sines, its cosines."""
     speeds = [10000 ** (-4 * k / width) for k in range(width // 4)]
     return [f(at * speed) for at in (column, row) for f in (math.sin, math.cos) for speed in speeds]
+
+
+def places(height, across, width):
+    return torch.tensor([place(row, column, width) for row in range(height) for column in range(across)])
 
 
 class Reference(torch.nn.Module):
@@ -130,8 +137,8 @@ class Reference(torch.nn.Module):
         attention.load_state_dict(attention_state(self.p, "image/adapter/attention"))
         return attention(queries, keys, values)[0]
 
-    def resampled(self, x):
-        """The resampler of OmniLMM: positions for queries and keys, none for values."""
+    def resampled(self, x, shape=None):
+        """The resampler of OmniLMM: positions for queries and keys, none for values. `shape`: of the grid."""
         norm = lambda x, name: functional.layer_norm(
             x, x.shape[-1:], *self.norm(name), self.c.image.adapter.eps
         )
@@ -142,12 +149,18 @@ class Reference(torch.nn.Module):
             "feature_norm",
         )
         (batch, rows, width), side = x.shape, round(self.c.image.adapter.queries**0.5)
-        table = torch.tensor([place(row, column, width) for row in range(side) for column in range(side)])
-        fitted = table.T.reshape(1, width, side, side)
-        if (grid := round(rows**0.5)) != side:
-            fitted = functional.interpolate(fitted, size=(grid, grid), mode="bicubic", align_corners=False)
+        height, across = shape or 2 * (round(rows**0.5),)
+        table = places(side, side, width)
+        if self.c.image.adapter.adaptive:
+            fitted = places(height, across, width)[None]
+        else:
+            fitted = table.T.reshape(1, width, side, side)
+            if height != side:
+                size = (height, height)
+                fitted = functional.interpolate(fitted, size=size, mode="bicubic", align_corners=False)
+            fitted = fitted.flatten(2).transpose(1, 2)
         queries = norm(self.p["image/adapter/queries"], "query_norm") + table
-        y = self.attention(queries.expand(batch, -1, -1), x + fitted.flatten(2).transpose(1, 2), x)
+        y = self.attention(queries.expand(batch, -1, -1), x + fitted, x)
         return norm(y, "norm") @ self.p["image/adapter/linear/kernel"]
 
     def norm(self, name):
@@ -198,11 +211,31 @@ def test_a_resampler_of_features_as_wide_as_the_decoder():
     with torch.no_grad():
         theirs = Reference(c, arrays).resampled(torch.tensor(x)).numpy()
     np.testing.assert_allclose(
-        jax.jit(type(model.image.adapter).__call__)(model.image.adapter, x),
+        jax.jit(type(model.image.adapter).__call__)(model.image.adapter, (x, None)),
         theirs,
         rtol=0,
         atol=2e-5 * np.abs(theirs).max(),
     )
+
+
+def test_a_resampler_of_pictures_of_any_shape():
+    """Keys have the places of their own grids, and rows without a patch are not read."""
+    shapes = [(2, 5), (3, 3), (1, 7)]
+    c = config("resampler", heads=2, queries=4, adaptive=True)
+    c.image.encoders[0].class_token, c.image.encoders[0].budget = False, 12
+    c.image.encoders[0].position_resize, c.image.fit = "bicubic_antialias", "slices"
+    c.validate()
+    arrays, model = built(c)
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(3, 12, CLIP.width)).astype(np.float32)
+    media = np.stack([in_patches(np.zeros((8 * h, 8 * w, 3), np.uint8), 8, 12) for h, w in shapes])
+    call = jax.jit(lambda adapter, x: adapter((x, Grids.of(media))))
+    ours = call(model.image.adapter, x)
+    for i, (height, width) in enumerate(shapes):
+        with torch.no_grad():
+            features = torch.tensor(x[i : i + 1, : height * width])
+            theirs = Reference(c, arrays).resampled(features, (height, width))[0].numpy()
+        np.testing.assert_allclose(ours[i], theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
 def test_dropout_reaches_the_layer_that_reads_two_encoders():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from omnifusion_jax.checkpoints.storage import weights
 from omnifusion_jax.config import RopeScaling
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.decoder import Decoder
+from omnifusion_jax.models.presets import preset
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import AttentionSpec
 
@@ -156,27 +158,42 @@ def test_gradients_of_a_tied_model():
         )
 
 
-def test_multipliers():
-    """Granite has all three: of token embeddings, of what a block adds, of scores, by which it divides."""
-    c = dataclasses.replace(C, family="llama", embed_scale=6.0, residual_scale=0.4, logit_scale=0.25)
-    plain = language_models.decoder_json(dataclasses.replace(C, family="llama"), "float32")
+@pytest.mark.parametrize("tied", [False, True])
+def test_minicpm(tmp_path, tied):
+    """Its multipliers are Granite's: of token embeddings, of what a block adds, of scores.
+
+    By the last Granite divides; its tensors have the same names.
+    """
+    scales = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 12}
+    sizes = language_models.decoder_json(dataclasses.replace(C, family="llama"), "float32")
+    sizes["tie_word_embeddings"] = tied
     theirs = {
-        "embedding_multiplier": 6.0,
-        "residual_multiplier": 0.4,
-        "logits_scaling": 4.0,
-        "attention_multiplier": c.head_dim**-0.5,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 1.4 / math.sqrt(C.layers),
+        "logits_scaling": C.width / 12,
+        "attention_multiplier": C.head_dim**-0.5,
     }
     granite = transformers.GraniteConfig(
-        **{**plain, "model_type": "granite"}, **theirs, attn_implementation="eager"
+        **{**sizes, "model_type": "granite"}, **theirs, attn_implementation="eager"
     )
     model = randomised(transformers.GraniteForCausalLM(granite), 2)
-    tensors = {name: t.numpy() for name, t in model.state_dict().items()}
-    arrays = from_foreign(
-        tensors,
-        language_models.table(c),
-        shapes_of(dataclasses.replace(tiny.config(), decoder=c), "decoder"),
-        "here",
-    )
+    tensors = {name: t.detach().numpy() for name, t in model.state_dict().items()}
+    weights.write_weights(tmp_path, tensors)  # a tied head is there too, as a copy
+    settings = {**sizes, **scales, "model_type": "minicpm", "architectures": ["MiniCPMForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config, arrays = language_models.read(tmp_path)
+    assert config.tied is tied and ("decoder/head" in arrays) is not tied
     with torch.no_grad():
-        expected = model(torch.tensor(tokens(c))).logits
-    close(jax.jit(logits)(built(c, arrays), tokens(c)), expected)
+        expected = model(torch.tensor(tokens(config))).logits
+    close(jax.jit(logits)(built(config, arrays), tokens(config)), expected)
+    written = language_models.decoder_json(config, "float32")
+    assert {name: written[name] for name in settings} == settings
+
+
+def test_published_multipliers_survive_being_written():
+    c = preset("minicpm-v-2.0").decoder
+    written = language_models.decoder_json(c, "bfloat16")
+    assert (written["scale_emb"], written["scale_depth"], written["dim_model_base"]) == (12, 1.4, 256)
+    assert language_models.decoder_config(written) == c
+    with pytest.raises(CheckpointError, match="of the family llama has no embed_scale"):
+        language_models.decoder_json(dataclasses.replace(c, family="llama"), "bfloat16")

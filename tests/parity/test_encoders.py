@@ -14,11 +14,15 @@ import tiny
 import torch
 import transformers
 from parity.torch_models import pixels, randomised
-from parity.vision_models import Described, Hub, InternViT, OpenClip
+from parity.vision_models import Described, Eva02, Hub, InternViT, OpenClip
 from torch.nn import functional
 
+from omnifusion_jax.checkpoints.encoders.timm import TIMM_SIGLIP
 from omnifusion_jax.checkpoints.load import load_encoder
-from omnifusion_jax.config import EncoderConfig, ImageConfig, ModelConfig
+from omnifusion_jax.checkpoints.mapping.shapes import encoder_shapes
+from omnifusion_jax.checkpoints.mapping.tensors import from_foreign
+from omnifusion_jax.config import CLIP_MEAN, HALF, EncoderConfig, ImageConfig, ModelConfig
+from omnifusion_jax.data.slices import in_patches
 from omnifusion_jax.models.vit import VisionTransformer
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.resize import RESIZE, resize_matrix
@@ -236,6 +240,29 @@ def test_timm_siglip(tmp_path, size):
     compare(tmp_path, model, activation="gelu", position_resize="bicubic_antialias", heads=12)
 
 
+@pytest.mark.parametrize("size", [PATCH * GRID, PATCH * 10])  # OmniLMM doubles the grid
+def test_timm_eva02(tmp_path, size):
+    theirs = randomised(Eva02(**TINY | {"width": 64, "heads": 16}), 0)
+    settings = {
+        "architecture": "eva02_enormous_patch14_clip_224",
+        "pretrained_cfg": {"input_size": [3, size, size]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    model, images = compare(
+        tmp_path,
+        theirs,
+        activation="gelu",
+        norm_order="post",
+        key_bias=False,
+        heads=16,
+        position_resize="bicubic_antialias",
+        mean=CLIP_MEAN,
+    )
+    model.config.feature_layer, model.config.feature_norm = -1, True  # what OmniLMM reads
+    close(model(images), theirs.norm(theirs(pixels(model.config, images))[-1])[:, 1:])
+
+
 @pytest.mark.parametrize("registers", [0, 4])
 @pytest.mark.parametrize("gated", [False, True])
 def test_dinov2_of_the_original_code(tmp_path, gated, registers):
@@ -344,3 +371,39 @@ def test_rotary_positions_count_in_patches_of_this_image_size_unless_told_otherw
         np.abs(last() - last(rope_grid=2)).max() > 1e-4
         and np.abs(last() - last(rope_theta=None)).max() > 1e-4
     )
+
+
+def test_pictures_of_any_shape():
+    """Each as timm encodes it alone; in larger and in smaller grids than that of the positions, and in it."""
+    shapes = [(4, 7), (5, 5), (1, 11), (3, 2), (8, 4)]  # of patches
+    theirs = randomised(Hub(**TINY, siglip=True), 0)
+    c = EncoderConfig(
+        image_size=30, patch=PATCH, width=48, layers=2, heads=4, mlp=80, activation="gelu", eps=1e-6,
+        class_token=False, patch_bias=True, pre_norm=False, position_resize="bicubic_antialias", budget=36,
+        mean=HALF, std=HALF,
+    )  # fmt: skip
+    tensors = {name: p.detach().numpy() for name, p in theirs.named_parameters()}
+    shapes_of = {f"image/encoders/0/{path}": shape for path, shape in encoder_shapes(c).items()}
+    arrays = from_foreign(tensors, TIMM_SIGLIP.table(c), shapes_of, "here", ignore=TIMM_SIGLIP.ignored)
+    model = nnx.with_parameters(
+        nnx.eval_shape(lambda: VisionTransformer(c, rngs=nnx.Rngs(0))),
+        {path.removeprefix("image/encoders/0/"): jnp.asarray(a) for path, a in arrays.items()},
+    )
+    rng = np.random.default_rng(3)
+    images = [rng.integers(0, 256, (h * PATCH, w * PATCH, 3), np.uint8) for h, w in shapes]
+    blank = np.zeros((36, 3 * PATCH**2 + 1), np.uint8)  # what fills a pool up
+    media = np.stack([*(in_patches(image, PATCH, 36) for image in images), blank])
+    ours = jax.jit(VisionTransformer.hidden_states)(model, media)
+    assert len(ours) == 3 and np.isfinite(ours).all()
+    for i, (image, (height, width)) in enumerate(zip(images, shapes, strict=True)):
+        with torch.no_grad():
+            states = theirs(pixels(c, image[None]))
+        for mine, state in zip(ours, states, strict=True):
+            close(mine[i, : height * width], state[0])
+
+    def touched(media):  # what stands where there is no patch changes nothing
+        return jax.jit(VisionTransformer.hidden_states)(model, media)[-1]
+
+    noise = np.where(media[..., -1:] == 0, 7, media)
+    noise[..., -1] = media[..., -1]
+    np.testing.assert_allclose(touched(noise)[0, :28], touched(media)[0, :28], rtol=0, atol=1e-6)

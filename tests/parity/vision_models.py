@@ -64,19 +64,19 @@ class Hub(nn.Module):
             **scales,
         )
 
-    def positions(self, side):
+    def positions(self, height, width):
         """There are two libraries and three ways.
 
         timm antialiases, so does DINOv2 with registers; without them it asks for 0.1 of a patch more.
         """
         first, table = self.pos_embed[:, : not self.siglip], self.pos_embed[:, (not self.siglip) :]
-        if side == self.grid:
+        if (height, width) == (self.grid, self.grid):
             return first, table
         table = table.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         if self.registers or self.siglip:
-            table = functional.interpolate(table, size=(side, side), mode="bicubic", antialias=True)
+            table = functional.interpolate(table, size=(height, width), mode="bicubic", antialias=True)
         else:
-            table = functional.interpolate(table, scale_factor=(side + 0.1) / self.grid, mode="bicubic")
+            table = functional.interpolate(table, scale_factor=(height + 0.1) / self.grid, mode="bicubic")
         return first, table.flatten(2).transpose(1, 2)
 
     def feed_forward(self, mlp, x):
@@ -87,7 +87,7 @@ class Hub(nn.Module):
 
     def forward(self, pixels):
         x = self.patch_embed.proj(pixels)
-        first, positions = self.positions(x.shape[-1])
+        first, positions = self.positions(*x.shape[-2:])
         x = x.flatten(2).transpose(1, 2) + positions
         if not self.siglip:
             before = [self.cls_token + first] + ([self.register_tokens] if self.registers else [])
@@ -98,6 +98,46 @@ class Hub(nn.Module):
             x = x + (y if self.siglip else y * block.ls1.gamma)
             y = self.feed_forward(block.mlp, block.norm2(x))
             x = x + (y if self.siglip else y * block.ls2.gamma)
+            states.append(x)
+        return states
+
+
+class Eva02(nn.Module):
+    """timm's EVA02-E: norms after attention and feed-forward part, queries and values alone have a bias."""
+
+    def __init__(self, width, layers, heads, mlp, patch, grid):
+        super().__init__()
+        self.heads, self.grid = heads, grid
+        self.patch_embed = Part(proj=nn.Conv2d(3, width, patch, patch))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, grid**2 + 1, width))
+        block = lambda: Part(
+            attn=Part(
+                qkv=nn.Linear(width, 3 * width, bias=False),
+                q_bias=torch.empty(width),
+                v_bias=torch.empty(width),
+                proj=nn.Linear(width, width),
+            ),
+            norm1=nn.LayerNorm(width, eps=1e-6),
+            mlp=Part(fc1=nn.Linear(width, mlp), fc2=nn.Linear(mlp, width)),
+            norm2=nn.LayerNorm(width, eps=1e-6),
+        )
+        self.blocks = nn.ModuleList(block() for _ in range(layers))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, pixels):
+        x = self.patch_embed.proj(pixels)
+        side, (first, table) = x.shape[-1], self.pos_embed.split([1, self.grid**2], dim=1)
+        table = table.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        table = functional.interpolate(table, size=(side, side), mode="bicubic", antialias=True)
+        x = x.flatten(2).transpose(1, 2) + table.flatten(2).transpose(1, 2)
+        x = torch.cat([(self.cls_token + first).expand(len(x), -1, -1), x], dim=1)
+        states = [x]
+        for block in self.blocks:
+            a = block.attn
+            qkv = functional.linear(x, a.qkv.weight, torch.cat([a.q_bias, 0 * a.q_bias, a.v_bias]))
+            x = x + block.norm1(a.proj(attention(qkv, self.heads)))
+            x = x + block.norm2(block.mlp.fc2(functional.gelu(block.mlp.fc1(x))))
             states.append(x)
         return states
 

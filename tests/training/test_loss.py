@@ -8,7 +8,7 @@ import pytest
 import tiny
 from numpy.testing import assert_allclose
 
-from omnifusion_jax.batch import TEXT, UNKNOWN, Batch
+from omnifusion_jax.batch import INSTEAD, TEXT, UNKNOWN, Batch
 from omnifusion_jax.data.synthetic import CELL_WORDS
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
@@ -108,6 +108,21 @@ def test_an_unknown_target_costs_nothing_but_counts():
     as_text, equal = loss(m, zero)  # token 0 as any other, where the layout does not say that it is unknown
     assert as_text > total + 0.1 and equal == more
     assert_allclose([as_text, total], [plain(m, zero)[0], plain(m, other)[0]], rtol=2e-5)
+
+
+def test_a_token_may_be_learned_as_another():
+    m, batch = model(), batch_of([[12]], 12, np.random.default_rng(2))
+    last = np.arange(12) == 11  # no hidden state before it sees it
+    weights = np.where(last, 1, batch.weights).astype(np.float32)
+    there = batch._replace(tokens=np.where(last, 7, batch.tokens), weights=weights)
+    counts = there._replace(
+        tokens=np.where(last, 9, batch.tokens),
+        kind=np.where(last, INSTEAD, batch.kind),
+        index=np.where(last, 7, batch.index),
+    )
+    assert_allclose(loss(m, counts), loss(m, there), rtol=1e-6)
+    plainly = counts._replace(kind=batch.kind, index=batch.index)
+    assert abs(loss(m, plainly)[0] - loss(m, there)[0]) > 1e-3
 
 
 def test_an_empty_patch_costs_nothing_but_counts():

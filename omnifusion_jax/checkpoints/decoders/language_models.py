@@ -1,6 +1,10 @@
-"""Tensor names and config.json of the language models of Hugging Face: Mistral, Llama, Qwen2 and Qwen3."""
+"""Tensor names and config.json of the language models of Hugging Face.
+
+They are Mistral, Llama, MiniCPM, Qwen2 and Qwen3.
+"""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,6 +55,8 @@ class Family:
     window: bool = False  # whether the setting sliding_window is our `window`
     # Supported values of settings that not every family has.
     only: dict = dataclasses.field(default_factory=dict)
+    # Settings from which the multipliers follow, with transformers' values of what config.json leaves out.
+    scales: dict = dataclasses.field(default_factory=dict)
 
 
 SIZES = {
@@ -90,6 +96,17 @@ FAMILIES = Table(
                 "num_key_value_heads": None,
                 "max_position_embeddings": 2048,
             },
+        ),
+        "minicpm": Family(
+            "MiniCPMForCausalLM",
+            {
+                **SIZES,
+                "intermediate_size": 11008,
+                "num_key_value_heads": None,
+                "max_position_embeddings": 2048,
+                "tie_word_embeddings": True,
+            },
+            scales={"scale_emb": 1, "scale_depth": 1, "dim_model_base": 1},
         ),
         "qwen2": Family(
             "Qwen2ForCausalLM", QWEN, {"qkv_bias": True}, only={"use_sliding_window": (False, None)}
@@ -179,8 +196,27 @@ def decoder_config(hf: dict, where: str | Path = "config.json") -> DecoderConfig
     rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     config.rope_theta = float(rope.get("rope_theta", hf.get("rope_theta", 10000.0)))
     config.rope_scaling = rope_scaling(rope, where)
+    if family.scales:
+        apply_scales(config, {name: hf.get(name, value) for name, value in family.scales.items()})
     config.validate()
     return config
+
+
+def apply_scales(c: DecoderConfig, settings: dict):
+    """Sets the multipliers of MiniCPM (arXiv 2404.06395), whose config.json has what they follow from."""
+    c.embed_scale = float(settings["scale_emb"])
+    c.residual_scale = settings["scale_depth"] / math.sqrt(c.layers)
+    c.logit_scale = settings["dim_model_base"] / c.width
+
+
+def scales_json(c: DecoderConfig) -> dict:
+    """The settings that `apply_scales` reads as the multipliers of `c`, without errors of rounding."""
+    found = (c.embed_scale, c.residual_scale * math.sqrt(c.layers), c.logit_scale * c.width)
+    rounded = (round(value, 9) for value in found)
+    names = ("scale_emb", "scale_depth", "dim_model_base")
+    return {
+        name: int(value) if value.is_integer() else value for name, value in zip(names, rounded, strict=True)
+    }
 
 
 def rope_scaling(rope: dict, where: str | Path) -> RopeScaling | None:
@@ -221,6 +257,7 @@ def decoder_json(c: DecoderConfig, dtype: str, ends: dict | None = None) -> dict
         **(ends or {"bos_token_id": 1, "eos_token_id": 2}),
         **{theirs: getattr(c, ours) for theirs, ours in FIELDS.items()},
         **({"sliding_window": c.window} if family.window else {}),
+        **(scales_json(c) if family.scales else {}),
     }
     if c.rope_scaling:
         scaling = {theirs: getattr(c.rope_scaling, ours) for theirs, ours in ROPE.items()}

@@ -12,7 +12,7 @@ from omnifusion_jax.checkpoints.encoders.hugging_face import preprocessor_json
 from omnifusion_jax.checkpoints.encoders.internvit import INTERNVIT, INTERNVL_VISION
 from omnifusion_jax.checkpoints.encoders.open_clip import OPEN_CLIP
 from omnifusion_jax.checkpoints.encoders.siglip import SIGLIP
-from omnifusion_jax.checkpoints.encoders.timm import TIMM_SIGLIP
+from omnifusion_jax.checkpoints.encoders.timm import TIMM_EVA02, TIMM_SIGLIP
 from omnifusion_jax.checkpoints.mapping.tensors import to_foreign
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.checkpoints.storage.settings import write_json
@@ -29,6 +29,7 @@ VISION_FAMILIES: dict[str, EncoderFamily] = {  # the first family that knows a d
     "internvl_vision": INTERNVL_VISION,
     "intern_vit_6b": INTERNVIT,
     "timm_siglip": TIMM_SIGLIP,
+    "timm_eva02": TIMM_EVA02,
     "dinov2_hub": DINOV2_HUB,
 }
 WRITTEN = ("clip", "siglip", "dinov2", "dinov2_with_registers", "internvl_vision")

@@ -13,7 +13,7 @@ from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.data.chat_template import Template
 from omnifusion_jax.data.dialogues import Dialogue, Media
 from omnifusion_jax.data.layout import Layout
-from omnifusion_jax.data.pictures import Prepared
+from omnifusion_jax.data.modality import Prepared
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.tables import LAYOUTS, MODALITIES

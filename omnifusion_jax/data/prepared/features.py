@@ -13,7 +13,7 @@ import numpy as np
 
 from omnifusion_jax.data.dialogues import Dialogue, Media
 from omnifusion_jax.data.features import FeatureProcessor, Features
-from omnifusion_jax.data.pictures import Prepared
+from omnifusion_jax.data.modality import Prepared
 from omnifusion_jax.data.prepared.shards import Report, Shards
 from omnifusion_jax.data.sources.array_record import packed
 from omnifusion_jax.errors import DataError, OmniFusionError

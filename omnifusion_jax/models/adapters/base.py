@@ -47,7 +47,8 @@ class OfOneEncoder:
 
     @staticmethod
     def side(c: StreamConfig) -> int | None:
-        return None if c.encoders[0].keep_class_token else c.encoders[0].side
+        encoder = c.encoders[0]
+        return None if encoder.keep_class_token or encoder.budget else encoder.side
 
     def read(self, encoders, media):
         return encoders[0](media[0])

@@ -9,7 +9,9 @@ import numpy as np
 from omnifusion_jax.config import AdapterConfig, StreamConfig, check
 from omnifusion_jax.models.adapters.base import OfOneEncoder
 from omnifusion_jax.models.adapters.transformer import divides
+from omnifusion_jax.models.grids import Grids
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.attend import EVERYTHING
 from omnifusion_jax.nn.attention import Attention
 from omnifusion_jax.nn.init import INITS, dense
 from omnifusion_jax.nn.linear import Linear
@@ -22,8 +24,9 @@ from omnifusion_jax.tables import ADAPTERS
 class ResamplerAdapter(OfOneEncoder, nnx.Module):
     """One layer of cross-attention from trained queries to the features of one encoder.
 
-    Queries and keys get fixed position embeddings: sines and cosines of column and row on the grid of
-    queries, resized to the grid of features for the keys. Values get none.
+    Queries and keys get fixed position embeddings: sines and cosines of column and row, for queries on their
+    own grid. For keys they are those of the queries, resized to the grid of features, or "adaptive", sines
+    and cosines on the grid of features. Values get none.
     """
 
     @dataclasses.dataclass(unsafe_hash=True)
@@ -31,6 +34,8 @@ class ResamplerAdapter(OfOneEncoder, nnx.Module):
         kind: str = "resampler"
         queries: int = 64  # rows that come out: those of a square grid
         heads: int = 32  # of attention
+        # keys have positions of their own grid, of whatever shape; false: those of the queries, resized
+        adaptive: bool = False
         eps: float = 1e-6  # of norms
 
         def validate(self, stream, width):
@@ -40,6 +45,10 @@ class ResamplerAdapter(OfOneEncoder, nnx.Module):
             check(square, f"adapter.queries {self.queries} make no square grid")
             fits = width % 4 == 0  # sines and cosines, of columns and rows
             check(fits, f"adapter.kind 'resampler' needs a decoder.width that 4 divides, not {width}")
+            check(
+                self.adaptive or not stream.encoders[0].budget,
+                "adapter.kind 'resampler' needs adapter.adaptive for pictures of any shape (encoder.budget)",
+            )
             check(
                 not stream.encoders[0].keep_class_token,
                 "adapter.kind 'resampler': encoder.keep_class_token has no place in the grid",
@@ -55,7 +64,7 @@ class ResamplerAdapter(OfOneEncoder, nnx.Module):
 
     def __init__(self, c: StreamConfig, width: int, *, rngs: nnx.Rngs):
         a, inner, init = c.adapter, c.encoders[0].width, INITS[c.adapter.init]
-        self.grid = self.side(c)
+        self.grid, self.encoder, self.adaptive = self.side(c), c.encoders[0], a.adaptive
         self.queries = dense(rngs, a.queries, width, fan_in=width)
         to_width = lambda ins: Linear(ins, width, bias=False, init=init.linear, rngs=rngs)
         self.projection = to_width(inner) if inner != width else None
@@ -63,22 +72,44 @@ class ResamplerAdapter(OfOneEncoder, nnx.Module):
         self.attention = Attention(width, a.heads, init=init, rngs=rngs)
         self.linear = to_width(width)
 
-    def __call__(self, x, key=None):  # [batch, rows, encoder's width]
+    def read(self, encoders, media):
+        """The features, and the grids of pictures of any shape; None where all are squares."""
+        return encoders[0](media[0]), Grids.of(media[0]) if self.encoder.budget else None
+
+    def __call__(self, features, key=None):  # [batch, rows, encoder's width]
+        x, grids = features
         x = self.feature_norm(x if self.projection is None else self.projection(x))
         queries = self.query_norm(self.queries[...])
-        places = jnp.array(sines(self.grid, queries.shape[-1]))  # [queries, width]
-        keys = x + resize_rows(places[None], x.shape[1], "bicubic")[0].astype(x.dtype)
+        places = square(self.grid, queries.shape[-1])  # [queries, width]
+        keys = x + self.key_places(places, grids).astype(x.dtype)
         queries = queries + places.astype(queries.dtype)
-        y, _ = self.attention(queries[None], context=keys, values=x)
+        spec = EVERYTHING if grids is None else grids.seen_by(len(queries))
+        y, _ = self.attention(queries[None], spec, context=keys, values=x)
         return self.linear(self.norm(y))
 
+    def key_places(self, places, grids):
+        """Position embeddings of the keys, [rows, width] or [batch, rows, width], from those of queries."""
+        if grids is not None:
+            return sines(grids.row, grids.column, places.shape[-1], jnp)
+        if self.adaptive:
+            return square(self.encoder.side, places.shape[-1])
+        return resize_rows(jnp.array(places)[None], self.encoder.rows, "bicubic")[0]
 
-def sines(side: int, width: int) -> np.ndarray:
-    """Position embeddings of a square grid, float32[side * side, width].
+
+def square(side: int, width: int) -> np.ndarray:
+    """Position embeddings of a square grid, float32[side * side, width]."""
+    at = np.arange(side)
+    return sines(np.repeat(at, side), np.tile(at, side), width)
+
+
+def sines(row, column, width: int, xp=np):
+    """Position embeddings float32[..., width] of places, int[...] each.
 
     The first half of the channels encodes the column, the second the row. Each half holds sines and then
-    cosines of position * 10000 ** -(i / n), for i < n = width // 4.
+    cosines of position * 10000 ** -(i / n), for i < n = width // 4. All is computed in float32, as in the
+    original, whose checkpoints hold the result.
     """
-    steps = np.arange(side)[:, None] * 10000 ** -(np.arange(width // 4) / (width // 4))
-    one = np.concatenate([np.sin(steps), np.cos(steps)], axis=1)  # [side, width / 2]
-    return np.concatenate([np.tile(one, (side, 1)), np.repeat(one, side, axis=0)], axis=1).astype(np.float32)
+    n = width // 4
+    speeds = 1 / np.float32(10000) ** (np.arange(n, dtype=np.float32) / np.float32(n))
+    steps = (at[..., None].astype(np.float32) * speeds for at in (column, row))
+    return xp.concatenate([f(step) for step in steps for f in (xp.sin, xp.cos)], axis=-1)

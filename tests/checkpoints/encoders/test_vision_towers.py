@@ -13,7 +13,7 @@ import tiny
 import torch
 import transformers
 from parity.files import random_file
-from parity.vision_models import Hub, InternViT, OpenClip
+from parity.vision_models import Eva02, Hub, InternViT, OpenClip
 from PIL import Image
 
 from omnifusion_jax.checkpoints.encoders.base import EncoderFamily
@@ -170,7 +170,8 @@ def test_published_settings_are_the_presets(tmp_path, name):
 
 
 # Parameters of published models without a head over the patches; DINOv2's mask token is not ours. InternViT's
-# by hand: a layer is (4 + 2 * mlp / width) * width**2 and biases, norms, scales
+# by hand: a layer is (4 + 2 * mlp / width) * width**2 and biases, norms, scales; so are EVA02-E's, whose keys
+# have no bias
 COUNTS = {
     "clip-vit-b-32": 87_456_000, "clip-vit-b-16": 85_799_424, "clip-vit-l-14": 303_179_776,
     "clip-vit-l-14-336": 303_507_456, "clip-vit-bigg-14": 1_842_777_344,
@@ -180,21 +181,31 @@ COUNTS = {
     "dinov2-s-reg": 22_057_728, "dinov2-b-reg": 86_582_784,
     "dinov2-l-reg": 304_371_712, "dinov2-g-reg": 1_136_485_376,
     "internvit-6b-448": 45 * 122_918_400 + 1025 * 3200 + 3200 + (3 * 14**2 + 1) * 3200,
+    "eva02-e-14": 64 * ((4 * 1792 + 2 * 15360 + 8) * 1792 + 15360) + 260 * 1792 + (3 * 14**2 + 1) * 1792,
     "internvit-300m-448": 24 * 12_598_272 + 1025 * 1024 + 1024 + (3 * 14**2 + 1) * 1024,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMED)
+def test_parameters_are_as_many_as_published(name):
+    assert sum(map(math.prod, encoder_shapes(NAMED[name]).values())) == COUNTS[name]
+
+
+WITH_CLASS = [name for name in NAMED if name != "eva02-e-14"]  # of Hugging Face
+
+
+@pytest.mark.parametrize("name", WITH_CLASS)
 def test_parameters_are_as_many_as_hugging_faces(name):
     c = NAMED[name]
-    assert sum(map(math.prod, encoder_shapes(c).values())) == COUNTS[name]
     assert (
         sum(p.numel() for part, p in family_class(c).named_parameters() if "mask_token" not in part)
         == COUNTS[name]
     )
 
 
-@pytest.mark.parametrize("name", [name for name in NAMED if name not in ("dinov2-s-reg", "dinov2-b-reg")])
+@pytest.mark.parametrize(
+    "name", [name for name in WITH_CLASS if name not in ("dinov2-s-reg", "dinov2-b-reg")]
+)
 def test_two_layers_in_full_width(tmp_path, name):
     c = dataclasses.replace(NAMED[name], layers=2)
     written = preprocessor_json(c, "squash" if "siglip" in name else "crop")
@@ -289,6 +300,16 @@ def test_two_layers_of_timm_in_full_width(tmp_path, name, mode, edge):
     write(tmp_path, settings)
     random_file(tmp_path / "model.safetensors", on_meta(Hub, c, siglip=True), looked_at)
     loads(tmp_path, c)
+
+
+def test_two_layers_of_eva02_in_full_width(tmp_path):
+    c = dataclasses.replace(NAMED["eva02-e-14"], layers=2, image_size=448, position_grid=16)
+    settings = {"input_size": [3, 448, 448], "crop_pct": 1.0, "crop_mode": "center"}
+    write(tmp_path, {"architecture": "eva02_enormous_patch14_clip_224", "pretrained_cfg": settings})
+    random_file(tmp_path / "model.safetensors", on_meta(Eva02, c), looked_at)
+    loads(tmp_path, dataclasses.replace(c, shortest_edge=None))
+    with pytest.raises(CheckpointError, match="no vision model of Hugging Face computes"):
+        written_as(c)
 
 
 @pytest.mark.parametrize("name", ["dinov2-s", "dinov2-g", "dinov2-l-reg", "dinov2-g-reg"])

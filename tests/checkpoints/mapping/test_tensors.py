@@ -264,7 +264,7 @@ def test_decoder_config_both_ways(c):
 
 
 def test_fields_that_a_file_leaves_out_are_those_of_the_class():
-    assert set(CLASSES) == set(language_models.FAMILIES)
+    assert {*CLASSES, "minicpm"} == set(language_models.FAMILIES)  # transformers has no class for MiniCPM
     for kind, cls in CLASSES.items():
         assert language_models.decoder_config({"model_type": kind}) == language_models.decoder_config(
             json.loads(cls().to_json_string(use_diff=False))

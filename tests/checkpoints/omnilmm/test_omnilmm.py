@@ -1,0 +1,304 @@
+"""OmniLMM and MiniCPM-V under their public names: what they compute, both ways, and what is refused."""
+
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import omnilmm_models as published
+import pytest
+import torch
+from PIL import Image
+from transformers import LlamaForCausalLM
+
+import omnifusion_jax as of
+from omnifusion_jax.checkpoints.convert import convert
+from omnifusion_jax.checkpoints.load import load_checkpoint
+from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
+from omnifusion_jax.checkpoints.mapping.tensors import destinations, to_foreign
+from omnifusion_jax.checkpoints.omnilmm.export import export_omnilmm, system_of
+from omnifusion_jax.checkpoints.omnilmm.systems import SYSTEMS, table
+from omnifusion_jax.checkpoints.storage.weights import open_tensors, write_safetensors
+from omnifusion_jax.errors import CheckpointError, DataError
+from omnifusion_jax.inference.model import forward
+from omnifusion_jax.inference.prompts import assemble, lay_out
+from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.models.presets import preset
+from omnifusion_jax.nn import nnx
+
+OMNILMM, MINICPMV = SYSTEMS["omnilmm"], SYSTEMS["minicpmv"]
+rng = np.random.default_rng(0)
+WIDE, SMALL = (  # pictures of large shapes: resizing them is no matter of noise
+    Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(size, Image.Resampling.NEAREST)
+    for size in ((90, 45), (50, 34))
+)
+
+
+def slices(picture):
+    """WIDE (90 x 45) is 66 x 30 and two slices of 48 x 48; SMALL (50 x 34) is 60 x 36, without slices."""
+    whole = picture.resize((66, 36) if picture is WIDE else (60, 36), Image.Resampling.BICUBIC)
+    if picture is SMALL:
+        return [whole], (0, 0)
+    large = picture.resize((96, 48), Image.Resampling.BICUBIC)
+    return [whole, large.crop((0, 0, 48, 48)), large.crop((48, 0, 96, 48))], (1, 2)
+
+
+# (turns of the published prompt, ours, pictures)
+TALKS = [
+    ([("user", "{}What is it?")], ["What is it?"], [WIDE]),
+    ([("user", "{}What is it?")], ["What is it?"], [SMALL]),
+    ([("user", "How many?")], ["How many?"], []),
+    (
+        [("user", "{}What is it?"), ("assistant", "A red circle"), ("user", "{}Where is it?")],
+        ["<image>\nWhat is it?", "A red circle", "<image>\nWhere is it?"],
+        [SMALL, WIDE],
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=published.SYSTEMS)
+def system(request, tmp_path_factory):
+    """(the model in PyTorch, its directory, ours)"""
+    directory = tmp_path_factory.mktemp(request.param)
+    model = published.Whole(request.param)
+    published.save(model, directory)
+    return model, directory, of.load(directory, dtype="float32")
+
+
+def requests():
+    return [
+        of.Request(
+            [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)], images
+        )
+        for _, texts, images in TALKS
+    ]
+
+
+def expected(model, directory, talk, learning=False):
+    turns, _, pictures = talk
+    seen = [
+        slices(picture) if model.name == "minicpm-v-2.0" else (published.squashed(picture), None)
+        for picture in pictures
+    ]
+    flat = [one for found, _ in seen for one in found]
+    grids = [grid for _, grid in seen]
+    with torch.set_grad_enabled(learning):
+        return published.expected_inputs(model, directory, turns, flat, grids)
+
+
+def test_logits(system):
+    """Of one picture, none, and several in a dialogue; slices of all sizes in one batch."""
+    model, directory, ours = system
+    found = ours.logits(requests())
+    for mine, talk in zip(found, TALKS, strict=True):
+        with torch.no_grad():
+            theirs = model.llm(inputs_embeds=expected(model, directory, talk)).logits[0].numpy()
+        assert mine.shape == theirs.shape
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_answers(system, beams):
+    """Greedily, and as MiniCPM-V 1.0 answers by default: three beams, repetition penalty 1.2."""
+    model, directory, ours = system
+    penalty = {} if beams == 1 else {"repetition_penalty": 1.2}
+    answers = ours.generate(requests(), of.GenerationConfig(max_new_tokens=12, num_beams=beams, **penalty))
+    for answer, talk in zip(answers, TALKS, strict=True):
+        embeds = expected(model, directory, talk)
+        assert answer.tokens == published.generate(model, embeds, 12, num_beams=beams, **penalty)
+
+
+@pytest.mark.parametrize("system", ["minicpm-v-2.0"], indirect=True)
+def test_pictures_of_other_shapes_compile_nothing(system):
+    _, _, ours = system
+    ask = lambda size: ours.logits(
+        of.Request([{"role": "user", "content": "Why?"}], [Image.new("RGB", size)])
+    )
+    ask((60, 60))
+    before = forward._cache_size()
+    for size in ((30, 40), (40, 30), (90, 60), (200, 200)):
+        ask(size)
+    assert forward._cache_size() == before
+
+
+def test_written_again_every_tensor_is_equal(system, tmp_path):
+    model, directory, _ = system
+    convert(directory, tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "again", to="omnilmm")
+    theirs, ours = open_tensors(directory), open_tensors(tmp_path / "again")
+    assert set(theirs) == set(ours)
+    for name, a in theirs.items():
+        if "pos_embed" in name and "resampler" in name:  # which the test computes in double precision
+            np.testing.assert_allclose(np.asarray(ours[name]), a, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(a), err_msg=name)
+    settings = json.loads((tmp_path / "again/config.json").read_text())
+    assert {name: settings.get(name) for name in model.settings} == model.settings
+    assert load_checkpoint(tmp_path / "again").config == load_checkpoint(directory).config
+
+
+def test_settings_are_those_of_the_preset(system):
+    """Of a model of this kind: all but sizes and names."""
+    model, _, ours = system
+    named = preset({"omnilmm": "omnilmm-12b"}.get(model.name, model.name))
+    sizes = (
+        "preset", "filled_from", "vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp",
+        "max_length", "residual_scale", "logit_scale", "image_size", "patch", "position_grid",
+        "budget", "queries",
+    )  # fmt: skip
+    for mine, theirs in (
+        (ours.config, named),
+        (ours.config.image, named.image),
+        (ours.config.decoder, named.decoder),
+        (ours.config.image.encoders[0], named.image.encoders[0]),
+        (ours.config.image.adapter, named.image.adapter),
+    ):
+        plain = lambda c: {
+            k: v for k, v in vars(c).items() if k not in (*sizes, "image", "decoder", "encoders", "adapter")
+        }
+        assert plain(mine) == plain(theirs)
+
+
+def test_a_file_of_torch_and_bfloat16(tmp_path):
+    """The positions in it are rounded as ours would be; a head that is not stored is tied."""
+    model = published.Whole("minicpm-v-2.0", tied=True)
+    published.save(model, tmp_path / "made", torch.bfloat16, binary=True)
+    found = load_checkpoint(tmp_path / "made")
+    assert found.config.decoder.tied and "decoder/head" not in found.arrays
+    assert str(found.arrays["image/adapter/queries"].dtype) == "bfloat16"
+    convert(tmp_path / "made", tmp_path / "again", to="omnilmm")
+    theirs, ours = open_tensors(tmp_path / "made"), open_tensors(tmp_path / "again")
+    assert set(theirs) == set(ours)
+    for name, a in theirs.items():
+        np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(a), err_msg=name)
+
+
+@pytest.mark.parametrize("system", ["minicpm-v-1.0"], indirect=True)
+def test_minicpm_as_a_plain_llama(system, tmp_path):
+    """What it computes needs no multipliers any more."""
+    model, directory, _ = system
+    convert(directory, tmp_path / "llama", to="llama")
+    plain = LlamaForCausalLM.from_pretrained(tmp_path / "llama", attn_implementation="eager")
+    ids = torch.tensor(np.random.default_rng(1).integers(0, 320, (2, 20)))
+    with torch.no_grad():
+        ours, theirs = plain(ids).logits.numpy(), model.llm(ids).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_the_public_files_at_full_size():
+    """By name and shape: the 694 tensors of MiniCPM-V 2.0, and 11.6 billion values of OmniLMM-12B."""
+    c = preset("minicpm-v-2.0")
+    tensors = destinations(table(c, MINICPMV), shapes_of(c))
+    named = {name: place.shape for name, place in tensors.items()} | {"resampler.pos_embed": (64, 2304)}
+    assert len(named) == 694
+    assert named["vpm.pos_embed"] == (1, 729, 1152) and named["vpm.patch_embed.proj.weight"] == (
+        1152,
+        3,
+        14,
+        14,
+    )
+    assert named["vpm.blocks.25.attn.qkv.weight"] == (3456, 1152) and "vpm.blocks.26.norm1.bias" not in named
+    assert named["resampler.attn.in_proj_weight"] == (6912, 2304)
+    assert named["resampler.kv_proj.weight"] == (2304, 1152)
+    assert named["resampler.query"] == (64, 2304) and named["resampler.proj"] == (2304, 2304)
+    assert named["llm.model.layers.39.mlp.down_proj.weight"] == (2304, 5760)
+    assert named["llm.lm_head.weight"] == named["llm.model.embed_tokens.weight"] == (122753, 2304)
+    c = preset("omnilmm-12b")
+    tensors = destinations(table(c, OMNILMM), shapes_of(c))
+    named = {name: place.shape for name, place in tensors.items()}
+    tower = "model.vision_tower."
+    assert named[tower + "cls_token"] == (1, 1, 1792) and named[tower + "pos_embed"] == (1, 257, 1792)
+    assert named[tower + "blocks.62.attn.q_bias"] == named[tower + "blocks.62.attn.v_bias"] == (1792,)
+    assert tower + "blocks.63.norm1.weight" not in named
+    assert not any("attn.qkv.bias" in name or "k_bias" in name for name in named)
+    assert named[tower + "blocks.0.mlp.fc1.weight"] == (15360, 1792)
+    assert named["model.resampler.kv_proj.weight"] == (4096, 1792)
+    assert named["model.layers.31.self_attn.k_proj.weight"] == (1024, 4096)
+    assert round(sum(map(math.prod, named.values())) / 1e9, 1) == 11.6
+
+
+@pytest.mark.parametrize("system", ["omnilmm", "minicpm-v-2.0"], indirect=True)
+def test_gradients(system):
+    """Of a loss over the logits of a question, for every parameter by its public name."""
+    model, directory, ours = system
+    talk = TALKS[0]
+    c, made = ours.config, load_checkpoint(directory)
+    arrays = {path: jnp.asarray(a) for path, a in made.arrays.items()}
+    batch = assemble([lay_out(requests()[0], "here", ours.prepare)], ours.prepare, left=False)
+    embeds = expected(model, directory, talk, learning=True)
+    n = embeds.shape[1]
+    assert len(batch.tokens) == 1 and (batch.kind[0] > 0).sum() == n
+    weights = np.random.default_rng(4).normal(size=(n, c.decoder.vocab)).astype(np.float32)
+
+    def loss(arrays):
+        module = nnx.with_parameters(abstract(c), arrays)
+        return (jax.nn.log_softmax(module(batch)[0, :n]) * weights).sum() / n
+
+    gradients = to_foreign(jax.device_get(jax.jit(jax.grad(loss))(arrays)), table(c, system_of(c)))
+    scores = model.llm(inputs_embeds=embeds).logits[0]
+    (torch.log_softmax(scores, -1) * torch.tensor(weights)).sum().div(n).backward()
+    theirs = {
+        name: p.grad.numpy() for name, p in model.tensors(parameters=True).items() if p.grad is not None
+    }
+    model.zero_grad()
+    assert theirs.keys() == {name for name in gradients}
+    largest = max(np.abs(a).max() for a in theirs.values())
+    for name, gradient in theirs.items():
+        scale = max(np.abs(gradient).max(), 1e-3 * largest)  # that of a key's bias is zero but for rounding
+        np.testing.assert_allclose(
+            np.asarray(gradients[name]), gradient, rtol=0, atol=5e-5 * scale, err_msg=name
+        )
+
+
+def changed(directory, target, settings=None, tensors=None):
+    """A copy with other settings and tensors; what is None is removed."""
+    shutil.copytree(directory, target)
+    now = json.loads((target / "config.json").read_text()) | (settings or {})
+    (target / "config.json").write_text(json.dumps(now))
+    held = dict(open_tensors(directory)) | (tensors or {})
+    held = {name: np.array(a) for name, a in held.items() if a is not None}
+    write_safetensors(target / "model.safetensors", held)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensors", "said"),
+    [
+        ({"mm_use_im_start_end": False}, {}, "mm_use_im_start_end is False"),
+        ({"query_num": 9}, {}, r"query_num is 9, resampler\.query has 4 rows"),
+        ({"vision_encoder": "vit_huge"}, {}, "vision_encoder is 'vit_huge', supported is one like"),
+        ({"patch_size": 14}, {}, "patch_size is 14, supported is 6"),
+        ({}, {"resampler.query": None}, r"resampler\.query is missing, which says"),
+        ({}, {"resampler.pos_embed": None}, r"resampler\.pos_embed is missing"),
+        ({}, {"resampler.pos_embed": np.ones((4, 128), np.float32)}, "holds other positions than"),
+        ({}, {"resampler.kv_proj.weight": None}, "image/adapter/projection/kernel: missing"),
+        ({}, {"vpm.blocks.0.norm1.scale": np.ones(32, np.float32)}, "the model has no such tensor"),
+        ({"hidden_act": "gelu"}, {}, "hidden_act is 'gelu'"),
+    ],
+)
+def test_what_is_refused(tmp_path, settings, tensors, said):
+    model = published.Whole("minicpm-v-2.0")
+    published.save(model, tmp_path / "made")
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(changed(tmp_path / "made", tmp_path / "changed", settings, tensors))
+
+
+def test_a_model_that_the_format_cannot_hold(system, tmp_path):
+    _, directory, _ = system
+    found = load_checkpoint(directory)
+    found.config.image.encoders[0].feature_norm = False
+    with pytest.raises(CheckpointError, match=r"model\.image\.encoders\.0\.feature_norm would be True"):
+        export_omnilmm(found, tmp_path / "out")
+
+
+def test_a_system_turn(system):
+    """OmniLMM's takes the place of its own; MiniCPM has no place for one."""
+    model, _, ours = system
+    talk = of.Request([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}])
+    if model.kind == "minicpmv":
+        with pytest.raises(DataError, match="leaves the system's turn out"):
+            ours.logits(talk)
+    else:
+        assert len(ours.logits(talk)[0]) < len(ours.logits(of.Request(talk.messages[1:]))[0])
