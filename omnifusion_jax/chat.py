@@ -1,6 +1,12 @@
-"""python -m omnifusion_jax.chat --model=M [--image=F]"""
+"""python -m omnifusion_jax.chat --model=M [--image=F]
 
+In a pipe each line is a question, and only answers are printed: echo 'What is it?' | python -m ...
+"""
+
+import functools
 import os
+import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -9,13 +15,15 @@ from omnifusion_jax.checkpoints.base import WEIGHTS as KEPT_AS
 from omnifusion_jax.cli.command import run
 from omnifusion_jax.cli.memory import memory
 from omnifusion_jax.cli.overrides import GenerationFlags, MeshFlags
-from omnifusion_jax.data.dialogues import Request
-from omnifusion_jax.data.images import open_image
-from omnifusion_jax.errors import DataError
+from omnifusion_jax.conversation import lines
+from omnifusion_jax.conversation.commands import listed
+from omnifusion_jax.conversation.loop import converse
+from omnifusion_jax.conversation.pictures import drawn
+from omnifusion_jax.conversation.talk import Shown, Talk
 
 MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
 VISION = flags.DEFINE_string("vision", None, "Vision tower, where the model does not hold one.")
-IMAGE = flags.DEFINE_string("image", None, "Picture to talk about.")
+IMAGE = flags.DEFINE_multi_string("image", [], "Picture to talk about; may be given several times.")
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
@@ -25,83 +33,28 @@ DTYPE = flags.DEFINE_enum(
 WEIGHTS = flags.DEFINE_enum(
     "weights", None, KEPT_AS, "What kernels of the decoder are kept in; as stored, when not given."
 )
-GENERATION, MESH = GenerationFlags(), MeshFlags()
-
-HELP = (
-    "/image FILE shows another picture, /image alone none, /new starts again, /quit or Ctrl-D leaves; "
-    "Ctrl-C stops an answer."
+VERBOSE = flags.DEFINE_bool("verbose", False, "Says how long the first words of an answer took, and all.")
+HISTORY = flags.DEFINE_string(
+    "history", "~/.local/state/omnifusion_jax/chat_history", "File of the lines typed before; empty: none."
 )
-
-
-def pictures(name: str) -> list:
-    """A list of the picture in the named file, empty if nothing was typed.
-
-    Quotes around the name are dropped, and ~ is the user's home. Raises DataError.
-    """
-    name = name.strip()
-    if name[:1] in ("'", '"') and name[-1:] == name[:1]:
-        name = name[1:-1]
-    return [open_image(os.path.expanduser(name))] if name else []
-
-
-def answer(model, request: Request, generation) -> str:
-    """Prints an answer as it comes; Ctrl-C stops it. Returns what the model has said so far."""
-    said = ""
-    try:
-        if generation.num_beams == 1:
-            pieces = model.stream(request, generation)
-        else:  # the best beam is known only at the end
-            pieces = [answer.text for answer in model.generate([request], generation)]
-        for piece in pieces:
-            print(piece, end="", flush=True)
-            said += piece
-    except KeyboardInterrupt:
-        print(" [stopped]", end="")
-    print()
-    return said
-
-
-def converse(model, images, generation):
-    """Reads lines until the end of input.
-
-    A turn that cannot be answered is taken back. A line that begins with / never goes to the model.
-    """
-    messages = []
-    while True:
-        try:
-            line = input("> ").strip()
-        except KeyboardInterrupt:
-            print()
-            continue
-        except EOFError:
-            return
-        command, _, rest = line.partition(" ")
-        try:
-            if command == "/quit":
-                return
-            if command == "/new":
-                messages = []
-            elif command == "/image":
-                images, messages = pictures(rest), []
-            elif line.startswith("/"):
-                print(f"there is no {command}. {HELP}")
-            elif line:
-                asked = [*messages, {"role": "user", "content": line}]
-                said = answer(model, Request(asked, images), generation)
-                if said.strip():
-                    messages = [*asked, {"role": "assistant", "content": said}]
-        except DataError as error:
-            print(f"error: {error}")
+GENERATION, MESH = GenerationFlags(), MeshFlags()
 
 
 def main(_):
+    terminal = sys.stdin.isatty()
     # These come before the model, which takes long to load, so that their errors show at once.
-    shown = pictures(IMAGE.value or "")
+    shown = [Shown.of(name) for name in IMAGE.value]
     generation = GENERATION.value
+    if terminal and HISTORY.value:
+        lines.remember(Path(HISTORY.value))
     model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, weights=WEIGHTS.value, mesh=MESH.value)
-    print(memory(model))
-    print(HELP)
-    converse(model, shown, generation)
+    draw = functools.partial(drawn, environment=os.environ) if sys.stderr.isatty() else lambda image: ""
+    if terminal:
+        print(memory(model))
+        print(listed())
+    talk = Talk(model, generation, shown)
+    vain = converse(talk, lines.typed() if terminal else lines.piped(), draw=draw, verbose=VERBOSE.value)
+    return 1 if vain and not terminal else 0
 
 
 if __name__ == "__main__":

@@ -119,22 +119,21 @@ def test_generate_answers_a_file_and_goes_on_with_a_half_written_one(pictures, t
     assert lines_of(target.read_text()) == lines_of(whole)
 
 
-def test_chat_talks(pictures):
+def test_chat_talks_in_a_pipe(pictures):
     folder, counts = pictures
     said = run_command(
         "chat",
         f"--image={folder / '0.png'}",
         "--dtype=float32",
-        given=f"{English.count}\n{English.describe}\n/quit\n",
+        given=f"{English.count}\n{English.describe}\n",
     )
     first = {"role": "user", "content": English.count}
     then = [first, {"role": "assistant", "content": counts[0]}, {"role": "user", "content": English.describe}]
     answers = of.load("omnifusion-tiny").generate(
         [of.Request(turns, [folder / "0.png"]) for turns in ([first], then)]
     )
-    assert [line.strip() for line in said.split("> ")[1:3]] == [counts[0], answers[1].text] and answers[
-        0
-    ].text == counts[0]
+    shown = f"[picture 1: {folder / '0.png'}, 96 x 96]"
+    assert said.splitlines() == [shown, counts[0], answers[1].text] and answers[0].text == counts[0]
 
 
 def test_training_runs_resumes_and_is_loaded(tmp_path, capsys):

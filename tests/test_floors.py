@@ -14,7 +14,7 @@ FLOORS = (
     ("nn",),
     ("models", "data"),
     ("training", "inference", "checkpoints", "data_report"),
-    ("evaluation", "planning", "jobs"),
+    ("evaluation", "planning", "jobs", "conversation"),
     ("objectives",),
     (
         "api",

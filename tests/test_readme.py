@@ -220,7 +220,8 @@ def check_side_by_side(arguments, desk):
 def check_chat(arguments, desk):
     said = run_or_parse("chat", "model", arguments, desk)
     if said is not None:
-        assert said.rsplit("> ", 2)[1].strip()  # what stands between the two prompts
+        picture, answer = said.splitlines()
+        assert picture.startswith("[picture 1: ") and answer.strip()
 
 
 def check_check_data(arguments, desk):
