@@ -33,7 +33,7 @@ class Sample(NamedTuple):
     # positions of each of several dialogues, one after the other: they become segments of their own; (): one
     parts: tuple[int, ...] = ()
     # {name: float32}: further columns of the same length, which an objective has a use for
-    extra: dict[str, np.ndarray] = {}
+    extra: dict[str, np.ndarray] = {}  # noqa: RUF012  nobody writes into it
 
 
 class Outline(NamedTuple):
@@ -66,7 +66,7 @@ class Batch(NamedTuple):
     # {stream: (array for each view)}, each [pools, tiles, ...]; those of pictures uint8[..., size, size, 3]
     media: dict[str, tuple[np.ndarray, ...]]
     # {name: float32[batch, seq]}: what samples hold under this name; 0 where one does not
-    extra: dict[str, np.ndarray] = {}
+    extra: dict[str, np.ndarray] = {}  # noqa: RUF012  nobody writes into it
 
 
 class Tile(NamedTuple):
