@@ -49,15 +49,12 @@ class Reference:
             raise DataError(f"{folder} has no {MANIFEST}: there are no log-likelihoods of a reference")
         self.made_by = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         self.part = Recent(self.read, KEPT)
+        self.anew = f"If the data was mended since, delete {folder}: the run makes it anew"
 
     def __getitem__(self, i: int) -> Scores:
         found = self.part(i // PART).get(i)
         if found is None:
-            raise DataError(
-                "the reference could not read it. Where the data was mended since, "
-                f"delete {self.folder}: the run makes it anew",
-                "reference",
-            )
+            raise DataError(f"the reference could not read it. {self.anew}", "reference")
         return found
 
     def read(self, number: int) -> dict[int, Scores]:
@@ -86,21 +83,16 @@ def digest(sample: Sample) -> str:
 
 
 @dataclasses.dataclass
-class Referred:
-    """A source of (record, its Scores) over a source of records."""
+class Numbered:
+    """A source of (index, record) over a source of records."""
 
     source: Any
-    reference: Reference
 
     def __len__(self):
         return len(self.source)
 
-    def __getitem__(self, i: int) -> tuple[Any, Scores]:
-        record = self.source[i]
-        try:
-            return record, self.reference[i]
-        except DataError as error:
-            raise error.at(self.where(i)) from error
+    def __getitem__(self, i: int) -> tuple[int, Any]:
+        return i, self.source[i]
 
     def where(self, i: int) -> str:
         return self.source.where(i)
@@ -116,19 +108,25 @@ class Referred:
 
 @dataclasses.dataclass
 class PrepareReferred:
-    """Makes the Sample of what a Referred gives: that of the record, with log p beside its targets."""
+    """Makes the Sample of a numbered record, with log p of its targets under the reference in a column.
+
+    What is wrong with the record itself is said before what is with the reference.
+    """
 
     prepare: Callable[[Any], Sample]
+    reference: Reference
 
-    def __call__(self, item: tuple[Any, Scores]) -> Sample:
-        record, scores = item
+    def __call__(self, numbered: tuple[int, Any]) -> Sample:
+        i, record = numbered
         sample = self.prepare(record)
-        if digest(sample) != scores.digest:
-            raise DataError(
-                f"{record.dialogue.where}: the reference read it with other tokens. "
-                "Delete the folder of the reference: the run makes it anew",
-                "reference",
-            )
+        try:
+            scores = self.reference[i]
+            if digest(sample) != scores.digest:
+                raise DataError(
+                    f"the reference read it with other tokens. {self.reference.anew}", "reference"
+                )
+        except DataError as error:
+            raise error.at(record.dialogue.where) from error
         column = np.zeros(len(sample.tokens), np.float32)
         column[sample.weights > 0] = scores.both
         return sample._replace(extra=sample.extra | {COLUMN: column})

@@ -8,7 +8,7 @@ import math
 
 from omnifusion_jax.config import PreferenceConfig, check
 from omnifusion_jax.data.reading import open_reading
-from omnifusion_jax.data.reference import PrepareReferred, Reference, Referred
+from omnifusion_jax.data.reference import Numbered, PrepareReferred, Reference
 from omnifusion_jax.evaluation import reference
 from omnifusion_jax.objectives.answers import Answers
 from omnifusion_jax.tables import OBJECTIVES
@@ -52,8 +52,7 @@ class Preference(Answers):
         return open_reading(config.data, config.model, tokenizer, pairs=True)
 
     def read_by(self, config, data):
-        found = Reference(reference.place(config))
-        return Referred(data.source, found), PrepareReferred(data.prepare)
+        return Numbered(data.source), PrepareReferred(data.prepare, Reference(reference.place(config)))
 
     def evaluator(self, config, tokenizer):
         check(not config.eval.loss, "eval.loss is that of answers, and objective=preference has none of them")
