@@ -6,11 +6,15 @@ RUN = JAX_PLATFORMS=cpu $(VENV)/bin/python
 # Four workers fill two cores while some wait; each has two threads for the eight devices that it simulates.
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest -n 4 --dist worksteal
 
-.PHONY: demo test test-fast sweep lint tiny clean
+.PHONY: demo align test test-fast sweep lint tiny clean
 
 demo: $(VENV)/installed
 	$(RUN) -m omnifusion_jax.train --config=configs/tiny.py:pretrain --workdir=runs/tiny/pretrain
 	$(RUN) -m omnifusion_jax.train --config=configs/tiny.py:sft --config.init_from=runs/tiny/pretrain/model --workdir=runs/tiny
+
+# A model that names what is not there is taught better from pairs of answers (docs/alignment.md)
+align: $(VENV)/installed
+	$(RUN) examples/align.py runs/align
 
 test: $(VENV)/installed-test lint
 	$(PYTEST) --durations=15

@@ -53,7 +53,8 @@ def program(config: TrainConfig) -> str:
     optimizer = config.optimizer.name, config.optimizer.clip
     size = config.batch_size, bool(config.loss_mean_rows), config.data.max_length, config.data.packing
     factors = dataclasses.astuple(config.lora)
-    return json.dumps([model, optimizer, size, config.train_parts, config.remat, factors])
+    found = [config.objective, model, optimizer, size, config.train_parts, config.remat, factors]
+    return json.dumps(found)
 
 
 def second(config: TrainConfig) -> bool:

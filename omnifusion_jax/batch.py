@@ -20,7 +20,7 @@ PATCH, LINE_END = 1, 2
 
 
 class Sample(NamedTuple):
-    """One laid-out dialogue. The first four arrays have one length."""
+    """One laid-out dialogue, or several that show the same media. The first four arrays have one length."""
 
     tokens: np.ndarray  # int32: token ids; the padding id where there is no text
     kind: np.ndarray  # int32: TEXT, UNKNOWN, INSTEAD, SPECIAL, or FEATURE + the number of a stream
@@ -35,6 +35,10 @@ class Sample(NamedTuple):
     items: int = 0  # number of media items; a picture is one
     media_positions: int = 0  # positions that media items take, special vectors among their features included
     cut: int = 0  # turns that were cut off at the end because the dialogue was too long
+    # positions of each of several dialogues, one after the other: they become segments of their own; (): one
+    parts: tuple[int, ...] = ()
+    # {name: float32}: further columns of the same length, which an objective has a use for
+    extra: dict[str, np.ndarray] = {}  # noqa: RUF012  nobody writes into it
 
 
 class Outline(NamedTuple):
@@ -44,6 +48,8 @@ class Outline(NamedTuple):
     tiles: dict[str, int]  # {stream: tiles}
     items: int
     cut: int
+    segments: int = 1
+    extra: tuple[str, ...] = ()  # names of further columns
 
 
 class Batch(NamedTuple):
@@ -64,6 +70,8 @@ class Batch(NamedTuple):
     items: np.ndarray  # int32[batch]
     # {stream: (array for each view)}, each [pools, tiles, ...]; those of pictures uint8[..., size, size, 3]
     media: dict[str, tuple[np.ndarray, ...]]
+    # {name: float32[batch, seq]}: what samples hold under this name; 0 where one does not
+    extra: dict[str, np.ndarray] = {}  # noqa: RUF012  nobody writes into it
 
 
 class Tile(NamedTuple):
@@ -100,6 +108,7 @@ class Form(NamedTuple):
     length: int
     pools: int
     room: dict[str, int]  # {stream: tiles of a pool}
+    extra: tuple[str, ...] = ()  # names of further columns
 
 
 class Place(NamedTuple):
@@ -108,7 +117,7 @@ class Place(NamedTuple):
     row: int
     start: int  # its first position
     stop: int  # where the next sample of the row begins, or the row ends
-    segment: int  # its number in the row, from 1 on
+    segment: int  # its number in the row, from 1 on; of several, that of the first
     pool: int
     first: dict[str, int]  # {stream: the tile of the pool with which its own begin}
 
@@ -116,7 +125,8 @@ class Place(NamedTuple):
 def outline(sample: Sample) -> Outline:
     """The Outline of a Sample."""
     tiles = {stream: len(views[0]) for stream, views in sample.media.items()}
-    return Outline(len(sample.tokens), tiles, sample.items, sample.cut)
+    segments = max(1, len(sample.parts))
+    return Outline(len(sample.tokens), tiles, sample.items, sample.cut, segments, tuple(sorted(sample.extra)))
 
 
 def collate(
@@ -159,18 +169,18 @@ def arrange(
     for number, row in enumerate(rows):
         if number % shared == 0:
             first = dict.fromkeys(tiles, 0)
-        start = 0
-        of_row = []
-        for segment, sample in enumerate(row, 1):
-            stop = length if segment == len(row) else start + sample.length
+        start, of_row, segment = 0, [], 1
+        for i, sample in enumerate(row, 1):
+            stop = length if i == len(row) else start + sample.length
             of_row.append(Place(number, start, stop, segment, number // shared, dict(first)))
-            start += sample.length
+            start, segment = start + sample.length, segment + sample.segments
             for stream in tiles:
                 first[stream] += sample.tiles.get(stream, 0)
                 most[stream] = max(most[stream], first[stream])
         places.append(of_row)
     rooms = {stream: room(count, usual, shared) for stream, count in most.items()}
-    return Form(len(rows), length, pools, rooms), places
+    names = {name for row in rows for sample in row for name in sample.extra}
+    return Form(len(rows), length, pools, rooms, tuple(sorted(names))), places
 
 
 def over(form: Form, tiles: Mapping[str, Tile], memory: Any) -> Batch:
@@ -179,14 +189,14 @@ def over(form: Form, tiles: Mapping[str, Tile], memory: Any) -> Batch:
     for shape, dtype in shapes(form, tiles):
         arrays.append(np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape))
         offset += aligned(arrays[-1].nbytes)
-    return assembled(arrays, tiles)
+    return assembled(arrays, tiles, form.extra)
 
 
-def assembled(arrays: Sequence[Any], tiles: Mapping[str, Tile]) -> Batch:
-    """A Batch of the arrays that `shapes` lists."""
+def assembled(arrays: Sequence[Any], tiles: Mapping[str, Tile], extra: Sequence[str] = ()) -> Batch:
+    """A Batch of the arrays that `shapes` lists, with further columns of these names."""
     rest = iter(arrays[COLUMNS + 1 :])
     media = {stream: tuple(next(rest) for _ in tile.shapes) for stream, tile in tiles.items()}
-    return Batch(*arrays[: COLUMNS + 1], media)
+    return Batch(*arrays[: COLUMNS + 1], media, {name: next(rest) for name in extra})
 
 
 def clear(batch: Batch, rows: Sequence[Sequence[Outline]]) -> None:
@@ -208,7 +218,7 @@ def shapes(form, tiles):
     found[3] = ((form.rows, form.length), np.float32)  # weights
     for stream, tile in tiles.items():
         found += [((form.pools, form.room[stream], *shape), tile.dtype) for shape in tile.shapes]
-    return found
+    return found + [((form.rows, form.length), np.float32)] * len(form.extra)
 
 
 def size(form: Form, tiles: Mapping[str, Tile]) -> int:
@@ -227,13 +237,16 @@ def put(batch: Batch, sample: Sample, place: Place, tiles: Mapping[str, Tile]) -
     `items` of its row are left to the caller.
     """
     n = len(sample.tokens)
-    for array in batch[:COLUMNS]:
+    for array in (*batch[:COLUMNS], *batch.extra.values()):
         array[place.row, place.start + n : place.stop] = 0
     here = np.s_[place.row, place.start : place.start + n]
     for name in ("tokens", "kind", "index", "weights"):
         getattr(batch, name)[here] = getattr(sample, name)
-    batch.segments[here] = place.segment
-    batch.positions[here] = np.arange(n)
+    for name, column in batch.extra.items():
+        column[here] = sample.extra.get(name, 0.0)
+    parts = sample.parts or (n,)
+    batch.segments[here] = place.segment + np.repeat(np.arange(len(parts)), parts)
+    batch.positions[here] = np.concatenate([np.arange(part) for part in parts])
     for stream, tile in tiles.items():
         first = place.first[stream]
         batch.index[here][sample.kind == FEATURE + tile.number] += first * tile.rows

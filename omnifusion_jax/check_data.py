@@ -22,6 +22,7 @@ from omnifusion_jax.data_report import fix, report, steps, table
 from omnifusion_jax.data_report.progress import read_all
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.models.presets import preset
+from omnifusion_jax.tables import OBJECTIVES
 
 CONFIG = ConfigFlags()
 DATA = flags.DEFINE_string("data", None, "Any source, instead of the data of the config.")
@@ -38,7 +39,8 @@ def main(_):
     try:
         config = chosen()
         tokenizer = Tokenizer(load_tokenizer(config)).for_vocabulary(config.model.decoder.vocab)
-        data = open_reading(config.data, config.model, tokenizer)
+        pairs = OBJECTIVES[config.objective].pairs
+        data = open_reading(config.data, config.model, tokenizer, pairs)
         check(not data.source.made_by, "the data holds features: check the pictures that they were made from")
         print(table.header(report.read_with(config, data, tokenizer)), flush=True)
         return (compose if STEPS.value else look)(config, data, tokenizer)
@@ -58,7 +60,8 @@ def chosen() -> TrainConfig:
         config = CONFIG.over(CONFIG.begun(TrainConfig(**tiny, train_parts=((".*", 1.0),))))
     if DATA.value:
         config.data.path, config.data.images, config.data.sets = DATA.value, IMAGES.value, ()
-    check(config.objective == "answers", f"objective={config.objective} reads data in a way of its own")
+    text = OBJECTIVES[config.objective].text
+    check(text, f"objective={config.objective} reads data in a way of its own")
     return config.validate()
 
 

@@ -92,6 +92,7 @@ def train(
         hosts.by_first(lambda: resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change))
         start, tokenizer_dir = starting_point(config, allow_change)
         tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
+        objective.begin(config, tokenizer, lambda: whole(config, start))
         batches = objective.batches(config, tokenizer)
         try:
             given, encoders = parted(config, start, getattr(batches, "features", None))
@@ -248,6 +249,13 @@ def parted(config: TrainConfig, start: dict, made: dict | None) -> tuple[dict, C
     same_features(config, start, made)
     others = {path: a for path, a in start.items() if not of_encoders(path, made["streams"])}
     return placed(mesh, others), lambda: placed(mesh, encoder_arrays(config, start))
+
+
+def whole(config: TrainConfig, start: dict) -> dict:
+    """What training starts from, as a plain model on the devices; `start` as `starting_point` gives it."""
+    return lora.merged(
+        placed(make_mesh(**vars(config.mesh)), start), config.lora, jnp.dtype(config.compute_dtype)
+    )
 
 
 def dotted(part: str) -> str:

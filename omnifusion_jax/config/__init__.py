@@ -18,6 +18,7 @@ from omnifusion_jax.config.encoder import (
 from omnifusion_jax.config.generation import GenerationConfig
 from omnifusion_jax.config.lora import LoraConfig
 from omnifusion_jax.config.model import ModelConfig, of_encoders, part_of
+from omnifusion_jax.config.preference import PreferenceConfig
 from omnifusion_jax.config.streams import AdapterConfig, ImageConfig, StreamConfig, View, adapter
 from omnifusion_jax.config.training import (
     CheckpointConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PreferenceConfig",
     "RopeScaling",
     "SetConfig",
     "StreamConfig",

@@ -6,6 +6,7 @@ import re
 from omnifusion_jax.config.base import check, one_of
 from omnifusion_jax.config.lora import LoraConfig
 from omnifusion_jax.config.model import ModelConfig
+from omnifusion_jax.config.preference import PreferenceConfig
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.tables import KERNELS, OBJECTIVES
 
@@ -212,10 +213,12 @@ class TrainConfig:
     batch_size: int = 256  # dialogues a step, over all devices and micro-batches
     grad_accum: int = 1  # micro-batches that a step's dialogues are split into, one after the other
     loss_mean_rows: int = 0  # 0: one mean over a step's targets; n: the mean of the means over n rows each
-    # what is learned: answers; or patches: a bare encoder names what covers each patch of synthetic pictures
+    # what is learned: answers; preference: which of two answers is better;
+    # or patches: a bare encoder names what covers each patch of synthetic pictures
     objective: str = "answers"
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
     # {part: directory or hub id}, of the parts image/encoders/0 and so on, and decoder;
     # others are fresh, unless init_from has them
     parts_from: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -248,6 +251,7 @@ class TrainConfig:
         for section in (
             self.model,
             self.lora,
+            self.preference,
             self.optimizer,
             self.data,
             self.mesh,

@@ -49,6 +49,8 @@ class Dialogue:
     media: tuple[Media, ...] = ()  # of all streams, in order
     marked: bool = False  # LLaVA's form: the text must hold one mark for each item
     parted: bool = False  # the content was a list of parts, and marks stand where media items were among them
+    # an answer that is worse than the last turn; None: there is none to compare
+    rejected: str | None = None
 
     @property
     def images(self) -> tuple:
@@ -78,6 +80,8 @@ def parse(record: Any, where: str) -> Dialogue:
             f"this is a {type(record).__name__}",
             "form",
         )
+    if {"chosen", "rejected"} <= record.keys():
+        return preference(record, where)
     if record.get("id") is not None:
         where = f'{where} (id "{record["id"]}")'
     listed = {stream: given_list(record, MODALITIES[stream].keys) for stream in MODALITIES.names()}
@@ -93,6 +97,28 @@ def parse(record: Any, where: str) -> Dialogue:
     raise DataError(
         f"{where}: there is neither 'conversations' (LLaVA) nor 'messages' in it, only {keys}", "form"
     )
+
+
+def preference(record, where):
+    """The Dialogue of a question and of two answers to it, `chosen` and `rejected`.
+
+    The question is a string, or else the turns of either form.
+    """
+    asked = {name: value for name, value in record.items() if name not in ("chosen", "rejected")}
+    if "question" in record:
+        asked["messages"] = [{"role": "user", "content": record["question"]}]
+    dialogue = parse(asked, where)
+    for name in ("chosen", "rejected"):
+        answer = record[name]
+        if not isinstance(answer, str):
+            raise DataError(f"{dialogue.where}: {name} is no string", "form")
+        check_characters(answer, f"{dialogue.where}: {name}")
+        if not answer.strip():
+            raise DataError(
+                f"{dialogue.where}: {name} is empty. Write its text, or remove the pair", "empty_side"
+            )
+    answer = ("gpt" if dialogue.marked else "assistant", record["chosen"])
+    return dataclasses.replace(dialogue, turns=(*dialogue.turns, answer), rejected=record["rejected"])
 
 
 def instruction(record, where):

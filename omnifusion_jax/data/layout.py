@@ -32,6 +32,7 @@ from omnifusion_jax.data.modality import (
     without_breaks,
     without_marks,
 )
+from omnifusion_jax.data.pairs import pair
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import LAYOUTS, MODALITIES
 
@@ -400,10 +401,20 @@ class Prepare:
 
     layout: Layout
     processors: dict[str, Callable[..., Prepared]]  # by stream, such as an ImageProcessor
+    # of a dialogue with two answers lays out both (data/pairs.py); else the chosen one alone
+    pairs: bool = False
 
     @classmethod
     def of(
-        cls, tokenizer, config, max_length: int, cut=False, vectors=None, features=None, **settings
+        cls,
+        tokenizer,
+        config,
+        max_length: int,
+        cut=False,
+        vectors=None,
+        features=None,
+        pairs=False,
+        **settings,
     ) -> Self:
         """The Prepare of a ModelConfig; arguments as in Layout, `settings` go to every stream's processor.
 
@@ -415,10 +426,10 @@ class Prepare:
         }
         if features:
             processors = {name: FeatureProcessor.of(p, features, name) for name, p in processors.items()}
-        return cls(layout, processors)
+        return cls(layout, processors, pairs)
 
     def __call__(self, dialogue: Dialogue, ask: bool = False) -> Sample:
-        """The Sample of a dialogue; `ask` as in Layout.
+        """The Sample of a dialogue, or of a pair; `ask` as in Layout.
 
         Raises:
           DataError: the dialogue or its media cannot be used; the message begins with `dialogue.where`.
@@ -427,7 +438,7 @@ class Prepare:
             prepared = [self.processor(stream)(source) for stream, source in dialogue.media]
         except DataError as error:
             raise error.at(dialogue.where) from error
-        return self.layout(dialogue, prepared, ask)
+        return pair(self.layout, dialogue, prepared) if self.pairs else self.layout(dialogue, prepared, ask)
 
     def processor(self, stream: str) -> Callable[..., Prepared]:
         """What prepares the media of a stream. Raises DataError for a stream that the model does not have."""

@@ -130,8 +130,10 @@ def sets(c: DataConfig) -> tuple[SetConfig, ...]:
     return c.sets or (SetConfig(name="data", path=c.path, images=c.images),)
 
 
-def prepare_each(c: DataConfig, model: ModelConfig, tokenizer, features=None) -> PrepareEach:
-    """What lays out the dialogues of each set; `features` as in Prepare.of.
+def prepare_each(
+    c: DataConfig, model: ModelConfig, tokenizer, features=None, pairs: bool = False
+) -> PrepareEach:
+    """What lays out the dialogues of each set; `features` and `pairs` as in Prepare.
 
     Raises ConfigError for a layout that the model cannot have.
     """
@@ -140,7 +142,7 @@ def prepare_each(c: DataConfig, model: ModelConfig, tokenizer, features=None) ->
         own = {name: getattr(one, name) for name in ("layout", "prompt") if getattr(one, name) is not None}
         config = dataclasses.replace(model, **own)
         settings = {"vectors": model.special, "max_pixels": c.max_pixels, "draft": c.draft}
-        settings |= {"cut": c.on_long == "cut", "features": features}
+        settings |= {"cut": c.on_long == "cut", "features": features, "pairs": pairs}
         found.append(Prepare.of(tokenizer, config, c.max_length, **settings))
     return PrepareEach(found)
 

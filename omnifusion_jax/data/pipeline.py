@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -67,6 +67,12 @@ class Read:
     source: Any
     prepare: Callable[..., Sample | list[Sample]]
     room: int | None = None  # tiles of media that a row has room for
+    tokens: int | None = None  # that a row has room for
+
+    @classmethod
+    def of(cls, source: Any, prepare: Callable, choose: Alone | Fullest) -> Self:
+        """What reads records for rows that `choose` fills."""
+        return cls(source, prepare, getattr(choose, "tiles", None), getattr(choose, "tokens", None))
 
     def __call__(self, i: int) -> list[Sample] | BadSample:
         try:
@@ -78,6 +84,11 @@ class Read:
         if self.room is not None and tiles > self.room:
             where = named(self.source)(i)
             return BadSample(f"{where}: {tiles} tiles of media, but data.row_tiles is {self.room}", "tiles")
+        longest = max(len(sample.tokens) for sample in made)
+        if self.tokens is not None and longest > self.tokens:  # a pair of dialogues that are short enough
+            where = named(self.source)(i)
+            problem = f"{where}: {longest} tokens together, but data.row_length is {self.tokens}. Raise it"
+            return BadSample(problem, "too_long")
         return made
 
 
@@ -148,7 +159,7 @@ class Batches:
         self.records, self.content = len(source), getattr(source, "fingerprint", None)
         self.features = getattr(source, "made_by", None)  # what made features of the media, if anything
         self.order = Order(shares or [Share(self.records, self.records)], seed, shuffle)
-        self.reader = Read(source, prepare, getattr(self.choose, "tiles", None))
+        self.reader = Read.of(source, prepare, self.choose)
         self.name = named(source)
         self.omitted = Omitted(
             self.records,

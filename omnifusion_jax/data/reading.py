@@ -20,10 +20,13 @@ class Reading(NamedTuple):
     usual: int  # tiles that a row usually has
 
 
-def open_reading(c: DataConfig, model: ModelConfig, tokenizer) -> Reading:
-    """The Reading of a run. Raises what `open_mixture`, `prepare_each` and `shares` raise."""
+def open_reading(c: DataConfig, model: ModelConfig, tokenizer, pairs: bool = False) -> Reading:
+    """The Reading of a run, of pairs of answers or of dialogues.
+
+    Raises what `open_mixture`, `prepare_each` and `shares` raise.
+    """
     source = open_mixture(c, model.image.encoders[0].side)
-    prepare = prepare_each(c, model, tokenizer, source.made_by)
+    prepare = prepare_each(c, model, tokenizer, source.made_by, pairs)
     length, usual = row_room(c, prepare.tiles, prepare.room)
     choose = Fullest(c.window, length, usual) if c.packing else Alone()
     return Reading(source, prepare, shares(c, source), choose, length, usual)

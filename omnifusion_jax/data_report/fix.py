@@ -89,15 +89,18 @@ def rebuilt(dialogue: Dialogue, images: str) -> bytes:
     for stream in dict.fromkeys(media.stream for media in dialogue.media):
         found = [os.path.relpath(file, images) if images else str(file) for file in dialogue.of(stream)]
         names[MODALITIES[stream].keys[-1]] = found
+    said, answers = dialogue.turns, {}
+    if dialogue.rejected is not None:
+        said, answers = said[:-1], {"chosen": said[-1][1], "rejected": dialogue.rejected}
     if dialogue.marked:
-        turns = [{"from": role, "value": text} for role, text in dialogue.turns]
-        record = names | {"conversations": turns}
+        turns = [{"from": role, "value": text} for role, text in said]
+        record = names | {"conversations": turns} | answers
     else:
         split = content if dialogue.parted else str
-        turns = [{"role": role, "content": split(text)} for role, text in dialogue.turns]
-        record = names | {"messages": turns}
+        turns = [{"role": role, "content": split(text)} for role, text in said]
+        record = names | {"messages": turns} | answers
     again = from_record(record, dialogue.where, images)
-    same = ("turns", "media", "marked", "parted")
+    same = ("turns", "media", "marked", "parted", "rejected")
     if any(getattr(again, name) != getattr(dialogue, name) for name in same):
         raise DataError(f"{dialogue.where}: a JSON record cannot say the same. {INSTEAD}")
     return json.dumps(record, ensure_ascii=False).encode(errors="surrogatepass")

@@ -165,7 +165,8 @@ class Look:
         """Notes a record that training takes."""
         outlines, pictures = list(map(outline, samples)), self.watched.pictures
         taught = any((sample.weights > 0).any() for sample in samples)
-        said = repr(self.watched.member.dialogue.turns).encode(errors="surrogatepass")
+        dialogue = self.watched.member.dialogue
+        said = repr((dialogue.turns, dialogue.rejected)).encode(errors="surrogatepass")
         record["state"] = USABLE if taught else UNTAUGHT
         record["tokens"], record["tiles"] = room_of(outlines)
         full = record["tokens"] == self.watched.layout.max_length
@@ -186,7 +187,7 @@ def begin(data: Reading, c: DataConfig) -> tuple[Gathered, Look]:
         endless = len(source) >= ENDLESS
         found.append(Found(name, first, ENOUGH if endless else len(source), endless))
     watched = Watched(data.prepare)
-    read = Read(data.source, watched, getattr(data.choose, "tiles", None))
+    read = Read.of(data.source, watched, data.choose)
     return Gathered(found), Look(read, watched, c.on_long == "skip")
 
 

@@ -44,7 +44,7 @@ def composition(config: TrainConfig, data: Reading, steps: range, processes: int
     order = Order(data.shares, config.seed, c.shuffle)
     skips = c.on_bad_sample == "skip"
     prepare = data.prepare if skips else data.prepare.outlined()
-    read = Read(data.source, prepare, getattr(data.choose, "tiles", None))
+    read = Read.of(data.source, prepare, data.choose)
     readers = Readers(read, data.prepare.tiles, data.source.where, processes)
     omitted = Omitted(
         len(data.source),

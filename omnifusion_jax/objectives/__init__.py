@@ -4,6 +4,6 @@ To add one, write a class as `base.Objective` describes it, and put an instance 
 file that your config file imports.
 """
 
-from omnifusion_jax.objectives import answers, patches
+from omnifusion_jax.objectives import answers, patches, preference
 
-__all__ = ["answers", "patches"]
+__all__ = ["answers", "patches", "preference"]

@@ -27,6 +27,13 @@ class Answers:
     """See objectives.base.Objective."""
 
     rows, text, module = 1, True, OmniFusion
+    pairs, columns = False, ()
+
+    def of(self, config):
+        return self
+
+    def begin(self, config, tokenizer, arrays):
+        pass
 
     def loss(self, module, batch, key, remat):
         return answer_loss(module.decoder, module.hidden(batch, key, remat), batch, remat=remat)
@@ -35,19 +42,29 @@ class Answers:
         """ln of the vocabulary: all tokens are equally likely."""
         return math.log(tokenizer.vocab)
 
-    def batches(self, config, tokenizer):
-        c = config.data
-        data = open_reading(c, config.model, tokenizer)
-        print(describe(data.source, data.prepare, tokenizer))
+    def expectation(self, config, tokenizer) -> str:
+        """What loss to expect, in a sentence."""
         ignorance = self.ignorance(config, tokenizer)
-        print(f"The loss of a model that knows nothing is ln {tokenizer.vocab} = {ignorance:.1f}.")
+        return f"The loss of a model that knows nothing is ln {tokenizer.vocab} = {ignorance:.1f}."
+
+    def reading(self, config, tokenizer):
+        """The Reading of a run."""
+        return open_reading(config.data, config.model, tokenizer)
+
+    def read_by(self, config, data):
+        """(source, prepare) of the batches, from the Reading of a run."""
+        return data.source, data.prepare
+
+    def batches(self, config, tokenizer):
+        c, data = config.data, self.reading(config, tokenizer)
+        print(describe(data.source, data.prepare, tokenizer))
+        print(self.expectation(config, tokenizer))
         check = None
         if c.check == "first_epoch" and hosts.first():
             long = c.on_long == "skip"
             check = functools.partial(start_check, data.source, data.prepare, c.num_workers, long)
         return Batches(
-            data.source,
-            data.prepare,
+            *self.read_by(config, data),
             shares=data.shares,
             choose=data.choose,
             length=data.length,

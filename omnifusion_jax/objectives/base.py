@@ -1,6 +1,7 @@
 """What an objective is."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, Self
 
 from omnifusion_jax.config import ModelConfig, TrainConfig
 
@@ -14,6 +15,19 @@ class Objective(Protocol):
     # rows of a batch for each example; they share a pool, and so stay together in one micro-batch
     rows: int
     text: bool  # whether a tokenizer is needed
+    pairs: bool  # whether its records are pairs of answers, which data.pairs lays out
+    columns: tuple[str, ...]  # names of further columns that its batches have, Batch.extra
+
+    def of(self, config: TrainConfig) -> Self:
+        """The objective with the settings of a run, which its loss needs."""
+
+    def begin(self, config: TrainConfig, tokenizer, arrays: Callable[[], dict]) -> None:
+        """Makes what `batches` will read, unless it is there. All hosts call it together.
+
+        Args:
+          arrays: gives {path: parameter} that the run starts from, of the plain model, on its mesh. Those
+            that are drawn are not among them.
+        """
 
     def module(self, c: ModelConfig, *, rngs):
         """The module that holds the parameters of a model, at the paths of `c.parts`.
@@ -26,6 +40,8 @@ class Objective(Protocol):
 
     def loss(self, module, batch, key, remat):
         """The sum of the loss over the targets of a batch, and their count, by which the caller divides.
+
+        A third value is {name: sum} of figures to log, which are divided by the same count.
 
         `key` is for dropout; `remat` says what a decoder layer keeps for its backward pass
         (TrainConfig.remat).

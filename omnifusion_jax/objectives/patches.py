@@ -18,7 +18,13 @@ from omnifusion_jax.training.loss import token_loss
 class Patches:
     """See objectives.base.Objective."""
 
-    rows, text = 1, False
+    rows, text, pairs, columns = 1, False, False, ()
+
+    def of(self, config):
+        return self
+
+    def begin(self, config, tokenizer, arrays):
+        pass
 
     def module(self, c, *, rngs):
         return PatchReader(c, len(CELL_WORDS), rngs=rngs)

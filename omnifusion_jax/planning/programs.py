@@ -72,10 +72,11 @@ def batch_of(config: TrainConfig, mesh: Mesh, made: dict | None = None):
     """
     objective = OBJECTIVES[config.objective]
     check(objective.text, f"plans know what dialogues take; objective={config.objective} has none")
-    return batch_like(config, mesh, config.batch_size * objective.rows, config.grad_accum, made=made)
+    rows = config.batch_size * objective.rows
+    return batch_like(config, mesh, rows, config.grad_accum, made=made, extra=objective.columns)
 
 
-def batch_like(config, mesh, rows, portions=1, length=None, made=None):
+def batch_like(config, mesh, rows, portions=1, length=None, made=None, extra=()):
     streams = config.model.streams
     processors = {name: MODALITIES[name].processor.of(c) for name, c in streams.items()}
     if made:
@@ -84,10 +85,10 @@ def batch_like(config, mesh, rows, portions=1, length=None, made=None):
     most = max(processor.room for processor in processors.values())
     tokens, usual = row_room(config.data, tiles, most)
     pools = portions * sharding.ways(mesh, "batch")
-    form = Form(rows, length or tokens, pools, dict.fromkeys(tiles, usual * (rows // pools)))
+    form = Form(rows, length or tokens, pools, dict.fromkeys(tiles, usual * (rows // pools)), extra)
     spread = batch_sharding(mesh)
     arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=spread) for shape, dtype in shapes(form, tiles)]
-    return assembled(arrays, tiles)
+    return assembled(arrays, tiles, extra)
 
 
 def load_of(config, batch, tokens=None) -> flops.Load:

@@ -15,6 +15,7 @@ from omnifusion_jax.models import flops
 from omnifusion_jax.tables import OBJECTIVES
 
 PARTS = ("encoder", "adapter", "decoder", "head")
+OWN = "objective/"  # what the names of an objective's own figures begin with
 
 
 def operations(

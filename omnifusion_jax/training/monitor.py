@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from omnifusion_jax import hosts
 from omnifusion_jax.training.board import Board
 from omnifusion_jax.training.lines import read_rows, write_rows
-from omnifusion_jax.training.meters import PARTS, resident
+from omnifusion_jax.training.meters import OWN, PARTS, resident
 from omnifusion_jax.training.mirror import Mirror
 from omnifusion_jax.training.samples import add_samples
 from omnifusion_jax.training.workdir import writing
@@ -30,6 +30,11 @@ def resumed(path: Path, start: int):
     """
     write_rows(path, [row for row in read_rows(path) if row["step"] <= start])
     return open(path, "a", buffering=1, encoding="utf-8")
+
+
+def own(name: str) -> bool:
+    """Whether a metric is one of the objective's own figures."""
+    return name.startswith(OWN)
 
 
 class Monitor:
@@ -127,6 +132,8 @@ class Monitor:
         self.sums["targets"] += 0.0 if broken else metrics["targets"]
         for name in SUMMED:
             self.sums[name] += metrics.get(name, 0.0)  # an objective may have no formula of its FLOPs
+        for name in () if broken else filter(own, metrics):
+            self.sums[name] = self.sums.get(name, 0.0) + metrics[name] * metrics["targets"]
         if step % self.every == 0 or step in (1, self.steps):
             self.write(step, metrics, counts)
 
@@ -146,6 +153,8 @@ class Monitor:
             "grad_norm": metrics["grad_norm"],
             "bad_steps": metrics["bad"],
         }
+        for name in filter(own, self.sums):  # of steps that count, so that there are targets
+            figures[name.removeprefix(OWN)] = self.sums[name] / self.sums["targets"]
         of_data = {f"data/{name}": value for name, value in counts.items()}
         self.log(step, {f"train/{name}": value for name, value in figures.items()} | of_data)
         line = (COLUMNS + MFU if self.peak else COLUMNS).format(**figures)

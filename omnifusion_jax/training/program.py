@@ -67,7 +67,7 @@ def make_program(
     Raises: ConfigError when the batch does not fit the mesh, when its devices cannot do what is asked of
       them, or when a table (`train_parts`, AXES, DECAY) does not cover every parameter exactly once.
     """
-    objective, dtype = OBJECTIVES[config.objective], jnp.dtype(config.compute_dtype)
+    objective, dtype = OBJECTIVES[config.objective].of(config), jnp.dtype(config.compute_dtype)
     examples = config.batch_size // config.grad_accum  # their rows stay together on one device
     shards = sharding.ways(mesh, "batch")
     check(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from omnifusion_jax import sharding
-from omnifusion_jax.batch import Batch
+from omnifusion_jax.batch import COLUMNS, Batch
 from omnifusion_jax.config import TrainConfig, check, part_of
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training.checkpoint import Checkpoints
@@ -126,4 +126,6 @@ def alone(batch: Batch, i: int, rows: int) -> Batch:
     for stream, views in batch.media.items():
         pools = [first * len(view) // len(batch.tokens) for view in views]
         media[stream] = tuple(view[pool : pool + 1] for view, pool in zip(views, pools, strict=True))
-    return Batch(*(a[first : first + rows] for a in batch[:-1]), media)
+    rows_of = lambda a: a[first : first + rows]
+    extra = {name: rows_of(column) for name, column in batch.extra.items()}
+    return Batch(*map(rows_of, batch[: COLUMNS + 1]), media, extra)

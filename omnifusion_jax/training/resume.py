@@ -23,6 +23,7 @@ FREE = (
     r"checkpoint\..*",  # how often the state is saved, and in what form the model is written at the end
     r"eval\..*",  # only measures
     r"log_every|wandb",  # what is written down, and where
+    r"preference\.reference",  # where it is kept
     r"max_bad_steps",  # when to give up
     r"data\.num_workers",  # which processes read, not what is read
     r"data\.check",  # what is checked beforehand

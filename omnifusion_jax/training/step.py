@@ -19,6 +19,7 @@ from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import using
 from omnifusion_jax.training.loss import by_rows
+from omnifusion_jax.training.meters import OWN
 from omnifusion_jax.training.moments import parameter_of
 
 # Parameters that meet activations in `nn.linear.product` alone
@@ -98,8 +99,8 @@ def make_step(
 
     Its metrics are scalars: loss (what is minimised: the mean over target tokens, or over the means of
     `loss_mean_rows` rows each), targets (tokens), tokens (padding excluded), images, grad_norm, bad (steps
-    skipped so far), and those of `operations`; and broken, bool[trained parameters] in the order of their
-    paths: whose gradient is not finite.
+    skipped so far), those of `operations`, and the objective's own, whose names begin with OWN; and broken,
+    bool[trained parameters] in the order of their paths: whose gradient is not finite.
 
     Args:
       skeleton: the abstract module whose parameters are the trained and the frozen arrays together.
@@ -119,7 +120,8 @@ def make_step(
         kept |= {path: a for path, a in params.items() if path == "decoder/embed"}
         model = nnx.with_parameters(skeleton, {**spread({**cast(params, dtype), **kept}), **frozen})
         with sharding.also(**also):
-            return objective.loss(model, batch, key, remat)
+            value, count, *own = objective.loss(model, batch, key, remat)
+        return value, (count, own[0] if own else {})
 
     def step(state, frozen, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -133,13 +135,14 @@ def make_step(
             # the loop, and every chip holds the whole model.
             params, weights, (micro, key) = jax.lax.optimization_barrier((state.params, frozen, item))
             with using(attention):  # the backward pass too: parts of a forward pass may run again in it
-                (value, count), grads = gradient(params, weights, micro, key)
-            return jax.tree.map(jnp.add, total, (value, count, spread(grads))), None
+                (value, (count, own)), grads = gradient(params, weights, micro, key)
+            return jax.tree.map(jnp.add, total, (value, count, spread(grads))), own
 
         zero = (jnp.zeros(()), jnp.zeros(()), spread(jax.tree.map(jnp.zeros_like, state.params)))
         over_rows = lambda a: sharding.constrain(a, None, "batch", *[None] * (a.ndim - 2))
         micros = jax.tree.map(over_rows, portions(batch, grad_accum, objective.rows))
-        (value, count, grads), _ = jax.lax.scan(accumulate, zero, (micros, jax.random.split(key, grad_accum)))
+        keys = jax.random.split(key, grad_accum)
+        (value, count, grads), own = jax.lax.scan(accumulate, zero, (micros, keys))
         count = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / count, grads)
         norm = optax.global_norm(grads)
@@ -159,6 +162,7 @@ def make_step(
             "bad": state.bad_steps + ~good,
             "broken": jnp.stack(broken),
             **operations(batch),
+            **{OWN + name: sums.sum() / count for name, sums in own.items()},
         }
         return TrainState(state.step + 1, metrics["bad"], params, moments), metrics
 

@@ -378,7 +378,7 @@ def test_a_table_is_not_imported_before_it_is_read():
 @every_format
 def test_columns_that_are_missing_or_differ(tmp_path, suffix, write):
     write(tmp_path / f"d{suffix}", pa.table({"id": [1], "question": ["What?"]}))
-    words = ["no column 'conversations', 'messages', 'texts', only id, question"]
+    words = ["no column 'conversations', 'messages', 'texts', ", "only id, question"]
     refused(lambda: opened(tmp_path / f"d{suffix}"), f"{tmp_path}/d{suffix}: ", *words, reason="form")
     write(tmp_path / f"one/a{suffix}", pa.Table.from_pylist(CONVERSATIONS))
     write(tmp_path / f"one/b{suffix}", pa.Table.from_pylist(CONVERSATIONS).drop_columns(["images"]))

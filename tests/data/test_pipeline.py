@@ -381,7 +381,7 @@ def test_shapes_and_kinds(tokenizer):
     batch = next(
         Batches(SyntheticSource("questions", 6), prepare, batch_size=3, length=96, tiles=prepare.tiles)
     )
-    assert [(a.shape, a.dtype) for a in [*batch[:-1], *batch.media["image"]]] == [
+    assert [(a.shape, a.dtype) for a in [*batch[:-2], *batch.media["image"]]] == [
         *[((3, 96), t) for t in (np.int32, np.int32, np.int32, np.float32, np.int32, np.int32)],
         ((3,), np.int32),
         ((3, 1, 48, 48, 3), np.uint8),
@@ -399,7 +399,7 @@ def test_shapes_and_kinds(tokenizer):
         assert batch.positions[row].tolist() == [*range(n), *[0] * (96 - n)]
         assert batch.index[row][batch.kind[row] == FEATURE].tolist() == list(range(36))
         assert batch.weights[row, :n][batch.kind[row, :n] == SPECIAL].sum() == 0 < batch.weights[row].sum()
-    assert all(a.flags.writeable and a.flags.c_contiguous for a in [*batch[:-1], *batch.media["image"]])
+    assert all(a.flags.writeable and a.flags.c_contiguous for a in [*batch[:-2], *batch.media["image"]])
 
 
 def test_a_dialogue_without_a_picture_has_a_blank_one_beside_others_and_none_alone(tokenizer):

@@ -90,6 +90,24 @@ def test_figures_of_an_interval(tmp_path, clock):
     }
 
 
+def test_an_objective_s_own_figures_are_means_as_the_loss_is(tmp_path, clock):
+    """Over the targets of an interval, steps whose loss is no number left out, across a resume."""
+    told = lambda monitor, n, loss, targets, margin: monitor.step(
+        n, {"loss": loss, "targets": targets, "grad_norm": 1.0, "bad": 0, "objective/margin": margin}, {}
+    )
+    monitor = Monitor(tmp_path, steps=4, start=0, every=4)
+    told(monitor, 1, 1.0, 9, 0.25)
+    told(monitor, 2, 1.0, 10, 1.0)
+    begun = json.loads(json.dumps(monitor.interval()))
+    monitor.close()
+    monitor = Monitor(tmp_path, steps=4, start=2, every=4, begun=begun)
+    told(monitor, 3, math.nan, 50, math.nan)
+    told(monitor, 4, 1.0, 30, 3.0)
+    monitor.close()
+    first, last = rows(tmp_path)
+    assert first["train/margin"] == 0.25 and last["train/margin"] == (1.0 * 10 + 3.0 * 30) / 40
+
+
 def test_an_interval_goes_on_where_it_was_saved(tmp_path, clock):
     monitor = Monitor(tmp_path, steps=4, start=0, every=4)
     step(monitor, clock, 1, 7.0, 10, 100, 4)

@@ -106,6 +106,12 @@ def example(dialogue: Dialogue) -> dict:
         raise DataError(
             f"{dialogue.where}: media of {', '.join(other)}, only pictures are written here", "media"
         )
+    if dialogue.rejected is not None:
+        raise DataError(
+            f"{dialogue.where}: two answers to compare, and only dialogues are written here. "
+            "Write array_record files",
+            "form",
+        )
     used = FORMS[0] if dialogue.marked else FORMS[1]
     turns = {form: {key: [] for key in keys} for form, *keys in FORMS}
     for key, column in zip(used[1:], zip(*dialogue.turns, strict=True), strict=True):

@@ -161,12 +161,13 @@ def packed(dialogue: Dialogue) -> bytes:
 
 def body(dialogue: Dialogue) -> dict:
     """All of a Dialogue but the place that it came from."""
-    return {
+    found = {
         "turns": dialogue.turns,
         "media": [list(media) for media in dialogue.media],
         "marked": dialogue.marked,
         "parted": dialogue.parted,
     }
+    return found | ({} if dialogue.rejected is None else {"rejected": dialogue.rejected})
 
 
 def unpacked(data: bytes, where: str, kind: type = bytes) -> Dialogue:
@@ -178,6 +179,7 @@ def unpacked(data: bytes, where: str, kind: type = bytes) -> Dialogue:
         found = msgpack.unpackb(data, unicode_errors="surrogatepass")
         turns = tuple((role, text) for role, text in found["turns"])
         media = tuple(Media(stream, kind(source)) for stream, source in found["media"])
-        return Dialogue(found["where"], turns, media, found["marked"], found["parted"])
+        of_form = found["marked"], found["parted"], found.get("rejected")
+        return Dialogue(found["where"], turns, media, *of_form)
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{where}: the record is no dialogue. {ANEW}", "damaged") from None

@@ -1,11 +1,16 @@
 """Rows of a table as records of dialogues, which `data.dialogues` reads."""
 
+import json
+
 from omnifusion_jax.data.dialogues import FORMS
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.tables import MODALITIES
 
 TURNS = tuple(form for form, _, _ in FORMS)
 TEXTS = "texts"  # a column of {"user", "assistant"}, as HuggingFaceM4/the_cauldron has it
+# columns of a question and two answers, as openbmb/RLAIF-V-Dataset has them
+PAIR = ("question", "chosen", "rejected")
+PACKED = "text"  # a column of the same as JSON, as HaoyeZhang/RLHF-V-Dataset has it
 
 
 def chosen(names: list[str]) -> list[str]:
@@ -15,9 +20,12 @@ def chosen(names: list[str]) -> list[str]:
       DataError: none holds turns, or two have one name.
     """
     keys = {key for stream in MODALITIES.names() for key in MODALITIES[stream].keys}
-    turns = [name for name in names if name in TURNS] or [name for name in names if name == TEXTS]
+    turns = [name for name in names if name in TURNS]
+    if set(PAIR[1:]) <= set(names):
+        turns += [name for name in names if name in PAIR]
+    turns = turns or [name for name in names if name == TEXTS] or [name for name in names if name == PACKED]
     if not turns:
-        known = ", ".join(map(repr, (*TURNS, TEXTS)))
+        known = ", ".join(map(repr, (*TURNS, TEXTS, *PAIR, PACKED)))
         raise DataError(f"there is no column {known}, only {', '.join(names) or 'none'}. Rename one", "form")
     wanted = [name for name in names if name in {"id", *keys, *turns}]
     if len(set(wanted)) < len(wanted):
@@ -33,7 +41,20 @@ def record_of(row: dict) -> dict:
             record[form] = as_list(record[form], form)
     if TEXTS in record:
         record["messages"] = messages_of(record.pop(TEXTS))
+    if PACKED in record:
+        record |= unpacked(record.pop(PACKED))
     return record
+
+
+def unpacked(text):
+    """The question and the answers that a column holds as JSON."""
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError):
+        found = None
+    if not (isinstance(found, dict) and found.keys() >= set(PAIR)):
+        raise DataError(f"{PACKED!r} is not JSON with {', '.join(PAIR)}", "form")
+    return {name: found[name] for name in PAIR}
 
 
 def without_nulls(value):
