@@ -63,9 +63,8 @@ class Batch(NamedTuple):
     kind: np.ndarray  # int32[batch, seq]; PADDING at the end of a row
     index: np.ndarray  # int32[batch, seq]; feature rows are numbered through the pool
     weights: np.ndarray  # float32[batch, seq]
-    segments: (
-        np.ndarray
-    )  # int32[batch, seq]; dialogues of a row from 1 on, 0 is padding; attention stays within
+    # int32[batch, seq]; dialogues of a row from 1 on, 0 is padding; attention stays within
+    segments: np.ndarray
     positions: np.ndarray  # int32[batch, seq], counted from 0 in each segment
     items: np.ndarray  # int32[batch]
     # {stream: (array for each view)}, each [pools, tiles, ...]; those of pictures uint8[..., size, size, 3]

@@ -53,6 +53,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_shipped_configs_have_names():
     assert shipped.names() == [
+        "dpo",
         "pretrain",
         "report/mixture",
         "report/table4",
@@ -93,11 +94,14 @@ def test_a_file_of_ones_own(elsewhere):
         (
             "stf",
             [
-                "there is no config 'stf': shipped with the package are pretrain, report/mixture,",
+                "there is no config 'stf': shipped with the package are dpo, pretrain, report/mixture,",
                 "its path, which ends in .py",
             ],
         ),
-        ("configs/nowhere.py", ["configs/nowhere.py does not exist: shipped with the package are pretrain,"]),
+        (
+            "configs/nowhere.py",
+            ["configs/nowhere.py does not exist: shipped with the package are dpo,"],
+        ),
         ("report", ["there is no config 'report'"]),
         ("tiny:nope", ["no variant 'nope'; choose from real, encoder"]),
     ],

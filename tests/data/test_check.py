@@ -278,7 +278,7 @@ def test_a_problem_that_turns_up_later_stops_a_strict_run_then(prepare, tmp_path
     with pytest.raises(DataError, match="1 cannot be used:\n  1 x there is no such file"):
         for _ in range(200):  # 400 records; training itself has not met it
             next(batches)
-            time.sleep(0.1)
+            time.sleep(0.3)
     batches.end_check()
 
 

@@ -9,6 +9,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omnifusion_jax.batch import SPECIAL
 from omnifusion_jax.config import DataConfig, SetConfig
 from omnifusion_jax.data.mixture import Mixture, open_mixture, prepare_each, shares
 from omnifusion_jax.data.order import Order, Share
@@ -184,7 +185,7 @@ def test_each_set_is_read_in_its_own_way(sets, tokenizer):
     plain, brief, words = (prepare(mixture[i]) for i in (0, 10, 16))
     assert tokenizer.decode(brief.tokens[: len(tokenizer.encode("Be brief.\n"))]).strip() == "Be brief."
     assert not np.array_equal(plain.tokens[:4], brief.tokens[:4])
-    assert (plain.kind == 3).sum() == 2 and (words.kind == 3).sum() == 0
+    assert (plain.kind == SPECIAL).sum() == 2 and (words.kind == SPECIAL).sum() == 0
     without = config(sets, {}, {"prompt": ""}, {})
     none = prepare_each(without, model, tokenizer)(mixture[10])
     usual = prepare_each(config(sets, {}, {}, {}), model, tokenizer)(mixture[10])

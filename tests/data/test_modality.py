@@ -55,7 +55,7 @@ def test_a_text_and_its_marks(text, between, parts, bare, joined, in_words):
     assert pieces(text) == between and marked(text) == between[1::2]
     assert content_parts(text) == parts
     assert (without_marks(text), without_breaks(text)) == (bare, joined)
-    assert in_one_string(text, {"<image>": "<pic>"}) == in_words
+    assert in_one_string(text, {"<image>": "<pic>"}, ()) == in_words
 
 
 def test_text_without_marks_keeps_its_white_space():

@@ -35,7 +35,7 @@ def test_in_out_and_in_again(tmp_path, monkeypatch):
     c, (first, second) = found.config, found.config.image.encoders
     assert (
         [e.width for e in c.image.encoders] == [WIDTH] * 2
-        and c.image.views == ((24, 24, None), (16, 20, None))
+        and c.image.views == ((24, 24, None, None), (16, 20, None, None))
         and c.image.rows == 9
     )
     assert (

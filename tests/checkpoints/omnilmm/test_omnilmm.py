@@ -226,7 +226,7 @@ def test_gradients(system):
     talk = TALKS[0]
     c, made = ours.config, load_checkpoint(directory)
     arrays = {path: jnp.asarray(a) for path, a in made.arrays.items()}
-    batch = assemble([lay_out(requests()[0], "here", ours.prepare)], ours.prepare, left=False)
+    batch = assemble([lay_out(requests()[0], "here", ours.prepare)], ours.prepare)
     embeds = expected(model, directory, talk, learning=True)
     n = embeds.shape[1]
     assert len(batch.tokens) == 1 and (batch.kind[0] > 0).sum() == n
