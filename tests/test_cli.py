@@ -98,10 +98,7 @@ def test_a_file_of_ones_own(elsewhere):
                 "its path, which ends in .py",
             ],
         ),
-        (
-            "configs/nowhere.py",
-            ["configs/nowhere.py does not exist: shipped with the package are dpo,"],
-        ),
+        ("configs/nowhere.py", ["configs/nowhere.py does not exist: shipped with the package are dpo,"]),
         ("report", ["there is no config 'report'"]),
         ("tiny:nope", ["no variant 'nope'; choose from real, encoder"]),
     ],
