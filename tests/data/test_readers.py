@@ -44,7 +44,7 @@ def looks(made, count):
 
 
 def arrays(batch):
-    return [*batch[:-1], *batch.media["image"]]
+    return [*batch[:-2], *batch.media["image"]]
 
 
 @pytest.mark.parametrize("processes", [0, 1, 3])
