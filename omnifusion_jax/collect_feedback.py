@@ -1,5 +1,5 @@
 """python -m omnifusion_jax.collect_feedback --model=M --judge=M_OR_URL --input=questions.jsonl --output=DIR \
---generation.temperature=0.7 [--images=DIR] [--answers=10]
+[--images=DIR] [--answers=10] [--generation.temperature=0.7]
 
 A model answers questions about pictures several times, a judge says of each claim whether it is true, and
 answers with fewer refused claims are paired with those with more: DIR/pairs.jsonl, which objective=preference
@@ -37,7 +37,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder; what is there already is k
 IMAGES = flags.DEFINE_string("images", "", "Folder that image names are relative to.")
 ANSWERS = flags.DEFINE_integer("answers", 10, "Answers drawn to each question.", lower_bound=2)
 PAIRS = flags.DEFINE_integer("pairs", 2, "Pairs of a question, at most.", lower_bound=1)
-GENERATION, MESH = GenerationFlags(), MeshFlags()
+GENERATION, MESH = GenerationFlags(temperature=0.7), MeshFlags()
 
 
 def named(source: str):
