@@ -11,6 +11,7 @@ from omnifusion_jax.data.reading import open_reading
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.data_report.gather import begin
 from omnifusion_jax.models.presets import preset
+from omnifusion_jax.tables import OBJECTIVES
 
 
 def talk(i, answer="a cat", image=None, question="What?", **fields):
@@ -61,7 +62,7 @@ def tokenizer():
 
 
 def opened(c):
-    return open_reading(c.data, c.model, tokenizer())
+    return open_reading(c.data, c.model, tokenizer(), OBJECTIVES[c.objective].pairs)
 
 
 def gathered(c):

@@ -14,7 +14,7 @@ FLOORS = (
     ("nn",),
     ("models", "data"),
     ("training", "inference", "checkpoints", "data_report"),
-    ("evaluation", "planning", "jobs", "conversation"),
+    ("evaluation", "planning", "jobs", "conversation", "feedback"),
     ("objectives",),
     (
         "api",
@@ -31,6 +31,7 @@ FLOORS = (
         "compare",
         "check_data",
         "plan",
+        "collect_feedback",
         "__init__",
     ),
 )

@@ -194,6 +194,11 @@ def check_generate(arguments, desk):
     assert [row["error"] for row in rows] == [None, None]
 
 
+def check_collect_feedback(arguments, desk):
+    if run_or_parse("collect_feedback", "model", arguments, desk) is not None:
+        assert (desk / value(arguments, "output") / "pairs.jsonl").is_file()
+
+
 def check_convert(arguments, desk):
     said = run_or_parse("convert", "source" if value(arguments, "source") else "decoder", arguments, desk)
     if said is not None:
@@ -293,6 +298,7 @@ def nothing(arguments, desk):
 
 CHECKS = {
     "python -m omnifusion_jax.generate": check_generate,
+    "python -m omnifusion_jax.collect_feedback": check_collect_feedback,
     "python -m omnifusion_jax.convert": check_convert,
     "python -m omnifusion_jax.chat": check_chat,
     "python -m omnifusion_jax.compare": lambda arguments, desk: parse("compare", arguments),
@@ -305,6 +311,7 @@ CHECKS = {
     "launch/tpu_vm.sh": check_launch("launch/tpu_vm.sh"),
     "launch/gke/submit.py": check_launch(sys.executable, "launch/gke/submit.py"),
     "python examples/make_tiny.py": nothing,
+    "python examples/align.py": nothing,
     "python examples/llava_side_by_side.py": check_side_by_side,
     "pytest": check_pytest,
     "make": check_make,

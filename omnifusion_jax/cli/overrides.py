@@ -170,10 +170,10 @@ def said(argv: list[str], name: str) -> str | None:
 
 
 class GenerationFlags(FieldFlags):
-    """--generation.FIELD, and --generation.official: `value` is a GenerationConfig."""
+    """--generation.FIELD, and --generation.official: `value` is a GenerationConfig, with these `defaults`."""
 
-    def __init__(self, flag_values=flags.FLAGS):
-        super().__init__("generation", GenerationConfig())
+    def __init__(self, flag_values=flags.FLAGS, **defaults):
+        super().__init__("generation", GenerationConfig(**defaults))
         self.official = flags.DEFINE_bool(
             "generation.official", False, "Start from the recipe published with OmniFusion-1.1.", flag_values
         )

@@ -5,7 +5,7 @@ Both show the same media, which are encoded once:
     question | chosen answer | question | rejected answer
     1 1 1 1    1 1 1 1 1 1     2 2 2 2    2 2 2 2 2           segments
     . . . .    T T T T T T     . . . .    T T T T T           targets
-    . . . .    . T T . . .     . . . .    . T T T .           extra["changed"]: one was put for the other
+    . . . .    . T T . . .     . . . .    . T T T .           extra[CHANGED]: one was put for the other
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from omnifusion_jax.batch import Sample
 from omnifusion_jax.data.dialogues import Dialogue
 from omnifusion_jax.errors import DataError
 
+CHANGED = "changed"  # a column of Sample.extra
 KEPT = 3  # tokens that both answers have in a row, so that they count as unchanged
 
 
@@ -63,7 +64,7 @@ def pair(layout, dialogue: Dialogue, prepared: Sequence) -> Sample:
         items=chosen.items,
         media_positions=chosen.media_positions + rejected.media_positions,
         parts=(len(chosen.tokens), len(rejected.tokens)),
-        extra={"changed": np.concatenate(changed(chosen.tokens, rejected.tokens))},
+        extra={CHANGED: np.concatenate(changed(chosen.tokens, rejected.tokens))},
     )
 
 

@@ -27,7 +27,7 @@ from omnifusion_jax.errors import DataError
 PART = 256  # records of a file
 KEPT = 256  # files that a process keeps decoded
 MANIFEST = "reference.json"
-COLUMN = "reference"  # of Sample.extra
+REFERENCE = "reference"  # a column of Sample.extra
 
 
 class Scores(NamedTuple):
@@ -129,4 +129,4 @@ class PrepareReferred:
             raise error.at(record.dialogue.where) from error
         column = np.zeros(len(sample.tokens), np.float32)
         column[sample.weights > 0] = scores.both
-        return sample._replace(extra=sample.extra | {COLUMN: column})
+        return sample._replace(extra=sample.extra | {REFERENCE: column})

@@ -21,8 +21,9 @@ from omnifusion_jax.data.readers import BadSample, alone
 from omnifusion_jax.data.reading import Reading
 from omnifusion_jax.data.rows import Rows
 from omnifusion_jax.data_report.gather import UNTAUGHT, USABLE, Gathered
+from omnifusion_jax.tables import OBJECTIVES
 
-LONGER = (1, 2, 4)  # rows that are tried, as multiples of max_length
+LONGER = (1, 2, 4)  # rows that are tried, as multiples of the longest record
 ROOMIER = (1.0, 1.25, 1.5, 2.0)  # tiles of a row that are tried, as multiples of what rows hold anyway
 NEAR = 0.99  # of the tokens that rows without a limit of tiles hold: more tiles are not worth their room
 LEAST, MOST = 1000, 10_000  # dialogues that are put into rows for an estimate
@@ -136,8 +137,9 @@ def fill(config: TrainConfig, data: Reading, gathered: Gathered) -> dict | None:
     """How full rows are, as report.json has it; None if no record can be used.
 
         run       the rows of the config, if it packs
-        packed    for rows of max_length and its multiples, each with the row_tiles that suit it
-        padded    share of tokens, one dialogue a row of max_length
+        packed    for rows of max_length (of pairs twice that) and its multiples, each with the row_tiles
+                  that suit it
+        padded    share of tokens, one dialogue or pair a row of that length
         bucketed  the same, if dialogues of like length were batched and padded to the longest of a batch
         steps     of an epoch as the config is
 
@@ -147,12 +149,13 @@ def fill(config: TrainConfig, data: Reading, gathered: Gathered) -> dict | None:
     if not len(lengths):
         return None
     estimate = Estimate(config, data, gathered)
-    rows = [estimate.suited(c.max_length * times)._asdict() for times in LONGER]
+    longest = c.max_length * (2 if OBJECTIVES[config.objective].pairs else 1)  # that a record may be
+    rows = [estimate.suited(longest * times)._asdict() for times in LONGER]
     run = estimate.packed(data.length, data.usual)._asdict() if c.packing else None
     return {
         "run": run,
         "packed": rows,
-        "padded": float(lengths.mean() / c.max_length),
+        "padded": float(lengths.mean() / longest),
         "bucketed": bucketed(lengths, config.batch_size),
         "steps": run["steps"] if run else math.ceil(estimate.epoch / config.batch_size),
     }

@@ -7,13 +7,14 @@ model that the run starts from, are computed once, before the first step.
 import math
 
 from omnifusion_jax.config import PreferenceConfig, check
+from omnifusion_jax.data.pairs import CHANGED
 from omnifusion_jax.data.reading import open_reading
-from omnifusion_jax.data.reference import Numbered, PrepareReferred, Reference
+from omnifusion_jax.data.reference import REFERENCE, Numbered, PrepareReferred, Reference
 from omnifusion_jax.evaluation import reference
 from omnifusion_jax.objectives.answers import Answers
 from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training.loss import log_likelihoods
-from omnifusion_jax.training.pair_loss import CHANGED, REFERENCE, pair_loss
+from omnifusion_jax.training.pair_loss import pair_loss
 
 
 class Preference(Answers):

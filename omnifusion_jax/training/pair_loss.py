@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from omnifusion_jax.batch import Batch
 from omnifusion_jax.config import PreferenceConfig
-
-REFERENCE, CHANGED = "reference", "changed"  # columns of Batch.extra
+from omnifusion_jax.data.pairs import CHANGED
+from omnifusion_jax.data.reference import REFERENCE
 
 
 class Both(NamedTuple):

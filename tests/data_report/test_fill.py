@@ -88,6 +88,21 @@ def test_sizes_stand_for_records(tmp_path, monkeypatch):
     assert [sizes.look(n)[0].length for n in range(8)] == lengths * 2 and len(set(lengths)) > 1
 
 
+def test_rows_of_pairs_have_room_for_both_answers(tmp_path):
+    record = lambda i: {"question": "What?", "chosen": "cat " * i, "rejected": "dog " * i}
+    path = talks.write(tmp_path, [record(i) for i in (1, 20, 35, 50)])
+    c = talks.config(path, packing=True, max_length=70, row_length=140, window=1)
+    c.objective = "preference"
+    data, found = talks.gathered(c)
+    (one,) = found.found
+    both = [len(data.prepare(data.source[i]).tokens) for i in range(4)]
+    assert one.records["tokens"].tolist() == both and max(both) > 70
+    report = fill(c, data, found)
+    assert [row["row_length"] for row in report["packed"]] == [140, 280, 560]
+    assert report["run"]["dialogues"] == 1 and report["run"]["rows"] == 4
+    assert report["padded"] == pytest.approx(np.mean(both) / 140)
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_an_estimate_has_the_rows_of_the_run(tmp_path, shuffle):
     """Of two sets, one of them twice an epoch, with records that are left out."""

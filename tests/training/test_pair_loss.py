@@ -11,9 +11,11 @@ from numpy.testing import assert_allclose
 
 from omnifusion_jax.batch import Batch
 from omnifusion_jax.config import PreferenceConfig
+from omnifusion_jax.data.pairs import CHANGED
+from omnifusion_jax.data.reference import REFERENCE
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.training.loss import log_likelihoods
-from omnifusion_jax.training.pair_loss import CHANGED, REFERENCE, pair_loss
+from omnifusion_jax.training.pair_loss import pair_loss
 
 ROWS, LENGTH = 3, 24
 FIGURES = ("chosen_reward", "rejected_reward", "reward_margin", "preference_accuracy")
