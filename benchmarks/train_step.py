@@ -11,14 +11,13 @@ fits a device only alone is measured one after the other. --tiny shrinks the cas
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from typing import NamedTuple
+
+from sides import Side, be
 
 from omnifusion_jax.cli import huge_pages
 
@@ -191,47 +190,27 @@ def theirs(name, tiny):
 SIDES = {"ours": ours, "PyTorch": theirs}
 
 
-def be(side, name, tiny):
-    """A process that makes a step for each line it is given, and answers with a line of JSON."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever libraries print is no answer
+def asked(side, name, tiny):
+    """What a side can be asked."""
     step, memory, facts = SIDES[side](name, tiny)
-    for word in sys.stdin:
+
+    def timed():
         before = time.perf_counter()
-        found = facts() if word == "facts\n" else {"loss": step()}
-        found |= {"seconds": time.perf_counter() - before, "memory": memory()}
-        print(json.dumps(found), file=answers)
+        loss = step()
+        return {"loss": loss, "seconds": time.perf_counter() - before, "memory": memory()}
+
+    return {"step": timed, "facts": facts}
 
 
-class Side:
-    """One of the two, in a process of its own."""
-
-    def __init__(self, side, name, tiny):
-        environment, tunables = dict(os.environ), None
-        if side == "ours":
-            tunables = huge_pages.wanted(
-                os.environ, huge_pages.glibc(), huge_pages.mode(), huge_pages.accelerators()
-            )
-        command = [sys.executable, __file__, name, f"--side={side}", *["--tiny"] * tiny]
-        self.process = subprocess.Popen(
-            command,
-            env=environment | ({huge_pages.TUNABLES: tunables} if tunables else {}),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+def begin(side, name, tiny):
+    """A side, as a user starts it."""
+    tunables = None
+    if side == "ours":
+        tunables = huge_pages.wanted(
+            os.environ, huge_pages.glibc(), huge_pages.mode(), huge_pages.accelerators()
         )
-        self.steps = []
-
-    def ask(self, word):
-        print(word, file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
-    def step(self):
-        self.steps.append(self.ask("step"))
-
-    def end(self):
-        self.process.stdin.close()
-        self.process.wait()
+    words = [__file__, name, f"--side={side}", *["--tiny"] * tiny]
+    return Side(words, os.environ | ({huge_pages.TUNABLES: tunables} if tunables else {}))
 
 
 def measure(name, steps, tiny):
@@ -240,12 +219,11 @@ def measure(name, steps, tiny):
     together = name not in CASES or CASES[name].turns
     found, facts = {}, {}
     for group in [names] if together else [[side] for side in names]:
-        sides = {side: Side(side, name, tiny) for side in group}
+        sides = {side: begin(side, name, tiny) for side in group}
         for _ in range(steps + 1):
-            for side in sides.values():
-                side.step()
+            for side, one in sides.items():
+                found.setdefault(side, []).append(one.ask("step"))
         for side, one in sides.items():
-            found[side] = one.steps
             facts |= one.ask("facts") if side == "ours" else {}
             one.end()
     return found, facts
@@ -289,7 +267,7 @@ def main():
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        return be(given.side, given.cases[0], given.tiny)
+        return be(lambda: asked(given.side, given.cases[0], given.tiny))
     from importlib.metadata import version
 
     libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "transformers"))
