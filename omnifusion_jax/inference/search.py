@@ -209,7 +209,7 @@ class Search(NamedTuple):
 
     def alone(self, drawn, logprobs, likeliest, o) -> Self:
         """Continues each row by its best token."""
-        token = drawn.argmax(1).astype(jnp.int32)
+        token = best(drawn)
         ended, state = self.ends(token[:, None], self.running.state[:, None], o)
         new = Tokens(token, pick(logprobs, token), self.running.score, ended[:, 0], state[:, 0])
         running = self.running.append(new, likeliest)
@@ -304,6 +304,16 @@ def where(condition, ours, theirs):
 def pick(values, index):
     """values[row, index[row]] of each row; values are [rows, n], index is int32[rows]."""
     return jnp.take_along_axis(values, index[:, None], axis=1)[:, 0]
+
+
+def best(scores):
+    """The index of the largest of scores [rows, n], int32[rows]; of several the first.
+
+    This is `argmax`, of which XLA makes a loop on CPUs that takes six times as long.
+    """
+    index = jnp.arange(scores.shape[1], dtype=jnp.int32)
+    largest = scores == scores.max(1, keepdims=True)
+    return jnp.where(largest, index, scores.shape[1] - 1).min(1)
 
 
 def noise(o: Options, length, vocab: int):
