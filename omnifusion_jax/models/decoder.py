@@ -12,7 +12,7 @@ from omnifusion_jax.nn.attend import AttentionSpec
 from omnifusion_jax.nn.attention import Attention
 from omnifusion_jax.nn.feed_forward import FeedForward
 from omnifusion_jax.nn.init import dense
-from omnifusion_jax.nn.kept import kept
+from omnifusion_jax.nn.kept import nothing
 from omnifusion_jax.nn.linear import product
 from omnifusion_jax.nn.norms import RMSNorm
 from omnifusion_jax.nn.rotary import frequencies, rotary
@@ -94,7 +94,7 @@ class Decoder(nnx.Module):
         Keys and values are [batch, kv_heads, length, head_dim], in the form that `nn.kept` has for `dtype`.
         """
         c = self.config
-        empty = kept(jnp.zeros((batch, c.kv_heads, length, c.head_dim)), dtype)
+        empty = nothing((batch, c.kv_heads, length, c.head_dim), dtype)
         return [(empty, empty)] * c.layers
 
     def logits(self, x):

@@ -1,9 +1,10 @@
 """Keys and values in 8 bits."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omnifusion_jax.nn.kept import Rounded, dtype_of, kept, seen
+from omnifusion_jax.nn.kept import Rounded, dtype_of, kept, nothing, seen
 
 
 def test_eight_bits_are_off_by_half_a_step_at_most():
@@ -11,6 +12,8 @@ def test_eight_bits_are_off_by_half_a_step_at_most():
     a *= 10.0 ** np.arange(-2, 3)[:, None]  # every position has a scale of its own
     a[0, 0, 0] = 0
     found = kept(jnp.asarray(a), "int8")
+    empty = jax.tree.map(jnp.zeros_like, found)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, nothing(a.shape, "int8"), empty))
     step = np.abs(a).max(-1, keepdims=True) / 127
     assert isinstance(found, Rounded) and found.values.dtype == jnp.int8 and dtype_of([found]) == jnp.int8
     assert (np.abs(seen(found, jnp.float32) - a) <= 0.5001 * step).all()
