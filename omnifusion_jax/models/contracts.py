@@ -9,7 +9,7 @@ from omnifusion_jax.config import DecoderConfig, EncoderConfig
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import AttentionSpec
 
-Cache = list[tuple[jax.Array, jax.Array]]  # a (key, value) pair for each layer
+Cache = list[tuple[jax.Array, jax.Array]]  # a (key, value) pair for each layer, in a form of `nn.kept`
 
 
 class Encoder(Protocol):

@@ -12,6 +12,7 @@ from omnifusion_jax.nn.attend import AttentionSpec
 from omnifusion_jax.nn.attention import Attention
 from omnifusion_jax.nn.feed_forward import FeedForward
 from omnifusion_jax.nn.init import dense
+from omnifusion_jax.nn.kept import nothing
 from omnifusion_jax.nn.linear import product
 from omnifusion_jax.nn.norms import RMSNorm
 from omnifusion_jax.nn.rotary import frequencies, rotary
@@ -90,10 +91,10 @@ class Decoder(nnx.Module):
     def init_cache(self, batch: int, length: int, dtype):
         """An empty cache for `length` positions, as a list with one (key, value) pair for each layer.
 
-        Keys and values are [batch, kv_heads, length, head_dim].
+        Keys and values are [batch, kv_heads, length, head_dim], in the form that `nn.kept` has for `dtype`.
         """
         c = self.config
-        empty = jnp.zeros((batch, c.kv_heads, length, c.head_dim), dtype)
+        empty = nothing((batch, c.kv_heads, length, c.head_dim), dtype)
         return [(empty, empty)] * c.layers
 
     def logits(self, x):

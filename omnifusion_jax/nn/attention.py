@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import EVERYTHING, attend
 from omnifusion_jax.nn.init import INITS
+from omnifusion_jax.nn.kept import dtype_of, kept, seen
 from omnifusion_jax.nn.linear import Linear
 
 PROJECTIONS = ("query", "key", "value", "out")
@@ -63,9 +64,9 @@ class Attention(nnx.Module):
           values: [batch, keys, width] from which values are made; None: `context`.
           turn: rotates queries and keys, [batch, heads..., seq, head_dim], by their positions; None: no
             rotation.
-          cache: a pair [batch, kv_heads, length, head_dim] of earlier keys and values, or None. Row b of
-            the new keys and values is written from index `at[b]` (int32[batch]) on, and queries see the
-            whole cache.
+          cache: a pair [batch, kv_heads, length, head_dim] of earlier keys and values, as `nn.kept` keeps
+            them, or None. Row b of the new keys and values is written from index `at[b]` (int32[batch]) on,
+            and queries see the whole cache.
           dropout: (rate, key) of dropout on the probabilities.
         """
         context = x if context is None else context
@@ -74,7 +75,7 @@ class Attention(nnx.Module):
         v = heads(self.value(context if values is None else values))
         if cache is not None:
             cache = tuple(write(old, new, at) for old, new in zip(cache, (k, v), strict=True))
-            k, v = cache
+            k, v = (seen(a, v.dtype) for a in cache)
         ungrouped = q.ndim == 4  # one query head for each key head; `attend` takes it as a group of one
         q = jnp.expand_dims(q, 2) if ungrouped else q
         y = attend(jnp.broadcast_to(q, (len(k), *q.shape[1:])), k, v, spec, dropout)
@@ -92,7 +93,8 @@ def heads(x, norm=None, turn=None):
 def write(cache, new, at):
     """The cache [batch, heads, length, head_dim] with `new` [batch, heads, n, head_dim] written into it.
 
-    Row b is written from index `at[b]` on.
+    Row b is written from index `at[b]` on, in the form of the cache.
     """
     put = lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1)
-    return jax.vmap(put)(cache, new, at)
+    place = lambda old, new: jax.vmap(put)(old, new, at)
+    return jax.tree.map(place, cache, kept(new, dtype_of(cache)))

@@ -19,12 +19,13 @@ class Device:
     It does as it is told: who is in which row is the scheduler's matter.
     """
 
-    def __init__(self, model, sizes: opt.Sizes):
+    def __init__(self, model, sizes: opt.Sizes, cache: str | None):
         self.module, self.mesh, self.sizes = model.module, model.mesh, sizes
         # how many pieces the rows are cut into; what belongs to a row must then stay where it is
         self.ways = 1 if self.mesh is None else ways(self.mesh, "batch")
         c, tiles = self.module.decoder.config, model.prepare.tiles
         self.dtype = jnp.dtype(self.module.decoder.dtype)
+        self.cache = cache  # the dtype of the cache; None: that of the model
         with self.spread():
             self.features = [
                 Features(
@@ -60,7 +61,7 @@ class Device:
             opt.write(table, 0, self.table)
         else:
             self.state = None  # first, so that there is room
-            self.state = programs.start(self.module.decoder, count, length, sizes)
+            self.state = programs.start(self.module.decoder, count, length, sizes, self.cache)
         self.table, self.options = table, None
         self.count, self.length, self.sizes = count, length, sizes
         return kept

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 
-from omnifusion_jax.config import GenerationConfig, check
+from omnifusion_jax.config import GenerationConfig, check, one_of
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.errors import ConfigError, DataError
 from omnifusion_jax.inference import prompts
@@ -41,6 +41,7 @@ class Engine:
         length: int | tuple[int, ...] = 2048,
         largest: GenerationConfig = GREEDY,
         chunks: tuple[int, ...] = CHUNKS,
+        cache: str = "model",
     ):
         """Makes the engine of an `inference.model.Model`.
 
@@ -51,11 +52,24 @@ class Engine:
           largest: asks for as much as there is room for from the beginning: tokens, beams, banned sequences.
             A request that asks for more waits until nobody else is there, and has programs compiled.
           chunks: lengths of the pieces in which prompts are read, from small to large.
+          cache: the dtype of keys and values, "model" for that of the model, or "int8": 8 bits, with a scale
+            for each position of each head.
+
+        Raises: ConfigError for another `cache`.
         """
         several = lambda n: (n,) if isinstance(n, int) else tuple(n)
         self.model, self.prepare, self.tokenizer = model, model.prepare, model.tokenizer
         self.vocab = model.config.decoder.vocab
-        self.scheduler = Scheduler(model, self.sizes(largest), several(slots), several(length), chunks, WHOLE)
+        one_of("cache", cache, ("model", "int8"))
+        self.scheduler = Scheduler(
+            model,
+            self.sizes(largest),
+            several(slots),
+            several(length),
+            chunks,
+            WHOLE,
+            None if cache == "model" else cache,
+        )
         self.warm = False  # nothing is compiled any more, and what would need it is refused
         self.inbox, self.changed = [], threading.Condition()  # the inbox is touched with `changed` held alone
         self.turning = threading.Lock()  # held by who drives the engine

@@ -17,13 +17,14 @@ from omnifusion_jax.inference.options import Options, Sizes
 from omnifusion_jax.inference.search import Search, Texts
 from omnifusion_jax.models.contracts import Cache
 from omnifusion_jax.nn.attend import AttentionSpec, Places
+from omnifusion_jax.nn.kept import dtype_of
 from omnifusion_jax.sharding import constrain
 
 
 class State(NamedTuple):
     """All that stays on the device from call to call. It is donated: there is one of it at any time."""
 
-    cache: Cache  # a (key, value) pair for each layer, [slots, kv_heads, length, head_dim]
+    cache: Cache  # a (key, value) pair for each layer, [slots, kv_heads, length, head_dim], see nn/kept.py
     pending: jax.Array  # [slots, width]: the last position of each prompt, not yet read
     search: Search
 
@@ -58,19 +59,18 @@ class Report(NamedTuple):
     broken: jax.Array  # bool: the model's scores were not numbers
 
 
-@partial(jax.jit, static_argnames=("slots", "length", "sizes"))
-def start(decoder, slots: int, length: int, sizes: Sizes) -> State:
-    """A State of rows that hold nothing."""
+@partial(jax.jit, static_argnames=("slots", "length", "sizes", "dtype"))
+def start(decoder, slots: int, length: int, sizes: Sizes, dtype=None) -> State:
+    """A State of rows that hold nothing. `dtype` is that of the cache; None: that of the decoder."""
     pending = jnp.zeros((slots, decoder.config.width), decoder.dtype)
-    return State(
-        spread(decoder.init_cache(slots, length, decoder.dtype)), pending, Search.start(slots, sizes)
-    )
+    cache = decoder.init_cache(slots, length, dtype or decoder.dtype)
+    return State(spread(cache), pending, Search.start(slots, sizes))
 
 
 @partial(jax.jit, static_argnames=("slots", "length", "sizes"))
 def grow(state: State, slots: int, length: int, sizes: Sizes) -> State:
     """The State with more rows, or longer ones."""
-    more, longer = slots - len(state.pending), length - state.cache[0][0].shape[2]
+    more, longer = slots - len(state.pending), length - columns(state.cache)
     widths = ((0, more), (0, 0), (0, longer), (0, 0))
     return State(
         spread(jax.tree.map(lambda a: jnp.pad(a, widths), state.cache)),
@@ -102,7 +102,7 @@ def extend(module, kept, state: State, chunk: Chunk, fresh: bool) -> State:
     last = jnp.take_along_axis(x, chunk.count[:, None, None], axis=1)[:, 0]
     cache = state.cache
     if x.shape[1] > 1:
-        new = read(module.decoder, x[:, :-1], None if fresh else cache, chunk)
+        new = read(module.decoder, x[:, :-1], cache, chunk, fresh)
         cache = jax.tree.map(lambda old, new: write(old, new, chunk), cache, new)
     if chunk.rows is None:
         pending = jnp.where(chunk.active[:, None], last, state.pending)
@@ -122,14 +122,17 @@ def embed(module, kept, chunk):
     return x
 
 
-def read(decoder, x, cache, chunk):
-    """Keys and values of embeddings [n, size, width], a pair [n, kv_heads, size, head_dim] for each layer."""
+def read(decoder, x, cache, chunk, fresh):
+    """Keys and values of embeddings [n, size, width], a pair [n, kv_heads, size, head_dim] for each layer.
+
+    They are in the form of the cache.
+    """
     (n, size, _), window = x.shape, decoder.config.window
     places = Places(
         (jnp.arange(size) < chunk.count[:, None]).astype(jnp.int32), chunk.start[:, None] + jnp.arange(size)
     )
-    if cache is None:
-        empty = spread(decoder.init_cache(n, size, x.dtype))
+    if fresh:
+        empty = spread(decoder.init_cache(n, size, dtype_of(cache)))
         return decoder(x, AttentionSpec(places, window=window), empty, jnp.zeros(n, jnp.int32))[1]
     if chunk.rows is not None:
         cache = jax.tree.map(lambda a: a[chunk.rows], cache)
@@ -213,9 +216,14 @@ def answers(search: Search, options: Options) -> Texts:
 
 def everywhere(cache) -> Places:
     """The columns of a cache, as the keys of a spec; what a row does not hold lies in its future."""
-    rows, _, length, _ = cache[0][0].shape
-    columns = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    return Places(jnp.ones_like(columns), columns)
+    rows, length = len(jax.tree.leaves(cache)[0]), columns(cache)
+    places = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    return Places(jnp.ones_like(places), places)
+
+
+def columns(cache) -> int:
+    """The length of the rows of a cache."""
+    return jax.tree.leaves(cache)[0].shape[2]
 
 
 def spread(cache):

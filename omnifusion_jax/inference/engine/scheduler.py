@@ -30,12 +30,13 @@ BROKEN = (
 class Scheduler:
     """Answers Tasks, each in rows of its own."""
 
-    def __init__(self, model, sizes: opt.Sizes, counts, lengths, chunks, burst: int):
+    def __init__(self, model, sizes: opt.Sizes, counts, lengths, chunks, burst: int, cache: str | None):
         """Numbers of rows, their lengths and pieces of prompts are each from small to large.
 
-        `burst`: tokens that are chosen between two turns while nobody waits for any of them.
+        `burst`: tokens that are chosen between two turns while nobody waits for any of them; `cache`: the
+        dtype of the cache.
         """
-        self.device, self.tokenizer = Device(model, sizes), model.tokenizer
+        self.device, self.tokenizer = Device(model, sizes, cache), model.tokenizer
         ways = self.device.ways
         self.counts = tuple(dict.fromkeys(-(-count // ways) * ways for count in counts))
         self.lengths, self.chunks, self.burst = lengths, chunks, burst

@@ -6,12 +6,14 @@ import random
 import threading
 
 import drive
+import jax
 import numpy as np
 import pytest
 import tiny
 
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
+from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.inference import prompts
 from omnifusion_jax.inference.engine import programs
 from omnifusion_jax.inference.model import Model
@@ -271,3 +273,23 @@ def test_a_bad_request_is_an_answer_and_the_engine_goes_on(model, warm, name):
     bad = warm.submit(request, generation).result()
     assert bad.finish_reason == "error" and bad.tokens == [] and says in bad.error
     agree(good.result(), alone(model, ask("Left"), GREEDY))
+
+
+def test_a_cache_of_eight_bits_changes_little(model):
+    """Log probabilities are compared with those of the whole sequence, read without a cache."""
+    picture = np.random.default_rng(5).integers(0, 256, (30, 40, 3), np.uint8)
+    engine = model.engine(slots=2, length=192, cache="int8")
+    question = ask(TEXTS[1], picture)
+    first, again = (engine.submit(question, GREEDY).result() for _ in range(2))
+    assert first.error is None and first.tokens == again.tokens  # the second finds the prompt in the cache
+    assert first.logprob == pytest.approx(again.logprob, abs=1e-4)
+    scores = model.logits(question)[0]
+    told = scores[-1] - np.log(np.exp(scores[-1]).sum())
+    assert first.logprobs[0] == pytest.approx(told[first.tokens[0]], abs=0.02)
+    held = {leaf.dtype.name for leaf in jax.tree.leaves(engine.scheduler.device.state.cache)}
+    assert held == {"int8", "float32"}
+
+
+def test_a_cache_is_of_the_model_or_of_eight_bits(model):
+    with pytest.raises(ConfigError, match="cache is 'int4'; choose from model, int8"):
+        model.engine(cache="int4")
