@@ -12,7 +12,7 @@ import numpy as np
 
 from omnifusion_jax import hosts
 from omnifusion_jax.batch import Sample, collate
-from omnifusion_jax.config import TrainConfig, check, of_encoders
+from omnifusion_jax.config import ModelConfig, TrainConfig, check, from_dict, of_encoders
 from omnifusion_jax.data.features import unlike
 from omnifusion_jax.data.mixture import sets
 from omnifusion_jax.data.pipeline import Read
@@ -89,11 +89,10 @@ def made_by(config: TrainConfig, tokenizer, data: Reading, arrays: Mapping[str, 
         "at random. Give init_from a whole model, or parts_from what it lacks",
     )
     sums = hosts.fetch({path: fingerprint.checksum(arrays[path]) for path in needed})
-    model = {name: value for name, value in dataclasses.asdict(config.model).items() if name not in NAMES}
     found = {
         "weights": fingerprint.digest({path: int(sums[path]) for path in sorted(sums)}),
         "tokenizer": tokenizer.digest,
-        "model": model,
+        "model": settings(config.model),
         "compute_dtype": config.compute_dtype,
         "data": {"content": data.source.fingerprint, "records": len(data.source)},
         "layouts": [[one.name, one.layout, one.prompt] for one in sets(config.data)],
@@ -103,11 +102,19 @@ def made_by(config: TrainConfig, tokenizer, data: Reading, arrays: Mapping[str, 
     return json.loads(json.dumps(found))
 
 
+def settings(c: ModelConfig) -> dict:
+    """What a model computes, as dicts."""
+    return {name: value for name, value in dataclasses.asdict(c).items() if name not in NAMES}
+
+
 def begin(folder: Path, made: dict):
     """Says in a new folder what its log-likelihoods follow from. Raises ConfigError for one of others."""
     file = folder / MANIFEST
     if file.is_file():
-        differ = unlike(json.loads(file.read_text(encoding="utf-8")), made)
+        then = json.loads(file.read_text(encoding="utf-8"))
+        # fields that came since had their defaults
+        then["model"] = json.loads(json.dumps(settings(from_dict(ModelConfig, then["model"]))))
+        differ = unlike(then, made)
         check(
             not differ,
             f"{folder} holds log-likelihoods of another reference than the model that this run starts from: "

@@ -182,6 +182,11 @@ def test_another_reference_is_refused_with_what_differs(place, made, tmp_path):
     tokenizer, arrays = start(c)
     begin = lambda c, arrays: OBJECTIVES["preference"].begin(c, tokenizer, arrays)
     begin(c, arrays)  # its own is taken
+    manifest = made / kept.MANIFEST
+    then = json.loads(manifest.read_text())
+    del then["model"]["user"]  # as if the field had come since
+    manifest.write_text(json.dumps(then))
+    begin(c, arrays)
     other = lambda: {path: a + (path == "decoder/head") for path, a in arrays().items()}
     for call, message in (
         (
