@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from omnifusion_jax.checkpoints import native
+from omnifusion_jax.checkpoints import integers, native
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint, check_tokenizer
 from omnifusion_jax.checkpoints.encoders import vision_towers
 from omnifusion_jax.checkpoints.load import load_decoder, load_encoder
@@ -56,7 +56,7 @@ def from_parts(
     for _, found in towers:
         arrays = arrays | found
     missing = [path for path in shapes_of(config) if path not in arrays]
-    arrays = arrays | cast(fresh(config, missing), dtype or arrays["decoder/embed"].dtype)
+    arrays = arrays | cast(fresh(config, missing), dtype or integers.values_dtype(arrays))
     fresh_parts = (part for part in config.parts if any(path.startswith(f"{part}/") for path in missing))
     return Checkpoint(config, arrays, tokenizer, "parts"), tuple(fresh_parts)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy, host
-from omnifusion_jax.config import ModelConfig, check
+from omnifusion_jax.config import ModelConfig, check, part_of
 from omnifusion_jax.models import lora
 from omnifusion_jax.nn import quantized
 
@@ -41,8 +41,19 @@ def shapes(arrays: Mapping) -> dict[str, tuple[int, ...]]:
 
 def typed(arrays: Mapping[str, Lazy], dtype) -> dict[str, Lazy]:
     """The parameters in another type (None: as they are). Integers and their scales keep theirs."""
-    keep = {name for path in filter(lora.of_integers, arrays) for name in (path, kernel_of(path))}
+    keep = paths(arrays)
     return {path: a if dtype is None or path in keep else a.astype(dtype) for path, a in arrays.items()}
+
+
+def paths(arrays: Mapping) -> set[str]:
+    """The paths of integers and of their scales."""
+    return {name for path in filter(lora.of_integers, arrays) for name in (path, kernel_of(path))}
+
+
+def values_dtype(arrays: Mapping) -> np.dtype:
+    """The dtype of what is values in the decoder: of the embeddings, or of norms if those are integers."""
+    kept = paths(arrays)
+    return next(arrays[p].dtype for p in sorted(arrays) if part_of(p) == "decoder" and p not in kept)
 
 
 def quantised(
@@ -53,7 +64,8 @@ def quantised(
     Scales come right after their integers: of a kernel that is read in this order, each piece is read once.
 
     Args:
-      whole: all inputs of an output share a scale; else blocks of them do.
+      whole: all inputs of an output share a scale, and the embeddings and the head are integers too, with a
+        scale for each token; else blocks of inputs share one.
     Raises: ConfigError when a kernel cannot be kept so.
     """
     shapes = lora.scales_shapes(config, whole)
@@ -88,7 +100,7 @@ def quantised(
 
 
 def plain(arrays: Mapping[str, Lazy], dtype=None) -> dict[str, Lazy]:
-    """The parameters with values in place of integers, of `dtype` (None: that of the embeddings)."""
+    """The parameters with values in place of integers, of `dtype` (None: `values_dtype`)."""
     found = {path: a for path, a in arrays.items() if not lora.of_integers(path)}
     for path in filter(lora.of_integers, arrays):
         codes, scales = arrays[kernel_of(path)], arrays[path]
@@ -99,7 +111,7 @@ def plain(arrays: Mapping[str, Lazy], dtype=None) -> dict[str, Lazy]:
 
         outline = jax.ShapeDtypeStruct(quantized.values_shape(codes, scales), np.float32)
         a = in_whole_blocks(outline, scales.shape, values, codes.origin)
-        found[kernel_of(path)] = a.astype(dtype or arrays["decoder/embed"].dtype)
+        found[kernel_of(path)] = a.astype(dtype or values_dtype(arrays))
     return found
 
 

@@ -7,7 +7,7 @@ families differ. Your own decoder is a row of `tables.DECODERS`; `contracts.Deco
 import jax.numpy as jnp
 
 from omnifusion_jax.config import DecoderConfig
-from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn import nnx, quantized
 from omnifusion_jax.nn.attend import AttentionSpec
 from omnifusion_jax.nn.attention import Attention
 from omnifusion_jax.nn.feed_forward import FeedForward
@@ -45,8 +45,11 @@ def scaled(x, factor):
 class Decoder(nnx.Module):
     """Turns token embeddings [batch, seq, width] into hidden states, and `logits` those into scores.
 
-    A tied head is the embedding table itself: one array, with one gradient.
+    A tied head is the embedding table itself: one array, with one gradient. For answers both may be integers,
+    with a scale for each token beside them.
     """
+
+    embed_scale = head_scale = None  # [vocab, 1], [1, vocab]
 
     def __init__(self, c: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = c
@@ -62,7 +65,10 @@ class Decoder(nnx.Module):
 
     def embed_tokens(self, tokens):
         """Token ids int32[...] to their embeddings [..., width]."""
-        return scaled(self.embed[...][tokens].astype(self.dtype), self.config.embed_scale)
+        x = self.embed[...][tokens]
+        if self.embed_scale is not None:
+            x = quantized.values(x, self.embed_scale[...][tokens])
+        return scaled(x.astype(self.dtype), self.config.embed_scale)
 
     def __call__(self, x, spec: AttentionSpec, cache=None, at=None, remat="none"):
         """Hidden states [batch, seq, width] after the last norm, and the cache with the new keys and values.
@@ -94,10 +100,14 @@ class Decoder(nnx.Module):
         """Hidden states [..., width] to scores float32[..., vocab]."""
         # The loss comes piece by piece: spread here, the gradient of each piece is, before they are added up.
         if self.head is None:
-            head = constrain(self.embed[...], "vocab", "width").T
+            head, scales, width = constrain(self.embed[...], "vocab", "width"), self.embed_scale, 1
         else:
-            head = constrain(self.head[...], "width", "vocab")
-        return scaled(product(x, head, dtype=jnp.float32), self.config.logit_scale)
+            head, scales, width = constrain(self.head[...], "width", "vocab"), self.head_scale, 0
+        if scales is None:
+            found = product(x, head.T if width else head, dtype=jnp.float32)
+        else:
+            found = quantized.product_by_output(x, head, scales[...], (width,), jnp.float32)
+        return scaled(found, self.config.logit_scale)
 
 
 DECODERS.update(dict.fromkeys(("mistral", "llama", "minicpm", "qwen2", "qwen3"), Decoder))

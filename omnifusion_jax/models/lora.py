@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from omnifusion_jax.config import LoraConfig, ModelConfig, check
 from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.nn import nnx, quantized
+from omnifusion_jax.nn.init import zeros
 from omnifusion_jax.nn.linear import Linear
 
 KERNEL = r"decoder/layers/.*/kernel"  # those that can have factors, and be kept as integers
+TABLES = {"decoder/embed": 1, "decoder/head": 0}  # by token; the dimension that is an embedding's
 
 
 def targets(c: LoraConfig, paths: Iterable[str]) -> list[str]:
@@ -60,7 +62,7 @@ def add_scales(module, paths: Iterable[str]):
 
 def of_integers(path: str) -> bool:
     """Whether a parameter says what the integers of a kernel stand for."""
-    return path.endswith("/kernel_scale")
+    return path.endswith(("/kernel_scale", *(f"{table}_scale" for table in TABLES)))
 
 
 def make_room(module, arrays: Mapping):
@@ -71,8 +73,9 @@ def make_room(module, arrays: Mapping):
     for path, a in arrays.items():
         if of_integers(path):
             owner, codes = nnx.owner(module, path), arrays[path.removesuffix("_scale")]
-            owner.add_scales()
-            owner.by_output = a.shape == owner.scales_shape(whole=True) and codes.dtype == jnp.int8
+            setattr(owner, path.rpartition("/")[2], zeros(*a.shape))
+            if isinstance(owner, Linear):
+                owner.by_output = a.shape == owner.scales_shape(whole=True) and codes.dtype == jnp.int8
         elif path.endswith("/lora_a"):
             nnx.owner(module, path).add_factors(a.shape[-1], a.shape[-1], rngs=nnx.Rngs(0))
 
@@ -80,11 +83,18 @@ def make_room(module, arrays: Mapping):
 def scales_shapes(model: ModelConfig, whole: bool) -> dict[str, tuple[int, ...]]:
     """The shapes of the scales that each kernel has if it is kept as integers, by the kernel's path.
 
-    `whole`: one for each output, not one for each block of its inputs.
+    `whole`: one for each output, not one for each block of its inputs. Then the embeddings and the head can
+    be integers too, with one for each token.
     """
     module = abstract(model)
-    owners = {p: nnx.owner(module, p) for p in nnx.parameters(module) if re.fullmatch(KERNEL, p)}
-    return {p: owner.scales_shape(whole) for p, owner in owners.items() if isinstance(owner, Linear)}
+    shapes = {path: a.shape for path, a in nnx.parameters(module).items()}
+    owners = {path: nnx.owner(module, path) for path in shapes if re.fullmatch(KERNEL, path)}
+    found = {p: owner.scales_shape(whole) for p, owner in owners.items() if isinstance(owner, Linear)}
+    for path, width in TABLES.items():
+        # A decoder of one's own may have no place for them.
+        if whole and path in shapes and hasattr(module.decoder, f"{path.rpartition('/')[2]}_scale"):
+            found[path] = tuple(1 if i == width else n for i, n in enumerate(shapes[path]))
+    return found
 
 
 def quantised(arrays: dict, kind: str) -> dict:

@@ -43,9 +43,11 @@ class Linear(nnx.Module):
         contracted = len(self.ins)
         if self.kernel_scale is None:
             y = product(x, self.kernel[...], contracted)
+        elif self.by_output:
+            axes = tuple(range(contracted))
+            y = quantized.product_by_output(x, self.kernel[...], self.kernel_scale[...], axes)
         else:
-            times = quantized.product_by_output if self.by_output else quantized.product
-            y = times(x, self.kernel[...], self.kernel_scale[...], contracted)
+            y = quantized.product(x, self.kernel[...], self.kernel_scale[...], contracted)
         if self.lora_a is not None:
             low = jnp.tensordot(x, self.lora_a[...], contracted)  # [..., rank]
             y = y + jnp.tensordot(low * self.lora_scale, self.lora_b[...], 1)

@@ -89,35 +89,41 @@ def product(x, codes, scales, contracted: int):
     return jnp.tensordot(x, values(codes, scales, x.dtype), contracted)
 
 
-def product_by_output(x, codes, scales, contracted: int):
-    """The product with a kernel int8[*ins, *outs] whose outputs have one scale each; it has no gradient.
+def product_by_output(x, codes, scales, axes: tuple[int, ...], dtype=None):
+    """x [..., *ins] times int8 codes whose outputs have one scale each: [..., *outs]. It has no gradient.
 
-    The scale of an output waits until its sum is there. So compilers read integers where they would write
-    values first.
+    `axes` are the dimensions of the codes that are ins, the first ones or the last; the scales have 1 there.
+    `dtype` is that of the result, by default that of x. The scale of an output waits until its sum is there.
+    So compilers read integers where they would write values first.
     """
 
     def in_floats(x, codes):
-        return jnp.tensordot(x, codes.astype(x.dtype), contracted, preferred_element_type=jnp.float32)
+        last = tuple(range(-len(axes), 0))
+        return jnp.tensordot(x, codes.astype(x.dtype), (last, axes), preferred_element_type=jnp.float32)
 
-    in_integers = functools.partial(in_two_parts, contracted=contracted)
+    in_integers = functools.partial(in_two_parts, axes=axes)
     y = jax.lax.platform_dependent(x, codes, cpu=in_integers, default=in_floats)
-    return (y * scales.reshape(scales.shape[contracted:]).astype(jnp.float32)).astype(x.dtype)
+    return (y * jnp.squeeze(scales, axes).astype(jnp.float32)).astype(dtype or x.dtype)
 
 
-def in_two_parts(x, codes, contracted: int):
-    """x [..., *ins] times integers int8[*ins, *outs], float32[..., *outs]: a product of integers on a CPU.
+def in_two_parts(x, codes, axes: tuple[int, ...]):
+    """x [..., *ins] times int8 codes as in `product_by_output`, float32[..., *outs]: in integers, on a CPU.
 
     Each row of x is 254 * high + low, both int8, in units of its largest value / 127 / 254: what it was, to
     15 bits. For a product of floats XLA would write all integers out as floats. The two rows have a second
-    reason: XLA gives YNNPACK, which has the instructions for it, no product of one row.
+    reason: XLA gives YNNPACK, which has the instructions for it, no product of one row. Nor one of a matrix
+    that is transposed first.
     """
-    ins, outs = codes.shape[:contracted], codes.shape[contracted:]
-    rows = x.astype(jnp.float32).reshape(-1, math.prod(ins))
+    size, first = math.prod(codes.shape[axis] for axis in axes), axes[0] == 0
+    rows = x.astype(jnp.float32).reshape(-1, size)
     most = jnp.abs(rows).max(axis=1, keepdims=True) / 127
     rows = rows / jnp.where(most > 0, most, 1)
     high = jnp.round(rows)
     parts = jnp.concatenate([high, jnp.round((rows - high) * 254)]).astype(jnp.int8)
-    matrix = codes.reshape(math.prod(ins), math.prod(outs))
-    high, low = jnp.split(jnp.matmul(parts, matrix, preferred_element_type=jnp.int32).astype(jnp.float32), 2)
+    matrix = codes.reshape((size, -1) if first else (-1, size))
+    summed = (((1,), (0 if first else 1,)), ((), ()))
+    sums = jax.lax.dot_general(parts, matrix, summed, preferred_element_type=jnp.int32)
+    high, low = jnp.split(sums.astype(jnp.float32), 2)
     y = (high + low / 254) * most  # not a number where a row was not
-    return y.reshape(*x.shape[: x.ndim - contracted], *outs)
+    outs = (n for axis, n in enumerate(codes.shape) if axis not in axes)
+    return y.reshape(*x.shape[: x.ndim - len(axes)], *outs)
