@@ -1,4 +1,4 @@
-"""Measures what kernels of a decoder are kept in: speed, memory, and how far it is from the plain model.
+"""Measures what weights of a decoder are kept in: speed, memory, and how far it is from the plain model.
 
     python benchmarks/weights.py [--batch=1,8] [--tokens=64] [--rounds=5] [--count=200]
 

@@ -32,8 +32,8 @@ def load(
         LoRA are merged into it, and stay beside kernels of integers.
       dtype: of parameters and computation, "float32" or "bfloat16"; None: float32 on CPUs, which are slow at
         anything else, and bfloat16 elsewhere.
-      weights: what kernels of the decoder's layers are kept in: "int8", "int4" (docs/lora.md), or "plain",
-        `dtype`. None: as the source has them.
+      weights: what kernels of the decoder's layers are kept in: "int8", as the embeddings and the head then,
+        "int4" (docs/weights.md), or "plain", `dtype`. None: as the source has them.
       mesh: from `sharding.make_mesh`; parameters are spread over it as they are read, and requests as they
         are answered. None: one device.
     Raises:

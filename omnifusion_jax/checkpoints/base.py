@@ -43,7 +43,8 @@ def completed(found: Checkpoint, base: Checkpoint, source: str | Path) -> Checkp
 def kept_as(weights: str | None, found: Checkpoint) -> Checkpoint:
     """The checkpoint with the kernels of its decoder's layers as values ("plain"), int8 or int4.
 
-    None leaves them as they are stored. In int8 an output has one scale, in int4 one for 64 of its inputs.
+    None leaves them as they are stored. In int8 an output has one scale, and embeddings and head are integers
+    too; in int4 64 inputs of an output have one.
     Factors are merged into values, and stay beside integers. If they were trained over integers, the values
     of such are what they are merged into.
 

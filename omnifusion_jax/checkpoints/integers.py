@@ -1,6 +1,7 @@
 """Kernels of integers in a checkpoint: made of values, or made values again, a piece at a time.
 
-Beside a `kernel` of integers stands its `kernel_scale`; nn/quantized.py says what they are.
+Beside a `kernel` of integers stands its `kernel_scale`, beside `embed` or `head` its `embed_scale` or
+`head_scale`; nn/quantized.py says what they are.
 """
 
 import functools

@@ -91,8 +91,8 @@ def load_checkpoint(
       format: a name in FORMATS; a source of any other format is refused. None takes every format.
       base: a whole model, as `source`, that has what a source of trained parts lacks. Factors in the source
         are merged into its kernels, if these are not kept as integers.
-      weights: what kernels of the decoder's layers are kept in: "int8" or "int4", made of the values that are
-        stored; "plain", values. None leaves them as they are stored.
+      weights: what kernels of the decoder's layers are kept in: "int8" (embeddings and head too) or "int4",
+        made of the values that are stored; "plain", values. None leaves them as they are stored.
       dtype: "bfloat16", "float32" or a numpy type of the arrays but integers and their scales. None keeps the
         stored types.
       mesh: devices over which the arrays are spread as they are read; no process reads or holds more than the

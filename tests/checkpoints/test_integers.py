@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -19,8 +20,11 @@ from omnifusion_jax.checkpoints.convert import convert
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_trained
 from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
 from omnifusion_jax.checkpoints.native import open_native, save_native
+from omnifusion_jax.checkpoints.storage.lazy_array import lazy
+from omnifusion_jax.checkpoints.storage.placement import for_answers
 from omnifusion_jax.config import LoraConfig, part_of
 from omnifusion_jax.errors import CheckpointError, ConfigError
+from omnifusion_jax.models.answering import answering
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.sharding import make_mesh
 
@@ -84,6 +88,27 @@ def test_what_is_written_is_what_loading_makes(stored, source, values):
         assert_array_equal(np.asarray(a), np.asarray(made[path]), err_msg=path)
     for path in set(values) - set(integers.shapes(found)):
         assert_array_equal(np.asarray(found[path]), values[path], err_msg=path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_and_head_in_int8_have_a_scale_for_each_token(tied, values):
+    c = config()
+    c.decoder.tied = tied
+    embed, head = values["decoder/embed"], np.ascontiguousarray(values["decoder/embed"][::-1].T)
+    arrays = {**{path: a for path, a in values.items() if path != "decoder/head"}, "decoder/embed": embed}
+    arrays = {path: lazy(a) for path, a in (arrays if tied else {**arrays, "decoder/head": head}).items()}
+    found = integers.quantised(c, arrays, "int8", whole=True)
+    assert not any(path.startswith("decoder/embed_") for path in integers.quantised(c, arrays, "int4"))
+    assert found["decoder/embed"].dtype == np.int8 and ("decoder/head" in found) != tied
+    decoder = answering(c, for_answers(found), "float32").decoder
+    rows = by_hand(embed.T[None], "int8")[0].T
+    tokens = np.array([3, 0, 7])
+    assert np.isclose(decoder.embed_tokens(tokens), rows[tokens], rtol=1e-6).mean() > 0.999
+    x = np.random.default_rng(1).normal(size=(2, c.decoder.width)).astype(np.float32)
+    expected = x @ (rows.T if tied else by_hand(head[None], "int8")[0])
+    found = jax.jit(lambda decoder, x: decoder.logits(x))(decoder, x)
+    near = np.isclose(found, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+    assert near.mean() > 0.99  # an integer half way, as above, moves one token's score
 
 
 def test_a_piece_is_that_of_the_whole(stored, source):

@@ -48,7 +48,7 @@ def test_a_row_that_is_no_number_stays_none_and_leaves_the_others():
 
 @pytest.mark.parametrize("name", ["head", "table"])
 def test_no_loop_is_given_a_wider_copy_of_the_integers(name):
-    """XLA computes what does not change before a loop: of a table transposed first, integers of 32 bits."""
+    """XLA computes before a loop what stays the same in it: of a table transposed first, int32."""
     axes = SHAPES[name][1]
     shape = (512, 1024) if axes == (0,) else (1024, 512)
     codes, scales, _ = drawn(shape, axes)
