@@ -25,6 +25,10 @@ BROKEN = (
     "the model's scores are not finite numbers. Its weights are damaged, or too large for {dtype}: "
     "convert them again, or load them with another dtype"
 )
+STUCK = (
+    "no token may follow the first {length}: what generation bans, suppresses or forces leaves none. "
+    "Ask for less of it"
+)
 
 
 class Scheduler:
@@ -212,6 +216,8 @@ class Scheduler:
                 self.slots.fill(task.rows, NOTHING)
                 for row in task.rows:
                     self.device.clear(row)
+            elif report.stuck[task.row : task.rows.stop].any():
+                self.drop(task, STUCK.format(length=length))
             elif done or heard:
                 texts = self.device.answers() if texts is None else texts
                 length = int(texts.length[task.row]) if done else length
