@@ -24,6 +24,7 @@ HOMES = {
     "OmniLMMChat": "omnilmm",
     "OmniFusionError": "errors",
     "Request": "data.dialogues",
+    "Score": "inference.scoring",
     "convert": "checkpoints.convert",
     "evaluate": "api",
     "load": "api",

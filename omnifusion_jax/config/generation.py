@@ -1,9 +1,11 @@
 """How answers are drawn."""
 
 import dataclasses
+import json
 from typing import Self
 
 from omnifusion_jax.config.base import check, one_of
+from omnifusion_jax.errors import ConfigError
 
 # How the authors of a system draw its answers
 RECIPES = {
@@ -73,6 +75,9 @@ class GenerationConfig:
     forced_eos_token_id: int | None = None  # the last token that max_new_tokens allows is this one
     stop_token_ids: tuple[int, ...] = ()  # tokens that end an answer, beside the end of sequence
     stop_strings: tuple[str, ...] = ()  # an answer ends with the token that completes one of these
+    choices: tuple[str, ...] = ()  # the answer is one of these
+    regex: str = ""  # the answer is a text that this regular expression (of Rust's kind) matches as a whole
+    json_schema: str = ""  # the answer is JSON by this schema, which is itself given as JSON
     likeliest: int = 0  # so many of the likeliest tokens of each step are told with the answer
     seed: int = 0  # of sampling
 
@@ -87,7 +92,38 @@ class GenerationConfig:
         """The recipe published with OmniFusion-1.1."""
         return cls.named("omnifusion-1.1")
 
+    @property
+    def form(self) -> str:
+        """The field that gives the form of answers, or "" where none does."""
+        return next((name for name in ("choices", "regex", "json_schema") if getattr(self, name)), "")
+
+    def check_form(self):
+        """Refuses what could end an answer before its form is complete, or break it."""
+        forms = [name for name in ("choices", "regex", "json_schema") if getattr(self, name)]
+        check(len(forms) < 2, f"an answer has one form: give one of {', '.join(forms)}")
+        check(all(self.choices), "one of choices is empty: an answer has text")
+        if self.json_schema:
+            try:
+                json.loads(self.json_schema)
+            except ValueError as error:
+                raise ConfigError(f"json_schema is not JSON ({error})") from error
+        if forms:
+            check(self.num_beams == 1, f"{forms[0]} goes with num_beams=1, not {self.num_beams}")
+            others = (
+                "forced_eos",
+                "forced_eos_token_id",
+                "forced_bos_token_id",
+                "stop_token_ids",
+                "stop_strings",
+            )
+            for name in others:
+                check(
+                    getattr(self, name) in (False, None, ()),
+                    f"{forms[0]} says what answers are and where they end, and so does {name}: give one",
+                )
+
     def __post_init__(self):
+        self.check_form()
         check(self.max_new_tokens > 0, f"max_new_tokens is {self.max_new_tokens}")
         check(
             0 <= self.min_new_tokens <= self.max_new_tokens,

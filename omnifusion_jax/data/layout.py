@@ -434,11 +434,15 @@ class Prepare:
         Raises:
           DataError: the dialogue or its media cannot be used; the message begins with `dialogue.where`.
         """
+        prepared = self.media(dialogue)
+        return pair(self.layout, dialogue, prepared) if self.pairs else self.layout(dialogue, prepared, ask)
+
+    def media(self, dialogue: Dialogue) -> list[Prepared]:
+        """The media of a dialogue, prepared. Raises DataError as a call does."""
         try:
-            prepared = [self.processor(stream)(source) for stream, source in dialogue.media]
+            return [self.processor(stream)(source) for stream, source in dialogue.media]
         except DataError as error:
             raise error.at(dialogue.where) from error
-        return pair(self.layout, dialogue, prepared) if self.pairs else self.layout(dialogue, prepared, ask)
 
     def processor(self, stream: str) -> Callable[..., Prepared]:
         """What prepares the media of a stream. Raises DataError for a stream that the model does not have."""

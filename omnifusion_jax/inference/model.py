@@ -1,7 +1,7 @@
 """A model with a tokenizer, ready to answer requests."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -12,9 +12,10 @@ from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
-from omnifusion_jax.inference import options, prompts
+from omnifusion_jax.inference import options, prompts, scoring
 from omnifusion_jax.inference.answer import Answer
 from omnifusion_jax.inference.engine import Engine
+from omnifusion_jax.inference.engine.scheduler import BROKEN
 from omnifusion_jax.inference.engine.sizes import doubled, lengths
 from omnifusion_jax.models.answering import answering
 from omnifusion_jax.sharding import mesh_of, sharding, ways
@@ -201,6 +202,38 @@ class Model:
             for row, i in enumerate(chunk):
                 found[i] = scores[row, : len(samples[i].tokens)].copy()  # a view would keep the whole batch
         return [found[i] for i in sorted(found)]
+
+    def score(
+        self, request: Request, candidates: Sequence[str], *, batch_size: int = 16
+    ) -> list[scoring.Score]:
+        """How likely each of some given answers to a Request is. Returns a list of Scores in the same order.
+
+        An answer's tokens are those that training would learn from it, the end of the sequence included.
+        Pictures and prompt are read once; the answers follow, `batch_size` at a time.
+
+        Raises:
+          DataError: the request cannot be used, or an answer is empty or too long for it; or the model's
+            scores are not numbers.
+        """
+        question, answered = scoring.lay_out(request, candidates, "request", self.prepare)
+        if not answered:
+            return []
+        rest, batch, found = scoring.Rest(question, answered), self._assemble([question]), []
+        at = np.int32(rest.start)
+        rows = min(batch_size, len(answered))
+        with self._spread():
+            cache, first = scoring.read(self.module, batch, at, rest.size)
+            for begin in range(0, len(answered), rows):
+                # the last ones have others beside them, so that all have one shape
+                here = np.minimum(np.arange(begin, begin + rows), len(answered) - 1)
+                scored = scoring.follow(
+                    self.module.decoder, cache, first, at, rest.tokens[here], rest.targets[here]
+                )
+                found += list(hosts.fetch(scored))
+        scores = [rest.score(row, logprobs) for row, logprobs in enumerate(found[: len(answered)])]
+        if not np.isfinite([score.logprob for score in scores]).all():
+            raise DataError(f"request: {BROKEN.format(dtype=self.dtype)}")
+        return scores
 
     def _assemble(self, samples):
         """The Batch of some Samples, with rows spread over the mesh if there is one."""

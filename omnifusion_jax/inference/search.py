@@ -20,6 +20,8 @@ from omnifusion_jax.inference.options import IF_FULL, NEVER_EARLY, NONE, Options
 from omnifusion_jax.inference.processors import So, asking, process, sampled
 
 NEVER = -1e9  # a score with this added loses against every real score
+# Scores of tokens that are not allowed are lower: the smallest number, at any temperature up to a million
+FORBIDDEN = -1e32
 
 
 class Tokens(NamedTuple):
@@ -119,12 +121,13 @@ class Search(NamedTuple):
     parents: jax.Array  # int32[rows]: the row that each running text continues
     done: jax.Array  # bool[rows]; equal in all rows of a search
     broken: jax.Array  # bool[rows]: done because the model's scores were not numbers
+    stuck: jax.Array  # bool[rows]: done because no token was allowed, and no answer had ended before
 
     @classmethod
     def start(cls, rows: int, sizes: Sizes) -> Self:
         """A Search with nothing to do: all rows are done."""
         empty, none = Texts.empty(rows, sizes), jnp.zeros(rows, bool)
-        return cls(empty, empty, jnp.arange(rows), ~none, none)
+        return cls(empty, empty, jnp.arange(rows), ~none, none, none)
 
     def restart(self, fresh, o: Options) -> Self:
         """Begins an answer in the rows where `fresh`, bool[rows], is true; it is equal in all of a search."""
@@ -133,7 +136,7 @@ class Search(NamedTuple):
         first = empty._replace(score=jnp.where(o.rank == 0, 0.0, NEVER))
         lost = empty._replace(score=jnp.full_like(empty.score, NEVER))
         none = jnp.zeros_like(fresh)
-        return where(fresh, Search(first, lost, jnp.arange(len(fresh)), none, none), self)
+        return where(fresh, Search(first, lost, jnp.arange(len(fresh)), none, none, none), self)
 
     @property
     def length(self):
@@ -163,24 +166,31 @@ class Search(NamedTuple):
         likeliest = self.tell(shifted - total, o, going)
 
         def greedily():
-            return self.alone(logits, shifted - total, likeliest, o)
+            return self.alone(logits, shifted - total, likeliest, o), jnp.zeros_like(going)
 
         def processed():
             scores = self.process(logits, shifted - total, o, going)
+            closed = group.gather(scores.score.max(1), -jnp.inf).max(1) < FORBIDDEN
             alone = self.alone(scores.drawn, scores.logprobs, likeliest, o)
             if sizes.beams == 1:
-                return alone
+                return alone, closed
             searched = jax.lax.cond(
                 (going & (o.beams > 1)).any(),
                 lambda: self.beams(scores, likeliest, o, sizes, group),
                 lambda: alone,
             )
-            return where(o.beams > 1, searched, alone)
+            return where(o.beams > 1, searched, alone), closed
 
         asked = asking(o, self.length) | (o.beams > 1)
-        new = jax.lax.cond((going & asked).any(), processed, greedily)
-        kept = where(going & ~failed, new, self._replace(parents=jnp.arange(len(going))))
-        return kept._replace(done=kept.done | failed, broken=kept.broken | failed)
+        new, closed = jax.lax.cond((going & asked).any(), processed, greedily)
+        closed &= going & ~failed
+        ended = group.gather(self.finished.ended, False).any(1)
+        kept = where(going & ~failed & ~closed, new, self._replace(parents=jnp.arange(len(going))))
+        return kept._replace(
+            done=kept.done | failed | closed,
+            broken=kept.broken | failed,
+            stuck=kept.stuck | (closed & ~ended),
+        )
 
     def tell(self, logprobs, o, going) -> Likeliest:
         """The Likeliest of this step; zeros where no row asks for them."""

@@ -157,3 +157,23 @@ def test_greedy_rows_take_the_likeliest(table):
     by_hand = [np.log(np.exp(table[a] - table[a].max()).sum()) for a in [0, *tokens[:-1]]]
     scores = [table[a, b] - table[a].max() for a, b in zip([0, *tokens[:-1]], tokens, strict=True)]
     np.testing.assert_allclose(logprobs, np.array(scores) - by_hand, atol=1e-5)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("heat", [0.0, 0.5, 8.0])
+def test_where_no_token_is_allowed(table, beams, heat):
+    """All but one token are suppressed, and that one may not come twice; neighbours go on."""
+    only = dataclasses.replace(
+        FEW,
+        num_beams=beams,
+        temperature=heat,
+        suppress_tokens=tuple(i for i in range(VOCAB) if i != 4),
+        no_repeat_ngram_size=1,
+    )
+    asked, places = {0: only, 1: FEW}, {0: 2, 1: 8}
+    o = put(asked, places)
+    search = walk(restart(Search.start(ROWS, SIZES), fresh(asked, places), o), o, table, 2)
+    rows = np.arange(2, 2 + beams)
+    assert np.flatnonzero(search.stuck).tolist() == rows.tolist() and search.done[rows].all()
+    assert search.length[2] == 1 and search.running.tokens[2, 0] == 4
+    assert search.length[8] > 1 or search.done[8]

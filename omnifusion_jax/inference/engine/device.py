@@ -71,6 +71,12 @@ class Device:
         opt.write(self.table, row, options)
         self.options = None
 
+    def allow(self, row: int, mask: np.ndarray):
+        """Says which tokens may come next in a row, uint32[words]."""
+        self.table.allowed[row] = mask[: self.sizes.words]  # there may be more, of no token
+        if self.options is not None:
+            self.options = self.options._replace(allowed=None)
+
     def extend(self, chunk: programs.Chunk, fresh: bool):
         kept = [features.kept for features in self.features]
         self.state = programs.extend(self.module, kept, self.state, chunk, fresh)
@@ -85,6 +91,8 @@ class Device:
         if self.options is None:
             # a copy: the table changes while the device may still read it
             self.options = jax.tree.map(lambda a: self.put(a.copy()), self.table)
+        if self.options.allowed is None:
+            self.options = self.options._replace(allowed=self.put(self.table.allowed.copy()))
         self.state, report = programs.advance(
             self.module.decoder, self.state, rows, self.options, np.int32(count), np.bool_(eager), self.sizes
         )

@@ -6,7 +6,7 @@ import threading
 from omnifusion_jax.config import GenerationConfig, check, one_of
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.errors import ConfigError, DataError
-from omnifusion_jax.inference import prompts
+from omnifusion_jax.inference import forms, prompts
 from omnifusion_jax.inference.answer import Answer
 from omnifusion_jax.inference.engine.handle import Handle, Progress
 from omnifusion_jax.inference.engine.scheduler import Scheduler
@@ -109,6 +109,7 @@ class Engine:
         """
         name, sample = question
         task = Task(sample, generation, self.sizes(generation), name, where, self.prepare.tiles)
+        task.guides = forms.guides(generation, self.tokenizer, self.vocab, task.beams)
         scheduler = self.scheduler
         rows, columns = scheduler.counts[-1], scheduler.lengths[-1]
         check(

@@ -57,6 +57,7 @@ class Report(NamedTuple):
     length: jax.Array  # int32: tokens chosen
     done: jax.Array  # bool
     broken: jax.Array  # bool: the model's scores were not numbers
+    stuck: jax.Array  # bool: no token was allowed
 
 
 @partial(jax.jit, static_argnames=("slots", "length", "sizes", "dtype"))
@@ -204,7 +205,7 @@ def advance(decoder, state: State, rows: Rows, options: Options, count, eager, s
 
     _, state = jax.lax.while_loop(going, body, (jnp.int32(0), state))
     search = state.search
-    told = Report(search.last(), search.length, search.done, search.broken)
+    told = Report(search.last(), search.length, search.done, search.broken, search.stuck)
     return state, jax.tree.map(lambda a: constrain(a, None), told)
 
 

@@ -25,6 +25,10 @@ BROKEN = (
     "the model's scores are not finite numbers. Its weights are damaged, or too large for {dtype}: "
     "convert them again, or load them with another dtype"
 )
+STUCK = (
+    "no token may follow the first {length}: what generation bans, suppresses or forces leaves none. "
+    "Ask for less of it"
+)
 
 
 class Scheduler:
@@ -188,13 +192,24 @@ class Scheduler:
         """Chooses tokens for all whose prompts are read."""
         listening = any(task.progress.listening for task in self.live)
         rows = self.slots.rows(self.live, self.fresh, self.device.length)
-        count = 1 if listening or self.reading else self.burst
+        guided = self.guide()
+        count = 1 if listening or guided or self.reading else self.burst
         report = self.device.advance(rows, count, eager=self.more or bool(self.waiting))
         self.fresh = []
         self.flying.append((report, list(self.live)))
         # A step that somebody listens to is read while the device does the next one.
-        while len(self.flying) > listening:
+        # The next step of a form waits for the token of this one.
+        while len(self.flying) > (listening and not guided):
             self.collect()
+
+    def guide(self) -> bool:
+        """Says what forms allow next; returns whether there are any."""
+        for task in [task for task in self.live if task.guides]:
+            for row, guide in zip(task.rows, task.guides, strict=True):
+                self.device.allow(row, guide.mask())
+            if why := next((guide.error for guide in task.guides if guide.error), ""):
+                self.drop(task, f"its form cannot be followed: {why}")
+        return any(task.guides for task in self.live)
 
     def collect(self):
         """Reads the oldest Report: hands tokens out, and lets out whose answers are finished."""
@@ -205,6 +220,9 @@ class Scheduler:
                 continue
             done = report.done[task.row : task.rows.stop].all()
             length = int(report.length[task.row])
+            for row, guide in zip(task.rows, task.guides, strict=False):  # none without a form
+                if report.length[row] > guide.length:
+                    guide.push(int(report.last[row]))
             tokens, heard = task.progress.tokens, task.progress.listening and task.beams == 1
             if heard and not done and length == len(tokens) + 1:
                 tokens.append(int(report.last[task.row]))
@@ -213,6 +231,8 @@ class Scheduler:
                 self.slots.fill(task.rows, NOTHING)
                 for row in task.rows:
                     self.device.clear(row)
+            elif report.stuck[task.row : task.rows.stop].any():
+                self.drop(task, STUCK.format(length=length))
             elif done or heard:
                 texts = self.device.answers() if texts is None else texts
                 length = int(texts.length[task.row]) if done else length

@@ -39,6 +39,7 @@ class Task:
         self.columns = (
             None  # int32[3, length]: tokens, kind and index of the prompt, once its media have places
         )
+        self.guides = []  # of each row, where the answer has a form
         self.progress = Progress()
 
     @property

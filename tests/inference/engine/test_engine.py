@@ -262,6 +262,11 @@ BAD = {
     "not a request": ("What?", GREEDY, "str"),
     "a token that is none": (ask("Left"), GenerationConfig(banned_tokens=((320,),)), "0 to 319"),
     "too many beams": (ask("Left"), GenerationConfig(max_new_tokens=8, num_beams=5), "slots"),
+    "no token is allowed": (
+        ask("Left"),
+        GenerationConfig(max_new_tokens=4, suppress_tokens=tuple(range(320))),
+        "no token may follow the first 0",
+    ),
     "more than was warmed up for": (ask("Left"), dataclasses.replace(GREEDY, max_new_tokens=100), "room"),
 }
 

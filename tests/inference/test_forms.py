@@ -1,0 +1,84 @@
+"""Answers of a given form, against what else reads such texts: sets, re and jsonschema."""
+
+import dataclasses
+import json
+import re
+
+import jsonschema
+import pytest
+import tiny
+
+from omnifusion_jax.config import GenerationConfig
+from omnifusion_jax.data.dialogues import Request
+from omnifusion_jax.errors import ConfigError
+from omnifusion_jax.inference.model import Model
+
+ASKED = [Request([{"role": "user", "content": text}]) for text in ("What is it?", "Left", "Right there?")]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "colour": {"enum": ["red", "blue"]},
+        "count": {"type": "integer", "minimum": 3, "maximum": 40},
+    },
+    "required": ["colour", "count"],
+    "additionalProperties": False,
+}
+CHOICES = ("red", "red circle", "\u0434\u0432\u0430", " two")
+REGEX = r"[0-9]{2,3}( (a|b/c))?|x\.y"
+
+
+def by_schema(text):
+    jsonschema.validate(json.loads(text), SCHEMA)
+    return True
+
+
+FORMS = {
+    "choices": (CHOICES, CHOICES.__contains__),
+    "regex": (REGEX, lambda text: re.fullmatch(REGEX, text) is not None),
+    "json_schema": (json.dumps(SCHEMA), by_schema),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    c = tiny.config()
+    c.image.encoders[0].layers, c.decoder.layers = 1, 1
+    return Model(c, tiny.arrays(c), tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_answers_have_their_form(model, form):
+    """A model that knows nothing is drawn from, several times for each request, and beside greedy answers."""
+    value, holds = FORMS[form]
+    drawn = GenerationConfig(max_new_tokens=96, temperature=1.5, num_return_sequences=4, **{form: value})
+    with model.engine(slots=16, length=192, largest=drawn) as engine:
+        free = engine.submit(ASKED[0], GenerationConfig(max_new_tokens=12))
+        handles = [engine.submit(request, drawn, number=i) for i, request in enumerate(ASKED)]
+        greedy = engine.submit(ASKED[1], dataclasses.replace(drawn, temperature=0.0, num_return_sequences=1))
+        answers = [a for handle in handles for a in (handle.result(), *handle.result().others)]
+        answers.append(greedy.result())
+        assert free.result().tokens == model.generate(ASKED[0], GenerationConfig(max_new_tokens=12))[0].tokens
+    assert len(answers) == 13 and {a.error for a in answers} == {None}
+    finished = [a for a in answers if a.finish_reason == "stop"]
+    assert len({a.text for a in finished}) > 2 and len(finished) > 8
+    assert all(holds(a.text) for a in finished)
+
+
+def test_forms_that_cannot_be(model):
+    for settings, says in (
+        ({"json_schema": '{"type": "string", "minLength": 5, "maxLength": 2}'}, "json_schema.*nsatisfiable"),
+        ({"regex": "["}, "regex.*invalid"),
+        ({"json_schema": "{"}, "json_schema is not JSON"),
+        ({"choices": ("a", "")}, "choices is empty"),
+        ({"choices": ("a",), "regex": "a"}, "one of choices, regex"),
+        ({"regex": "a", "num_beams": 2}, "num_beams=1"),
+        ({"regex": "a", "stop_strings": ("a",)}, "so does stop_strings"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            model.generate(ASKED, GenerationConfig(**settings))
+
+
+def test_a_form_that_bans_leave_nothing_of(model):
+    g = GenerationConfig(max_new_tokens=8, choices=("7",), banned_tokens=((58,),))
+    answer = model.generate(ASKED[0], g, on_error="record")[0]
+    assert answer.finish_reason == "error" and "no token may follow" in answer.error
