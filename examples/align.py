@@ -189,7 +189,7 @@ def aligned(start: Path, pairs: Path, form: str) -> TrainConfig:
         steps=60,
         batch_size=16,
         train_parts=tiny.ALL_BUT_ENCODER,
-        optimizer=OptimizerConfig(learning_rate=5e-5, warmup=0.1),
+        optimizer=OptimizerConfig(learning_rate=2e-5, warmup=0.1),
         data=DataConfig(
             path=str(pairs / "pairs.jsonl"),
             images=str(pairs / "pictures"),
