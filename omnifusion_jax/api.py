@@ -11,6 +11,7 @@ from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.evaluation.exact_match import exact_match
 from omnifusion_jax.inference.model import Model
+from omnifusion_jax.kept_programs import keep_programs
 
 
 def load(
@@ -22,7 +23,7 @@ def load(
     weights: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Model:
-    """Loads a model that is ready to answer.
+    """Loads a model that is ready to answer. What it compiles is kept on the disk, see `keep_programs`.
 
     Args:
       source: "omnifusion-tiny" (bundled), a native directory, one laid out like the OmniFusion release, a
@@ -42,6 +43,7 @@ def load(
         to.
       DataError: the tokenizer is damaged or does not belong to the model.
     """
+    keep_programs()
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     one_of("dtype", dtype, ("float32", "bfloat16"))
     found = load_checkpoint(source, vision=vision, dtype=dtype, base=base, weights=weights)

@@ -10,7 +10,7 @@ FLOORS = (
     ("errors", "batch", "published_templates"),
     ("tables",),
     ("config",),
-    ("sharding", "fields", "hosts", "paths", "chips"),
+    ("sharding", "fields", "hosts", "paths", "chips", "kept_programs"),
     ("nn",),
     ("models", "data"),
     ("training", "inference", "checkpoints", "data_report"),
