@@ -177,13 +177,27 @@ def fit(
     """
     edge = shortest or size
     assert edge >= size, f"shortest {edge} is less than size {size}: black edges"
-    whole = FITS[how](image, edge, fill)
-    left, top = ((side - size) // 2 for side in whole.size)
-    return np.array(whole.crop((left, top, left + size, top + size)))
+    image, whole = FITS[how](image, edge, fill)
+    return np.array(_centre(image, whole, size))
+
+
+def _centre(image, whole, size):
+    """The centre, `size` x `size`, of the image resized to `whole`, (width, height).
+
+    Pillow can resize that part alone, to the same bytes where its edges in the image are 32-bit floats, and
+    where it resizes the widths first as it does with the whole: always, if the image is not higher than wide.
+    """
+    corners = [(side - size) // 2 for side in whole]
+    corners += [at + size for at in corners]
+    box = [at * side / to for at, side, to in zip(corners, image.size * 2, whole * 2, strict=True)]
+    exact = [float(np.float32(at)) * to == round(at * to) for at, to in zip(box, whole * 2, strict=True)]
+    if all(exact) and image.width >= image.height:
+        return image.resize((size, size), Image.Resampling.BICUBIC, box)
+    return image.resize(whole, Image.Resampling.BICUBIC).crop(corners)
 
 
 def _crop(image, edge, _):
-    """Resizes the shortest edge to `edge` and the other in proportion, rounded down.
+    """The shortest edge becomes `edge`, and the other follows in proportion, rounded down.
 
     A strip longer than `LONGEST` squares first loses whole squares at both ends: resized as a whole, 1 x 3000
     pixels would take 1.4 GB at 336. This moves the centre by less than 1/200 pixel.
@@ -192,7 +206,7 @@ def _crop(image, edge, _):
     spare = tuple(max(0, side // short - LONGEST) // 2 * short for side in image.size)
     if any(spare):
         image = ImageOps.crop(image, spare)
-    return image.resize(tuple(edge * side // short for side in image.size), Image.Resampling.BICUBIC)
+    return image, tuple(edge * side // short for side in image.size)
 
 
 def padded(size: tuple[int, int]) -> int:
@@ -211,7 +225,7 @@ def padded(size: tuple[int, int]) -> int:
 
 
 def _pad(image, edge, fill):
-    """Centres the picture in a square of colour `fill` and resizes that to `edge` x `edge`.
+    """Centres the picture in a square of colour `fill`, which becomes `edge` x `edge`.
 
     An odd pixel of padding goes below or to the right.
     """
@@ -223,14 +237,14 @@ def _pad(image, edge, fill):
 
 
 def _squash(image, edge, _):
-    """Resizes the whole picture to `edge` x `edge`, whatever its aspect."""
+    """The whole picture becomes `edge` x `edge`, whatever its aspect."""
     # Pillow before 13 resizes the width first, at full height: 6.7 GB for a strip of 5 million pixels
     if image.height > LONGEST * max(image.width, edge):
         image = image.resize((image.width, edge), Image.Resampling.BICUBIC)
-    return image.resize((edge, edge), Image.Resampling.BICUBIC)
+    return image, (edge, edge)
 
 
-# (image, edge, fill) -> a PIL image of `edge` x `edge`, or larger on one side
+# (image, edge, fill) -> a PIL image, and the (width, height) to resize it to, `edge` x `edge` or more
 FITS = {"crop": _crop, "pad": _pad, "squash": _squash}
 
 

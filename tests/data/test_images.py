@@ -506,6 +506,10 @@ def theirs():
 @example(336, 336, (336, None), 0)
 @example(337, 400, (336, None), 0)
 @example(300, 290, (224, 256), 0)
+@example(640, 480, (336, None), 0)  # the part that is kept can be resized alone
+@example(400, 300, (224, 256), 0)
+@example(300, 350, (336, None), 0)  # and here it cannot: Pillow would resize the heights first
+@example(350, 251, (48, None), 0)
 def test_crop_equals_transformers(theirs, width, height, sizes, seed):
     image = Image.fromarray(noise(width, height, seed=seed))
     square = fit(image, sizes[0], shortest=sizes[1])
