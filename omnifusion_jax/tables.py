@@ -36,6 +36,7 @@ class Table(dict):
         """The names of all rows, including the shipped ones."""
         for home in self.homes:
             importlib.import_module(home)
+        self.homes = ()
         return tuple(self)
 
     def row(self, name: str):

@@ -275,7 +275,7 @@ def located(source: Any, stream: str, folder: str | Path) -> Path | str | bytes:
     if not str(folder) or str(folder) == ".":
         return Path(source)
     try:
-        real, inside = os.path.realpath(Path(folder, source)), real_folder(folder)
+        real, inside = os.path.realpath(os.path.join(folder, source)), real_folder(folder)
     except (ValueError, OSError):  # a name with a NUL byte, or a circle of links
         raise DataError(f"{source!r}: there is no such file. Check the name", "missing") from None
     if not real.startswith(inside):

@@ -178,7 +178,7 @@ def fit(
     edge = shortest or size
     assert edge >= size, f"shortest {edge} is less than size {size}: black edges"
     image, whole = FITS[how](image, edge, fill)
-    return np.array(_centre(image, whole, size))
+    return np.asarray(_centre(image, whole, size))
 
 
 def _centre(image, whole, size):

@@ -1,5 +1,6 @@
 """A modality as the host sees it: how records hold its media, how a text marks them, what prepares them."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -54,7 +55,13 @@ def streams_by_mark() -> dict[str, str]:
 
 def pieces(text: str) -> list[str]:
     """The text cut at its marks: text, mark, text, ..., mark, text. Text between marks may be empty."""
-    return re.split(f"({'|'.join(map(re.escape, streams_by_mark()))})", text)
+    return pattern(tuple(streams_by_mark())).split(text)
+
+
+@functools.cache
+def pattern(marks):
+    """The regular expression of any of the marks."""
+    return re.compile(f"({'|'.join(map(re.escape, marks))})")
 
 
 def marked(text: str) -> list[str]:

@@ -24,7 +24,7 @@ from omnifusion_jax.data.worker import Worker, WorkerEnded, pack
 
 THREADS = 2  # when there are no worker processes
 PORTION = 2  # messages that a worker is sent before it has answered the first
-TOGETHER = 8  # records that a message asks for at most
+TOGETHER = 16  # records that a message asks for at most
 # Seconds that a thread is given to end. One that is stuck, for example in a file on a dead network share,
 # ends with this process.
 PATIENCE = 1.0

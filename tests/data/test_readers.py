@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -139,6 +141,19 @@ def test_reading_data_needs_no_jax():
 
     made = made_by(pictures_and_text, 1)
     assert looks(made, 1)[0].problem is False
+    made.close()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc, which is not here")
+def test_a_worker_uses_its_memory_again():
+    def fresh_pages(_):
+        arrays = [np.ones(1 << 20, np.uint8) for _ in range(16)]
+        del arrays
+        return BadSample(resource.getrusage(resource.RUSAGE_SELF).ru_minflt, "")
+
+    made = made_by(fresh_pages, 1)
+    counts = [found.problem for found in looks(made, 6)]
+    assert counts[-1] - counts[2] < 256  # of 16 MB each time, 4096 pages
     made.close()
 
 
