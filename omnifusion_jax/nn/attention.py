@@ -96,5 +96,6 @@ def write(cache, new, at):
     Row b is written from index `at[b]` on, in the form of the cache.
     """
     put = lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1)
-    place = lambda old, new: jax.vmap(put)(old, new, at)
-    return jax.tree.map(place, cache, kept(new, dtype_of(cache)))
+    one = lambda old, new: put(old[0], new[0], at[0])[None]  # in place, see `bare` of the engine's programs
+    several = lambda old, new: jax.vmap(put)(old, new, at)
+    return jax.tree.map(one if len(at) == 1 else several, cache, kept(new, dtype_of(cache)))

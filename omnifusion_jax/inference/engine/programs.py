@@ -191,6 +191,7 @@ def advance(decoder, state: State, rows: Rows, options: Options, count, eager, s
 
     def body(carry):
         step, state = carry
+        state = framed(state)
         search, length = state.search, state.search.length
         # The cache is reordered before anything is written; otherwise XLA would copy all of it.
         cache = reorder(state.cache, search.parents, rows.read, sizes)
@@ -201,12 +202,29 @@ def advance(decoder, state: State, rows: Rows, options: Options, count, eager, s
         spec = AttentionSpec(query, everywhere(cache), decoder.config.window)
         hidden, cache = decoder(x, spec, cache, at)
         search = search.choose(decoder.logits(hidden[:, 0]), options, sizes, rows.active)
-        return step + 1, state._replace(cache=spread(cache), search=search)
+        return step + 1, bare(state._replace(cache=spread(cache), search=search))
 
-    _, state = jax.lax.while_loop(going, body, (jnp.int32(0), state))
+    _, state = jax.lax.while_loop(going, body, (jnp.int32(0), bare(state)))
+    state = framed(state)
     search = state.search
     told = Report(search.last(), search.length, search.done, search.broken, search.stuck)
     return state, jax.tree.map(lambda a: constrain(a, None), told)
+
+
+def bare(state: State) -> State:
+    """The State with a cache [kv_heads, length, head_dim], if there is one row; `framed` undoes it.
+
+    XLA multiplies with heads and rows as one axis. From a loop that carries the axis of one row it would take
+    the write into the cache as two, one for each of both forms, and copy all of the cache in every step.
+    """
+    alone = len(state.pending) == 1
+    return state._replace(cache=jax.tree.map(lambda a: a[0], state.cache)) if alone else state
+
+
+def framed(state: State) -> State:
+    """The State whose cache has the axis of its rows again, see `bare`."""
+    alone = len(state.pending) == 1
+    return state._replace(cache=jax.tree.map(lambda a: a[None], state.cache)) if alone else state
 
 
 @jax.jit
