@@ -6,8 +6,10 @@ Cases: `small`, a decoder of 60 million parameters in float32; `7b`, Mistral-7B 
 bfloat16, with parameters and moments of AdamW in float32; or the name of a shipped config, measured alone.
 
 Ours and PyTorch's (transformers, fused attention, fused AdamW) are processes of their own, started as a user
-starts them: ours with huge pages, as the training command has them. They take turns, a step each; a case that
-fits a device only alone is measured one after the other. --tiny shrinks the cases: it shows that they run.
+starts them: ours with huge pages, as the training command has them. They take turns of some steps, the first
+of which does not count: what a process gave back between two of its steps, a virtual machine may have given
+to others in the pause. A case that fits a device only alone is measured one after the other. --tiny shrinks
+the cases: it shows that they run.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from sides import Side, be
 from omnifusion_jax.cli import huge_pages
 
 GIB = 2**30
+TURN = 4  # steps that count of each turn
 
 
 class Case(NamedTuple):
@@ -214,29 +217,31 @@ def begin(side, name, tiny):
 
 
 def measure(name, steps, tiny):
-    """{side: its steps}, the first of which is left out later; and facts about the model."""
+    """{side: its steps that count}, {side: its first step}, and facts about the model."""
     names = list(SIDES) if name in CASES else ["ours"]
     together = name not in CASES or CASES[name].turns
-    found, facts = {}, {}
+    found, first, facts = {side: [] for side in names}, {}, {}
     for group in [names] if together else [[side] for side in names]:
         sides = {side: begin(side, name, tiny) for side in group}
-        for _ in range(steps + 1):
+        first |= {side: one.ask("step") for side, one in sides.items()}  # compiles
+        for done in range(0, steps, TURN):
             for side, one in sides.items():
-                found.setdefault(side, []).append(one.ask("step"))
+                one.ask("step")
+                found[side] += [one.ask("step") for _ in range(min(TURN, steps - done))]
         for side, one in sides.items():
             facts |= one.ask("facts") if side == "ours" else {}
             one.end()
-    return found, facts
+    return found, first, facts
 
 
 COLUMNS = ("", "seconds", "least", "most", "tokens/s", "TFLOP/s", "of products", "MFU", "GiB", "loss", "then")
 
 
-def show(name, found, facts):
+def show(name, found, first, facts):
     tokens, flops = facts["tokens"], facts["flops"]
     print(f"{name}: {tokens:,} tokens and {flops / 1e12:,.4g} TFLOP a step, on {facts['device']}")
     table, medians = [COLUMNS], {}
-    for side, (first, *steps) in found.items():
+    for side, steps in found.items():
         seconds = [step["seconds"] for step in steps]
         median = medians[side] = statistics.median(seconds)
         rate = flops / median
@@ -247,7 +252,7 @@ def show(name, found, facts):
             f"{rate / facts['products']:.1%}",  # of a large product of matrices, measured here
             f"{rate / facts['peak']:.1%}" if facts["peak"] else "-",
             f"{steps[-1]['memory'] / GIB:.2f}",
-            f"{first['loss']:.4f}",
+            f"{first[side]['loss']:.4f}",
             f"{steps[-1]['loss']:.4f}",
         )
         table.append((side, *cells))
