@@ -3,6 +3,7 @@
 import jax
 
 from omnifusion_jax.checkpoints.base import scaled_factors
+from omnifusion_jax.checkpoints.joined import joined
 from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.storage.placement import for_answers
 from omnifusion_jax.config import one_of
@@ -59,7 +60,7 @@ def load(
             f"{source} has no tokenizer: put tokenizer.json and tokenizer_config.json there"
         )
     tokenizer = Tokenizer(found.tokenizer).for_vocabulary(found.config.decoder.vocab)
-    arrays = for_answers(scaled_factors(found), mesh)
+    arrays = for_answers(joined(found.config, scaled_factors(found)), mesh)
     return Model(found.config, arrays, tokenizer, dtype=dtype, name=str(source))
 
 

@@ -74,7 +74,7 @@ def quantised(
     check(bool(blocks), f"weights={kind}: the decoder has no kernel that can be kept as integers")
     one_at_a_time = threading.Lock()  # what one thread makes, the others wait for and share
 
-    @functools.lru_cache(maxsize=1)
+    @functools.lru_cache(maxsize=3)  # as many as are joined
     def made(path, bounds):  # bounds: (start, stop) along each dimension of the scales
         spans, kernel = [slice(*pair) for pair in bounds], arrays[path]
         block = kernel.read(widened(spans, kernel.shape, blocks[path]))

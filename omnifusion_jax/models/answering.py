@@ -13,6 +13,7 @@ from omnifusion_jax.config import ModelConfig, part_of
 from omnifusion_jax.models import lora
 from omnifusion_jax.models.omnifusion import OmniFusion, cast
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.linear import Linear
 from omnifusion_jax.nn.stack import unstack
 
 STACK = "decoder/layers/"
@@ -21,8 +22,9 @@ STACK = "decoder/layers/"
 def answering(c: ModelConfig, arrays: Mapping, dtype) -> OmniFusion:
     """The model with the parameters `arrays` by path, of `dtype`; scales of integers stay as they are.
 
-    The decoder's layers may be stacked there or stand apart (decoder/layers/0/...). Beside a kernel there may
-    be the scales of its integers, and factors that are multiplied by alpha / rank already.
+    The decoder's layers may be stacked there or stand apart (decoder/layers/0/...). Maps of one input may be
+    joined. Beside a kernel there may be the scales of its integers, and factors that are multiplied by
+    alpha / rank already.
 
     Raises: CheckpointError when these are not the parameters of the model.
     """
@@ -31,11 +33,23 @@ def answering(c: ModelConfig, arrays: Mapping, dtype) -> OmniFusion:
     def outline():
         module = OmniFusion(c, rngs=nnx.Rngs(0))
         module.decoder.layers = unstack(module.decoder.layers)
+        join(module, arrays)
         lora.make_room(module, arrays)
         return module
 
     typed = {path: a if lora.of_integers(path) else cast(a, dtype) for path, a in arrays.items()}
     return nnx.with_parameters(nnx.eval_shape(outline), jax.tree.map(jnp.asarray, typed))
+
+
+def join(module: nnx.Module, arrays: Mapping):
+    """Puts one map in the place of those that are joined among parameters by path."""
+    for path in [path for path in arrays if path.endswith("/joined/kernel")]:
+        owner = nnx.owner(module, path.removesuffix("/kernel"))
+        first = getattr(owner, owner.together[0])
+        outs = arrays[path].shape[len(first.ins) :]
+        owner.joined = Linear(first.ins, outs, first.bias is not None, rngs=nnx.Rngs(0))
+        for name in owner.together:
+            setattr(owner, name, None)
 
 
 def apart(arrays: Mapping, row: Callable) -> dict:

@@ -63,6 +63,13 @@ AXES = [
     (r"decoder/layers/feed_forward/(gate|up)/lora_b", "layers rank mlp"),
     (r"decoder/layers/feed_forward/down/lora_a", "layers mlp rank"),
     (r"decoder/layers/feed_forward/down/lora_b", "layers _ width"),
+    # where a model answers, see checkpoints/joined.py
+    (r"decoder/layers/attention/joined/kernel(_scale)?", "layers width kv_heads _ head_dim"),
+    (r"decoder/layers/attention/joined/bias", "layers kv_heads _ head_dim"),
+    (r"decoder/layers/feed_forward/joined/kernel(_scale)?", "layers width _ mlp"),
+    (r"decoder/layers/(attention|feed_forward)/joined/lora_a", "layers width _"),
+    (r"decoder/layers/attention/joined/lora_b", "layers rank kv_heads _ head_dim"),
+    (r"decoder/layers/feed_forward/joined/lora_b", "layers rank _ mlp"),
     (r"decoder/layers/norm\d/scale", "layers _"),
     (r"decoder/norm/scale", "_"),
     (r"head", "vision_embed _"),

@@ -17,7 +17,12 @@ class Attention(nnx.Module):
 
     Kernels are [width, heads, head_dim]. With grouped queries, the kernel of queries is
     [width, kv_heads, group, head_dim], where group = heads / kv_heads.
+
+    Where a model answers, the maps that are `together` may be one, `joined`, with outputs
+    [kv_heads, group + 2, head_dim]: for each head of keys its queries, the key and the value.
     """
+
+    joined = None
 
     def __init__(
         self,
@@ -38,6 +43,7 @@ class Attention(nnx.Module):
         """
         size = head_dim or width // heads
         grouped = (heads,) if kv_heads is None else (kv_heads, heads // kv_heads)
+        self.together = () if kv_heads is None else PROJECTIONS[:3]
         make = lambda name, ins, outs, init: Linear(ins, outs, name in bias, init, rngs=rngs)
         self.query = make("query", width, (*grouped, size), init.qkv)
         self.key = make("key", width, (*grouped[:1], size), init.qkv)
@@ -69,10 +75,8 @@ class Attention(nnx.Module):
             and queries see the whole cache.
           dropout: (rate, key) of dropout on the probabilities.
         """
-        context = x if context is None else context
-        q = heads(self.query(x), self.query_norm, turn)
-        k = heads(self.key(context), self.key_norm, turn)
-        v = heads(self.value(context if values is None else values))
+        q, k, v = self.projections(x, context, values)
+        q, k, v = heads(q, self.query_norm, turn), heads(k, self.key_norm, turn), heads(v)
         if cache is not None:
             cache = tuple(write(old, new, at) for old, new in zip(cache, (k, v), strict=True))
             k, v = (seen(a, v.dtype) for a in cache)
@@ -81,6 +85,14 @@ class Attention(nnx.Module):
         y = attend(jnp.broadcast_to(q, (len(k), *q.shape[1:])), k, v, spec, dropout)
         y = y[:, :, 0] if ungrouped else y
         return self.out(jnp.moveaxis(y, -2, 1)), cache
+
+    def projections(self, x, context, values):
+        """Queries, keys and values, [batch, seq, heads..., head_dim]."""
+        if self.joined is not None:
+            y = self.joined(x)
+            return y[..., :-2, :], y[..., -2, :], y[..., -1, :]
+        context = x if context is None else context
+        return self.query(x), self.key(context), self.value(context if values is None else values)
 
 
 def heads(x, norm=None, turn=None):

@@ -29,6 +29,7 @@ from omnifusion_jax.nn import nnx
 from omnifusion_jax.sharding import make_mesh
 
 OUT, UP = "decoder/layers/attention/out/kernel", "decoder/layers/feed_forward/up/kernel"
+DOWN = "decoder/layers/feed_forward/down/kernel"
 LEVELS = {"int8": 127, "int4": 7}
 
 
@@ -123,7 +124,7 @@ def test_a_model_of_integers_computes_with_their_values(stored, source):
     """Two ways to the same logits: `plain` is a model of floats."""
     kind, folder = stored
     model, floats = of.load(folder), of.load(folder, weights="plain")
-    held = nnx.parameters(model.module)["decoder/layers/1/feed_forward/up/kernel"]
+    held = nnx.parameters(model.module)["decoder/layers/1/feed_forward/down/kernel"]
     assert held.dtype == {"int8": np.int8, "int4": np.uint8}[kind]
     assert not any(path.endswith("_scale") for path in nnx.parameters(floats.module))
     expected = ask(floats)
@@ -136,8 +137,10 @@ def test_a_model_of_integers_computes_with_their_values(stored, source):
 def test_a_mesh_holds_pieces_and_answers_alike(stored, source):
     kind, folder = stored
     spread = of.load(source, weights=kind, mesh=make_mesh(data=2, fsdp=2, tensor=2))
-    up = nnx.parameters(spread.module)["decoder/layers/1/feed_forward/up/kernel"]
-    assert up.addressable_shards[0].data.nbytes == up.nbytes // 4
+    held = nnx.parameters(spread.module)
+    for name in ("attention/joined", "feed_forward/joined", "feed_forward/down"):
+        kernel = held[f"decoder/layers/1/{name}/kernel"]
+        assert kernel.addressable_shards[0].data.nbytes == kernel.nbytes // 4
     expected = ask(of.load(folder))
     assert_allclose(ask(spread), expected, rtol=0, atol=5e-4 * np.abs(expected).max())
 
@@ -198,13 +201,13 @@ def test_factors_stay_beside_integers(factors, source, tmp_path):
     """The integers are those that they were trained over, and the model is the merged one."""
     folder, arrays = factors
     merged, beside = of.load(folder, base=source), of.load(folder, base=source, weights="int4")
-    codes = nnx.parameters(beside.module)["decoder/layers/1/feed_forward/up/kernel"]
-    blocks = load_checkpoint(source, weights="int4").arrays[UP]
+    codes = nnx.parameters(beside.module)["decoder/layers/1/feed_forward/down/kernel"]
+    blocks = load_checkpoint(source, weights="int4").arrays[DOWN]
     assert codes.dtype == np.uint8
     assert_array_equal(codes, np.asarray(blocks)[1])
-    expected = by_hand(np.asarray(load_checkpoint(source).arrays[UP]), "int4")
-    expected += 1.5 * np.einsum("lir,lro->lio", *(arrays[UP.replace("kernel", f"lora_{x}")] for x in "ab"))
-    found = nnx.parameters(merged.module)["decoder/layers/1/feed_forward/up/kernel"]
+    expected = by_hand(np.asarray(load_checkpoint(source).arrays[DOWN]), "int4")
+    expected += 1.5 * np.einsum("lir,lro->lio", *(arrays[DOWN.replace("kernel", f"lora_{x}")] for x in "ab"))
+    found = nnx.parameters(merged.module)["decoder/layers/1/feed_forward/down/kernel"]
     assert np.isclose(found, expected[1], rtol=0, atol=1e-2).mean() > 0.999
     logits = ask(merged)
     assert_allclose(ask(beside), logits, rtol=0, atol=1e-2 * np.abs(logits).max())

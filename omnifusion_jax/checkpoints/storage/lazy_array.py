@@ -2,9 +2,10 @@
 
 import concurrent.futures
 import functools
+import itertools
 import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -73,6 +74,40 @@ def span(index, n):
 def lazy(a) -> Lazy:
     """Any array as a Lazy one."""
     return a if isinstance(a, Lazy) else Lazy(a.shape, a.dtype, lambda spans: np.asarray(a[spans]))
+
+
+def side_by_side(parts: Sequence[Lazy], axis: int) -> Lazy:
+    """Arrays of one dtype one after the other along a dimension, as one."""
+    starts = [0, *itertools.accumulate(part.shape[axis] for part in parts)]
+    shape = list(parts[0].shape)
+    shape[axis] = starts[-1]
+
+    def read(spans):
+        pieces, spans = [], list(spans)
+        whole = spans[axis]
+        for part, first in zip(parts, starts[:-1], strict=True):
+            here = whole.start - first, whole.stop - first
+            spans[axis] = slice(*np.clip(here, 0, part.shape[axis]).tolist())
+            pieces.append(part.read(tuple(spans)))
+        return np.concatenate(pieces, axis)
+
+    return Lazy(shape, parts[0].dtype, read, " ".join(part.origin for part in parts))
+
+
+def with_axis(a: Lazy, axis: int) -> Lazy:
+    """The array with a dimension of 1 more, which comes to be the one at `axis`, counted from the end."""
+    shape = np.expand_dims(np.broadcast_to(np.uint8(0), a.shape), axis).shape
+
+    def read(spans):
+        others = list(spans)
+        here = others.pop(axis)
+        return np.take(np.expand_dims(a.read(tuple(others)), axis), range(here.start, here.stop), axis)
+
+    return Lazy(shape, a.dtype, read, a.origin)
+
+
+def zeros(shape, dtype) -> Lazy:
+    return Lazy(shape, dtype, lambda spans: np.zeros([s.stop - s.start for s in spans], dtype))
 
 
 @functools.cache
