@@ -37,7 +37,8 @@ FLOORS = (
 )
 CHECKPOINTS = (  # the same within checkpoints/
     ("storage",),
-    ("mapping", "integers"),
+    ("integers", "joined"),
+    ("mapping",),
     ("encoders", "decoders", "checkpoint", "tokenizers"),
     ("omnifusion", "llava", "omnilmm", "native", "base"),
     ("load",),

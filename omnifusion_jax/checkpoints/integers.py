@@ -1,7 +1,8 @@
 """Kernels of integers in a checkpoint: made of values, or made values again, a piece at a time.
 
 Beside a `kernel` of integers stands its `kernel_scale`, beside `embed` or `head` its `embed_scale` or
-`head_scale`; nn/quantized.py says what they are.
+`head_scale`; nn/quantized.py says what they are. Integers that others have made may have a `kernel_zero` too,
+of the shape of the scales, and a `kernel_order` [*ins]: which input stands at each place of the kernel.
 """
 
 import functools
@@ -19,24 +20,22 @@ from omnifusion_jax.nn import quantized
 
 def kind(arrays: Mapping) -> str | None:
     """int8 or int4: what the kernels of parameters by path are kept in; None: they are values."""
-    kernels = (arrays.get(kernel_of(path)) for path in arrays if lora.of_integers(path))
+    kernels = (arrays.get(lora.kernel_of(path)) for path in arrays if lora.of_integers(path))
     return next((quantized.KINDS.get(np.dtype(a.dtype)) for a in kernels if a is not None), None)
 
 
-def kernel_of(path: str) -> str:
-    """The path of the kernel that a scale stands beside."""
-    return path.removesuffix("_scale")
-
-
 def shapes(arrays: Mapping) -> dict[str, tuple[int, ...]]:
-    """The shapes of parameters by path, with those of values in place of integers and their scales."""
+    """The shapes of parameters by path, with those of values in place of integers and what is beside them."""
     found = {path: tuple(a.shape) for path, a in arrays.items() if not lora.of_integers(path)}
     for path in filter(lora.of_integers, arrays):
-        kernel, scales = arrays.get(kernel_of(path)), arrays[path]
-        if kernel is not None and quantized.belong(kernel, scales):
-            found[kernel_of(path)] = quantized.values_shape(kernel, scales)
-        else:  # nothing that a model has
-            found[path] = tuple(scales.shape)
+        kernel, shape = lora.kernel_of(path), tuple(arrays[path].shape)
+        codes, scales = arrays.get(kernel), arrays.get(f"{kernel}_scale")
+        if codes is not None and scales is not None and quantized.belong(codes, scales):
+            whole = quantized.values_shape(codes, scales)
+            if shape == (whole[: len(shape)] if path.endswith("_order") else tuple(scales.shape)):
+                found[kernel] = whole
+                continue
+        found[path] = shape  # nothing that a model has
     return found
 
 
@@ -47,8 +46,8 @@ def typed(arrays: Mapping[str, Lazy], dtype) -> dict[str, Lazy]:
 
 
 def paths(arrays: Mapping) -> set[str]:
-    """The paths of integers and of their scales."""
-    return {name for path in filter(lora.of_integers, arrays) for name in (path, kernel_of(path))}
+    """The paths of integers and of what stands beside them."""
+    return {name for path in filter(lora.of_integers, arrays) for name in (path, lora.kernel_of(path))}
 
 
 def values_dtype(arrays: Mapping) -> np.dtype:
@@ -103,17 +102,36 @@ def quantised(
 def plain(arrays: Mapping[str, Lazy], dtype=None) -> dict[str, Lazy]:
     """The parameters with values in place of integers, of `dtype` (None: `values_dtype`)."""
     found = {path: a for path, a in arrays.items() if not lora.of_integers(path)}
-    for path in filter(lora.of_integers, arrays):
-        codes, scales = arrays[kernel_of(path)], arrays[path]
+    for path in [path for path in arrays if lora.of_integers(path) and path.endswith("_scale")]:
+        kernel = lora.kernel_of(path)
+        codes, scales, zeros = arrays[kernel], arrays[path], arrays.get(f"{kernel}_zero")
 
-        def values(spans, codes=codes, scales=scales):
+        def values(spans, codes=codes, scales=scales, zeros=zeros):
             block = codes.read(widened(spans, codes.shape, scales.shape))
-            return on_host(quantized.values)(block, scales.read(spans))
+            beside = [a.read(spans) for a in (scales, zeros) if a is not None]
+            return on_host(quantized.values)(block, *beside)
 
         outline = jax.ShapeDtypeStruct(quantized.values_shape(codes, scales), np.float32)
         a = in_whole_blocks(outline, scales.shape, values, codes.origin)
-        found[kernel_of(path)] = a.astype(dtype or values_dtype(arrays))
+        if f"{kernel}_order" in arrays:
+            a = in_first_order(a, arrays[f"{kernel}_order"])
+        found[kernel] = a.astype(dtype or values_dtype(arrays))
     return found
+
+
+def in_first_order(a: Lazy, order: Lazy) -> Lazy:
+    """A stack of kernels whose inputs stand in `order` [layers, *ins], with its inputs in their own order."""
+    ins = tuple(slice(0, n) for n in order.shape[1:])
+
+    def read(spans):
+        layers, outs = spans[0], spans[order.ndim :]
+        kernels, places = a.read((layers, *ins, *outs)), order.read((layers, *ins))
+        found = np.empty_like(kernels)
+        for kernel, place, one in zip(kernels, places, found, strict=True):
+            one.reshape(place.size, -1)[place.reshape(-1)] = kernel.reshape(place.size, -1)
+        return found[(slice(None), *spans[1 : order.ndim])]
+
+    return Lazy(a.shape, a.dtype, read, a.origin)
 
 
 def in_whole_blocks(outline, blocks: tuple[int, ...], make: Callable, origin: str) -> Lazy:

@@ -41,9 +41,11 @@ def beside(arrays, prefix):
 
 
 def alike(one, other):
-    """Whether two maps can be one: of the same arrays but factors, of the same types and inputs."""
-    kept = [{key: a.dtype for key, a in map.items() if key not in FACTORS} for map in (one, other)]
-    return kept[0] == kept[1]
+    """Whether two maps can be one: of the same arrays but factors, of one type each, with the same inputs."""
+    kept = [
+        {key: (a.dtype, a.shape[:2]) for key, a in map.items() if key not in FACTORS} for map in (one, other)
+    ]
+    return kept[0] == kept[1] and "kernel_order" not in kept[0]
 
 
 def as_one(maps: Sequence[Mapping[str, Lazy]]) -> dict[str, Lazy]:

@@ -15,6 +15,8 @@ from omnifusion_jax.nn.linear import Linear
 
 KERNEL = r"decoder/layers/.*/kernel"  # those that can have factors, and be kept as integers
 TABLES = {"decoder/embed": 1, "decoder/head": 0}  # by token; the dimension that is an embedding's
+# What can stand beside a kernel of integers, and a scale beside TABLES, by the end of its path
+BESIDE = ("/kernel_scale", "/kernel_zero", "/kernel_order", *(f"{table}_scale" for table in TABLES))
 
 
 def targets(c: LoraConfig, paths: Iterable[str]) -> list[str]:
@@ -62,7 +64,12 @@ def add_scales(module, paths: Iterable[str]):
 
 def of_integers(path: str) -> bool:
     """Whether a parameter says what the integers of a kernel stand for."""
-    return path.endswith(("/kernel_scale", *(f"{table}_scale" for table in TABLES)))
+    return path.endswith(BESIDE)
+
+
+def kernel_of(path: str) -> str:
+    """The path of the kernel that such a parameter stands beside."""
+    return path.rpartition("_")[0]
 
 
 def make_room(module, arrays: Mapping):
@@ -72,10 +79,11 @@ def make_room(module, arrays: Mapping):
     """
     for path, a in arrays.items():
         if of_integers(path):
-            owner, codes = nnx.owner(module, path), arrays[path.removesuffix("_scale")]
+            owner, kernel = nnx.owner(module, path), kernel_of(path)
             setattr(owner, path.rpartition("/")[2], zeros(*a.shape))
-            if isinstance(owner, Linear):
-                owner.by_output = a.shape == owner.scales_shape(whole=True) and codes.dtype == jnp.int8
+            if isinstance(owner, Linear) and path.endswith("_scale"):
+                alone = f"{kernel}_zero" not in arrays and arrays[kernel].dtype == jnp.int8
+                owner.by_output = alone and a.shape == owner.scales_shape(whole=True)
         elif path.endswith("/lora_a"):
             nnx.owner(module, path).add_factors(a.shape[-1], a.shape[-1], rngs=nnx.Rngs(0))
 

@@ -18,11 +18,11 @@ class Linear(nnx.Module):
     Kernels keep heads and head_dim apart, so that a sharding rule can name each of them and no reshape
     hides one.
 
-    Beside a frozen kernel there may be a pair of factors that are trained in its stead, and scales that make
-    its values of integers.
+    Beside a frozen kernel there may be a pair of factors that are trained in its stead, and what makes its
+    values of integers: scales, and of foreign ones perhaps zeros, and the order that its inputs stand in.
     """
 
-    lora_a = lora_b = kernel_scale = None
+    lora_a = lora_b = kernel_scale = kernel_zero = kernel_order = None
     by_output = False  # whether the outputs of a kernel of integers have one scale each, and no gradient
 
     def __init__(
@@ -40,18 +40,22 @@ class Linear(nnx.Module):
         self.bias = init.bias(rngs, *self.outs, fan_in=fan_in) if bias else None
 
     def __call__(self, x):
-        contracted = len(self.ins)
-        if self.kernel_scale is None:
-            y = product(x, self.kernel[...], contracted)
-        elif self.by_output:
-            axes = tuple(range(contracted))
-            y = quantized.product_by_output(x, self.kernel[...], self.kernel_scale[...], axes)
-        else:
-            y = quantized.product(x, self.kernel[...], self.kernel_scale[...], contracted)
+        y = product(x, self.kernel[...], len(self.ins)) if self.kernel_scale is None else self.of_integers(x)
         if self.lora_a is not None:
-            low = jnp.tensordot(x, self.lora_a[...], contracted)  # [..., rank]
+            low = jnp.tensordot(x, self.lora_a[...], len(self.ins))  # [..., rank]
             y = y + jnp.tensordot(low * self.lora_scale, self.lora_b[...], 1)
         return y if self.bias is None else y + self.bias[...]
+
+    def of_integers(self, x):
+        """x times the kernel, which is integers."""
+        codes, scales, contracted = self.kernel[...], self.kernel_scale[...], len(self.ins)
+        if self.kernel_order is not None:
+            rows = x.reshape(*x.shape[: x.ndim - contracted], -1)
+            x = rows[..., self.kernel_order[...].reshape(-1)].reshape(x.shape)
+        if self.by_output:
+            return quantized.product_by_output(x, codes, scales, tuple(range(contracted)))
+        zeros = None if self.kernel_zero is None else self.kernel_zero[...]
+        return quantized.product(x, codes, scales, contracted, zeros)
 
     @property
     def layers(self) -> tuple[int, ...]:

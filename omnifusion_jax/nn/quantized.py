@@ -1,10 +1,10 @@
 """Kernels of 8 or 4 bits, for maps that are not trained.
 
 A block of values shares a scale: value = integer * scale. Blocks lie along the last dimension of a map's
-inputs, or take in all inputs of an output; the shapes of the integers and of the scales say which. The
-integers are symmetric about zero. Two of 4 bits share a byte, the first half of a block the lower bits and
-the second half the upper ones: JAX has a type of 4 bits, but programs compiled ahead of time for a CPU refuse
-arrays of it.
+inputs, or take in all inputs of an output; the shapes of the integers and of the scales say which. Ours are
+symmetric about zero; those of others may have a zero for each block: value = (integer - zero) * scale. Two of
+4 bits share a byte, the first half of a block the lower bits and the second half the upper ones: JAX has a
+type of 4 bits, but programs compiled ahead of time for a CPU refuse arrays of it.
 """
 
 import functools
@@ -50,21 +50,28 @@ def quantise(kernel, scales_shape, kind: str):
     inside = tuple(range(1, parts.ndim, 2))
     scales = (jnp.abs(parts).max(axis=inside, keepdims=True) / most).astype(jnp.bfloat16)
     found = jnp.round(parts / jnp.where(scales > 0, scales, 1).astype(jnp.float32))
-    codes, shape = jnp.clip(found, -most, most).astype(jnp.int8), list(kernel.shape)
-    if kind == "int4":
-        axis = axis_of(kernel.shape, scales_shape)
-        low, high = jnp.split((codes + 8).astype(jnp.uint8), 2, axis=2 * axis + 1)
-        codes, shape[axis] = low | high << 4, shape[axis] // 2
-    return codes.reshape(shape), scales.reshape(scales_shape)
+    codes = jnp.clip(found, -most, most).astype(jnp.int8).reshape(kernel.shape)
+    return packed(codes, scales_shape) if kind == "int4" else codes, scales.reshape(scales_shape)
 
 
-def values(codes, scales, dtype=jnp.float32):
-    """The kernel that integers and their scales stand for."""
+def packed(codes, scales_shape):
+    """Integers between -8 and 7, int8, as uint8 that hold two: half as many along the dimension of blocks."""
+    axis, shape = axis_of(codes.shape, scales_shape), list(codes.shape)
+    low, high = jnp.split(in_blocks(codes + 8, scales_shape).astype(jnp.uint8), 2, axis=2 * axis + 1)
+    shape[axis] //= 2
+    return (low | high << 4).reshape(shape)
+
+
+def values(codes, scales, zeros=None, dtype=jnp.float32):
+    """The kernel that integers, their scales and, where there are such, their zeros stand for."""
     parts, shape = in_blocks(codes, scales.shape), values_shape(codes, scales)
     if codes.dtype == jnp.uint8:
         inside = 2 * axis_of(codes.shape, scales.shape) + 1
         parts = jnp.concatenate([parts & 15, parts >> 4], axis=inside).astype(jnp.int8) - 8
-    found = parts.astype(jnp.float32) * in_blocks(scales, scales.shape).astype(jnp.float32)
+    found = parts.astype(jnp.float32)
+    if zeros is not None:
+        found = found - in_blocks(zeros, scales.shape).astype(jnp.float32)
+    found = found * in_blocks(scales, scales.shape).astype(jnp.float32)
     return found.astype(dtype).reshape(shape)
 
 
@@ -81,12 +88,12 @@ def in_blocks(a, scales_shape):
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)
-def product(x, codes, scales, contracted: int):
-    """x [..., *ins] times the kernel [*ins, *outs] of integers and scales; `contracted` counts ins.
+def product(x, codes, scales, contracted: int, zeros=None):
+    """x [..., *ins] times the kernel [*ins, *outs] that `values` gives; `contracted` counts ins.
 
     The backward pass makes the kernel's values again: kept for it, they would be those of all layers.
     """
-    return jnp.tensordot(x, values(codes, scales, x.dtype), contracted)
+    return jnp.tensordot(x, values(codes, scales, zeros, x.dtype), contracted)
 
 
 def product_by_output(x, codes, scales, axes: tuple[int, ...], dtype=None):

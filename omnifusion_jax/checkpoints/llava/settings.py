@@ -24,7 +24,6 @@ ONLY = {  # the values of these settings with which ours computes the same
     "vision_feature_select_strategy": ("default", "full"),
     "multimodal_projector_bias": (True,),
     "use_image_newline_parameter": (True,),
-    "quantization_config": (None,),
 }
 
 PROJECTORS = {  # projector_hidden_act: the adapter

@@ -17,8 +17,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from omnifusion_jax.checkpoints.mapping.packed import kernels
 from omnifusion_jax.checkpoints.mapping.transforms import Fused, Transform
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy, forget, in_order
+from omnifusion_jax.checkpoints.storage.packed import idle
 from omnifusion_jax.errors import CheckpointError
 
 
@@ -94,6 +96,8 @@ def from_foreign(
 ) -> dict[str, Lazy]:
     """Our arrays by path, made from foreign `tensors`. Their values are read when they are used.
 
+    Kernels of packed weights are integers, with what belongs to them beside them.
+
     Args:
       tensors: foreign arrays by name. Of memory-mapped arrays only the pages that are used are read, and they
         are not kept.
@@ -102,7 +106,7 @@ def from_foreign(
       where: the file or directory of the tensors, for errors.
       ignore: regexes of foreign names that hold nothing of the model.
       prefix: what foreign names may begin with, or may leave out.
-      dtype: of the arrays; None keeps that of the tensors.
+      dtype: of the arrays but integers; None keeps that of the tensors.
 
     Raises:
       CheckpointError: lists every missing, extra, doubly matched, misshapen or wrongly typed tensor at once.
@@ -112,7 +116,7 @@ def from_foreign(
     for name in tensors:
         if name.removeprefix(prefix) in places:
             given.setdefault(name.removeprefix(prefix), []).append(name)
-        elif not any(re.fullmatch(pattern, name) for pattern in ignore):
+        elif not any(re.fullmatch(pattern, name) for pattern in ignore) and not idle(name, tensors):
             problems.append(f"{name} -> nowhere: {_stranger(name, table, shapes)}")
     problems += [f"{prefix}{name} -> {place}: missing" for name, place in places.items() if name not in given]
     filled = {piece.path for place in places.values() for piece in place.pieces}
@@ -134,10 +138,13 @@ def from_foreign(
         for piece in places[name].pieces:
             sources[piece.path][piece.row] = piece, tensors[theirs]
     origins = {path: name for name, value in table.items() for path, _ in _fused(value)}
-    return {
-        path: _ours(shape, first[path], sources[path], origins[path]).astype(dtype or first[path])
-        for path, shape in shapes.items()
-    }
+    found = {}
+    for path, shape in shapes.items():
+        integers = kernels(path, shape, sources[path])
+        found |= {name: _ours(*made, origins[path]) for name, made in integers.items()}
+        if not integers:
+            found[path] = _ours(shape, first[path], sources[path], origins[path]).astype(dtype or first[path])
+    return found
 
 
 def _ours(shape, dtype, sources, origin):

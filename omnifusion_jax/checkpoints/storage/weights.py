@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 
 from omnifusion_jax.checkpoints.storage.lazy_array import in_parallel
-from omnifusion_jax.checkpoints.storage.settings import read_json, section, write_json
+from omnifusion_jax.checkpoints.storage.packed import packing, with_packed
+from omnifusion_jax.checkpoints.storage.settings import read_json, write_json
 from omnifusion_jax.checkpoints.storage.torch_files import read_torch_file, state_dict
 from omnifusion_jax.errors import CheckpointError
 
@@ -37,7 +38,8 @@ MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 def open_tensors(source: str | Path) -> Mapping[str, np.ndarray]:
     """Read-only, memory-mapped arrays by name.
 
-    Nothing is read before it is used, and the files must not change while the arrays are in use.
+    Nothing is read before it is used, and the files must not change while the arrays are in use. Packed
+    weights of a directory come as arrays of values, see storage/packed.py.
 
     Args:
       source: a .safetensors, .bin or .pt file, or a directory with one of the files of WEIGHTS.
@@ -47,11 +49,11 @@ def open_tensors(source: str | Path) -> Mapping[str, np.ndarray]:
     """
     source = Path(source)
     if source.is_dir():
-        refuse_quantized(source)
+        how = packing(source)
         found = [source / name for name in WEIGHTS if (source / name).is_file()]
         if not found:
             raise CheckpointError(f"{source}: no weights here; looked for {', '.join(WEIGHTS)}")
-        source = found[0]
+        return with_packed(open_tensors(found[0]), how, source)
     if not source.is_file():
         raise CheckpointError(f"{source}: there is no such file")
     if source.suffix == ".json":
@@ -59,29 +61,6 @@ def open_tensors(source: str | Path) -> Mapping[str, np.ndarray]:
     if source.suffix == ".safetensors":
         return read_safetensors(source)
     return state_dict(read_torch_file(source))
-
-
-def refuse_quantized(directory: Path):
-    """Raises CheckpointError where config.json, or AutoGPTQ's own file, says that weights are quantized."""
-    for name in ("config.json", "quantize_config.json"):
-        autogptq = name.startswith("quantize")
-        settings = read_json(directory / name) if (directory / name).is_file() else {}
-        sections = [
-            settings,
-            *(section(settings, part, directory / name) for part in ("text_config", "vision_config")),
-        ]
-        packed = next(
-            filter(None, (section(s, "quantization_config", directory / name) for s in sections)), None
-        )
-        found = settings if autogptq else packed
-        if found:
-            method = found.get("quant_method", "gptq" if autogptq else "some method")
-            how = f"{method}, {found.get('bits', 'a few')} bits"
-            raise CheckpointError(
-                f"{directory}/{name}: the weights are quantized ({how}), which is not supported. "
-                "Take the plain checkpoint that they were made from: its model card names it, "
-                "and it is mostly the repository of the same name without -GPTQ, -AWQ or -4bit"
-            )
 
 
 def _sharded(index):
