@@ -29,16 +29,21 @@ def answering(c: ModelConfig, arrays: Mapping, dtype) -> OmniFusion:
     Raises: CheckpointError when these are not the parameters of the model.
     """
     arrays = apart(arrays, lambda a, i: a[i])
+    typed = {path: a if lora.of_integers(path) else cast(a, dtype) for path, a in arrays.items()}
+    return nnx.with_parameters(outline(c, arrays), jax.tree.map(jnp.asarray, typed))
 
-    def outline():
+
+def outline(c: ModelConfig, arrays: Mapping) -> OmniFusion:
+    """The model in this form with shapes in place of its parameters; `arrays` have the layers apart."""
+
+    def make():
         module = OmniFusion(c, rngs=nnx.Rngs(0))
         module.decoder.layers = unstack(module.decoder.layers)
         join(module, arrays)
         lora.make_room(module, arrays)
         return module
 
-    typed = {path: a if lora.of_integers(path) else cast(a, dtype) for path, a in arrays.items()}
-    return nnx.with_parameters(nnx.eval_shape(outline), jax.tree.map(jnp.asarray, typed))
+    return nnx.eval_shape(make)
 
 
 def join(module: nnx.Module, arrays: Mapping):

@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Form, assembled, shapes
+from omnifusion_jax.checkpoints.joined import joined
+from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.config import GenerationConfig, TrainConfig, check
 from omnifusion_jax.data.features import FeatureProcessor
 from omnifusion_jax.data.mixture import declared_features
@@ -20,6 +22,7 @@ from omnifusion_jax.inference.engine import programs as engine
 from omnifusion_jax.inference.engine.features import places
 from omnifusion_jax.inference.options import Sizes, blank
 from omnifusion_jax.models import flops
+from omnifusion_jax.models.answering import apart, outline
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
@@ -191,20 +194,13 @@ def sizes_of(config) -> Sizes:
 
 
 def model_of(config: TrainConfig, mesh: Mesh):
-    """The module as it is loaded for answers: layers in a list, all in the compute dtype."""
-    module = abstract(config.model)
-    arrays = nnx.parameters(module)
-    arrays = sharding.placed(arrays, placements(mesh, arrays))
-    module = nnx.with_parameters(module, arrays)
-
-    def one(a):
-        spec = jax.sharding.PartitionSpec(*a.sharding.spec[1:])
-        return jax.ShapeDtypeStruct(a.shape[1:], a.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
-
-    layer = jax.tree.map(one, module.decoder.layers)
-    module.decoder.layers = nnx.List([layer] * config.model.decoder.layers)
+    """The module as it is loaded for answers: layers in a list, maps joined, all in the compute dtype."""
     dtype = jnp.dtype(config.compute_dtype)
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype, sharding=a.sharding), module)
+    stacked = {path: Lazy(a.shape, dtype, None) for path, a in nnx.parameters(abstract(config.model)).items()}
+    arrays = apart(joined(config.model, stacked), Lazy.row)
+    shape = lambda path, spread: jax.ShapeDtypeStruct(arrays[path].shape, dtype, sharding=spread)
+    placed = {path: shape(path, spread) for path, spread in placements(mesh, arrays).items()}
+    return nnx.with_parameters(outline(config.model, arrays), placed)
 
 
 WHAT = {"step": train_step, "prefill": prefill, "decode": decode_step}

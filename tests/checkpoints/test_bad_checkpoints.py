@@ -71,7 +71,7 @@ def test_pictures_prepared_for_another_image_size(source):
 
 
 @pytest.mark.parametrize("where", ["config.json", "quantize_config.json"])
-@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize("method", ["bitsandbytes", "fp8"])
 def test_quantized_weights(source, method, where):
     directory, settings = source / "tuned-model", {"quant_method": method, "bits": 4, "group_size": 128}
     if where == "config.json":

@@ -148,7 +148,7 @@ def test_a_native_directory_keeps_them(case, tmp_path):
 
 
 def test_a_decoder_alone(plain, tmp_path):
-    """Its tensors have no prefix; AutoGPTQ's own file says how they are packed."""
+    """Its tensors have no prefix; AutoGPTQ's own file says how they are packed. The head becomes values."""
     torch_model, directory = plain[0].model.language_model, tmp_path / "decoder"
     torch_model.config.save_pretrained(directory)
     prefix = lambda name: "lm_head.weight" if name == "lm_head.weight" else f"model.{name}"
@@ -156,8 +156,8 @@ def test_a_decoder_alone(plain, tmp_path):
     tensors["lm_head.weight"] = plain[0].lm_head.weight.detach().clone()
     name = "model.layers.0.mlp.down_proj.weight"
     weights = {}
-    for seed, key in enumerate([key for key in tensors if key.endswith("_proj.weight")]):
-        parts, weights[key] = drawn(*tensors.pop(key).shape, GPTQ, seed)
+    for seed, key in enumerate([key for key in tensors if key.endswith(("_proj.weight", "lm_head.weight"))]):
+        parts, weights[key] = drawn(*tensors.pop(key).shape, GPTQ | {"desc_act": True}, seed)
         for part, a in parts.items():
             tensors[key.replace("weight", part)] = torch.from_numpy(np.ascontiguousarray(a))
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
@@ -165,6 +165,7 @@ def test_a_decoder_alone(plain, tmp_path):
     file.write_text(json.dumps({"bits": 4, "group_size": 16, "desc_act": False, "sym": False}))
     arrays = integers.plain(load_decoder(directory)[1], np.float32)
     assert_array_equal(by_path(arrays, name).reshape(weights[name].T.shape), weights[name].T)
+    assert_array_equal(np.asarray(arrays["decoder/head"]), weights["lm_head.weight"].T.astype(np.float16))
     embed = tensors["model.embed_tokens.weight"].numpy()
     assert_array_equal(np.asarray(arrays["decoder/embed"]), embed)
 
@@ -184,7 +185,9 @@ WRONG = {
     ),
     "fp8": ({"quant_method": "fp8"}, {}, r"\(fp8, 4 bits\)"),
     "no group size": ({"group_size": None}, {}, "the settings of gptq lack group_size"),
+    "no number of inputs": ({"group_size": 0}, {}, "group_size is 0; it is a number of inputs, or -1"),
     "another group size": ({"group_size": 24}, {}, "is needed"),
+    "words of another type": ({}, {"qzeros": 0.5}, "qzeros is float32"),
     "no g_idx": ({}, {"g_idx": None}, "q_proj.g_idx: missing"),
     "an input of no group": ({}, {"g_idx": 99}, "g_idx does not give 16 inputs to each of 3 groups"),
     "a zero that is read in two ways": ({}, {"qzeros": -1}, "a zero is kept as 15"),
@@ -201,9 +204,10 @@ def test_what_is_refused(name, plain, tmp_path):
         made, _ = drawn(*tensors.pop(key).shape, GPTQ, 0)
         for part, a in made.items():
             value = parts.get(part, a)
+            if isinstance(value, int | float):
+                value = np.full(a.shape, value, a.dtype if isinstance(value, int) else np.float32)
             if value is not None:
-                a = np.full_like(a, value) if np.isscalar(value) else np.ascontiguousarray(a)
-                tensors[key.replace("weight", part)] = torch.from_numpy(a)
+                tensors[key.replace("weight", part)] = torch.from_numpy(np.ascontiguousarray(value))
     save_file(tensors, tmp_path / "llava/model.safetensors")
     how = {k: v for k, v in (GPTQ | settings).items() if (k, v) != ("group_size", None)}
     change(tmp_path / "llava", quantization_config=how)

@@ -77,10 +77,13 @@ def packing_of(settings: dict, where: Path, method: str) -> Packing:
     if missing := {"bits", "group_size"} - settings.keys():
         raise CheckpointError(f"{where}: the settings of {method} lack {', '.join(sorted(missing))}")
     require(settings, SETTINGS[method], f"{where}, weights by {method}")
+    group = settings["group_size"]
+    if not isinstance(group, int) or (group < 1 and group != -1):
+        raise CheckpointError(f"{where}: group_size is {group!r}; it is a number of inputs, or -1 for all")
     return Packing(
         method,
         settings["bits"],
-        settings["group_size"],
+        group,
         method == "gptq" and settings.get("sym", False),
         int(method == "gptq" and settings.get("checkpoint_format") != "gptq_v2"),
     )
@@ -97,6 +100,9 @@ class Packed(Lazy):
     def __init__(self, name: str, parts: Mapping[str, np.ndarray], how: Packing, where: str | Path):
         self.name, self.parts, self.how, self.where = name, parts, how, where
         n = 32 // how.bits  # integers in a word
+        words = [parts[part] for part in ("qweight", "qzeros")]
+        if any(a.dtype != np.int32 or a.ndim != 2 for a in words) or parts["scales"].dtype.kind in "iu":
+            self.refuse(f"{', '.join(f'{part} is {a.dtype}{list(a.shape)}' for part, a in parts.items())}")
         rows, columns = parts["qweight"].shape
         outs, ins = (columns, rows * n) if how.method == "gptq" else (columns * n, rows)
         self.group = ins if how.group == -1 else how.group
