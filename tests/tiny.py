@@ -11,7 +11,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from omnifusion_jax.batch import Tile
+from omnifusion_jax.checkpoints.joined import joined
 from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
+from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.config import DecoderConfig, EncoderConfig, ImageConfig, LoraConfig, ModelConfig, adapter
 from omnifusion_jax.data.dialogues import Dialogue, Media
 from omnifusion_jax.data.layout import Layout, Prepare
@@ -199,12 +201,14 @@ def systems():
     }
 
     def with_lora():
-        module = OmniFusion(preset("omnifusion-1.1"), rngs=nnx.Rngs(0))
+        module = OmniFusion(qwen, rngs=nnx.Rngs(0))
         lora.add_factors(module, LoraConfig(rank=64), rngs=nnx.Rngs(0))
         lora.add_scales(module, nnx.parameters(module))
         return module
 
     factors, beside = nnx.parameters(nnx.eval_shape(with_lora)), ("/lora_a", "/lora_b", "/kernel_scale")
+    one_map = joined(qwen, {path: Lazy(a.shape, a.dtype, None) for path, a in factors.items()})
+    zeros = "decoder/layers/attention/out/kernel_"
     reader = nnx.parameters(
         nnx.eval_shape(lambda: PatchReader(preset("omnifusion-tiny"), 121, rngs=nnx.Rngs(0)))
     )
@@ -222,6 +226,12 @@ def systems():
         "minicpm-v-2.0": shapes(preset("minicpm-v-2.0"), ""),
         "qwen": shapes(qwen, "decoder/layers/attention/"),
         "lora": {path: a for path, a in factors.items() if path.endswith(beside)},
+        "joined": {path: a for path, a in one_map.items() if "/joined/" in path},
+        "packed": {
+            f"{zeros}zero": factors[f"{zeros}scale"],
+            f"{zeros}order": jax.ShapeDtypeStruct(factors[zeros[:-1]].shape[:-1], np.int32),
+            "decoder/layers/feed_forward/down/kernel_order": jax.ShapeDtypeStruct((32, 14336), np.int32),
+        },
         "patches": {"head": reader["head"]},
     }
 

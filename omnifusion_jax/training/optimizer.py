@@ -22,7 +22,7 @@ DECAY = [
     (r"\w+/adapter/(queries|mixes/\d+/layers/weight)", False),
     (r"special/\w+", False),
     (r".*/bias", False),
-    (r".*(norm\d?/|/kernel_)scale", False),
+    (r".*(norm\d?/scale|/kernel_(scale|zero|order))", False),
 ]
 
 # What Muon orthogonalises: the matrices of hidden layers. AdamW has the rest, as Muon's author advises: the

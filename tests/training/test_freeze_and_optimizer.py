@@ -93,6 +93,8 @@ KEPT = {
     "scale1",
     "scale2",
     "kernel_scale",
+    "kernel_zero",
+    "kernel_order",
     "bias",
     "weight",
     "queries",
