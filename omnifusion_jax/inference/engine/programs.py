@@ -54,6 +54,7 @@ class Report(NamedTuple):
     """What the host reads after a call of `advance`, [slots] each."""
 
     last: jax.Array  # int32: the token chosen last
+    parents: jax.Array  # int32: the row whose text it continued
     length: jax.Array  # int32: tokens chosen
     done: jax.Array  # bool
     broken: jax.Array  # bool: the model's scores were not numbers
@@ -207,7 +208,7 @@ def advance(decoder, state: State, rows: Rows, options: Options, count, eager, s
     _, state = jax.lax.while_loop(going, body, (jnp.int32(0), bare(state)))
     state = framed(state)
     search = state.search
-    told = Report(search.last(), search.length, search.done, search.broken, search.stuck)
+    told = Report(search.last(), search.parents, search.length, search.done, search.broken, search.stuck)
     return state, jax.tree.map(lambda a: constrain(a, None), told)
 
 

@@ -220,9 +220,7 @@ class Scheduler:
                 continue
             done = report.done[task.row : task.rows.stop].all()
             length = int(report.length[task.row])
-            for row, guide in zip(task.rows, task.guides, strict=False):  # none without a form
-                if report.length[row] > guide.length:
-                    guide.push(int(report.last[row]))
+            task.follow(report)
             tokens, heard = task.progress.tokens, task.progress.listening and task.beams == 1
             if heard and not done and length == len(tokens) + 1:
                 tokens.append(int(report.last[task.row]))

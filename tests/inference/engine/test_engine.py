@@ -295,6 +295,23 @@ def test_a_cache_of_eight_bits_changes_little(model):
     assert held == {"int8", "float32"}
 
 
+def test_beams_reorder_a_cache_of_eight_bits(model):
+    """The log probabilities of every beam are those of its own tokens, read at once and without a cache."""
+    asked, g = ask(TEXTS[1]), GenerationConfig(max_new_tokens=10, num_beams=3, num_return_sequences=3)
+    answer = model.engine(slots=4, length=192, cache="int8").submit(asked, g).result()
+    sample = prompts.lay_out(asked, "here", model.prepare, ask=True)
+    for one in (answer, *answer.others):
+        more = np.zeros((3, len(one.tokens)), np.int32)
+        more[0] = one.tokens
+        columns = [np.concatenate(pair) for pair in zip(sample[:3], more, strict=True)]
+        whole = sample._replace(
+            **dict(zip(("tokens", "kind", "index"), columns, strict=True)), weights=np.zeros(len(columns[0]))
+        )
+        scores = jax.nn.log_softmax(model.module(prompts.assemble([whole], model.prepare))[0])
+        there = len(sample.tokens) - 1 + np.arange(len(one.tokens))
+        np.testing.assert_allclose(one.logprobs, scores[there, np.array(one.tokens)], atol=0.1)
+
+
 def test_a_cache_is_of_the_model_or_of_eight_bits(model):
     with pytest.raises(ConfigError, match="cache is 'int4'; choose from model, int8"):
         model.engine(cache="int4")
