@@ -4,6 +4,9 @@
 rows. A row has its prompt in the first columns of its cache and its answer in those that follow. All of a
 prompt but its last position is read by `extend`; that one waits as an embedding, and `advance` begins the
 answer with it, so that one program alone makes scores.
+
+Where attention has a window, the cache need not be longer than that and two pieces of a prompt: then it is a
+ring, in which position p stands in column p modulo its length, in place of what no query sees any more.
 """
 
 from functools import partial
@@ -105,7 +108,8 @@ def extend(module, kept, state: State, chunk: Chunk, fresh: bool) -> State:
     cache = state.cache
     if x.shape[1] > 1:
         new = read(module.decoder, x[:, :-1], cache, chunk, fresh)
-        cache = jax.tree.map(lambda old, new: write(old, new, chunk), cache, new)
+        ring = is_ring(cache, module.decoder)
+        cache = jax.tree.map(lambda old, new: write(old, new, chunk, ring), cache, new)
     if chunk.rows is None:
         pending = jnp.where(chunk.active[:, None], last, state.pending)
     else:
@@ -138,23 +142,37 @@ def read(decoder, x, cache, chunk, fresh):
         return decoder(x, AttentionSpec(places, window=window), empty, jnp.zeros(n, jnp.int32))[1]
     if chunk.rows is not None:
         cache = jax.tree.map(lambda a: a[chunk.rows], cache)
-    spec = AttentionSpec(places, everywhere(cache), window)
-    cut = lambda a, at: jax.lax.dynamic_slice_in_dim(a, at, size, axis=1)
-    found = decoder(x, spec, spread(cache), chunk.start)[1]
-    return jax.tree.map(lambda a: jax.vmap(cut)(a, chunk.start), found)
+    # The piece stands behind what is there already: in a ring, its queries still see what it will replace.
+    before, end = held(cache, chunk.start - 1), columns(cache)
+    keys = Places(*(jnp.concatenate(pair, axis=1) for pair in zip(before[:2], places[:2], strict=True)))
+    longer = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, size), (0, 0))), cache)
+    found = decoder(x, AttentionSpec(places, keys, window), spread(longer), jnp.full(n, end))[1]
+    return jax.tree.map(lambda a: a[:, :, end:], found)
 
 
-def write(old, new, chunk):
+def write(old, new, chunk, ring):
     """A cache [slots, kv_heads, length, head_dim] with pieces [n, kv_heads, size, head_dim] in some rows."""
+    length, size = old.shape[2], new.shape[2]
+
+    def put(old, new, here, mine):
+        there = jax.lax.dynamic_slice(old, here, (1, *new.shape[1:]))
+        return jax.lax.dynamic_update_slice(old, jnp.where(mine[:, None], new, there), here)
+
+    def whole(old, new, row, start, count):
+        if not ring:
+            return put(old, new, (row, 0, start, 0), jnp.arange(size) < count)
+        # What finds no room before the last column goes on at the first.
+        for at in (jnp.minimum(start % length, length - size), 0):
+            place = (at + jnp.arange(size) - start) % length  # of the piece, that belongs there
+            turned = jnp.take(new, place, axis=2, mode="clip")
+            old = put(old, turned, (row, 0, at, 0), place < count)
+        return old
+
     if chunk.rows is None:
-
-        def put(old, new, active, at):
-            there = jax.lax.dynamic_slice_in_dim(old, at, new.shape[1], axis=1)
-            return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(active, new, there), at, axis=1)
-
-        return jax.vmap(put)(old, new, chunk.active, chunk.start)
+        alone = lambda old, *piece: whole(old[None], piece[0][None], 0, *piece[1:])[0]
+        return jax.vmap(alone)(old, new, chunk.start, jnp.where(chunk.active, chunk.count, 0))
     for i in range(len(new)):
-        old = jax.lax.dynamic_update_slice(old, new[i : i + 1], (chunk.rows[i], 0, chunk.start[i], 0))
+        old = whole(old, new[i : i + 1], chunk.rows[i], chunk.start[i], chunk.count[i])
     return old
 
 
@@ -195,13 +213,14 @@ def advance(decoder, state: State, rows: Rows, options: Options, count, eager, s
         state = framed(state)
         search, length = state.search, state.search.length
         # The cache is reordered before anything is written; otherwise XLA would copy all of it.
-        cache = reorder(state.cache, search.parents, rows.read, sizes)
+        ring = is_ring(state.cache, decoder)
+        cache = reorder(state.cache, search.parents, rows.read, sizes, ring)
         x = decoder.embed_tokens(search.last())
         x = jnp.where(length[:, None] > 0, x, state.pending)[:, None]  # [slots, 1, width]
         at = rows.read + jnp.where(rows.active, length, 0)
         query = Places(jnp.ones_like(at)[:, None], at[:, None])
-        spec = AttentionSpec(query, everywhere(cache), decoder.config.window)
-        hidden, cache = decoder(x, spec, cache, at)
+        spec = AttentionSpec(query, held(cache, at), decoder.config.window)
+        hidden, cache = decoder(x, spec, cache, at % columns(cache) if ring else at)
         search = search.choose(decoder.logits(hidden[:, 0]), options, sizes, rows.active)
         return step + 1, bare(state._replace(cache=spread(cache), search=search))
 
@@ -234,11 +253,16 @@ def answers(search: Search, options: Options) -> Texts:
     return jax.tree.map(lambda a: constrain(a, *(None,) * a.ndim), search.answers(options))
 
 
-def everywhere(cache) -> Places:
-    """The columns of a cache, as the keys of a spec; what a row does not hold lies in its future."""
-    rows, length = len(jax.tree.leaves(cache)[0]), columns(cache)
-    places = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    return Places(jnp.ones_like(places), places)
+def held(cache, last) -> Places:
+    """What the columns of a cache hold, as the keys of a spec; `last`, int32[rows], is the last position."""
+    last = last[:, None]
+    positions = last - (last - jnp.arange(columns(cache))) % columns(cache)
+    return Places((positions >= 0).astype(jnp.int32), positions)
+
+
+def is_ring(cache, decoder) -> bool:
+    """Whether a cache may be shorter than what its rows have seen."""
+    return decoder.config.window is not None and columns(cache) > decoder.config.window
 
 
 def columns(cache) -> int:
@@ -251,13 +275,16 @@ def spread(cache):
     return jax.tree.map(lambda a: constrain(a, "batch", "kv_heads", None, None), cache)
 
 
-def reorder(cache, parents, read, sizes: Sizes):
+def reorder(cache, parents, read, sizes: Sizes, ring):
     """Gives each beam the cache of its parent.
 
-    Beams of one request share the cache of its prompt, so only what follows the prompt moves.
+    Beams of one request share the cache of its prompt, so only what follows the prompt moves; in a ring,
+    where it may go on at the first column, all does.
     """
     if sizes.beams == 1:
         return cache
+    if ring:
+        return jax.tree.map(lambda a: a[parents], cache)
 
     def move(a):
         room = min(sizes.room, a.shape[2])

@@ -280,6 +280,40 @@ def test_a_bad_request_is_an_answer_and_the_engine_goes_on(model, warm, name):
     agree(good.result(), alone(model, ask("Left"), GREEDY))
 
 
+@pytest.mark.parametrize("cache", ["model", pytest.param("int8", marks=pytest.mark.sweep)])
+def test_a_window_keeps_a_ring_and_the_answers_are_those_of_a_whole_cache(tokenizer, cache):
+    """Prompts are longer than the ring, read in pieces, found again, and continued; others are short."""
+    c = small(window=50)
+    c.decoder.max_length = 640
+    model, picture = made(tokenizer, c), np.random.default_rng(3).integers(0, 256, (30, 40, 3), np.uint8)
+    long = " ".join(TEXTS * 6)
+    talk = [*ask(long, picture).messages, {"role": "assistant", "content": "Two."}, *ask("Where?").messages]
+    asked = [
+        *[(ask(long + " " * i, picture, id=str(i)), g) for i, g in enumerate(KINDS)],
+        (ask("Left"), KINDS[2]),
+        (ask(long, picture), GREEDY),
+        (Request(talk, [picture]), GREEDY),
+        (ask(" ".join(TEXTS * 4)), dataclasses.replace(GREEDY, max_new_tokens=100)),
+    ]
+    found = []
+    for chunks in ((64,), (512,)):  # a ring, and all columns
+        engine = model.engine(slots=8, length=640, largest=LARGEST, chunks=chunks, cache=cache)
+        handles = [engine.submit(*one) for one in asked[:-3]]
+        engine.run()
+        handles += [engine.submit(*one) for one in asked[-3:]]
+        found.append([handle.result() for handle in handles])
+        held = jax.tree.leaves(engine.scheduler.device.state.cache)[0].shape[2]
+        assert held == (192 if chunks == (64,) else 640)
+    assert min(length(model, request) for request, _ in asked if len(request.images)) > 2 * 192
+    for ring, whole in zip(*found, strict=True):
+        assert ring.error is None
+        agree(ring, whole)
+    last, answer = length(model, asked[-2][0]) - 1, found[0][-2]
+    told = jax.nn.log_softmax(model.logits(asked[-2][0])[0][last])  # without a cache
+    near = 0.1 if cache == "int8" else 1e-3
+    assert answer.logprobs[0] == pytest.approx(float(told[answer.tokens[0]]), abs=near)
+
+
 def test_a_cache_of_eight_bits_changes_little(model):
     """Log probabilities are compared with those of the whole sequence, read without a cache."""
     picture = np.random.default_rng(5).integers(0, 256, (30, 40, 3), np.uint8)
