@@ -255,8 +255,9 @@ def answers(search: Search, options: Options) -> Texts:
 
 def held(cache, last) -> Places:
     """What the columns of a cache hold, as the keys of a spec; `last`, int32[rows], is the last position."""
-    last = last[:, None]
-    positions = last - (last - jnp.arange(columns(cache))) % columns(cache)
+    length, last = columns(cache), last[:, None]
+    column, newest = jnp.arange(length), last % length
+    positions = last - newest + jnp.where(column > newest, column - length, column)
     return Places((positions >= 0).astype(jnp.int32), positions)
 
 

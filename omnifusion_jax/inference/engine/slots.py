@@ -14,7 +14,7 @@ class Slot:
     def __init__(self):
         self.task = None  # the Task that is in it
         self.held = NOTHING  # the positions that were read into it, as `task.identities` numbers them
-        self.end = 0  # positions that may have been written; those long before are lost in a ring
+        self.end = 0  # positions that may be written; those long before are lost in a ring
         self.left = 0  # when the last task left it
 
     @property
@@ -74,13 +74,13 @@ class Slots:
 
     def enter(self, task: Task):
         for row in task.rows:
-            self.all[row].task = task
+            slot = self.all[row]
+            slot.task, slot.end = task, max(slot.end, task.length + 1)  # others may be let in before it ends
 
     def leave(self, task: Task):
         self.leaves += 1
         for row in task.rows:
-            slot = self.all[row]
-            slot.task, slot.left, slot.end = None, self.leaves, max(slot.end, task.length + 1)
+            self.all[row].task, self.all[row].left = None, self.leaves
 
     def rows(self, live: list[Task], fresh: list[Task], length: int) -> Rows:
         """The Rows for a step; a row that is not decoded writes where it holds nothing."""
