@@ -108,8 +108,9 @@ def extend(module, kept, state: State, chunk: Chunk, fresh: bool) -> State:
     cache = state.cache
     if x.shape[1] > 1:
         new = read(module.decoder, x[:, :-1], cache, chunk, fresh)
-        ring = is_ring(cache, module.decoder)
-        cache = jax.tree.map(lambda old, new: write(old, new, chunk, ring), cache, new)
+        where = chunk.rows, chunk.start, jnp.where(chunk.active, chunk.count, 0)
+        put = lambda old, new: write(old, new, *where, is_ring(cache, module.decoder))
+        cache = jax.tree.map(put, cache, new)
     if chunk.rows is None:
         pending = jnp.where(chunk.active[:, None], last, state.pending)
     else:
@@ -150,8 +151,11 @@ def read(decoder, x, cache, chunk, fresh):
     return jax.tree.map(lambda a: a[:, :, end:], found)
 
 
-def write(old, new, chunk, ring):
-    """A cache [slots, kv_heads, length, head_dim] with pieces [n, kv_heads, size, head_dim] in some rows."""
+def write(old, new, rows, start, count, ring):
+    """A cache [slots, kv_heads, length, head_dim] with pieces [n, kv_heads, size, head_dim] in some rows.
+
+    `rows` as in a Chunk; of each piece `count` positions are written, int32[n], from `start` on.
+    """
     length, size = old.shape[2], new.shape[2]
 
     def put(old, new, here, mine):
@@ -168,11 +172,11 @@ def write(old, new, chunk, ring):
             old = put(old, turned, (row, 0, at, 0), place < count)
         return old
 
-    if chunk.rows is None:
-        alone = lambda old, *piece: whole(old[None], piece[0][None], 0, *piece[1:])[0]
-        return jax.vmap(alone)(old, new, chunk.start, jnp.where(chunk.active, chunk.count, 0))
+    if rows is None:
+        alone = lambda old, new, start, count: whole(old[None], new[None], 0, start, count)[0]
+        return jax.vmap(alone)(old, new, start, count)
     for i in range(len(new)):
-        old = whole(old, new[i : i + 1], chunk.rows[i], chunk.start[i], chunk.count[i])
+        old = whole(old, new[i : i + 1], rows[i], start[i], count[i])
     return old
 
 
@@ -279,13 +283,10 @@ def spread(cache):
 def reorder(cache, parents, read, sizes: Sizes, ring):
     """Gives each beam the cache of its parent.
 
-    Beams of one request share the cache of its prompt, so only what follows the prompt moves; in a ring,
-    where it may go on at the first column, all does.
+    Beams of one request share the cache of its prompt, so only what follows the prompt moves.
     """
     if sizes.beams == 1:
         return cache
-    if ring:
-        return jax.tree.map(lambda a: a[parents], cache)
 
     def move(a):
         room = min(sizes.room, a.shape[2])
@@ -296,4 +297,10 @@ def reorder(cache, parents, read, sizes: Sizes, ring):
         put = lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1)
         return jax.vmap(put)(a, found, read)
 
-    return jax.tree.map(move, cache)
+    def turn(a):
+        room = min(sizes.room, a.shape[2])
+        there = (read[:, None] + jnp.arange(room)) % a.shape[2]
+        found = a[parents[:, None, None], jnp.arange(a.shape[1])[:, None], there[:, None]]
+        return write(a, found, None, read, jnp.full_like(read, room), ring)
+
+    return jax.tree.map(turn if ring else move, cache)
