@@ -108,7 +108,6 @@ class GenerationConfig:
             except ValueError as error:
                 raise ConfigError(f"json_schema is not JSON ({error})") from error
         if forms:
-            check(self.num_beams == 1, f"{forms[0]} goes with num_beams=1, not {self.num_beams}")
             others = (
                 "forced_eos",
                 "forced_eos_token_id",

@@ -120,10 +120,16 @@ def one_of_several(
 
     Where they are not given, the environment says them.
 
-    Raises: ConfigError for a part of what is needed.
+    Raises: ConfigError for a part of what is needed, and on a TPU slice of several machines where it is not
+      given.
     """
     if number is None and count is None:
         said = [names for names in PROCESSES if all(map(environ.get, names))]
+        if not said and tpu_slice(environ):
+            raise ConfigError(
+                "this machine is one of several of a TPU slice, which would all do the same: give each "
+                "--host=NUMBER, from 0, and --of=COUNT"
+            )
         number, count = (number_of(environ, name) for name in said[0]) if said else (0, 1)
     if number is None or count is None or number >= count:
         raise ConfigError(

@@ -5,7 +5,9 @@ come next: exactly those after which the answer can still become complete, the e
 """
 
 import functools
+import itertools
 import json
+from typing import Self
 
 import llguidance
 import numpy as np
@@ -14,22 +16,30 @@ from omnifusion_jax.config import GenerationConfig, check
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.inference.stops import added
 
+# Where the form leaves one text only, llguidance would leave one way to cut it into tokens.
+EXACT = '%llguidance {"no_forcing": true}\n'
+
 
 class Guide:
     """How far an answer has come in its form."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, end: int):
-        """`end` is the token that ends answers."""
-        self.matcher, self.end = matcher, end
-        self.length, self.ended = 0, False  # tokens that it has been given, and whether the last was the end
+    def __init__(self, matcher: llguidance.LLMatcher, end: int, length: int = 0):
+        """`end` is the token that ends answers, `length` the number of tokens so far."""
+        self.matcher, self.end, self.length = matcher, end, length
+        self.over = False  # nothing may come next
 
     def mask(self) -> np.ndarray:
         """A packed mask uint32[words] of the tokens that may come next."""
-        return np.uint32([0]) if self.ended else np.frombuffer(self.matcher.compute_bitmask(), "<u4")
+        return np.uint32([0]) if self.over else np.frombuffer(self.matcher.compute_bitmask(), "<u4")
 
-    def push(self, token: int):
-        self.matcher.consume_token(token)
-        self.length, self.ended = self.length + 1, token == self.end
+    def after(self, token: int) -> Self:
+        """The Guide of the answer with a token more.
+
+        Where fewer answers are possible than a search has beams, the others have tokens that are not allowed.
+        """
+        found = Guide(self.matcher.deep_copy(), self.end, self.length + 1)
+        found.over = self.over or token == self.end or not found.matcher.try_consume_tokens([token])
+        return found
 
     @property
     def error(self) -> str:
@@ -41,8 +51,8 @@ def guides(g: GenerationConfig, tokenizer: Tokenizer, vocab: int, count: int) ->
     """A Guide for each of `count` rows; none where no form is asked for. Raises ConfigError as `matcher`."""
     if not g.form:
         return []
-    first = matcher(g.form, getattr(g, g.form), tokenizer, vocab)
-    return [Guide(first.deep_copy(), tokenizer.eos) for _ in range(count)]
+    first = matcher(g.form, getattr(g, g.form), tokenizer, vocab).deep_copy()
+    return [Guide(first, tokenizer.eos)] * count
 
 
 @functools.lru_cache(32)
@@ -52,27 +62,39 @@ def matcher(form: str, value, tokenizer: Tokenizer, vocab: int) -> llguidance.LL
     Raises:
       ConfigError: the form cannot be met, or llguidance does not know it.
     """
-    found = llguidance.LLMatcher(tokens(tokenizer, vocab), FORMS[form](value), log_level=0)
+    known = tokens(tokenizer, vocab)
+    grammar = EXACT + FORMS[form](value, drops_space(tokenizer, vocab))
+    found = llguidance.LLMatcher(known, grammar, log_level=0)
     why = found.get_error().splitlines()
     check(not found.is_error(), f"generation.{form} cannot be followed: {'; '.join(why[:1])}")
     return found
 
 
-def one_of_choices(choices: tuple[str, ...]) -> str:
-    """A grammar. Decoders drop a space that a text begins with, so there is one before each choice, or none
-    where the choice has none to lose.
-    """
-    begun = [" " + text for text in choices] + [text for text in choices if not text.startswith(" ")]
-    return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in begun)
+def drops_space(tokenizer: Tokenizer, vocab: int) -> bool:
+    """Whether a space that a text begins with is lost when its tokens are decoded, as with Llama's."""
+    begun = (token for token, text in enumerate(added(tokenizer, vocab)) if text.startswith(b" "))
+    return any(not tokenizer.decode([token]).startswith(" ") for token in itertools.islice(begun, 1))
 
 
-def by_regex(regex: str) -> str:
-    inside = llguidance.regex_to_lark(f"(?:{regex})", "")
-    return f'start: A | B\nA: " " F\nB: F & ~/ (?s:.)*/\nF: /{inside}/'
+# Of a text whose first space would be lost there are two forms: with one more space, and as it is if it has
+# none to lose.
 
 
-def by_schema(schema: str) -> str:
-    return f'start: " "? value\nvalue: %json {schema}'
+def one_of_choices(choices: tuple[str, ...], drops: bool) -> str:
+    """A grammar."""
+    texts = [text for text in choices if not (drops and text.startswith(" "))]
+    texts += [" " + text for text in choices if drops]
+    return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+
+
+def by_regex(regex: str, drops: bool) -> str:
+    form = f"F: /{llguidance.regex_to_lark(f'(?:{regex})', '')}/"
+    return f'start: A | B\nA: " " F\nB: F & ~/ (?s:.)*/\n{form}' if drops else f"start: F\n{form}"
+
+
+def by_schema(schema: str, drops: bool) -> str:
+    space = '" "? ' if drops else ""
+    return f"start: {space}value\nvalue: %json {schema}"
 
 
 # {field of GenerationConfig: its value as a grammar of llguidance}
@@ -93,20 +115,3 @@ class Vocabulary:
         self.tokens = added(tokenizer, vocab)
         special = tokenizer.backend.get_added_tokens_decoder()
         self.special_token_ids = [token for token, told in special.items() if told.special]
-
-        self.longest = max(map(len, self.tokens))
-        self.ids = {
-            text: token for token, text in enumerate(self.tokens) if token not in self.special_token_ids
-        }
-
-    def __call__(self, text: bytes) -> list[int]:
-        """Tokens of a text that is forced, the longest first: a tokenizer may put a space before it."""
-        found = []
-        while text:
-            size = next((n for n in range(self.longest, 0, -1) if text[:n] in self.ids), 0)
-            if not size:
-                break  # what no token stands for is left to the mask
-            size = min(size, len(text))
-            found.append(self.ids[text[:size]])
-            text = text[size:]
-        return found

@@ -12,7 +12,7 @@ from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import DataError
-from omnifusion_jax.inference import options, prompts, scoring
+from omnifusion_jax.inference import forms, options, prompts, scoring
 from omnifusion_jax.inference.answer import Answer
 from omnifusion_jax.inference.engine import Engine
 from omnifusion_jax.inference.engine.scheduler import BROKEN
@@ -80,10 +80,11 @@ class Model:
           DataError: a request cannot be used, or the model's scores are not numbers; the message counts
             requests from 0 (`request 3`). With `on_error="record"` the error is kept in the request's Answer,
             and the others are answered.
-          ConfigError: `generation` does not fit the vocabulary, or `on_error` is unknown.
+          ConfigError: `generation` does not fit the vocabulary, or `on_error` is unknown; or it asks for a
+            form that cannot be met, which "record" keeps in every Answer.
         """
         one_of("on_error", on_error, ("raise", "record"))
-        options.needs(generation, self.tokenizer, self.config.decoder.vocab)
+        self._check(generation, form=on_error == "raise")
         answers, samples = {}, {}
         requests = prompts.as_list(requests)
         for i, request in enumerate(requests):
@@ -119,10 +120,17 @@ class Model:
         cannot be used, and so becomes the error of its Answer, as does that of a Request met here.
 
         Raises (when called):
-          ConfigError: `generation` does not fit the vocabulary.
+          ConfigError: `generation` does not fit the vocabulary, or asks for a form that cannot be met.
         """
-        options.needs(generation, self.tokenizer, self.config.decoder.vocab)
+        self._check(generation)
         return self._answers(enumerate(requests), generation, batch_size)
+
+    def _check(self, generation, form=True):
+        """Raises ConfigError if `generation` does not fit the vocabulary, or its `form` cannot be met."""
+        asked = generation, self.tokenizer, self.config.decoder.vocab
+        options.needs(*asked)
+        if form:
+            forms.guides(*asked, 1)
 
     def _answers(self, numbered, generation, batch_size):
         """Yields (number, Answer) of numbered requests, which are what `each` takes."""
@@ -154,14 +162,15 @@ class Model:
 
         Raises (when called, before anything is yielded):
           DataError: the request cannot be used.
-          ConfigError: `generation` asks for beams or does not fit the vocabulary.
+          ConfigError: `generation` asks for beams or for a form that cannot be met, or does not fit the
+            vocabulary.
         """
         check(
             options.rows_of(generation) == 1,
             f"streaming needs num_beams=1 and num_return_sequences=1, not {generation.num_beams} and "
             f"{generation.num_return_sequences}: which answer is the first is known at the end only",
         )
-        options.needs(generation, self.tokenizer, self.config.decoder.vocab)
+        self._check(generation)
         sample = prompts.question(request, "request", self.prepare, generation.max_new_tokens)
         return self._pieces(prompts.Question(prompts.name_of(request, 0), sample), generation)
 

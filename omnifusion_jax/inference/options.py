@@ -13,7 +13,6 @@ import numpy as np
 
 from omnifusion_jax.config import GenerationConfig, check
 from omnifusion_jax.data.tokenizer import Tokenizer
-from omnifusion_jax.inference.forms import guides
 from omnifusion_jax.inference.stops import stopped, stops
 
 ANY = -1  # fills a banned sequence on the left: matches any token, and also the absence of one
@@ -155,10 +154,9 @@ def needs(g: GenerationConfig, tokenizer: Tokenizer, vocab: int) -> Sizes:
 
     Raises:
       ConfigError: a banned sequence is empty, a token is outside of `vocab`, more tokens are asked for than
-        there are, a form cannot be met, or see `stops`.
+        there are, or see `stops`.
     """
     check(g.likeliest <= vocab, f"generation.likeliest is {g.likeliest}, but there are {vocab} tokens only")
-    guides(g, tokenizer, vocab, 1)
     named = {
         "stop_token_ids": g.stop_token_ids,
         "suppress_tokens": g.suppress_tokens,

@@ -58,11 +58,16 @@ def answer_file(
       progress: is told how far the job is.
 
     Raises:
-      DataError: `source` cannot be read, `target` does not belong to it, or `target` was made by another
-        model or with other settings.
+      DataError: `source` cannot be read, `target` does not belong to it or is to be Parquet, or `target` was
+        made by another model or with other settings.
       OmniFusionError: `target` cannot be written, or another process writes it.
     """
     one_of("order", order, ORDERS)
+    if target.suffix == ".parquet":
+        raise DataError(
+            f"{target}: answers are lines of JSON, written as they are ready, and Parquet is written whole. "
+            f"Give {target.with_suffix('.jsonl').name} as output; pandas.read_json(file, lines=True) reads it"
+        )
     requests = open_requests(source, images, model, generation.max_new_tokens)
     if target.resolve() == Path(source).resolve():
         raise DataError(f"{target} is the file of requests: give another output")

@@ -108,7 +108,7 @@ def need(q, k, spec, dropout, packed) -> Need:
     if spec.query is None:
         hidden, packed, window = "nothing", False, None
     else:
-        hidden, window = "later" if spec.query.order is None else "blocks", spec.within(queries)
+        hidden, window = "later" if spec.query.order is None else "blocks", spec.within(keys)
     rate = 0.0 if key is None else rate
     return Need(str(q.dtype), head_dim, queries, keys, hidden, packed, window, rate, spec.key is not None)
 

@@ -10,7 +10,8 @@ from omnifusion_jax.config import check
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.tables import KERNELS
 
-AUTO = ("splash", "cudnn", "triton", "dense")  # what "auto" tries, in this order
+AUTO = ("splash", "cudnn", "triton", "dense")  # what "auto" tries, in this order,
+DECODING = ("paged", "dense")  # and where answers are written, one token after the other
 
 
 class Need(NamedTuple):
@@ -67,13 +68,15 @@ class Choice:
         return hash((self.kernels, self.packed))
 
     @classmethod
-    def of(cls, setting: str, platform: str, **promises) -> Self:
+    def of(cls, setting: str, platform: str, auto: tuple[str, ...] = AUTO, **promises) -> Self:
         """The choice that the setting `attention` leaves on devices of a platform: "cpu", "gpu" or "tpu".
+
+        `auto` is what "auto" tries.
 
         Raises:
           ConfigError: the kernel is unknown, or is for other devices.
         """
-        names = AUTO if setting == "auto" else (setting,)
+        names = auto if setting == "auto" else (setting,)
         elsewhere = {name: KERNELS[name].platform for name in names}
         elsewhere = {name: home for name, home in elsewhere.items() if home not in (None, platform)}
         check(

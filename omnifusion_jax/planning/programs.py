@@ -20,12 +20,14 @@ from omnifusion_jax.data.reading import row_room
 from omnifusion_jax.inference import prompts
 from omnifusion_jax.inference.engine import programs as engine
 from omnifusion_jax.inference.engine.features import places
+from omnifusion_jax.inference.engine.sizes import CHUNKS, most
 from omnifusion_jax.inference.options import Sizes, blank
 from omnifusion_jax.models import flops
 from omnifusion_jax.models.answering import apart, outline
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.choice import DECODING, Choice, using
 from omnifusion_jax.tables import MODALITIES, OBJECTIVES
 from omnifusion_jax.training.program import make_program
 from omnifusion_jax.training.step import batch_sharding
@@ -151,10 +153,15 @@ def decode_step(config: TrainConfig, mesh: Mesh) -> Work:
     rows = engine.Rows(*(placed(mesh, dtype, (count,), None) for dtype in (np.int32, bool, bool)))
     window = config.model.decoder.window or length
     load = flops.Load(count, count * min(length, window), {})
+
+    def lower():
+        with using(Choice.of("auto", mesh.devices.flat[0].platform, DECODING)):
+            return engine.advance.lower(
+                module.decoder, state, rows, options, np.int32(sizes.room), np.bool_(False), sizes
+            )
+
     return Work(
-        lower=lambda: engine.advance.lower(
-            module.decoder, state, rows, options, np.int32(sizes.room), np.bool_(False), sizes
-        ),
+        lower=lower,
         mesh=mesh,
         held={
             "parameters": module.decoder,
@@ -173,6 +180,7 @@ def state_of(config: TrainConfig, mesh: Mesh) -> engine.State:
     module, sizes = model_of(config, mesh), sizes_of(config)
     count = config.batch_size // config.grad_accum
     length = prompts.bucket(config.data.max_length) + sizes.room
+    length = min(length, most(config.model.decoder.window, CHUNKS))
     state = jax.eval_shape(lambda d: engine.start(d, count, length, sizes), module.decoder)
     rows = lambda a, *axes: placed(mesh, a.dtype, a.shape, "batch", *(axes or (None,) * (a.ndim - 1)))
     return engine.State(

@@ -7,9 +7,12 @@ import re
 import jsonschema
 import pytest
 import tiny
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
+from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.inference.model import Model
 
@@ -39,11 +42,15 @@ FORMS = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def small():
     c = tiny.config()
     c.image.encoders[0].layers, c.decoder.layers = 1, 1
-    return Model(c, tiny.arrays(c), tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    return c
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return Model(small(), tiny.arrays(small()), tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -71,11 +78,48 @@ def test_forms_that_cannot_be(model):
         ({"json_schema": "{"}, "json_schema is not JSON"),
         ({"choices": ("a", "")}, "choices is empty"),
         ({"choices": ("a",), "regex": "a"}, "one of choices, regex"),
-        ({"regex": "a", "num_beams": 2}, "num_beams=1"),
+        ({"json_schema": '{"type": "nonsense"}'}, "json_schema cannot be followed"),
         ({"regex": "a", "stop_strings": ("a",)}, "so does stop_strings"),
     ):
         with pytest.raises(ConfigError, match=says):
             model.generate(ASKED, GenerationConfig(**settings))
+
+
+def test_a_form_that_cannot_be_met_is_an_answer_and_others_are_answered(model):
+    bad = GenerationConfig(max_new_tokens=8, json_schema='{"type": "string", "minLength": 5, "maxLength": 2}')
+    good = dataclasses.replace(bad, json_schema="", choices=("7", "8"))
+    engine = model.engine(slots=4, length=192)
+    for g in (good, bad, good):
+        answer = engine.submit(ASKED[0], g).result()
+        assert answer.finish_reason == "error" if g is bad else answer.text in good.choices
+    for answer in model.generate(ASKED, bad, on_error="record"):
+        assert answer.finish_reason == "error" and "json_schema cannot be followed" in answer.error
+    with pytest.raises(ConfigError, match="cannot be followed"):
+        model.stream(ASKED[0], bad)
+
+
+def test_a_vocabulary_of_bytes_puts_no_space_before_a_text(tmp_path):
+    """Its decoder keeps the space that a text begins with, which that of Llama drops."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        tiny.CORPUS,
+        trainers.BpeTrainer(vocab_size=tiny.VOCAB, special_tokens=tiny.RESERVED, initial_alphabet=letters),
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    c, tokenizer = small(), Tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode(" two")) == " two" and tokenizer.vocab == tiny.VOCAB
+    model = Model(c, tiny.arrays(c), tokenizer)
+    engine, drawn = model.engine(slots=8, length=192), {"temperature": 1.5, "num_return_sequences": 8}
+    for form, (value, holds) in FORMS.items():
+        answer = engine.submit(
+            ASKED[0], GenerationConfig(max_new_tokens=96, **drawn, **{form: value})
+        ).result()
+        finished = [a.text for a in (answer, *answer.others) if a.finish_reason == "stop"]
+        assert finished and all(map(holds, finished))
+        assert form == "choices" or not any(text.startswith(" ") for text in finished)
 
 
 def test_a_form_that_bans_leave_nothing_of(model):

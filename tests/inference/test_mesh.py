@@ -2,6 +2,8 @@
 and the tokens stay the same.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -92,6 +94,26 @@ def test_a_row_for_every_piece(models, asked):
         == one.generate(asked[0], SETTINGS["sampled"])[0].text
     )
     np.testing.assert_allclose(many.logits(asked[0])[0], one.logits(asked[0])[0], atol=1e-4)
+
+
+def test_eight_bits_beams_and_forms(models, asked):
+    """Together, so that programs are compiled once: a cache of integers, which beams reorder, and a form."""
+    free = GenerationConfig(max_new_tokens=8, num_beams=2)
+    settings = (free, dataclasses.replace(free, choices=("red circle", "two", "7", "q")))
+    found = []
+    for model in models:
+        engine = model.engine(slots=8, length=128, largest=free, cache="int8")
+        handles = [engine.submit(request, g) for g in settings for request in asked]
+        found.append([handle.result().tokens for handle in handles])
+    assert found[0] == found[1] and len({tuple(tokens) for tokens in found[0]}) > 4
+    keys, _ = engine.scheduler.device.state.cache[0]
+    assert all(a.sharding.spec[:2] == (ROWS, HEADS) for a in keys) and keys.values.dtype == np.int8
+
+
+def test_scores(models, asked):
+    candidates = ["A red circle", "red", "There are two"]
+    one, many = ([score.logprob for score in m.score(asked[0], candidates, batch_size=2)] for m in models)
+    np.testing.assert_allclose(many, one, atol=1e-3)
 
 
 def test_one_device_has_no_mesh_and_the_fingerprint_is_the_same(models):

@@ -544,6 +544,14 @@ def test_input_that_is_missing_or_is_the_output(model, files):
     assert files[0].read_bytes() == before
 
 
+def test_parquet_is_no_output(model, files):
+    write(files[0], ask("one"))
+    table = files[1].with_suffix(".parquet")
+    with pytest.raises(DataError, match=r"answers are lines of JSON.*Give out\.jsonl as output"):
+        run(model, (files[0], table))
+    assert not table.exists()
+
+
 def test_folders_are_made_and_unusual_line_separators_kept(model, files, tmp_path):
     write(files[0], ask("a\u2028b\x85c", id="a"), ask("d", id="e"))
     target = tmp_path / "new" / "folder" / "out.jsonl"

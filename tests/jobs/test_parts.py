@@ -123,3 +123,12 @@ def test_which_host_this_is(given, environ, found):
 def test_half_of_what_says_it_is_refused(given):
     with pytest.raises(ConfigError, match="--host=NUMBER, from 0, and --of=COUNT"):
         one_of_several(*given, {})
+
+
+def test_machines_of_a_tpu_slice_are_told_apart_or_refused():
+    """Each has the same command and an environment that names all of them."""
+    environ = {"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}
+    with pytest.raises(ConfigError, match=r"one of several of a TPU slice.*give each --host=NUMBER"):
+        one_of_several(None, None, environ)
+    assert one_of_several(1, 2, environ) == (1, 2)
+    assert one_of_several(None, None, environ | {"JAX_PLATFORMS": "cpu"}) is None

@@ -1,19 +1,21 @@
 """Fused attention kernels against the dense one, each run on a CPU as far as it can be: splash and triton
 interpreted, cuDNN's by the same call of JAX with XLA behind it."""
 
+import contextlib
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from omnifusion_jax import sharding
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.nn.attend import EVERYTHING, AttentionSpec, Places, attend, dense, using
-from omnifusion_jax.nn.choice import Choice, Kernel, Need
-from omnifusion_jax.nn.kernels import splash
+from omnifusion_jax.nn.choice import DECODING, Choice, Kernel, Need
+from omnifusion_jax.nn.kernels import paged, splash
 from omnifusion_jax.nn.kernels.cudnn import cudnn
 from omnifusion_jax.nn.kernels.triton import triton
 from omnifusion_jax.tables import KERNELS
@@ -124,6 +126,24 @@ def test_gradients_of_what_is_shared_out_are_not_summed_over_devices(sizes):
     assert "all-reduce" not in text and "all-gather" not in text
 
 
+@pytest.mark.parametrize("mesh", [None, {"data": 2, "tensor": 2}])
+def test_paged_equals_dense(mesh):
+    """A token of each row, which sees what its row holds; keys and values have the digits of bfloat16."""
+    rng, (rows, keys, size) = np.random.default_rng(1), (4, 64, 128)
+    made = lambda *shape: jnp.asarray(rng.normal(size=(rows, HEADS, *shape, size)), jnp.bfloat16)
+    q, k, v = (a.astype(jnp.float32) for a in (made(GROUP, 1), made(keys), made(keys)))
+    at = np.array([0, 30, 31, 63], np.int32)
+    columns = np.broadcast_to(np.arange(keys, dtype=np.int32), (rows, keys))
+    one = lambda a: np.ones_like(a)
+    spec = AttentionSpec(Places(one(at)[:, None], at[:, None]), Places(one(columns), columns), window=keys)
+    expected = dense(q, k, v, spec, (0.0, None))
+    where = jax.set_mesh(sharding.make_mesh(fsdp=1, **mesh)) if mesh else contextlib.nullcontext()
+    with where, pltpu.force_tpu_interpret_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paged, "PAGE", 32)  # several pages of a row
+        y = jax.jit(lambda *given: paged.paged(*given, spec, (0.0, None)))(q, k, v)
+    np.testing.assert_allclose(y, expected, atol=2e-5)
+
+
 def test_triton_is_lowered_for_a_gpu_without_one():
     """At a size of 7B: three kernels, for the output, for what the gradients share, and for the gradients."""
     n, s = 256, jax.ShapeDtypeStruct
@@ -145,6 +165,7 @@ def test_triton_is_lowered_for_a_gpu_without_one():
 
 DIALOGUE = Need("bfloat16", 128, 2048, 2048, "later", False, None, 0.0, False)
 PACKED = DIALOGUE._replace(packed=True)
+TOKEN = DIALOGUE._replace(queries=1, packed=True, cache=True)
 PICTURE = Need("bfloat16", 64, 577, 577, "nothing", False, None, 0.0, False)
 REFUSED = [
     (("splash", "cudnn", "triton"), DIALOGUE._replace(dropout=0.1), "dropout"),
@@ -156,6 +177,12 @@ REFUSED = [
     (("cudnn",), DIALOGUE._replace(head_dim=36), "head_dim 36"),
     (("triton",), DIALOGUE._replace(window=1024), "window 1024"),
     (("triton",), PICTURE._replace(queries=64), "keys of another length"),
+    (("paged",), DIALOGUE, "a sequence that attends to itself"),
+    (("paged",), TOKEN._replace(queries=64), "several queries"),
+    (("paged",), TOKEN._replace(window=1024), "window 1024"),
+    (("paged",), TOKEN._replace(head_dim=64), "head_dim 64"),
+    (("paged",), TOKEN._replace(keys=2040), "2040 keys, no multiple of 16"),
+    (("paged",), TOKEN._replace(dtype="float32"), "float32"),
 ]
 
 
@@ -197,6 +224,14 @@ def test_auto_takes_what_the_devices_can_do_best(platform, need, kernel):
     others = {"cpu": ("splash", "cudnn", "triton"), "gpu": ("splash",), "tpu": ("cudnn", "triton")}
     for other in others[platform]:
         assert f"{other} is for {KERNELS[other].platform}" in choice.line()
+
+
+@pytest.mark.parametrize("platform, kernel", [("cpu", "dense"), ("gpu", "dense"), ("tpu", "paged")])
+def test_what_writes_answers(platform, kernel):
+    choice = Choice.of("auto", platform, DECODING)
+    assert choice.take(TOKEN) is KERNELS[kernel] and f"attention: {kernel} (1 x 2048" in choice.line()
+    assert choice.take(TOKEN._replace(window=1024)) is KERNELS["dense"]
+    assert ("paged is for tpu" if platform != "tpu" else "paged has no window 1024") in choice.line()
 
 
 def test_a_kernel_for_other_devices_is_refused_at_once():
@@ -260,6 +295,9 @@ def test_what_is_needed_is_known_without_values():
         "6 x 6, head_dim 16, causal, packed, window 3": AttentionSpec.of(*places, window=3),
         "6 x 6, head_dim 16, blocks, packed": AttentionSpec.of(*places, later=later),
         "6 x 6, head_dim 16, causal, packed, cache": AttentionSpec(Places(*places), Places(*places)),
+        "6 x 6, head_dim 16, causal, packed, cache, window 5": AttentionSpec(
+            Places(*places), Places(*places), 5
+        ),
     }
     for said, spec in specs.items():
         choice = Choice("dense")

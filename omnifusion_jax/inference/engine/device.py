@@ -10,6 +10,7 @@ from omnifusion_jax.inference import options as opt
 from omnifusion_jax.inference.engine import programs
 from omnifusion_jax.inference.engine.features import Features
 from omnifusion_jax.inference.search import Texts
+from omnifusion_jax.nn.choice import DECODING, Choice, using
 from omnifusion_jax.sharding import replicated, ways
 
 
@@ -19,13 +20,19 @@ class Device:
     It does as it is told: who is in which row is the scheduler's matter.
     """
 
-    def __init__(self, model, sizes: opt.Sizes, cache: str | None):
+    def __init__(self, model, sizes: opt.Sizes, cache: str | None, most: int):
+        """`most`: columns of a row at most; where there are as many, it is a ring, see programs.py."""
+        self.most = most
         self.module, self.mesh, self.sizes = model.module, model.mesh, sizes
         # how many pieces the rows are cut into; what belongs to a row must then stay where it is
         self.ways = 1 if self.mesh is None else ways(self.mesh, "batch")
         c, tiles = self.module.decoder.config, model.prepare.tiles
         self.dtype = jnp.dtype(self.module.decoder.dtype)
         self.cache = cache  # the dtype of the cache; None: that of the model
+        (device, *_) = jax.tree.leaves(self.module)[0].devices()
+        # For a kernel all of a cache of integers would be turned into numbers; XLA does it as it multiplies.
+        kernels = DECODING if cache is None else ("dense",)
+        self.attention = Choice.of("auto", device.platform, kernels)  # when tokens are chosen
         with self.spread():
             self.features = [
                 Features(
@@ -46,8 +53,12 @@ class Device:
         """An array, whole on every device."""
         return jnp.asarray(a) if self.mesh is None else jax.device_put(a, replicated(self.mesh))
 
+    def grow(self, count: int, length: int) -> programs.State:
+        """The State with more rows, or longer ones."""
+        return programs.grow(self.state, count, min(length, self.most), self.sizes)
+
     def resize(self, count: int, length: int, sizes: opt.Sizes) -> bool:
-        """Makes `count` rows of `length` columns. Returns whether they still hold what they held."""
+        """Makes `count` rows for `length` positions. Returns whether they still hold what they held."""
         if (count, length, sizes) == (self.count, self.length, self.sizes):
             return True
         kept = self.state is not None and sizes == self.sizes
@@ -55,13 +66,13 @@ class Device:
         if kept:
             # One after the other: so fewer programs lead from one size to the next.
             if count > self.count:
-                self.state = programs.grow(self.state, count, self.length, sizes)
-            if length > self.length:
-                self.state = programs.grow(self.state, count, length, sizes)
+                self.state = self.grow(count, self.length)
+            if min(length, self.most) > self.length:
+                self.state = self.grow(count, length)
             opt.write(table, 0, self.table)
         else:
             self.state = None  # first, so that there is room
-            self.state = programs.start(self.module.decoder, count, length, sizes, self.cache)
+            self.state = programs.start(self.module.decoder, count, min(length, self.most), sizes, self.cache)
         self.table, self.options = table, None
         self.count, self.length, self.sizes = count, length, sizes
         return kept
@@ -93,9 +104,16 @@ class Device:
             self.options = jax.tree.map(lambda a: self.put(a.copy()), self.table)
         if self.options.allowed is None:
             self.options = self.options._replace(allowed=self.put(self.table.allowed.copy()))
-        self.state, report = programs.advance(
-            self.module.decoder, self.state, rows, self.options, np.int32(count), np.bool_(eager), self.sizes
-        )
+        with using(self.attention):
+            self.state, report = programs.advance(
+                self.module.decoder,
+                self.state,
+                rows,
+                self.options,
+                np.int32(count),
+                np.bool_(eager),
+                self.sizes,
+            )
         return report
 
     def answers(self) -> Texts:

@@ -75,6 +75,11 @@ class Engine:
         self.turning = threading.Lock()  # held by who drives the engine
         self.thread = None
 
+    @property
+    def attention(self) -> str:
+        """A line that says which kernels of attention choose tokens so far, and why not others."""
+        return self.scheduler.device.attention.line()
+
     def submit(
         self,
         request: Request | prompts.Question | DataError,

@@ -4,6 +4,9 @@
 rows. A row has its prompt in the first columns of its cache and its answer in those that follow. All of a
 prompt but its last position is read by `extend`; that one waits as an embedding, and `advance` begins the
 answer with it, so that one program alone makes scores.
+
+Where attention has a window, the cache need not be longer than that and two pieces of a prompt: then it is a
+ring, in which position p stands in column p modulo its length, in place of what no query sees any more.
 """
 
 from functools import partial
@@ -54,6 +57,7 @@ class Report(NamedTuple):
     """What the host reads after a call of `advance`, [slots] each."""
 
     last: jax.Array  # int32: the token chosen last
+    parents: jax.Array  # int32: the row whose text it continued
     length: jax.Array  # int32: tokens chosen
     done: jax.Array  # bool
     broken: jax.Array  # bool: the model's scores were not numbers
@@ -104,7 +108,9 @@ def extend(module, kept, state: State, chunk: Chunk, fresh: bool) -> State:
     cache = state.cache
     if x.shape[1] > 1:
         new = read(module.decoder, x[:, :-1], cache, chunk, fresh)
-        cache = jax.tree.map(lambda old, new: write(old, new, chunk), cache, new)
+        where = chunk.rows, chunk.start, jnp.where(chunk.active, chunk.count, 0)
+        put = lambda old, new: write(old, new, *where, is_ring(cache, module.decoder))
+        cache = jax.tree.map(put, cache, new)
     if chunk.rows is None:
         pending = jnp.where(chunk.active[:, None], last, state.pending)
     else:
@@ -137,23 +143,40 @@ def read(decoder, x, cache, chunk, fresh):
         return decoder(x, AttentionSpec(places, window=window), empty, jnp.zeros(n, jnp.int32))[1]
     if chunk.rows is not None:
         cache = jax.tree.map(lambda a: a[chunk.rows], cache)
-    spec = AttentionSpec(places, everywhere(cache), window)
-    cut = lambda a, at: jax.lax.dynamic_slice_in_dim(a, at, size, axis=1)
-    found = decoder(x, spec, spread(cache), chunk.start)[1]
-    return jax.tree.map(lambda a: jax.vmap(cut)(a, chunk.start), found)
+    # The piece stands behind what is there already: in a ring, its queries still see what it will replace.
+    before, end = held(cache, chunk.start - 1), columns(cache)
+    keys = Places(*(jnp.concatenate(pair, axis=1) for pair in zip(before[:2], places[:2], strict=True)))
+    longer = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, size), (0, 0))), cache)
+    found = decoder(x, AttentionSpec(places, keys, window), spread(longer), jnp.full(n, end))[1]
+    return jax.tree.map(lambda a: a[:, :, end:], found)
 
 
-def write(old, new, chunk):
-    """A cache [slots, kv_heads, length, head_dim] with pieces [n, kv_heads, size, head_dim] in some rows."""
-    if chunk.rows is None:
+def write(old, new, rows, start, count, ring):
+    """A cache [slots, kv_heads, length, head_dim] with pieces [n, kv_heads, size, head_dim] in some rows.
 
-        def put(old, new, active, at):
-            there = jax.lax.dynamic_slice_in_dim(old, at, new.shape[1], axis=1)
-            return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(active, new, there), at, axis=1)
+    `rows` as in a Chunk; of each piece `count` positions are written, int32[n], from `start` on.
+    """
+    length, size = old.shape[2], new.shape[2]
 
-        return jax.vmap(put)(old, new, chunk.active, chunk.start)
+    def put(old, new, here, mine):
+        there = jax.lax.dynamic_slice(old, here, (1, *new.shape[1:]))
+        return jax.lax.dynamic_update_slice(old, jnp.where(mine[:, None], new, there), here)
+
+    def whole(old, new, row, start, count):
+        if not ring:
+            return put(old, new, (row, 0, start, 0), jnp.arange(size) < count)
+        # What finds no room before the last column goes on at the first.
+        for at in (jnp.minimum(start % length, length - size), 0):
+            place = (at + jnp.arange(size) - start) % length  # of the piece, that belongs there
+            turned = jnp.take(new, place, axis=2, mode="clip")
+            old = put(old, turned, (row, 0, at, 0), place < count)
+        return old
+
+    if rows is None:
+        alone = lambda old, new, start, count: whole(old[None], new[None], 0, start, count)[0]
+        return jax.vmap(alone)(old, new, start, count)
     for i in range(len(new)):
-        old = jax.lax.dynamic_update_slice(old, new[i : i + 1], (chunk.rows[i], 0, chunk.start[i], 0))
+        old = whole(old, new[i : i + 1], rows[i], start[i], count[i])
     return old
 
 
@@ -194,20 +217,21 @@ def advance(decoder, state: State, rows: Rows, options: Options, count, eager, s
         state = framed(state)
         search, length = state.search, state.search.length
         # The cache is reordered before anything is written; otherwise XLA would copy all of it.
-        cache = reorder(state.cache, search.parents, rows.read, sizes)
+        ring = is_ring(state.cache, decoder)
+        cache = reorder(state.cache, search.parents, rows.read, sizes, ring)
         x = decoder.embed_tokens(search.last())
         x = jnp.where(length[:, None] > 0, x, state.pending)[:, None]  # [slots, 1, width]
         at = rows.read + jnp.where(rows.active, length, 0)
         query = Places(jnp.ones_like(at)[:, None], at[:, None])
-        spec = AttentionSpec(query, everywhere(cache), decoder.config.window)
-        hidden, cache = decoder(x, spec, cache, at)
+        spec = AttentionSpec(query, held(cache, at), decoder.config.window)
+        hidden, cache = decoder(x, spec, cache, at % columns(cache) if ring else at)
         search = search.choose(decoder.logits(hidden[:, 0]), options, sizes, rows.active)
         return step + 1, bare(state._replace(cache=spread(cache), search=search))
 
     _, state = jax.lax.while_loop(going, body, (jnp.int32(0), bare(state)))
     state = framed(state)
     search = state.search
-    told = Report(search.last(), search.length, search.done, search.broken, search.stuck)
+    told = Report(search.last(), search.parents, search.length, search.done, search.broken, search.stuck)
     return state, jax.tree.map(lambda a: constrain(a, None), told)
 
 
@@ -233,11 +257,17 @@ def answers(search: Search, options: Options) -> Texts:
     return jax.tree.map(lambda a: constrain(a, *(None,) * a.ndim), search.answers(options))
 
 
-def everywhere(cache) -> Places:
-    """The columns of a cache, as the keys of a spec; what a row does not hold lies in its future."""
-    rows, length = len(jax.tree.leaves(cache)[0]), columns(cache)
-    places = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    return Places(jnp.ones_like(places), places)
+def held(cache, last) -> Places:
+    """What the columns of a cache hold, as the keys of a spec; `last`, int32[rows], is the last position."""
+    length, last = columns(cache), last[:, None]
+    column, newest = jnp.arange(length), last % length
+    positions = last - newest + jnp.where(column > newest, column - length, column)
+    return Places((positions >= 0).astype(jnp.int32), positions)
+
+
+def is_ring(cache, decoder) -> bool:
+    """Whether a cache may be shorter than what its rows have seen."""
+    return decoder.config.window is not None and columns(cache) > decoder.config.window
 
 
 def columns(cache) -> int:
@@ -250,7 +280,7 @@ def spread(cache):
     return jax.tree.map(lambda a: constrain(a, "batch", "kv_heads", None, None), cache)
 
 
-def reorder(cache, parents, read, sizes: Sizes):
+def reorder(cache, parents, read, sizes: Sizes, ring):
     """Gives each beam the cache of its parent.
 
     Beams of one request share the cache of its prompt, so only what follows the prompt moves.
@@ -267,4 +297,10 @@ def reorder(cache, parents, read, sizes: Sizes):
         put = lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1)
         return jax.vmap(put)(a, found, read)
 
-    return jax.tree.map(move, cache)
+    def turn(a):
+        room = min(sizes.room, a.shape[2])
+        there = (read[:, None] + jnp.arange(room)) % a.shape[2]
+        found = a[parents[:, None, None], jnp.arange(a.shape[1])[:, None], there[:, None]]
+        return write(a, found, None, read, jnp.full_like(read, room), ring)
+
+    return jax.tree.map(turn if ring else move, cache)

@@ -16,7 +16,7 @@ from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference import options as opt
 from omnifusion_jax.inference.engine.device import Device
 from omnifusion_jax.inference.engine.programs import Chunk
-from omnifusion_jax.inference.engine.sizes import Piece, fitting, parts, piece, together
+from omnifusion_jax.inference.engine.sizes import Piece, fitting, most, parts, piece, together
 from omnifusion_jax.inference.engine.slots import NOTHING, Slots
 from omnifusion_jax.inference.engine.task import Task, shared
 
@@ -40,7 +40,8 @@ class Scheduler:
         `burst`: tokens that are chosen between two turns while nobody waits for any of them; `cache`: the
         dtype of the cache.
         """
-        self.device, self.tokenizer = Device(model, sizes, cache), model.tokenizer
+        ring = most(model.config.decoder.window, chunks)
+        self.device, self.tokenizer = Device(model, sizes, cache, ring), model.tokenizer
         ways = self.device.ways
         self.counts = tuple(dict.fromkeys(-(-count // ways) * ways for count in counts))
         self.lengths, self.chunks, self.burst = lengths, chunks, burst
@@ -51,10 +52,13 @@ class Scheduler:
     def reset(self):
         """Forgets what is on the device, and all that were in it."""
         self.device.reset()
-        self.slots = Slots(0)
+        self.slots = self.empty()
         self.reading, self.live = [], []
         self.fresh = []  # those of the live that have no token yet
         self.flying = collections.deque()  # (Report that the device may still work on, whom it is about)
+
+    def empty(self) -> Slots:
+        return Slots(self.device.most, self.chunks[-1])
 
     @property
     def tasks(self) -> list[Task]:
@@ -122,7 +126,7 @@ class Scheduler:
             count = max(count, fitting(self.counts, taken + sum(other.beams for other in self.waiting)))
         length = max(self.device.length, fitting(self.lengths, task.length))
         if not self.device.resize(count, length, sizes):
-            self.slots = Slots(0)
+            self.slots = self.empty()
         self.slots.grow(count)
         return self.slots.find(task.beams) is not None
 
@@ -142,13 +146,17 @@ class Scheduler:
         task.row = near if own else self.slots.find(task.beams)
         task.read = self.slots.held(task)
         if columns - task.read >= WORTH and self.device.ways == 1:
-            self.device.copy(near, task.row)
+            self.copy(near, task.row)
             task.read = columns
         self.slots.fill(task.rows[:1], task.ids[: task.read])
         self.slots.enter(task)
         self.device.ask(task.row, opt.options(task.generation, self.tokenizer, self.device.sizes, task.name))
         self.reading.append(task)
         return True
+
+    def copy(self, source: int, target: int):
+        self.device.copy(source, target)
+        self.slots.copy(source, target)
 
     def read(self):
         """Reads a piece of the prompts of some that are alike in this."""
@@ -171,7 +179,7 @@ class Scheduler:
                 self.release(task)
                 if self.device.ways == 1:
                     for row in task.rows[1:]:
-                        self.device.copy(task.row, row)
+                        self.copy(task.row, row)
                 self.slots.fill(task.rows, task.ids[: task.end])
                 self.live.append(task)
                 self.fresh.append(task)
@@ -220,9 +228,7 @@ class Scheduler:
                 continue
             done = report.done[task.row : task.rows.stop].all()
             length = int(report.length[task.row])
-            for row, guide in zip(task.rows, task.guides, strict=False):  # none without a form
-                if report.length[row] > guide.length:
-                    guide.push(int(report.last[row]))
+            task.follow(report)
             tokens, heard = task.progress.tokens, task.progress.listening and task.beams == 1
             if heard and not done and length == len(tokens) + 1:
                 tokens.append(int(report.last[task.row]))

@@ -7,6 +7,7 @@ CHUNKS = tuple(range(STEP, 8 * STEP + 1, STEP))  # positions of a prompt that ar
 TOGETHER = (1, 4, 16)  # prompts that are read at a time,
 TOKENS = 2048  # of so many positions together at most
 TILES = (1, 4, 16)  # tiles of media that are encoded at a time
+UNBOUNDED = 2**30
 
 
 class Piece(NamedTuple):
@@ -28,6 +29,14 @@ def piece(read: int, end: int, length: int, chunks: tuple[int, ...]) -> Piece:
     size = next((size for size in fitting if size >= end - read), fitting[-1])
     start = min(read, length - size)
     return Piece(start, size, min(size, end - start))
+
+
+def most(window: int | None, chunks: tuple[int, ...]) -> int:
+    """Columns that a row needs at most: the window, and two pieces of a prompt to write in place of others.
+
+    One piece is read, and another may be read again: see `piece`.
+    """
+    return UNBOUNDED if window is None else -(-(window + 2 * chunks[-1]) // STEP) * STEP
 
 
 def together(size: int, count: int) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ class Slot:
 
     def __init__(self):
         self.task = None  # the Task that is in it
-        self.held = NOTHING  # what its first columns hold, as `task.identities` numbers it
+        self.held = NOTHING  # the positions that were read into it, as `task.identities` numbers them
+        self.end = 0  # positions that may be written; those long before are lost in a ring
         self.left = 0  # when the last task left it
 
     @property
@@ -24,8 +25,10 @@ class Slot:
 class Slots:
     """All rows. Tasks take one, or several side by side."""
 
-    def __init__(self, count: int):
-        self.all = [Slot() for _ in range(count)]
+    def __init__(self, most: int, spare: int):
+        """Rows have `most` columns at most, which are the window, `spare` ones, and a piece of a prompt."""
+        self.most, self.spare = most, spare
+        self.all = []
         self.leaves = 0
 
     def __len__(self):
@@ -45,22 +48,34 @@ class Slots:
         The last position of a prompt does not count: it is read with the answer. Of equal rows a free one is
         better.
         """
-        most = [(shared(ids[:-1], slot.held), slot.free, -at) for at, slot in enumerate(self.all)]
+        most = [(self.begun(slot, ids[:-1]), slot.free, -at) for at, slot in enumerate(self.all)]
         columns, _, at = max(most)
         return columns, -at
 
     def held(self, task: Task) -> int:
         """How much of its prompt all of a task's rows hold; the last position does not count."""
-        return min(shared(task.ids[: task.end], self.all[row].held) for row in task.rows)
+        return min(self.begun(self.all[row], task.ids[: task.end]) for row in task.rows)
+
+    def begun(self, slot: Slot, ids: np.ndarray) -> int:
+        """How many positions of a prompt a row has read, if what the next one sees is not lost."""
+        columns = shared(ids, slot.held)
+        return columns if slot.end <= self.most or columns >= slot.end - self.spare else 0
 
     def fill(self, rows: range, held: np.ndarray):
         """Says what rows hold."""
         for row in rows:
-            self.all[row].held = held
+            slot = self.all[row]
+            # one more, which is written when others are decoded
+            slot.held, slot.end = held, max(slot.end if len(held) else 0, len(held) + 1)
+
+    def copy(self, source: int, target: int):
+        """Says that a row holds what another one does."""
+        self.all[target].held, self.all[target].end = self.all[source].held, self.all[source].end
 
     def enter(self, task: Task):
         for row in task.rows:
-            self.all[row].task = task
+            slot = self.all[row]
+            slot.task, slot.end = task, max(slot.end, task.length + 1)  # others may be let in before it ends
 
     def leave(self, task: Task):
         self.leaves += 1

@@ -65,6 +65,16 @@ class Task:
             index[here] = np.array([places[name] for name in of], np.int32)[number] * tile.rows + row
         self.columns = np.stack([tokens, kind, index])
 
+    def follow(self, report):
+        """Moves its guides on by the tokens that a Report of `programs` tells."""
+        before = dict(zip(self.rows, self.guides, strict=False))  # empty without a form
+        self.guides = [
+            before[int(report.parents[row])].after(int(report.last[row]))
+            if report.length[row] > guide.length
+            else guide
+            for row, guide in before.items()
+        ]
+
     def finish(self, texts: Texts, tokenizer: Tokenizer):
         """Makes the Answer of its finished texts, among those of all rows."""
         found = answer(self.generation, tokenizer, texts, self.row)

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from omnifusion_jax.inference.engine import programs
 from omnifusion_jax.inference.engine.programs import Rows
 from omnifusion_jax.inference.engine.sizes import together
 
@@ -19,9 +18,9 @@ def warm_up(scheduler):
                 device.resize(count, length, device.sizes)
                 run_all(scheduler)
                 for more in (n for n in scheduler.counts if n > count):
-                    programs.grow(device.state, more, length, device.sizes)
+                    device.grow(more, length)
                 for longer in (n for n in scheduler.lengths if n > length):
-                    programs.grow(device.state, count, longer, device.sizes)
+                    device.grow(count, longer)
     scheduler.reset()
 
 

@@ -17,7 +17,12 @@ def beyond(need, own=None):
         "blocks of tokens that see each other": need.hidden == "blocks",
         "cache": need.cache,
     }
-    return next((words for words, asked in (limits | (own or {})).items() if asked), None)
+    return first(limits | (own or {}))
+
+
+def first(limits):
+    """The first of {words: whether that is asked for} that is asked for, or None."""
+    return next((words for words, asked in limits.items() if asked), None)
 
 
 def lengthen(a, axis: int, multiple: int, value=0):

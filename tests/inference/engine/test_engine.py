@@ -280,6 +280,44 @@ def test_a_bad_request_is_an_answer_and_the_engine_goes_on(model, warm, name):
     agree(good.result(), alone(model, ask("Left"), GREEDY))
 
 
+@pytest.mark.parametrize("cache", ["model", pytest.param("int8", marks=pytest.mark.sweep)])
+def test_a_window_keeps_a_ring_and_the_answers_are_those_of_a_whole_cache(tokenizer, cache):
+    """Prompts are longer than the ring, read in pieces, found again, and continued; others are short."""
+    c = small(window=50)
+    c.decoder.max_length = 640
+    model, picture = made(tokenizer, c), np.random.default_rng(3).integers(0, 256, (30, 40, 3), np.uint8)
+    long = " ".join(TEXTS * 6)
+    talk = [*ask(long, picture).messages, {"role": "assistant", "content": "Two."}, *ask("Where?").messages]
+    ends = (ask(long[:n], picture) for n in range(len(long), 300, -4))
+    edge = next(request for request in ends if 182 < length(model, request) % 192 < 190)  # answers go round
+    asked = [
+        *[(ask(long + " " * i, picture, id=str(i)), g) for i, g in enumerate(KINDS)],
+        (edge, KINDS[2]),
+        (edge, KINDS[4]),
+        (ask("Left"), KINDS[2]),
+        (ask(long, picture), GREEDY),
+        (Request(talk, [picture]), GREEDY),
+        (ask(" ".join(TEXTS * 4)), dataclasses.replace(GREEDY, max_new_tokens=100)),
+    ]
+    found = []
+    for chunks in ((64,), (512,)):  # a ring, and all columns
+        engine = model.engine(slots=8, length=640, largest=LARGEST, chunks=chunks, cache=cache)
+        handles = [engine.submit(*one) for one in asked[:-3]]
+        engine.run()
+        handles += [engine.submit(*one) for one in asked[-3:]]
+        found.append([handle.result() for handle in handles])
+        held = jax.tree.leaves(engine.scheduler.device.state.cache)[0].shape[2]
+        assert held == (192 if chunks == (64,) else 640)
+    assert min(length(model, request) for request, _ in asked if len(request.images)) > 192 + 128
+    for ring, whole in zip(*found, strict=True):
+        assert ring.error is None
+        agree(ring, whole)
+    last, answer = length(model, asked[-2][0]) - 1, found[0][-2]
+    told = jax.nn.log_softmax(model.logits(asked[-2][0])[0][last])  # without a cache
+    near = 0.1 if cache == "int8" else 1e-3
+    assert answer.logprobs[0] == pytest.approx(float(told[answer.tokens[0]]), abs=near)
+
+
 def test_a_cache_of_eight_bits_changes_little(model):
     """Log probabilities are compared with those of the whole sequence, read without a cache."""
     picture = np.random.default_rng(5).integers(0, 256, (30, 40, 3), np.uint8)
@@ -293,6 +331,23 @@ def test_a_cache_of_eight_bits_changes_little(model):
     assert first.logprobs[0] == pytest.approx(told[first.tokens[0]], abs=0.02)
     held = {leaf.dtype.name for leaf in jax.tree.leaves(engine.scheduler.device.state.cache)}
     assert held == {"int8", "float32"}
+
+
+def test_beams_reorder_a_cache_of_eight_bits(model):
+    """The log probabilities of every beam are those of its own tokens, read at once and without a cache."""
+    asked, g = ask(TEXTS[1]), GenerationConfig(max_new_tokens=10, num_beams=3, num_return_sequences=3)
+    answer = model.engine(slots=4, length=192, cache="int8").submit(asked, g).result()
+    sample = prompts.lay_out(asked, "here", model.prepare, ask=True)
+    for one in (answer, *answer.others):
+        more = np.zeros((3, len(one.tokens)), np.int32)
+        more[0] = one.tokens
+        columns = [np.concatenate(pair) for pair in zip(sample[:3], more, strict=True)]
+        whole = sample._replace(
+            **dict(zip(("tokens", "kind", "index"), columns, strict=True)), weights=np.zeros(len(columns[0]))
+        )
+        scores = jax.nn.log_softmax(model.module(prompts.assemble([whole], model.prepare))[0])
+        there = len(sample.tokens) - 1 + np.arange(len(one.tokens))
+        np.testing.assert_allclose(one.logprobs, scores[there, np.array(one.tokens)], atol=0.1)
 
 
 def test_a_cache_is_of_the_model_or_of_eight_bits(model):
