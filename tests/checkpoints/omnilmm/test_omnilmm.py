@@ -21,6 +21,7 @@ from omnifusion_jax.checkpoints.mapping.tensors import destinations, to_foreign
 from omnifusion_jax.checkpoints.omnilmm.export import export_omnilmm, system_of
 from omnifusion_jax.checkpoints.omnilmm.systems import SYSTEMS, table
 from omnifusion_jax.checkpoints.storage.weights import open_tensors, write_safetensors
+from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError, DataError
 from omnifusion_jax.inference.model import forward
 from omnifusion_jax.inference.prompts import assemble, lay_out
@@ -283,6 +284,29 @@ def test_what_is_refused(tmp_path, settings, tensors, said):
     published.save(model, tmp_path / "made")
     with pytest.raises(CheckpointError, match=said):
         load_checkpoint(changed(tmp_path / "made", tmp_path / "changed", settings, tensors))
+
+
+def test_a_checkpoint_without_its_tower_is_refused_with_advice(tmp_path):
+    """As OmniLMM's code saves it unless the tower is tuned."""
+    model = published.Whole("omnilmm")
+    published.save(model, tmp_path / "made")
+    tower = {name: None for name in model.tensors() if name.startswith("model.vision_tower.")}
+    said = r"saved without its vision tower, eva02_enormous.*\. Take one that was saved with it \(tune_clip\)"
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(changed(tmp_path / "made", tmp_path / "changed", tensors=tower))
+
+
+def test_tokens_that_were_added_keep_their_ids(tmp_path):
+    """Those of training among them, as added_tokens.json numbers them."""
+    published.save(published.Whole("omnilmm"), tmp_path / "made")
+    ids = {"<box>": 320, "<im_patch>": 321, "<im_start>": 322, "<im_end>": 323, "</box>": 324}
+    (tmp_path / "made/added_tokens.json").write_text(json.dumps(dict(reversed(ids.items()))))
+    found = Tokenizer(load_checkpoint(tmp_path / "made").tokenizer)
+    assert {token: found.encode(token) for token in ids} == {token: [i] for token, i in ids.items()}
+    ids["<im_patch>"], ids["<box>"] = 330, 321
+    (tmp_path / "made/added_tokens.json").write_text(json.dumps(ids))
+    with pytest.raises(CheckpointError, match=r"gives '<box>' the id 321, and the tokenizer has 320 for it"):
+        load_checkpoint(tmp_path / "made")
 
 
 def test_a_model_that_the_format_cannot_hold(system, tmp_path):
