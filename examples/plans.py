@@ -22,7 +22,7 @@ FIRST = ("sft", "pretrain", "sft_lora")  # are compiled on every slice before ot
 KEPT = Path(__file__).parents[1] / "docs" / "plans.json"
 TOP = """# Plans
 
-Written by `python examples/plans.py > docs/plans.md`: every shipped config of 7 or 13 billion parameters,
+Written by `python examples/plans.py > docs/plans.md`: every shipped config of 3 to 13 billion parameters,
 compiled for slices of TPU chips on a machine without one. A cell has the GiB that a chip needs for one row
 at a time (2048 tokens; 4096 of `grid`), with the whole step, optimizer included, and everything spread over
 `fsdp`; in brackets, the least time that a step can take, which is what the slowest of computing, memory and
@@ -42,7 +42,7 @@ def configs() -> dict[str, TrainConfig]:
         for variant in shipped.module(name).VARIANTS
     ]
     found = {name: shipped.load(name) for name in names}
-    return {name: config for name, config in found.items() if config.model.decoder.width >= 4096}
+    return {name: config for name, config in found.items() if config.model.decoder.width >= 2048}
 
 
 def program(config: TrainConfig) -> str:

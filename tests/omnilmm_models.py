@@ -4,6 +4,7 @@ The language models are transformers' Mistral and Granite, which computes what M
 resampler are written here.
 """
 
+import functools
 import json
 import math
 
@@ -63,7 +64,7 @@ MEANS = {
 }
 
 
-def places(height, across, width=WIDTH):
+def places(height, across, width):
     """Of each place of a grid: sines and cosines of the column, then of the row."""
     speeds = [10000 ** (-4 * k / width) for k in range(width // 4)]
     one = lambda row, column: [
@@ -73,20 +74,20 @@ def places(height, across, width=WIDTH):
 
 
 class Resampler(nn.Module):
-    def __init__(self, adaptive):
+    def __init__(self, adaptive, inner, width, queries):
         super().__init__()
-        self.adaptive = adaptive
-        self.query = nn.Parameter(torch.empty(QUERIES, WIDTH))
-        self.kv_proj = nn.Linear(TOWER["width"], WIDTH, bias=False)
-        self.attn = nn.MultiheadAttention(WIDTH, WIDTH // 128, batch_first=True)
-        self.ln_q, self.ln_kv, self.ln_post = (nn.LayerNorm(WIDTH, eps=1e-6) for _ in range(3))
-        self.proj = nn.Parameter(torch.empty(WIDTH, WIDTH))
-        self.register_buffer("pos_embed", places(2, 2))
+        self.adaptive, self.side = adaptive, math.isqrt(queries)
+        self.query = nn.Parameter(torch.empty(queries, width))
+        self.kv_proj = nn.Linear(inner, width, bias=False)
+        self.attn = nn.MultiheadAttention(width, width // 128, batch_first=True)
+        self.ln_q, self.ln_kv, self.ln_post = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
+        self.proj = nn.Parameter(torch.empty(width, width))
+        self.register_buffer("pos_embed", places(self.side, self.side, width))
 
     def forward(self, x, height, across):  # [batch, rows, tower's width]
-        fixed = places(height, across)
+        fixed = places(height, across, self.proj.shape[0])
         if not self.adaptive:
-            fixed = self.pos_embed.T.reshape(1, WIDTH, 2, 2)
+            fixed = self.pos_embed.T.reshape(1, -1, self.side, self.side)
             fixed = functional.interpolate(fixed, size=(height, across), mode="bicubic").flatten(2)[0].T
         x = self.ln_kv(self.kv_proj(x))
         queries = (self.ln_q(self.query) + self.pos_embed).expand(len(x), -1, -1)
@@ -94,30 +95,36 @@ class Resampler(nn.Module):
 
 
 class Whole(nn.Module):
-    """A system as a whole: pictures to rows, and text with rows to logits."""
+    """A system as a whole: pictures to rows, and text with rows to logits.
 
-    def __init__(self, name, seed=0, tied=False):
+    Other `settings` of config.json and another tower make it larger; `spread` is that of its parameters.
+    """
+
+    def __init__(self, name, seed=0, tied=False, tower=TOWER, spread=0.15, **settings):
         super().__init__()
-        self.name, self.settings = name, {**TEXT, **SYSTEMS[name], "tie_word_embeddings": tied}
+        self.name, self.settings = name, {**TEXT, **SYSTEMS[name], "tie_word_embeddings": tied, **settings}
+        self.patch, width = tower["patch"], self.settings["hidden_size"]
+        self.queries = self.settings.get("num_query") or self.settings["query_num"]
         self.kind = self.settings["model_type"]
         self.scaled = 12 if self.kind == "minicpmv" else 1
         if self.kind == "omnilmm":
             config, cls = transformers.MistralConfig(**self.language()), transformers.MistralForCausalLM
-            tower = Eva02(**TOWER)
+            tower_class = Eva02
         else:
-            scales = {"embedding_multiplier": 12.0, "residual_multiplier": 1.4 / math.sqrt(2)}
-            scales |= {"logits_scaling": WIDTH / 32, "attention_multiplier": (WIDTH // 4) ** -0.5}
+            layers, heads = self.settings["num_hidden_layers"], self.settings["num_attention_heads"]
+            scales = {"embedding_multiplier": 12.0, "residual_multiplier": 1.4 / math.sqrt(layers)}
+            scales |= {"logits_scaling": width / self.settings["dim_model_base"]}
+            scales |= {"attention_multiplier": (width // heads) ** -0.5}
             config, cls = (
                 transformers.GraniteConfig(**self.language(), **scales),
                 transformers.GraniteForCausalLM,
             )
-            tower = Hub(**TOWER, siglip=True)
+            tower_class = functools.partial(Hub, siglip=True)
         config._attn_implementation = "eager"
-        self.llm = randomised(cls(config), seed)
-        self.tower, self.resampler = randomised(tower, seed + 1), Resampler(name == "minicpm-v-2.0")
-        fixed = self.resampler.pos_embed.clone()
-        randomised(self.resampler, seed + 2)
-        self.resampler.pos_embed.copy_(fixed)
+        self.llm = randomised(cls(config), seed, spread)
+        self.tower = randomised(tower_class(**tower), seed + 1, spread)
+        resampler = Resampler(name == "minicpm-v-2.0", tower["width"], width, self.queries)
+        self.resampler = randomised(resampler, seed + 2, spread)
         with torch.no_grad():  # sharp, so that choices are clear, and it speaks up for the end of sequence
             self.llm.get_output_embeddings().weight *= 4 if not tied else 1
         self.eval()
@@ -142,7 +149,7 @@ class Whole(nn.Module):
         mean, std = (torch.tensor(value) for value in MEANS[self.kind])
         x = ((torch.tensor(np.array(picture)).float() / 255 - mean) / std).permute(2, 0, 1)[None]
         state = self.tower.norm(self.tower(x)[-1])
-        height, across = (side // PATCH for side in x.shape[2:])
+        height, across = (side // self.patch for side in x.shape[2:])
         return self.resampler(state[:, -height * across :], height, across)[0]
 
     def embeds(self, ids, mark, rows):
@@ -184,15 +191,15 @@ def tokenizer(directory, minicpm):
         backend.save(str(directory / "tokenizer.json"))
 
 
-def prompt(name, turns, grids):
+def prompt(name, turns, grids, queries=QUERIES):
     """The published prompt of (role, text) turns; `{}` in a text stands for a picture, whose slices have a
     grid (rows, columns), (0, 0) if there are none."""
     grids = iter(grids)
     if name == "omnilmm":
-        picture = lambda: "<im_start>" + "<im_patch>" * QUERIES + "<im_end>"
+        picture = lambda: "<im_start>" + "<im_patch>" * queries + "<im_end>"
         said = "".join(f"<|{role}|>\n{filled(text, picture)}</s>\n" for role, text in turns)
         return f"<s><|system|>\n{SYSTEM}</s>\n{said}<|assistant|>\n", "<im_patch>"
-    one = "<image>" + "<unk>" * QUERIES + "</image>"
+    one = "<image>" + "<unk>" * queries + "</image>"
 
     def picture():
         rows, columns = next(grids) if name == "minicpm-v-2.0" else (0, 0)
@@ -211,7 +218,7 @@ def filled(text, picture):
 
 def expected_inputs(model, directory, turns, seen, grids):
     """inputs_embeds of a dialogue; `seen` are the pictures and slices as the tower sees them."""
-    text, mark = prompt(model.name, turns, grids)
+    text, mark = prompt(model.name, turns, grids, model.queries)
     backend = Backend.from_file(str(directory / "tokenizer.json"))
     if model.kind == "omnilmm":
         backend.add_special_tokens(

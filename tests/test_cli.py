@@ -54,6 +54,8 @@ def elsewhere(tmp_path, monkeypatch):
 def test_shipped_configs_have_names():
     assert shipped.names() == [
         "dpo",
+        "minicpmv",
+        "omnilmm",
         "pretrain",
         "report/mixture",
         "report/table4",
@@ -94,7 +96,7 @@ def test_a_file_of_ones_own(elsewhere):
         (
             "stf",
             [
-                "there is no config 'stf': shipped with the package are dpo, pretrain, report/mixture,",
+                "there is no config 'stf': shipped with the package are dpo, minicpmv, omnilmm, pretrain,",
                 "its path, which ends in .py",
             ],
         ),

@@ -76,7 +76,8 @@ def test_it_finds_configs_and_assets_and_explains_itself(unpacked, tmp_path):
     )
     assert heavy == []
     tables = {f"report/table{n}" for n in (4, 5, 6)}
-    assert set(found) == {"dpo", "pretrain", "sft", "sft_lora", "tiny", "report/mixture", *tables}
+    named = {"dpo", "minicpmv", "omnilmm", "pretrain", "sft", "sft_lora", "tiny", "report/mixture"}
+    assert set(found) == named | tables
     assert "original" in found["sft"] and "real" in found["tiny"] and "internvit-6b" in found["report/table4"]
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0].startswith("python -m omnifusion_jax.train --config=")

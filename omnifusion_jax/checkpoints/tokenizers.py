@@ -3,12 +3,13 @@
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import sentencepiece
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from omnifusion_jax.checkpoints.storage.settings import read_json
 from omnifusion_jax.errors import CheckpointError
@@ -48,7 +49,8 @@ def fast_tokenizer(directory: str | Path) -> Path | None:
     content.
 
     Raises:
-      CheckpointError: tokenizer.model cannot be converted, or the cache cannot be written.
+      CheckpointError: tokenizer.model cannot be converted, added tokens cannot have their ids, or the cache
+        cannot be written.
     """
     directory = located(directory)
     found = (directory / "tokenizer.json").is_file()
@@ -63,7 +65,7 @@ def fast_tokenizer(directory: str | Path) -> Path | None:
         if not found:
             near = partial if remote(directory) else directory
             converted = from_sentencepiece(near / "tokenizer.model")
-            add_tokens(converted, added_tokens(near))
+            add_numbered(converted, added_tokens(near), directory)
             converted.save(str(partial / "tokenizer.json"))
 
     return cached(content, write)
@@ -103,13 +105,18 @@ def unwritten(made):
 def with_tokens(directory: Path, tokens: Sequence[str]) -> Path:
     """A directory whose tokenizer never splits `tokens`, in which those that it lacks are added in order.
 
-    It is `directory` itself if that is so already, or else a copy in the cache.
+    Those that files beside tokenizer.json add come first, with the ids that they have there. It is
+    `directory` itself if nothing lacks, or else a copy in the cache.
+
+    Raises:
+      CheckpointError: added tokens cannot have their ids, or the cache cannot be written.
     """
     backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    special = {token.content for token in backend.get_added_tokens_decoder().values()}
-    if special.issuperset(tokens):
+    before = backend.to_str()
+    add_numbered(backend, added_tokens(directory), directory)
+    add_tokens(backend, [token for token in tokens if splits(backend, token)])
+    if backend.to_str() == before:
         return directory
-    add_tokens(backend, tokens)
     written = backend.to_str(pretty=True).encode()
 
     def write(partial):
@@ -124,17 +131,34 @@ def with_tokens(directory: Path, tokens: Sequence[str]) -> Path:
     return cached(written + names, write)
 
 
+def splits(backend: Tokenizer, token: str) -> bool:
+    """Whether a tokenizer cuts `token` into several somewhere, or does not know it."""
+    found = backend.encode(f"a{token}b{token}{token}", add_special_tokens=False).ids
+    return found.count(backend.token_to_id(token)) < 3
+
+
 def add_tokens(backend: Tokenizer, tokens: Iterable[str]):
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
 
 
-def added_tokens(directory: Path) -> list[str]:
-    """The tokens that are added to those of tokenizer.model, in the order of their ids."""
+def add_numbered(backend: Tokenizer, ids: Mapping[str, int], where: Path):
+    """Adds those tokens that a tokenizer lacks. Raises CheckpointError unless each then has its id."""
+    add_tokens(backend, [token for token in sorted(ids, key=ids.get) if splits(backend, token)])
+    for token, i in ids.items():
+        found = backend.token_to_id(token)
+        if found != i:
+            raise CheckpointError(
+                f"{where}: added_tokens.json or tokenizer_config.json gives {token!r} the id {i}, and the "
+                f"tokenizer has {found} for it. Provide a tokenizer.json that has all tokens"
+            )
+
+
+def added_tokens(directory: Path) -> dict[str, int]:
+    """The ids of tokens that files beside the tokenizer's own add to it."""
     file, config = directory / "added_tokens.json", directory / "tokenizer_config.json"
     ids = read_json(file) if file.is_file() else {}
     listed = read_json(config).get("added_tokens_decoder") if config.is_file() else None
-    ids |= {token["content"]: int(i) for i, token in (listed or {}).items()}
-    return sorted(ids, key=ids.get)
+    return ids | {token["content"]: int(i) for i, token in (listed or {}).items()}
 
 
 def token_id(directory: str | Path, token: str) -> int:
@@ -158,6 +182,7 @@ def from_sentencepiece(file: str | Path) -> Tokenizer:
     """The tokenizer of a sentencepiece model file, as a `tokenizers.Tokenizer`.
 
     The model must be of Llama's kind: byte-pair encoding with byte fallback, and a space before every text.
+    User-defined pieces are whole words: text is cut at them, the longest first, before anything is merged.
     (transformers 5 converts such files too, but it treats runs of spaces and a leading space differently from
     sentencepiece.)
 
@@ -173,15 +198,18 @@ def from_sentencepiece(file: str | Path) -> Tokenizer:
         ) from error
     ids = {pieces.id_to_piece(i): i for i in range(len(pieces))}
     unknown = pieces.id_to_piece(pieces.unk_id())
-    model = models.BPE(ids, merges(pieces, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    tokenizer = Tokenizer(model)
+    whole = user_defined(pieces)
+    settings = {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True, "ignore_merges": bool(whole)}
+    tokenizer = Tokenizer(models.BPE(ids, merges(pieces, ids), **settings))
+    if whole:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(re.escape, whole))), "isolated")
     special = [piece for piece, i in ids.items() if pieces.is_control(i) or pieces.is_unknown(i)]
     add_tokens(tokenizer, special)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    for text in PROBES:
+    for text in (*PROBES, *(f"a{piece}b {piece}{piece}" for piece in whole)):
         ours, theirs = tokenizer.encode(text).ids, pieces.encode(text)
         if ours != theirs:
             raise CheckpointError(
@@ -189,6 +217,15 @@ def from_sentencepiece(file: str | Path) -> Tokenizer:
                 "Provide a tokenizer.json."
             )
     return tokenizer
+
+
+def user_defined(pieces) -> list[str]:
+    """The user-defined pieces, such as `<image>` in MiniCPM's model, the longest first."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(pieces.serialized_model_proto())
+    found = [piece.piece for piece in model.pieces if piece.type == piece.USER_DEFINED]
+    return sorted(found, key=len, reverse=True)
 
 
 def merges(pieces, ids):

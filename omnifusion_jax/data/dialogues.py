@@ -1,4 +1,4 @@
-"""Reads dialogues in the forms in which people write them: LLaVA JSON, or messages with roles."""
+"""Reads dialogues in the forms in which people write them: LLaVA's, MiniCPM-V's, or messages with roles."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omnifusion_jax.data.by_name import in_order_of_names
 from omnifusion_jax.data.images import is_data_url, is_url, short
 from omnifusion_jax.data.modality import NEXT, first_given, marked, streams_by_mark
 from omnifusion_jax.errors import DataError
@@ -87,8 +88,11 @@ def parse(record: Any, where: str) -> Dialogue:
     listed = {stream: given_list(record, MODALITIES[stream].keys) for stream in MODALITIES.names()}
     for key, role, text in FORMS:
         if key in record:
+            if key == "conversations" and by_role(record[key]):
+                _, role, text = FORMS[1]
             found = turns(record[key], role, text, f"{where}: {key}")
-            if key == "conversations":
+            found, listed = in_order_of_names(found, listed, where)
+            if role == "from":
                 return Dialogue(where, found, in_order(found, listed), marked=True)
             return Dialogue(where, *assembled(found, listed, where))
     if "instruction" in record and "output" in record:
@@ -97,6 +101,11 @@ def parse(record: Any, where: str) -> Dialogue:
     raise DataError(
         f"{where}: there is neither 'conversations' (LLaVA) nor 'messages' in it, only {keys}", "form"
     )
+
+
+def by_role(items):
+    """Whether turns are those of MiniCPM-V's data: as in messages, under the name that LLaVA's have."""
+    return isinstance(items, list) and any(isinstance(turn, dict) and "role" in turn for turn in items)
 
 
 def preference(record, where):

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from omnifusion_jax import sharding
-from omnifusion_jax.config import TrainConfig, check, of_encoders
+from omnifusion_jax.config import TrainConfig, check, of_encoders, part_of
 from omnifusion_jax.models import lora
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
@@ -65,7 +65,8 @@ def make_program(
       tell: called with lines that say which kernels of attention were taken, and why.
       features: streams whose media come as features of their encoders, which are then no part of the program.
     Raises: ConfigError when the batch does not fit the mesh, when its devices cannot do what is asked of
-      them, or when a table (`train_parts`, AXES, DECAY) does not cover every parameter exactly once.
+      them, when a table (`train_parts`, AXES, DECAY) does not cover every parameter exactly once, or when the
+      finished run could not be written.
     """
     objective, dtype = OBJECTIVES[config.objective].of(config), jnp.dtype(config.compute_dtype)
     examples = config.batch_size // config.grad_accum  # their rows stay together on one device
@@ -83,6 +84,12 @@ def make_program(
     attention = Choice.of(config.attention, device.platform, packed=config.data.packing, tell=tell)
     skeleton = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
     trained, frozen = freeze.split(config.train_parts, nnx.parameters(skeleton))
+    broken = sorted(set(map(part_of, trained)) & set(map(part_of, frozen)))
+    check(
+        not broken or config.checkpoint.final == "complete",
+        f"train_parts trains {', '.join(broken)} in part, and checkpoint.final=trained writes whole parts. "
+        "Set checkpoint.final=complete",
+    )
     for stream in features:
         getattr(skeleton, stream).take_features()
     frozen = {path: a for path, a in frozen.items() if not of_encoders(path, features)}

@@ -14,13 +14,13 @@ from omnifusion_jax.checkpoints.encoders import clip
 torch.set_num_threads(1)
 
 
-def randomised(module, seed):
+def randomised(module, seed, spread=0.15):
     """Every parameter drawn anew, biases and norms too: at their initial 0 and 1 they would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
             p.copy_(
-                torch.randn(p.shape, generator=generator) * 0.15
+                torch.randn(p.shape, generator=generator) * spread
                 + ("norm" in name and name.endswith("weight"))
             )
     return module.eval()

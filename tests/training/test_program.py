@@ -5,6 +5,7 @@ import pytest
 from runs import config
 
 from omnifusion_jax import sharding
+from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.training import program
 
 
@@ -17,3 +18,10 @@ def test_every_setting_of_the_step_is_that_of_the_config(monkeypatch, grad_dtype
     program.make_program(c, sharding.make_mesh(**vars(c.mesh)))
     assert given.items() >= settings.items()
     assert (given["dtype"], given["grad_dtype"]) == (jnp.bfloat16, jnp.dtype(grad_dtype))
+
+
+def test_a_part_that_could_not_be_written_is_refused_before_the_first_step():
+    frozen = r"image/encoders/.*|decoder/(?!embed).*"
+    c = config(train_parts=((r"image/adapter/.*|special/.*|decoder/embed", 1.0), (frozen, None)))
+    with pytest.raises(ConfigError, match=r"trains decoder in part, .*Set checkpoint\.final=complete"):
+        program.make_program(c, sharding.make_mesh(**vars(c.mesh)))

@@ -21,6 +21,8 @@ from omnifusion_jax.checkpoints.mapping.tensors import destinations, to_foreign
 from omnifusion_jax.checkpoints.omnilmm.export import export_omnilmm, system_of
 from omnifusion_jax.checkpoints.omnilmm.systems import SYSTEMS, table
 from omnifusion_jax.checkpoints.storage.weights import open_tensors, write_safetensors
+from omnifusion_jax.data.layout import Prepare
+from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError, DataError
 from omnifusion_jax.inference.model import forward
 from omnifusion_jax.inference.prompts import assemble, lay_out
@@ -219,15 +221,19 @@ def test_the_public_files_at_full_size():
     assert round(sum(map(math.prod, named.values())) / 1e9, 1) == 11.6
 
 
-@pytest.mark.parametrize("system", ["omnilmm", "minicpm-v-2.0"], indirect=True)
-def test_gradients(system):
-    """Of a loss over the logits of a question, for every parameter by its public name."""
-    model, directory, ours = system
-    talk = TALKS[0]
-    c, made = ours.config, load_checkpoint(directory)
+@pytest.mark.parametrize("name", ["omnilmm", "minicpm-v-2.0"])
+def test_gradients(name, tmp_path):
+    """Of a loss over the logits of a question, for every parameter by its public name.
+
+    The model is less sharp than that of other tests: attention that hardly chooses makes less of rounding.
+    """
+    model = published.Whole(name, spread=0.08)
+    published.save(model, tmp_path)
+    talk, made = TALKS[0], load_checkpoint(tmp_path)
+    c, prepare = made.config, Prepare.of(Tokenizer(made.tokenizer), made.config, 1024)
     arrays = {path: jnp.asarray(a) for path, a in made.arrays.items()}
-    batch = assemble([lay_out(requests()[0], "here", ours.prepare)], ours.prepare)
-    embeds = expected(model, directory, talk, learning=True)
+    batch = assemble([lay_out(requests()[0], "here", prepare)], prepare)
+    embeds = expected(model, tmp_path, talk, learning=True)
     n = embeds.shape[1]
     assert len(batch.tokens) == 1 and (batch.kind[0] > 0).sum() == n
     weights = np.random.default_rng(4).normal(size=(n, c.decoder.vocab)).astype(np.float32)
@@ -242,13 +248,12 @@ def test_gradients(system):
     theirs = {
         name: p.grad.numpy() for name, p in model.tensors(parameters=True).items() if p.grad is not None
     }
-    model.zero_grad()
     assert theirs.keys() == {name for name in gradients}
     largest = max(np.abs(a).max() for a in theirs.values())
     for name, gradient in theirs.items():
         scale = max(np.abs(gradient).max(), 1e-3 * largest)  # that of a key's bias is zero but for rounding
         np.testing.assert_allclose(
-            np.asarray(gradients[name]), gradient, rtol=0, atol=5e-5 * scale, err_msg=name
+            np.asarray(gradients[name]), gradient, rtol=0, atol=1e-5 * scale, err_msg=name
         )
 
 
@@ -283,6 +288,29 @@ def test_what_is_refused(tmp_path, settings, tensors, said):
     published.save(model, tmp_path / "made")
     with pytest.raises(CheckpointError, match=said):
         load_checkpoint(changed(tmp_path / "made", tmp_path / "changed", settings, tensors))
+
+
+def test_a_checkpoint_without_its_tower_is_refused_with_advice(tmp_path):
+    """As OmniLMM's code saves it unless the tower is tuned."""
+    model = published.Whole("omnilmm")
+    published.save(model, tmp_path / "made")
+    tower = {name: None for name in model.tensors() if name.startswith("model.vision_tower.")}
+    said = r"saved without its vision tower, eva02_enormous.*\. Take one that was saved with it \(tune_clip\)"
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(changed(tmp_path / "made", tmp_path / "changed", tensors=tower))
+
+
+def test_tokens_that_were_added_keep_their_ids(tmp_path):
+    """Those of training among them, as added_tokens.json numbers them."""
+    published.save(published.Whole("omnilmm"), tmp_path / "made")
+    ids = {"<box>": 320, "<im_patch>": 321, "<im_start>": 322, "<im_end>": 323, "</box>": 324}
+    (tmp_path / "made/added_tokens.json").write_text(json.dumps(dict(reversed(ids.items()))))
+    found = Tokenizer(load_checkpoint(tmp_path / "made").tokenizer)
+    assert {token: found.encode(token) for token in ids} == {token: [i] for token, i in ids.items()}
+    ids["<im_patch>"], ids["<box>"] = 330, 321
+    (tmp_path / "made/added_tokens.json").write_text(json.dumps(ids))
+    with pytest.raises(CheckpointError, match=r"gives '<box>' the id 321, and the tokenizer has 320 for it"):
+        load_checkpoint(tmp_path / "made")
 
 
 def test_a_model_that_the_format_cannot_hold(system, tmp_path):
