@@ -104,6 +104,15 @@ def test_the_own_judge_says_how_likely_yes_is(model, place):
     assert isinstance(judge.ask("Is there a red square?"), str)
 
 
+def test_the_chances_of_all_spellings_add_up(model, place):
+    judge, text = Own(model), "Is there a red square?"
+    judge.ids = [[5, 9, 11], [3, 7]]  # as where every spelling begins with a token of its own
+    logits = model.logits(of.Request([{"role": "user", "content": text}], [place / "0.png"]))[0]
+    chances = np.exp(logits[-1].astype(np.float64))
+    yes, no = chances[[5, 9, 11]].sum(), chances[[3, 7]].sum()
+    assert judge.yes([place / "0.png"], [text]) == [pytest.approx(yes / (yes + no), rel=1e-5)]
+
+
 @contextlib.contextmanager
 def server(answers):
     """An OpenAI-compatible server that gives (status, text) one after the other; yields (url, requests)."""
@@ -134,7 +143,7 @@ def server(answers):
 def test_a_judge_behind_an_address(place, monkeypatch):
     monkeypatch.setattr(judges, "PATIENCE", 0.0)
     monkeypatch.setenv("OPENAI_API_KEY", "key")
-    with server([(200, "Yes."), (503, ""), (200, "No, it is blue"), (200, "a | b")]) as (url, got):
+    with server([(200, "Yes."), (429, ""), (503, ""), (200, "No, it is blue"), (200, "a | b")]) as (url, got):
         judge = Remote(url, "judge-7b")
         assert judge.yes([place / "0.png"], ["Red?", "Blue?"]) == [1.0, 0.0]
         assert judge.ask("Split.") == "a | b" and judge.name == {"url": url, "model": "judge-7b"}
@@ -142,7 +151,7 @@ def test_a_judge_behind_an_address(place, monkeypatch):
     picture, text = body["messages"][0]["content"]
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer key", "judge-7b")
     assert picture["image_url"]["url"].startswith("data:image/png;base64,") and text["text"] == "Red?"
-    assert len(got) == 4 and body["temperature"] == 0
+    assert len(got) == 5 and body["temperature"] == 0
 
 
 def test_an_address_that_does_not_answer_is_named(monkeypatch):

@@ -16,6 +16,8 @@ from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.inference import prompts
 from omnifusion_jax.inference.engine import programs
+from omnifusion_jax.inference.engine.features import names
+from omnifusion_jax.inference.engine.programs import Rows
 from omnifusion_jax.inference.model import Model
 
 GREEDY = GenerationConfig(max_new_tokens=12)
@@ -183,6 +185,41 @@ def test_rows_and_their_length_grow(model):
     assert sizes[0] == (1, 64) and sizes[1][0] == 4 and sizes[1][1] > 64
     for handle, text in zip(handles, ("Left", TEXTS[0], " ".join(TEXTS)), strict=True):
         agree(handle.result(), alone(model, ask(text), GREEDY))
+
+
+def test_no_call_keeps_a_copy_of_what_it_changes(warm):
+    """The arrays that a program is given are no more when it returns: their memory is that of its results."""
+    warm.submit(ask("Left"), GREEDY).result()
+    scheduler, device = warm.scheduler, warm.scheduler.device
+    features, nobody = device.features[0], np.zeros(device.count, bool)
+    calls = {
+        "encode": features.warm_up,
+        "extend": lambda: device.extend(scheduler.chunk([], 1, 64), fresh=False),
+        "copy": lambda: device.copy(0, 0),
+        "clear": lambda: device.clear(0),
+        "advance": lambda: device.advance(Rows(nobody.astype(np.int32), nobody, nobody), 1, eager=False),
+    }
+    for name, call in calls.items():
+        before = [features.kept] if name == "encode" else jax.tree.leaves(device.state.cache)
+        call()
+        assert all(a.is_deleted() for a in before), name
+    scheduler.reset()  # row 0 was cleared behind its back
+
+
+def test_tiles_leave_that_were_asked_for_longest_ago(warm):
+    features = warm.scheduler.device.features[0]
+    count = len(features.kept)
+    tiles = np.random.default_rng(7).integers(0, 256, (count + 1, 24, 24, 3), np.uint8)
+    known = names([tiles])
+
+    def show(some):
+        assert features.hold([known[i] for i in some], [tiles[some]])
+        features.release([known[i] for i in some])
+
+    show(list(range(count)))
+    show([0])
+    show([count])
+    assert [i for i, name in enumerate(known) if name not in features.place] == [1]
 
 
 def test_numbers_that_are_none_stay_in_their_row(tokenizer):
