@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import run_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -228,6 +229,20 @@ def test_pairs_are_those_of_the_verdicts(place, tmp_path):
         "rejected": "a ring",
     }
     assert "nobody knows" not in (tmp_path / "made/pairs.jsonl").read_text()
+
+
+def test_the_command_says_what_made_a_collection(place, tmp_path):
+    """Who answers, splits and judges, and how answers are drawn: with anything else it does not go on."""
+    (tmp_path / "q.jsonl").write_text('{"question": "What is at the centre?", "images": ["0.png"]}\n')
+    who = ("--model=omnifusion-tiny", "--judge=omnifusion-tiny", "--claim=Is there a {claim}?")
+    where = (f"--input={tmp_path}/q.jsonl", f"--images={place}", f"--output={tmp_path}/made")
+    drawn = ("--answers=2", "--generation.temperature=3", "--generation.max_new_tokens=4")
+    assert "pairs of 1 questions" in run_command("collect_feedback", *who, *where, *drawn)
+    made = json.loads((tmp_path / "made/feedback.json").read_text())
+    assert made["generation"]["temperature"] == 3 and made["generation"]["max_new_tokens"] == 4
+    assert (
+        made["answers"] == 2 and made["splitter"] == "Is there a {claim}?" and made["model"] == made["judge"]
+    )
 
 
 @pytest.mark.parametrize(
