@@ -162,6 +162,13 @@ def test_never_with_a_price_for_length(tokenizer):
     )
 
 
+def test_a_search_with_fewer_answers_than_beams(pair, tokenizer):
+    """Two tokens are left for an answer of one; a place without an answer is none."""
+    others = tuple(i for i in range(len(TEXTS)) if i not in (5, 9))
+    g = GenerationConfig(max_new_tokens=1, num_beams=3, num_return_sequences=3, suppress_tokens=others)
+    assert {len(answer.others) for answer in agree(pair, tokenizer, [g] * TOGETHER, start=0)} == {1}
+
+
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)
 def test_the_first_token_is_forced(pair, tokenizer, settings):
     """Theirs does so after a prompt of a single token only; the beginning is then what follows."""
