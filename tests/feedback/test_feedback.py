@@ -228,6 +228,7 @@ def test_pairs_are_those_of_the_verdicts(place, tmp_path):
         "chosen": "a cross",
         "rejected": "a ring",
     }
+    found.pair(9)
     assert "nobody knows" not in (tmp_path / "made/pairs.jsonl").read_text()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from omnifusion_jax.batch import TEXT, Sample
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.errors import ConfigError
@@ -157,6 +158,26 @@ def test_a_dialogue_reads_only_its_new_turn(model, monkeypatch):
     found = "".join(model.stream(second, GREEDY))
     assert sum(map(sum, seen[before:])) <= length(model, second) - length(model, first)
     assert found == alone(model, second, GREEDY).text
+
+
+def test_the_last_token_of_an_answer_is_read_with_what_follows_it(model, warm):
+    """A row holds an answer but for its last token, which nothing has been computed from."""
+
+    def answer(sample):
+        return warm.put(prompts.Question(0, sample), GREEDY, "here").result()
+
+    warm.scheduler.reset()
+    question = prompts.question(ask("What is it?"), "here", model.prepare, GREEDY.max_new_tokens)
+    more = np.int32([*answer(question).tokens, *model.tokenizer.encode("Where?")])
+    none = np.zeros_like(more)
+    columns = (
+        np.append(a, b)
+        for a, b in zip(question[:4], (more, none + TEXT, none, np.float32(none)), strict=True)
+    )
+    longer = Sample(*columns, *question[4:])
+    found = answer(longer)
+    warm.scheduler.reset()
+    agree(found, answer(longer))
 
 
 def test_a_long_prompt_is_read_in_pieces_while_others_go_on(model, monkeypatch):
