@@ -170,11 +170,8 @@ def test_the_last_token_of_an_answer_is_read_with_what_follows_it(model, warm):
     question = prompts.question(ask("What is it?"), "here", model.prepare, GREEDY.max_new_tokens)
     more = np.int32([*answer(question).tokens, *model.tokenizer.encode("Where?")])
     none = np.zeros_like(more)
-    columns = (
-        np.append(a, b)
-        for a, b in zip(question[:4], (more, none + TEXT, none, np.float32(none)), strict=True)
-    )
-    longer = Sample(*columns, *question[4:])
+    added = more, none + TEXT, none, np.float32(none)
+    longer = Sample(*map(np.append, question[:4], added), *question[4:])
     found = answer(longer)
     warm.scheduler.reset()
     agree(found, answer(longer))
