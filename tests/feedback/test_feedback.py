@@ -239,6 +239,12 @@ def test_the_command_says_what_made_a_collection(place, tmp_path):
     where = (f"--input={tmp_path}/q.jsonl", f"--images={place}", f"--output={tmp_path}/made")
     drawn = ("--answers=2", "--generation.temperature=3", "--generation.max_new_tokens=4")
     assert "pairs of 1 questions" in run_command("collect_feedback", *who, *where, *drawn)
+    for wrong, says in (
+        ("--generation.temperature=0", "set --generation.temperature above 0"),
+        ("--claim=Is it so?", "--claim has no {claim}"),
+        ("--judge=http://127.0.0.1:9/v1", "give http://127.0.0.1:9/v1#MODEL"),
+    ):
+        assert says in run_command("collect_feedback", *who, *where, *drawn, wrong, fails=True)
     made = json.loads((tmp_path / "made/feedback.json").read_text())
     assert made["generation"]["temperature"] == 3 and made["generation"]["max_new_tokens"] == 4
     assert (

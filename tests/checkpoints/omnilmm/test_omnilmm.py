@@ -313,6 +313,13 @@ def test_what_is_refused(tmp_path, settings, tensors, said):
         load_checkpoint(changed(tmp_path / "made", tmp_path / "changed", settings, tensors))
 
 
+def test_a_checkpoint_that_was_saved_without_its_tower(tmp_path):
+    published.save(published.Whole("omnilmm"), tmp_path / "made")
+    tower = {name: None for name in open_tensors(tmp_path / "made") if name.startswith("model.vision_tower.")}
+    with pytest.raises(CheckpointError, match=r"without its vision tower, eva02_enormous_patch14_clip_224"):
+        load_checkpoint(changed(tmp_path / "made", tmp_path / "changed", tensors=tower))
+
+
 def test_a_model_that_the_format_cannot_hold(system, tmp_path):
     _, directory, _ = system
     found = load_checkpoint(directory)
