@@ -60,10 +60,19 @@ def test_a_question_that_is_no_dialogue(model):
         of.OmniLMMChat(model, SHORT).chat({"question": '{"role": "user"}'})
 
 
-def test_a_model_answers_by_its_own_recipe(model):
-    assert of.OmniLMMChat(model).generation == of.GenerationConfig(
-        max_new_tokens=1024, temperature=0.6, top_k=30, top_p=0.9, repetition_penalty=1.1
-    )
+OWN = {  # max_new_tokens, num_beams, temperature, top_k, top_p, repetition_penalty
+    "omnilmm": (1024, 1, 0.6, 30, 0.9, 1.1),
+    "minicpm-v-1.0": (2048, 3, 0.0, 0, 1.0, 1.2),
+    "minicpm-v-2.0": (1024, 1, 0.7, 100, 0.8, 1.05),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_model_answers_by_its_own_recipe(name, tmp_path):
+    published.save(published.Whole(name), tmp_path)
+    g = of.OmniLMMChat(tmp_path, dtype="float32").generation
+    drawn = g.temperature, g.top_k, g.top_p
+    assert (g.max_new_tokens, g.num_beams, *drawn, g.repetition_penalty) == OWN[name]
 
 
 def test_recipes_by_name():

@@ -94,7 +94,7 @@ def test_what_is_written_is_what_loading_makes(stored, source, values):
 @pytest.mark.parametrize("tied", [True, False])
 def test_embeddings_and_head_in_int8_have_a_scale_for_each_token(tied, values):
     c = config()
-    c.decoder.tied = tied
+    c.decoder.tied, c.decoder.embed_scale, c.decoder.logit_scale = tied, 3.0, 0.25  # as MiniCPM multiplies
     embed, head = values["decoder/embed"], np.ascontiguousarray(values["decoder/embed"][::-1].T)
     arrays = {**{path: a for path, a in values.items() if path != "decoder/head"}, "decoder/embed": embed}
     arrays = {path: lazy(a) for path, a in (arrays if tied else {**arrays, "decoder/head": head}).items()}
@@ -104,9 +104,9 @@ def test_embeddings_and_head_in_int8_have_a_scale_for_each_token(tied, values):
     decoder = answering(c, for_answers(found), "float32").decoder
     rows = by_hand(embed.T[None], "int8")[0].T
     tokens = np.array([3, 0, 7])
-    assert np.isclose(decoder.embed_tokens(tokens), rows[tokens], rtol=1e-6).mean() > 0.999
+    assert np.isclose(decoder.embed_tokens(tokens), 3.0 * rows[tokens], rtol=1e-6).mean() > 0.999
     x = np.random.default_rng(1).normal(size=(2, c.decoder.width)).astype(np.float32)
-    expected = x @ (rows.T if tied else by_hand(head[None], "int8")[0])
+    expected = 0.25 * (x @ (rows.T if tied else by_hand(head[None], "int8")[0]))
     found = jax.jit(lambda decoder, x: decoder.logits(x))(decoder, x)
     near = np.isclose(found, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
     assert near.mean() > 0.99  # an integer half way, as above, moves one token's score

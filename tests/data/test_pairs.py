@@ -104,13 +104,9 @@ def test_both_answers_are_laid_out_as_each_alone_and_show_one_picture(tokenizer,
 
 
 def test_only_the_last_answers_are_targets(tokenizer):
-    turns = (
-        ("user", "What is it?"),
-        ("assistant", "A blue square."),
-        ("user", "Where?"),
-        ("assistant", "There."),
-    )
-    sample = prepare(tokenizer)(pair("To the left.", turns))
+    said = ("What?", "A blue square.", "How many?", "One.", "Where?", "There.")
+    turns = tuple((("user", "assistant")[i % 2], text) for i, text in enumerate(said))
+    sample = prepare(tokenizer, 160)(pair("To the left.", turns))
     columns = (np.split(column, sample.parts[:1]) for column in (sample.tokens, sample.weights))
     said = [tokenizer.decode(tokens[weights > 0]) for tokens, weights in zip(*columns, strict=True)]
     assert said == ["There.", "To the left."]

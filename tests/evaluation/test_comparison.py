@@ -95,3 +95,4 @@ def test_the_command():
     assert 0 < float(figures[2]) < 0.01 and float(figures[5]) > 50 and int(figures[6]) == 3
     assert int(figures[8].replace(",", "")) < int(figures[7].replace(",", ""))
     assert "give --other, another model, or --weights" in run_command("compare", *arguments, fails=True)
+    assert "/nowhere" in run_command("compare", "--other=/nowhere", *arguments, fails=True)

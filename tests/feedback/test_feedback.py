@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import run_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -104,6 +105,15 @@ def test_the_own_judge_says_how_likely_yes_is(model, place):
     assert isinstance(judge.ask("Is there a red square?"), str)
 
 
+def test_the_chances_of_all_spellings_add_up(model, place):
+    judge, text = Own(model), "Is there a red square?"
+    judge.ids = [[5, 9, 11], [3, 7]]  # as where every spelling begins with a token of its own
+    logits = model.logits(of.Request([{"role": "user", "content": text}], [place / "0.png"]))[0]
+    chances = np.exp(logits[-1].astype(np.float64))
+    yes, no = chances[[5, 9, 11]].sum(), chances[[3, 7]].sum()
+    assert judge.yes([place / "0.png"], [text]) == [pytest.approx(yes / (yes + no), rel=1e-5)]
+
+
 @contextlib.contextmanager
 def server(answers):
     """An OpenAI-compatible server that gives (status, text) one after the other; yields (url, requests)."""
@@ -134,7 +144,7 @@ def server(answers):
 def test_a_judge_behind_an_address(place, monkeypatch):
     monkeypatch.setattr(judges, "PATIENCE", 0.0)
     monkeypatch.setenv("OPENAI_API_KEY", "key")
-    with server([(200, "Yes."), (503, ""), (200, "No, it is blue"), (200, "a | b")]) as (url, got):
+    with server([(200, "Yes."), (429, ""), (503, ""), (200, "No, it is blue"), (200, "a | b")]) as (url, got):
         judge = Remote(url, "judge-7b")
         assert judge.yes([place / "0.png"], ["Red?", "Blue?"]) == [1.0, 0.0]
         assert judge.ask("Split.") == "a | b" and judge.name == {"url": url, "model": "judge-7b"}
@@ -142,7 +152,7 @@ def test_a_judge_behind_an_address(place, monkeypatch):
     picture, text = body["messages"][0]["content"]
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer key", "judge-7b")
     assert picture["image_url"]["url"].startswith("data:image/png;base64,") and text["text"] == "Red?"
-    assert len(got) == 4 and body["temperature"] == 0
+    assert len(got) == 5 and body["temperature"] == 0
 
 
 def test_an_address_that_does_not_answer_is_named(monkeypatch):
@@ -218,7 +228,28 @@ def test_pairs_are_those_of_the_verdicts(place, tmp_path):
         "chosen": "a cross",
         "rejected": "a ring",
     }
+    found.pair(9)
     assert "nobody knows" not in (tmp_path / "made/pairs.jsonl").read_text()
+
+
+def test_the_command_says_what_made_a_collection(place, tmp_path):
+    """Who answers, splits and judges, and how answers are drawn: with anything else it does not go on."""
+    (tmp_path / "q.jsonl").write_text('{"question": "What is at the centre?", "images": ["0.png"]}\n')
+    who = ("--model=omnifusion-tiny", "--judge=omnifusion-tiny", "--claim=Is there a {claim}?")
+    where = (f"--input={tmp_path}/q.jsonl", f"--images={place}", f"--output={tmp_path}/made")
+    drawn = ("--answers=2", "--generation.temperature=3", "--generation.max_new_tokens=4")
+    assert "pairs of 1 questions" in run_command("collect_feedback", *who, *where, *drawn)
+    for wrong, says in (
+        ("--generation.temperature=0", "set --generation.temperature above 0"),
+        ("--claim=Is it so?", "--claim has no {claim}"),
+        ("--judge=http://127.0.0.1:9/v1", "give http://127.0.0.1:9/v1#MODEL"),
+    ):
+        assert says in run_command("collect_feedback", *who, *where, *drawn, wrong, fails=True)
+    made = json.loads((tmp_path / "made/feedback.json").read_text())
+    assert made["generation"]["temperature"] == 3 and made["generation"]["max_new_tokens"] == 4
+    assert (
+        made["answers"] == 2 and made["splitter"] == "Is there a {claim}?" and made["model"] == made["judge"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,8 @@ def test_a_record_that_the_reference_lacks_or_read_otherwise_is_bad(place, made)
     sample = prepare((record, data.source[record]))
     assert (sample.extra["reference"][sample.weights > 0] < 0).all()
     assert not sample.extra["reference"][sample.weights == 0].any()
+    others = sample._replace(weights=np.roll(sample.weights, 1))  # as if other labels were learned
+    assert kept.digest(others) != kept.digest(sample)
     with pytest.raises(
         DataError, match=r"pairs.jsonl:3: the reference could not read it. If the data"
     ) as error:

@@ -35,12 +35,15 @@ def tokenizer(tmp_path_factory):
     return Tokenizer(directory)
 
 
+def made(arrays, seed):
+    """(our decoder, theirs, prompts)."""
+    theirs = oracle.language_of(drive.CONFIG, {f"decoder/{path}": a for path, a in arrays.items()})
+    return drive.decoder(arrays), theirs, drive.prompts(seed, 8)
+
+
 @pytest.fixture(scope="module")
 def pair():
-    """(our decoder, theirs, prompts)."""
-    arrays = drive.arrays(0, eos=1.3)
-    theirs = oracle.language_of(drive.CONFIG, {f"decoder/{path}": a for path, a in arrays.items()})
-    return drive.decoder(arrays), theirs, drive.prompts(0, 8)
+    return made(drive.arrays(0, eos=1.3), 0)
 
 
 def some(*ids, most=3):
@@ -146,6 +149,24 @@ def test_combinations(pair, tokenizer, asked, start):
 @given(together, st.integers(0, 7))
 def test_many_combinations(pair, tokenizer, asked, start):
     agree(pair, tokenizer, asked, start)
+
+
+def test_never_with_a_price_for_length(tokenizer):
+    """The last of these searches ends too early if it judges its beams at the limit, not at their length."""
+    asked = {"max_new_tokens": drive.ROOM, "num_beams": 3, "num_return_sequences": 3, "length_penalty": -1.0}
+    agree(
+        made(drive.arrays(0, sharpness=2.0, eos=1.5), 2),
+        tokenizer,
+        [GenerationConfig(**asked, early_stopping="never")] * TOGETHER,
+        start=5,
+    )
+
+
+def test_a_search_with_fewer_answers_than_beams(pair, tokenizer):
+    """Two tokens are left for an answer of one; a place without an answer is none."""
+    others = tuple(i for i in range(len(TEXTS)) if i not in (5, 9))
+    g = GenerationConfig(max_new_tokens=1, num_beams=3, num_return_sequences=3, suppress_tokens=others)
+    assert {len(answer.others) for answer in agree(pair, tokenizer, [g] * TOGETHER, start=0)} == {1}
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)

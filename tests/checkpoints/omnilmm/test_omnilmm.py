@@ -19,8 +19,11 @@ from omnifusion_jax.checkpoints.load import load_checkpoint
 from omnifusion_jax.checkpoints.mapping.shapes import shapes_of
 from omnifusion_jax.checkpoints.mapping.tensors import destinations, to_foreign
 from omnifusion_jax.checkpoints.omnilmm.export import export_omnilmm, system_of
+from omnifusion_jax.checkpoints.omnilmm.folded import folded
 from omnifusion_jax.checkpoints.omnilmm.systems import SYSTEMS, table
+from omnifusion_jax.checkpoints.storage.lazy_array import lazy
 from omnifusion_jax.checkpoints.storage.weights import open_tensors, write_safetensors
+from omnifusion_jax.config import DecoderConfig
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError, DataError
@@ -177,6 +180,18 @@ def test_a_file_of_torch_and_bfloat16(tmp_path):
         np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(a), err_msg=name)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_config_json_leaves_to_the_tensors_and_what_it_says(tmp_path, tied):
+    """Whether there is a head of its own; and how many slices a picture has at most."""
+    published.save(published.Whole("minicpm-v-2.0", tied=tied), tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text()) | {"max_slice_nums": 4}
+    del settings["tie_word_embeddings"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    found = load_checkpoint(tmp_path)
+    assert found.config.decoder.tied == tied and ("decoder/head" in found.arrays) != tied
+    assert found.config.image.slices == 4
+
+
 @pytest.mark.parametrize("system", ["minicpm-v-1.0"], indirect=True)
 def test_minicpm_as_a_plain_llama(system, tmp_path):
     """What it computes needs no multipliers any more."""
@@ -187,6 +202,19 @@ def test_minicpm_as_a_plain_llama(system, tmp_path):
     with torch.no_grad():
         ours, theirs = plain(ids).logits.numpy(), model.llm(ids).logits.numpy()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("scales", [(12.0, 0.25), (3.0, 1.0), (1.0, 0.5), (2.0, 2.0)], ids=str)
+def test_a_tied_head_has_a_multiplier_of_its_own(scales):
+    """Embeddings take theirs and the head its own, as one array only where both are the same."""
+    c = DecoderConfig(family="minicpm", tied=True, embed_scale=scales[0], logit_scale=scales[1])
+    table = rng.normal(size=(5, 8)).astype(np.float32)
+    plain, found = folded(c, {"decoder/embed": lazy(table)})
+    embed = np.asarray(found["decoder/embed"])
+    head = embed.T if plain.tied else np.asarray(found["decoder/head"])
+    np.testing.assert_array_equal(embed, table * np.float32(scales[0]))
+    np.testing.assert_array_equal(head, table.T * np.float32(scales[1]))
+    assert plain.tied == (scales[0] == scales[1])
 
 
 def test_the_public_files_at_full_size():

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import tiny
 
+from omnifusion_jax.batch import TEXT, Sample
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.inference import prompts
 from omnifusion_jax.inference.engine import programs
+from omnifusion_jax.inference.engine.features import names
+from omnifusion_jax.inference.engine.programs import Rows
 from omnifusion_jax.inference.model import Model
 
 GREEDY = GenerationConfig(max_new_tokens=12)
@@ -157,6 +160,23 @@ def test_a_dialogue_reads_only_its_new_turn(model, monkeypatch):
     assert found == alone(model, second, GREEDY).text
 
 
+def test_the_last_token_of_an_answer_is_read_with_what_follows_it(model, warm):
+    """A row holds an answer but for its last token, which nothing has been computed from."""
+
+    def answer(sample):
+        return warm.put(prompts.Question(0, sample), GREEDY, "here").result()
+
+    warm.scheduler.reset()
+    question = prompts.question(ask("What is it?"), "here", model.prepare, GREEDY.max_new_tokens)
+    more = np.int32([*answer(question).tokens, *model.tokenizer.encode("Where?")])
+    none = np.zeros_like(more)
+    added = more, none + TEXT, none, np.float32(none)
+    longer = Sample(*map(np.append, question[:4], added), *question[4:])
+    found = answer(longer)
+    warm.scheduler.reset()
+    agree(found, answer(longer))
+
+
 def test_a_long_prompt_is_read_in_pieces_while_others_go_on(model, monkeypatch):
     engine = model.engine(slots=2, length=256, chunks=(64,))
     first = engine.submit(ask("Left"), dataclasses.replace(GREEDY, max_new_tokens=40, forced_eos=True))
@@ -183,6 +203,41 @@ def test_rows_and_their_length_grow(model):
     assert sizes[0] == (1, 64) and sizes[1][0] == 4 and sizes[1][1] > 64
     for handle, text in zip(handles, ("Left", TEXTS[0], " ".join(TEXTS)), strict=True):
         agree(handle.result(), alone(model, ask(text), GREEDY))
+
+
+def test_no_call_keeps_a_copy_of_what_it_changes(warm):
+    """The arrays that a program is given are no more when it returns: their memory is that of its results."""
+    warm.submit(ask("Left"), GREEDY).result()
+    scheduler, device = warm.scheduler, warm.scheduler.device
+    features, nobody = device.features[0], np.zeros(device.count, bool)
+    calls = {
+        "encode": features.warm_up,
+        "extend": lambda: device.extend(scheduler.chunk([], 1, 64), fresh=False),
+        "copy": lambda: device.copy(0, 0),
+        "clear": lambda: device.clear(0),
+        "advance": lambda: device.advance(Rows(nobody.astype(np.int32), nobody, nobody), 1, eager=False),
+    }
+    for name, call in calls.items():
+        before = [features.kept] if name == "encode" else jax.tree.leaves(device.state.cache)
+        call()
+        assert all(a.is_deleted() for a in before), name
+    scheduler.reset()  # row 0 was cleared behind its back
+
+
+def test_tiles_leave_that_were_asked_for_longest_ago(warm):
+    features = warm.scheduler.device.features[0]
+    count = len(features.kept)
+    tiles = np.random.default_rng(7).integers(0, 256, (count + 1, 24, 24, 3), np.uint8)
+    known = names([tiles])
+
+    def show(some):
+        assert features.hold([known[i] for i in some], [tiles[some]])
+        features.release([known[i] for i in some])
+
+    show(list(range(count)))
+    show([0])
+    show([count])
+    assert [i for i, name in enumerate(known) if name not in features.place] == [1]
 
 
 def test_numbers_that_are_none_stay_in_their_row(tokenizer):
