@@ -12,14 +12,11 @@ Before that ours answers as many other questions, which tells what compiling cos
 """
 
 import argparse
-import os
-import platform
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 from llava_pair import make
-from sides import Side
+from sides import Side, machine
 
 PAIR = str(Path(__file__).with_name("llava_pair.py"))
 RECIPE = {"num_beams": 3, "max_new_tokens": 50, "early_stopping": True, "no_repeat_ngram_size": 4}
@@ -84,8 +81,7 @@ def main():
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "transformers"))
-    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {libraries}")
+    print(machine("jax", "flax", "torch", "transformers"))
     with tempfile.TemporaryDirectory() as model:
         make(Path(model), given.tiny)
         sides = {name: Side([PAIR, name, model, given.dtype]) for name in set(WAYS.values())}

@@ -10,15 +10,13 @@ machine copies memory or multiplies a matrix by a vector, whichever is faster.
 
 import argparse
 import os
-import platform
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 from llava_pair import SIDES, make
-from sides import Side
+from sides import Side, machine
 
 PAIR = str(Path(__file__).with_name("llava_pair.py"))
 LARGE = 8192  # rows of the matrix of which the bandwidth is measured
@@ -110,8 +108,7 @@ def main():
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "transformers"))
-    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {libraries}")
+    print(machine("jax", "flax", "torch", "transformers"))
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder, "model"), given.tiny)
         sides = start(Path(folder, "model"), given.dtype, Path(folder, "cache"))

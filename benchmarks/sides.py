@@ -1,11 +1,13 @@
-"""Sides of a comparison: processes of their own that do the same work by turns."""
+"""Sides of a comparison: processes of their own that do the same work by turns, and where they do it."""
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 
 
 class Side:
@@ -46,3 +48,9 @@ def be(make: Callable[[], Mapping[str, Callable[..., dict]]]) -> None:
     for line in sys.stdin:
         question = json.loads(line)
         print(json.dumps(known[question.pop("what")](**question)), file=answers)
+
+
+def machine(*libraries: str) -> str:
+    """The processor, Python and versions of libraries, as figures are quoted with."""
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+    return f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {versions}"

@@ -14,12 +14,11 @@ the cases: it shows that they run.
 
 import argparse
 import os
-import platform
 import statistics
 import time
 from typing import NamedTuple
 
-from sides import Side, be
+from sides import Side, be, machine
 
 from omnifusion_jax.cli import huge_pages
 
@@ -273,10 +272,8 @@ def main():
     given = parser.parse_args()
     if given.side:
         return be(lambda: asked(given.side, given.cases[0], given.tiny))
-    from importlib.metadata import version
 
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "transformers"))
-    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {libraries}")
+    print(machine("jax", "flax", "torch", "transformers"))
     for name in given.cases:
         show(name, *measure(name, given.steps, given.tiny))
 

@@ -52,6 +52,14 @@ if importlib.util.find_spec("torch") is None:
     ]
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """The small tokenizer of most tests."""
+    import tiny  # only now: it imports JAX
+
+    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def memory_given_back():
     """Programs of a module go with it: together they would take gigabytes.

@@ -95,11 +95,6 @@ def sounds(monkeypatch):
     monkeypatch.setitem(ENCODERS, "waves", Waves)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 PARTED = "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}"
 PARTED += "{{ p.text if p.type == 'text' else '<' + p.type + '>' }}{% endfor %}{% endfor %}"
 PARTED += "{{ '[assistant]' if add_generation_prompt }}"

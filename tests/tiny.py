@@ -154,10 +154,16 @@ SECOND = EncoderConfig(
 )
 
 
+def shallow(**settings) -> ModelConfig:
+    """`config` with one layer in the encoder and one in the decoder."""
+    c = config(**settings)
+    c.image.encoders[0].layers = c.decoder.layers = 1
+    return c
+
+
 def looking(looks) -> ModelConfig:
     """A small model of one layer each, without dropout: with "two encoders", "tiles", or "one encoder"."""
-    c = config(image_place="mark" if looks == "one encoder" else "prefix")
-    c.image.encoders[0].layers = c.decoder.layers = 1
+    c = shallow(image_place="mark" if looks == "one encoder" else "prefix")
     c.image.encoders[0].feature_layer = -1
     c.decoder.window, c.image.adapter.dropout = None, 0.0
     if looks == "two encoders":

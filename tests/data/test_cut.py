@@ -8,11 +8,6 @@ from omnifusion_jax.data.layout import Layout
 from omnifusion_jax.errors import DataError
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 def turns(*texts):
     return tuple((("user", "assistant")[i % 2], text) for i, text in enumerate(texts))
 

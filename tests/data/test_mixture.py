@@ -172,11 +172,6 @@ def test_places_and_fingerprints(sets, tmp_path):
     assert Mixture({"x": [1, 2], "y": [3, 4]}).where(3) == "y: record 1"
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 def test_each_set_is_read_in_its_own_way(sets, tokenizer):
     """Vectors of a layout are numbered as the model has them."""
     c = config(sets, {}, {"prompt": "Be brief.\n"}, {"layout": "text"})

@@ -69,11 +69,6 @@ def test_changed_by_hand():
     assert ours.nonzero()[0].tolist() == [6, 7, 8, 9]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 def prepare(tokenizer, max_length=80, **settings):
     return Prepare.of(tokenizer, tiny.config(), max_length, pairs=True, **settings)
 

@@ -133,11 +133,6 @@ LAID = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 @pytest.mark.parametrize("case", LAID)
 def test_reasons_of_dialogues(tokenizer, case):
     reason, settings, turns, shown, form = LAID[case]

@@ -19,11 +19,6 @@ TRUTHS = ("A red circle", "two circles to the left of it", "blue")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
 def models(tokenizer):
     """A model, and one with another head for a few tokens."""
     c = tiny.looking("one encoder")

@@ -21,8 +21,7 @@ def parrot(tokenizer, then, **settings):
     """A real model without attention and feed-forward: each token calls for the next of SENTENCE, whose last
     calls for the token `then`.
     """
-    c = tiny.config(**settings)
-    c.image.encoders[0].layers, c.decoder.layers = 1, 1
+    c = tiny.shallow(**settings)
     arrays = tiny.arrays(c)
     for path in arrays:
         if path.endswith(("attention/out/kernel", "/down/kernel")) and path.startswith("decoder"):
@@ -35,11 +34,6 @@ def parrot(tokenizer, then, **settings):
     for before, token in zip([arrays["special/bot"], *embed[said[:-1]]], said, strict=True):
         arrays["decoder/head"][:, token] += before / np.linalg.norm(before)
     return Model(c, arrays, tokenizer)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def source(folder, *truths, **fields):

@@ -24,11 +24,6 @@ from omnifusion_jax.tables import OBJECTIVES
 ANSWERS = ("A red circle.", "A blue square and a red circle.", "There are two circles to the left of it.")
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 def talk(*turns, **fields):
     return {**fields, "conversations": [{"from": who, "value": text} for who, text in turns]}
 

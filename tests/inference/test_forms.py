@@ -42,15 +42,9 @@ FORMS = {
 }
 
 
-def small():
-    c = tiny.config()
-    c.image.encoders[0].layers, c.decoder.layers = 1, 1
-    return c
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return Model(small(), tiny.arrays(small()), tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+def model(tokenizer):
+    return Model(tiny.shallow(), tiny.arrays(tiny.shallow()), tokenizer)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -109,7 +103,7 @@ def test_a_vocabulary_of_bytes_puts_no_space_before_a_text(tmp_path):
         trainers.BpeTrainer(vocab_size=tiny.VOCAB, special_tokens=tiny.RESERVED, initial_alphabet=letters),
     )
     backend.save(str(tmp_path / "tokenizer.json"))
-    c, tokenizer = small(), Tokenizer(tmp_path)
+    c, tokenizer = tiny.shallow(), Tokenizer(tmp_path)
     assert tokenizer.decode(tokenizer.encode(" two")) == " two" and tokenizer.vocab == tiny.VOCAB
     model = Model(c, tiny.arrays(c), tokenizer)
     engine, drawn = model.engine(slots=8, length=192), {"temperature": 1.5, "num_return_sequences": 8}

@@ -24,24 +24,18 @@ SETTINGS = {
 ROWS, HEADS = ("data", "fsdp"), "tensor"
 
 
-def small():
-    c = tiny.config()
-    c.image.encoders[0].layers, c.decoder.layers = 1, 1
-    return c
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """(on one device, on eight)"""
     tokenizer, arrays, mesh = (
         tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer")),
-        tiny.arrays(small()),
+        tiny.arrays(tiny.shallow()),
         sharding.make_mesh(2, 2, 2),
     )
     spread = {
         path: jax.device_put(a, sharding.sharding(mesh, axes(path), a.shape)) for path, a in arrays.items()
     }
-    return Model(small(), arrays, tokenizer), Model(small(), spread, tokenizer)
+    return Model(tiny.shallow(), arrays, tokenizer), Model(tiny.shallow(), spread, tokenizer)
 
 
 @pytest.fixture(scope="module")

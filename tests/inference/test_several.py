@@ -25,11 +25,6 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 def made(tokenizer, **settings):
     c = tiny.config(**settings)
     c.image.encoders[0].layers, c.decoder.layers, c.decoder.window = 2, 1, None

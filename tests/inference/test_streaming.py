@@ -11,11 +11,6 @@ from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.inference.streaming import INCOMPLETE, pieces
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 @pytest.mark.parametrize(
     "text", ["A red circle.", "Рыжий кот сидит на столе.", "ёж 中文 🙂 end", "a\nb", "  two  spaces ", ""]
 )

@@ -23,26 +23,15 @@ GREEDY = GenerationConfig(max_new_tokens=5)
 SAMPLED = GenerationConfig(max_new_tokens=8, temperature=1.0, seed=3)
 
 
-def small(**settings):
-    c = tiny.config(**settings)
-    c.image.encoders[0].layers, c.decoder.layers = 1, 1
-    return c
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return Model(small(), tiny.arrays(small()), tokenizer, name="tiny")
+    return Model(tiny.shallow(), tiny.arrays(tiny.shallow()), tokenizer, name="tiny")
 
 
 @pytest.fixture(scope="module")
 def original(tokenizer):
     """The same parameters; only dialogues are read otherwise."""
-    return Model(small(layout="original"), tiny.arrays(small()), tokenizer, name="tiny")
+    return Model(tiny.shallow(layout="original"), tiny.arrays(tiny.shallow()), tokenizer, name="tiny")
 
 
 @pytest.fixture
@@ -444,7 +433,7 @@ def test_other_settings_are_refused_with_what_differs(model, files):
 def test_another_model_is_refused(model, files, tmp_path, changed):
     write(files[0], ask("one"))
     run(model, files)
-    arrays, c, words, dtype = tiny.arrays(small()), small(), model.tokenizer, "float32"
+    arrays, c, words, dtype = tiny.arrays(tiny.shallow()), tiny.shallow(), model.tokenizer, "float32"
     if changed == "weights":
         arrays["decoder/norm/scale"][5] += 1e-6
     elif changed == "config":
@@ -469,7 +458,8 @@ def test_the_same_model_under_another_name_goes_on(model, files):
     write(files[0], ask("one"), ask("two"))
     run(model, files)
     files[1].write_bytes(files[1].read_bytes().split(b"\n")[0] + b"\n")
-    assert run(Model(small(), tiny.arrays(small()), model.tokenizer, name="moved"), files) == (2, 0, 1, 0)
+    moved = Model(tiny.shallow(), tiny.arrays(tiny.shallow()), model.tokenizer, name="moved")
+    assert run(moved, files) == (2, 0, 1, 0)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])

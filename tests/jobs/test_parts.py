@@ -18,10 +18,9 @@ GREEDY = GenerationConfig(max_new_tokens=3)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    c = tiny.config()
-    c.image.encoders[0].layers, c.decoder.layers = 1, 1
-    return Model(c, tiny.arrays(c), tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer")), name="tiny")
+def model(tokenizer):
+    c = tiny.shallow()
+    return Model(c, tiny.arrays(c), tokenizer, name="tiny")
 
 
 @pytest.fixture

@@ -23,10 +23,9 @@ TEXTS = ["What is it?", "How many circles?", "Left", "A red square", "Where?"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    c = tiny.config()
-    c.image.encoders[0].layers, c.decoder.layers = 1, 1
-    return Model(c, tiny.arrays(c), tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer")), name="tiny")
+def model(tokenizer):
+    c = tiny.shallow()
+    return Model(c, tiny.arrays(c), tokenizer, name="tiny")
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,11 @@ FILL = tiny.VOCAB  # in theirs, after the end of an answer
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    c = tiny.config()
-    c.image.encoders[0].layers = c.decoder.layers = 1
+def model(tokenizer):
+    c = tiny.shallow()
     arrays = tiny.arrays(c)
     arrays["decoder/head"] *= 3
-    return Model(c, arrays, tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))), arrays
+    return Model(c, arrays, tokenizer), arrays
 
 
 def texts(tokenizer):

@@ -63,11 +63,6 @@ def close(a, b):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
 def theirs(tokenizer):
     return torch_models.Original(C, tokenizer)
 

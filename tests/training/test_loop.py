@@ -31,11 +31,6 @@ from omnifusion_jax.training.start import fill
 from omnifusion_jax.training.step import init_state, make_step
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 def losses(workdir):
     return [row.get("train/loss") for row in rows(workdir)]
 

@@ -47,11 +47,6 @@ def config(look, mesh, **settings):
     return c.validate()
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 def batches(c, tokenizer, dialogues, pools):
     """A batch for each step, of random pictures; every third dialogue has none."""
     rng, prepare = np.random.default_rng(0), Prepare.of(tokenizer, c.model, 160)

@@ -20,11 +20,6 @@ SHOWN = (0, 1, 2, 0, 1, 0, 0, 3)  # pictures of each dialogue
 ROWS = ([5, 2], [0, 1, 3], [7], [4, 6])  # dialogues of each packed row
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 def samples(c, tokenizer):
     rng = np.random.default_rng(0)
     prepare = Prepare.of(tokenizer, c, 256)

@@ -101,11 +101,6 @@ def table(monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "preference", Preference())
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 def fit(c, tokenizer, workdir):
     workdir.mkdir()
     train(c, workdir, OBJECTIVES["preference"].batches(c, tokenizer), tiny.arrays(c.model))

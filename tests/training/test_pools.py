@@ -16,11 +16,6 @@ from omnifusion_jax.training.step import init_state, make_step, portions
 SHOWN = (0, 1, 2, 0, 1, 0, 0, 3)  # pictures of each row
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 def dialogues():
     rng = np.random.default_rng(0)
     for i, shown in enumerate(SHOWN):

@@ -47,14 +47,9 @@ def made(tokenizer, c, damage=lambda arrays: None):
 
 
 def small(window=None):
-    c = tiny.config()
-    c.image.encoders[0].layers, c.decoder.layers, c.decoder.window = 1, 1, window
+    c = tiny.shallow()
+    c.decoder.window = window
     return c
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
