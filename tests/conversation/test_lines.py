@@ -62,6 +62,14 @@ class Terminal:
         while not re.search(f"{re.escape(until)}.*{prompt}", self.seen[begin:], re.DOTALL):
             assert self.read(), self.seen
 
+    def interrupt(self):
+        """Presses Ctrl-C until there is a new prompt: readline sees a signal only while it waits for a key."""
+        begin = len(self.seen)
+        while lines.PROMPT not in self.seen[begin:]:
+            self.process.send_signal(signal.SIGINT)
+            if select.select([self.mine], [], [], 1)[0]:
+                self.read()
+
     def end(self):
         os.write(self.mine, b"\x04")
         while self.read():
@@ -76,8 +84,7 @@ def test_a_terminal_edits_remembers_and_survives_ctrl_c(tmp_path):
     one.type("")
     one.type("what is ut\x1b[D\x7fi\n", "<what is it>")  # left, backspace: the u becomes an i
     one.type("dropped", "dropped", prompt="")
-    one.process.send_signal(signal.SIGINT)
-    one.type("")
+    one.interrupt()
     one.type("\x1b[A!\n", "<what is it!>")  # up: the last line again
     assert one.end() == 0 and "<dropped" not in one.seen
     assert history.read_text().splitlines() == ["what is it", "what is it!"]
