@@ -1,5 +1,6 @@
 """MiniCPM-V and OmniLMM learn from data in MiniCPM-V's form, with the shipped configs, at tiny size."""
 
+import base64
 import dataclasses
 import json
 
@@ -14,10 +15,12 @@ import omnifusion_jax as of
 from omnifusion_jax import shipped
 from omnifusion_jax.checkpoints.native import open_native, read
 from omnifusion_jax.config import MeshConfig
+from omnifusion_jax.data.check import Check
 from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.pipeline import Batches
 from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.data.tokenizer import Tokenizer
+from omnifusion_jax.errors import DataError
 
 SYSTEMS = {"minicpmv": "minicpm-v-2.0", "omnilmm": "omnilmm"}
 COLOURS = ("red", "green", "blue", "white")
@@ -106,3 +109,36 @@ def test_a_batch_is_that_of_llavas_records(folder, name):
     assert len(ours) == len(llavas) and (made[0].weights > 0).any()
     for a, b in zip(ours, llavas, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def data_url(data):
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def test_what_cannot_be_used_is_counted_by_its_reason(folder):
+    """The other records are read all the same."""
+    c = config(folder, "minicpmv")
+    tokenizer = Tokenizer(read(c.init_from)[2]).for_vocabulary(c.model.decoder.vocab)
+    Image.new("RGB", (400, 1)).save(folder / "strip.png")  # one slice of it has more patches than the budget
+    said = [{"role": "user", "content": "<image_00>?"}, {"role": "assistant", "content": "no"}]
+    named = lambda image: {"image": image, "conversations": said}
+    pair = {"images": ["0.png"], "question": "What?", "chosen": "a cat", "rejected": "a dog"}
+    bad = {
+        "size": named({"<image_00>": "strip.png"}),
+        "marks": named({"<image_01>": "0.png"}),
+        "not_a_picture": named({"<image_00>": data_url(b"no picture")}),
+        "data_url": named({"<image_00>": "data:image/png;base64,%%%"}),
+        "same": pair | {"rejected": "a cat"},
+        "empty_side": pair | {"chosen": " "},
+        "no_pair": named({"<image_00>": "0.png"}),
+    }
+    (folder / "bad.json").write_text(json.dumps([*bad.values(), pair]))
+    source = open_source(str(folder / "bad.json"), str(folder), 1)
+    prepare = Prepare.of(tokenizer, c.model, 256, pairs=True)
+    for i, reason in enumerate(bad):
+        with pytest.raises(DataError) as caught:
+            prepare.outlined()(source[i])
+        assert caught.value.reason == reason, caught.value
+        assert str(caught.value).startswith(f"{folder}/bad.json[{i}]: ")
+    report = Check(source, prepare, 1).wait()
+    assert (report.checked, report.bad, len(report.reasons)) == (len(bad) + 1, len(bad), len(bad))

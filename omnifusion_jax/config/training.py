@@ -232,7 +232,7 @@ class TrainConfig:
     # the kernel that computes attention: auto (what the devices can do best, printed at the start), dense,
     # splash (TPU), cudnn or triton (GPU)
     attention: str = "auto"
-    # none | dots | full | offload: what is kept of a decoder layer for its backward pass; full keeps the
+    # none | dots | full | offload: what is kept of a layer for its backward pass; full keeps the
     # layer's input alone, offload does so in the memory of the host
     remat: str = "none"
     # between layers of the decoder, spread the sequence over mesh.tensor, where each device would have all

@@ -20,6 +20,9 @@ class Encoder(Protocol):
     """
 
     config: EncoderConfig
+    # set before a call: what a backward pass keeps of a layer, a row of nn.stack.REMAT. One that has no
+    # layers to speak of may leave it unread
+    remat: str
 
     @property
     def dtype(self):

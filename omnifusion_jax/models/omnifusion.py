@@ -40,14 +40,15 @@ class Stream(nnx.Module):
         self.encoders = nnx.List([ENCODERS[encoder.kind](encoder, rngs=rngs) for encoder in c.encoders])
         self.adapter = ADAPTERS[c.adapter.kind](c, width, rngs=rngs)
 
-    def __call__(self, media, key=None):
+    def __call__(self, media, key=None, remat="none"):
         """Token embeddings [pools, tiles * rows, width] of media.
 
         `media` holds one array for each view; of pictures it is uint8[pools, tiles, size, size, 3]. After
         `take_features` it holds one for each encoder, [pools, tiles, rows, width].
         """
         flat = [media[view].reshape(-1, *media[view].shape[2:]) for view in self.views]
-        rows = self.adapter(self.adapter.read(self.encoders, flat), key)
+        encoders = [keeping(encoder, remat) for encoder in self.encoders]
+        rows = self.adapter(self.adapter.read(encoders, flat), key)
         return rows.reshape(len(media[0]), -1, rows.shape[-1])
 
     def take_features(self):
@@ -70,8 +71,8 @@ class OmniFusion(nnx.Module):
         self.special = SpecialVectors(c.special, c.decoder.width, rngs=rngs) if c.special else None
         self.decoder = DECODERS[c.decoder.family](c.decoder, rngs=rngs)
 
-    def embed(self, batch: Batch, key=None):
-        """Token embeddings [batch, seq, width] of a batch, media included. `key` turns dropout on."""
+    def embed(self, batch: Batch, key=None, remat="none"):
+        """Token embeddings [batch, seq, width] of a batch, media included; arguments as in `hidden`."""
         x = self.decoder.embed_tokens(batch.tokens)
         rows = []  # special vectors and feature rows, [pools, n, width] (pools: 1 for special vectors)
         first = jnp.zeros_like(batch.index)  # where the rows of a position's kind begin among all of them
@@ -83,7 +84,7 @@ class OmniFusion(nnx.Module):
             media = batch.media[name]
             if media and media[0].shape[1]:  # without tiles the encoders do not run
                 first = jnp.where(batch.kind == FEATURE + number, count, first)
-                rows.append(getattr(self, name)(media, key))
+                rows.append(getattr(self, name)(media, key, remat))
                 count += rows[-1].shape[1]
         if not rows:
             return x
@@ -97,11 +98,18 @@ class OmniFusion(nnx.Module):
         `key` turns the adapter's dropout on; `remat` is a row of `nn.stack.REMAT`.
         """
         spec = AttentionSpec.of(batch.segments, batch.positions, self.decoder.config.window)
-        return self.decoder(self.embed(batch, key), spec, remat=remat)[0]
+        return self.decoder(self.embed(batch, key, remat), spec, remat=remat)[0]
 
     def __call__(self, batch: Batch):
         """Logits float32[batch, seq, vocab]."""
         return self.decoder.logits(self.hidden(batch))
+
+
+def keeping(encoder, remat):
+    """The encoder, with what a backward pass keeps of its layers: a row of `nn.stack.REMAT`."""
+    found = jax.tree.map(lambda a: a, encoder)
+    found.remat = remat
+    return found
 
 
 def insert(text, rows, index, here):

@@ -59,6 +59,8 @@ class VisionTransformer(nnx.Module):
     batch.PATCH: uint8[batch, budget, 3 * patch**2 + 1]. What other modules use of it is `contracts.Encoder`.
     """
 
+    remat = "none"
+
     def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = c
         self.patch = Linear((c.patch, c.patch, 3), c.width, c.patch_bias, rngs=rngs)
@@ -143,7 +145,7 @@ class VisionTransformer(nnx.Module):
         `each` keeps it.
         """
         block = self.block(media)
-        x, _ = run_stack(first_layers(self.layers, skip), self.embed(media), block)
+        x, _ = run_stack(first_layers(self.layers, skip), self.embed(media), block, remat=self.remat)
         acc, first = each(start, x, jax.tree.map(lambda a: a[0], items))
 
         def step(layer, carry, item):
@@ -152,7 +154,7 @@ class VisionTransformer(nnx.Module):
             return (x, acc), y
 
         items = jax.tree.map(lambda a: a[1:], items)
-        (_, acc), ys = run_stack(last_layers(self.layers, skip), (x, acc), step, items)
+        (_, acc), ys = run_stack(last_layers(self.layers, skip), (x, acc), step, items, self.remat)
         return acc, jax.tree.map(lambda y, rest: jnp.concatenate([y[None], rest]), first, ys)
 
     def hidden_states(self, images):
@@ -166,5 +168,6 @@ class VisionTransformer(nnx.Module):
         """
         c = self.config
         depth = c.feature_layer if c.feature_layer >= 0 else c.layers + 1 + c.feature_layer
-        x, _ = run_stack(first_layers(self.layers, depth), self.embed(media), self.block(media))
+        layers = first_layers(self.layers, depth)
+        x, _ = run_stack(layers, self.embed(media), self.block(media), remat=self.remat)
         return self.features(self.post_norm(x) if c.feature_norm else x)

@@ -43,7 +43,7 @@ class Objective(Protocol):
 
         A third value is {name: sum} of figures to log, which are divided by the same count.
 
-        `key` is for dropout; `remat` says what a decoder layer keeps for its backward pass
+        `key` is for dropout; `remat` says what a layer keeps for its backward pass
         (TrainConfig.remat).
         """
 

@@ -249,7 +249,7 @@ def test_gradients(system):
     for name, gradient in theirs.items():
         scale = max(np.abs(gradient).max(), 1e-3 * largest)  # that of a key's bias is zero but for rounding
         np.testing.assert_allclose(
-            np.asarray(gradients[name]), gradient, rtol=0, atol=5e-5 * scale, err_msg=name
+            np.asarray(gradients[name]), gradient, rtol=0, atol=1e-5 * scale, err_msg=name
         )
 
 
