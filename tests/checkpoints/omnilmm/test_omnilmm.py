@@ -21,6 +21,7 @@ from omnifusion_jax.checkpoints.mapping.tensors import destinations, to_foreign
 from omnifusion_jax.checkpoints.omnilmm.export import export_omnilmm, system_of
 from omnifusion_jax.checkpoints.omnilmm.systems import SYSTEMS, table
 from omnifusion_jax.checkpoints.storage.weights import open_tensors, write_safetensors
+from omnifusion_jax.data.layout import Prepare
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError, DataError
 from omnifusion_jax.inference.model import forward
@@ -220,15 +221,19 @@ def test_the_public_files_at_full_size():
     assert round(sum(map(math.prod, named.values())) / 1e9, 1) == 11.6
 
 
-@pytest.mark.parametrize("system", ["omnilmm", "minicpm-v-2.0"], indirect=True)
-def test_gradients(system):
-    """Of a loss over the logits of a question, for every parameter by its public name."""
-    model, directory, ours = system
-    talk = TALKS[0]
-    c, made = ours.config, load_checkpoint(directory)
+@pytest.mark.parametrize("name", ["omnilmm", "minicpm-v-2.0"])
+def test_gradients(name, tmp_path):
+    """Of a loss over the logits of a question, for every parameter by its public name.
+
+    The model is less sharp than that of other tests: attention that hardly chooses makes less of rounding.
+    """
+    model = published.Whole(name, spread=0.08)
+    published.save(model, tmp_path)
+    talk, made = TALKS[0], load_checkpoint(tmp_path)
+    c, prepare = made.config, Prepare.of(Tokenizer(made.tokenizer), made.config, 1024)
     arrays = {path: jnp.asarray(a) for path, a in made.arrays.items()}
-    batch = assemble([lay_out(requests()[0], "here", ours.prepare)], ours.prepare)
-    embeds = expected(model, directory, talk, learning=True)
+    batch = assemble([lay_out(requests()[0], "here", prepare)], prepare)
+    embeds = expected(model, tmp_path, talk, learning=True)
     n = embeds.shape[1]
     assert len(batch.tokens) == 1 and (batch.kind[0] > 0).sum() == n
     weights = np.random.default_rng(4).normal(size=(n, c.decoder.vocab)).astype(np.float32)
@@ -243,7 +248,6 @@ def test_gradients(system):
     theirs = {
         name: p.grad.numpy() for name, p in model.tensors(parameters=True).items() if p.grad is not None
     }
-    model.zero_grad()
     assert theirs.keys() == {name for name in gradients}
     largest = max(np.abs(a).max() for a in theirs.values())
     for name, gradient in theirs.items():
