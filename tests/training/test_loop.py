@@ -436,7 +436,9 @@ def test_broken_losses_are_counted_anew_when_a_run_goes_on(tokenizer, tmp_path):
 def test_an_attention_kernel_for_other_devices_is_refused(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="attention=splash is for tpu devices, and these are cpu"):
         fit(config(attention="splash"), tokenizer, tmp_path)
-    with pytest.raises(ConfigError, match="no attention kernel 'flash'; choose from dense, cudnn, paged, splash"):
+    with pytest.raises(
+        ConfigError, match="no attention kernel 'flash'; choose from dense, cudnn, paged, splash"
+    ):
         config(attention="flash")
 
 
