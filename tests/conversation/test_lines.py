@@ -63,7 +63,7 @@ class Terminal:
             assert self.read(), self.seen
 
     def interrupt(self):
-        """Presses Ctrl-C until there is a new prompt: readline sees a signal only while it waits for a key."""
+        """Presses Ctrl-C until there is a new prompt: readline sees a signal only as it waits for a key."""
         begin = len(self.seen)
         while lines.PROMPT not in self.seen[begin:]:
             self.process.send_signal(signal.SIGINT)
