@@ -1,30 +1,22 @@
 """Factors of a 7B decoder on one device of 24 GB: bytes of what is kept, and of the step as compiled."""
 
 import functools
-import os
+import json
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import ROOT
-from jax.experimental import topologies
+from conftest import run_command
 
 from configs import sft_lora
-from omnifusion_jax import sharding
-from omnifusion_jax.batch import Batch
-from omnifusion_jax.data.pictures import ImageProcessor
 from omnifusion_jax.models import lora
-from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
-from omnifusion_jax.tables import OBJECTIVES
 from omnifusion_jax.training import freeze
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.program import build
-from omnifusion_jax.training.step import batch_sharding, init_state, make_step, state_shardings
+from omnifusion_jax.training.step import init_state
 
 
 def size(arrays):
@@ -60,65 +52,11 @@ def test_bytes_of_what_is_kept(variant, bits):
     assert whole < {4.25: 8.5, 8.25: 12}[bits] * 1e9
 
 
-@pytest.mark.sweep
-def test_the_step_fits_24_gb():
-    """Compiled for one chip of TPU v6e, in a process of its own."""
+def test_the_step_fits_24_gb(tmp_path):
+    """Compiled for one chip of TPU v6e, one row of 2048 tokens at a time."""
     pytest.importorskip("libtpu", reason="the TPU compiler (jax[tpu]) is not installed")
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "XLA_FLAGS": "",
-        "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0",
-        "JAX_MEMORY_FITTING_EFFORT": "-1.0",
-    }
-    code = "import test_lora_fits; print(test_lora_fits.bytes_of_step(''))"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    used = int(done.stdout.split()[-1])
+    file = tmp_path / "plan.json"
+    run_command("plan", "--config=sft_lora", "--topology=v6e-1", "--rows=1", f"--json={file}")
+    used = json.loads(file.read_text())["total"]
     print(f"{used / 2**30:.2f} GiB")
     assert 4e9 < used < 22e9  # of 24: what the device keeps for itself is left
-
-
-def bytes_of_step(variant):
-    """What the compiled step takes: one row of 2048 tokens at a time."""
-    config, skeleton, optimizer, state, frozen = kept(variant)
-    chips = topologies.get_topology_desc(
-        platform="tpu", topology_name="v6e:1x1", chips_per_host_bounds=[1, 1, 1]
-    )
-    mesh = sharding.make_mesh(devices=chips.devices)
-    place = lambda tree, placed: jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, placed
-    )
-    rows, length, processor = config.batch_size, config.data.max_length, ImageProcessor.of(config.model.image)
-    array = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_sharding(mesh))
-    integers = array(jnp.int32, length)
-    media = tuple(array(jnp.uint8, processor.room, v.size, v.size, 3) for v in processor.views)
-    batch = Batch(
-        integers,
-        integers,
-        integers,
-        array(jnp.float32, length),
-        integers,
-        integers,
-        array(jnp.int32),
-        {"image": media},
-    )
-    step = make_step(
-        skeleton,
-        OBJECTIVES["answers"],
-        optimizer,
-        seed=0,
-        grad_accum=config.grad_accum,
-        dtype=jnp.dtype(config.compute_dtype),
-        remat=config.remat,
-    )
-    with jax.set_mesh(mesh):
-        lowered = jax.jit(step, donate_argnums=0).lower(
-            place(state, state_shardings(mesh, state)), place(frozen, placements(mesh, frozen)), batch
-        )
-        memory = lowered.compile().memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-    )

@@ -55,6 +55,8 @@ def tpu(name: str) -> Place:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError("libtpu, which has the compiler for TPUs, is not installed: pip install 'jax[tpu]'")
     together = {"chip_config_name": "megacore"} if cores == 2 else {}  # both cores of a chip are one device
+    if shape == "1x1":  # libtpu takes four chips for the least that a host has
+        together["chips_per_host_bounds"] = [1, 1, 1]
     for variable, value in ALONE.items():
         os.environ.setdefault(variable, value)
     try:
