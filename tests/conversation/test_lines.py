@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ pytest.importorskip("readline")
 ROOT = Path(__file__).parents[2]
 TYPED = """
 import sys
+import time
 from pathlib import Path
 from omnifusion_jax.conversation import lines
 lines.remember(Path(sys.argv[1]))
@@ -63,11 +65,12 @@ class Terminal:
             assert self.read(), self.seen
 
     def interrupt(self):
-        """Presses Ctrl-C until there is a new prompt: readline sees a signal only as it waits for a key."""
+        """Presses Ctrl-C, again if need be: readline sees a signal only while it waits for a key."""
         begin = len(self.seen)
         while lines.PROMPT not in self.seen[begin:]:
+            time.sleep(0.5)  # until it waits
             self.process.send_signal(signal.SIGINT)
-            if select.select([self.mine], [], [], 1)[0]:
+            if select.select([self.mine], [], [], 10)[0]:
                 self.read()
 
     def end(self):
