@@ -67,11 +67,14 @@ class Terminal:
     def interrupt(self):
         """Presses Ctrl-C, again if need be: readline sees a signal only while it waits for a key."""
         begin = len(self.seen)
-        while lines.PROMPT not in self.seen[begin:]:
+        for _ in range(6):
             time.sleep(0.5)  # until it waits
             self.process.send_signal(signal.SIGINT)
-            if select.select([self.mine], [], [], 10)[0]:
+            while select.select([self.mine], [], [], 10)[0]:
                 self.read()
+                if lines.PROMPT in self.seen[begin:]:
+                    return
+        raise AssertionError(self.seen)
 
     def end(self):
         os.write(self.mine, b"\x04")
