@@ -17,8 +17,9 @@ from omnifusion_jax.conversation import lines
 pytest.importorskip("readline")
 ROOT = Path(__file__).parents[2]
 TYPED = """
-import sys
-import time
+import signal, sys  # a child inherits whatever the tests before did with SIGINT
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from omnifusion_jax.conversation import lines
 lines.remember(Path(sys.argv[1]))
