@@ -7,9 +7,9 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from configs import sft_lora
 from conftest import run_command
 
-from configs import sft_lora
 from omnifusion_jax.models import lora
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx

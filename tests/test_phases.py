@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+from configs import pretrain, sft
 from conftest import run_command
 from settings import changed
 
-from configs import pretrain, sft
 from omnifusion_jax.checkpoints.native import save_native
 from omnifusion_jax.checkpoints.storage.bundled import locate
 from omnifusion_jax.config import TrainConfig, adapter

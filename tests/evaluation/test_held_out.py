@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from runs import config
 
 from omnifusion_jax import sharding
 from omnifusion_jax.config import MeshConfig
@@ -19,7 +20,6 @@ from omnifusion_jax.inference.model import Model
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import OBJECTIVES
-from runs import config
 
 ANSWERS = ("A red circle.", "A blue square and a red circle.", "There are two circles to the left of it.")
 

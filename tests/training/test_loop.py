@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 from numpy.testing import assert_allclose, assert_array_equal
+from runs import LENGTH, PHASE1, PHASE2, Pictures, batches, config, rows, start
 
 from omnifusion_jax import hosts, sharding
 from omnifusion_jax.batch import Batch
@@ -28,7 +29,6 @@ from omnifusion_jax.training.program import make_program
 from omnifusion_jax.training.signals import Stop
 from omnifusion_jax.training.start import fill
 from omnifusion_jax.training.step import init_state, make_step
-from runs import LENGTH, PHASE1, PHASE2, Pictures, batches, config, rows, start
 
 
 def losses(workdir):

@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 import pytest
+from runs import config
 
 from omnifusion_jax import sharding
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.training import program
-from runs import config
 
 
 @pytest.mark.parametrize("grad_dtype", ["float32", "bfloat16"])
