@@ -42,8 +42,8 @@ class Linear(nnx.Module):
     def __call__(self, x):
         y = product(x, self.kernel[...], len(self.ins)) if self.kernel_scale is None else self.of_integers(x)
         if self.lora_a is not None:
-            low = jnp.tensordot(x, self.lora_a[...], len(self.ins))  # [..., rank]
-            y = y + jnp.tensordot(low * self.lora_scale, self.lora_b[...], 1)
+            low = product(x, self.lora_a[...], len(self.ins))  # [..., rank]
+            y = y + product(low * self.lora_scale, self.lora_b[...])
         return y if self.bias is None else y + self.bias[...]
 
     def of_integers(self, x):

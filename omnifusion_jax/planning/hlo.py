@@ -34,6 +34,9 @@ RINGS = {
 CUT = "all-reduce-scatter"  # its name for a computation that sums and keeps only what belongs to the device
 # What it gathers in a sum: every device adds its piece to an array of zeros
 PLACED, GATHER = "dynamic-update-slice", "all-gather by sum"
+# What only brings an array to another memory, perhaps in parts that are joined there
+MOVED = ("copy", "copy-start", "copy-done", "async-start", "async-done", "slice", "bitcast")
+JOINED = 'custom_call_target="ConcatBitcast"'
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
 
@@ -87,10 +90,19 @@ def collectives(text: str) -> list[Collective]:
 def pieces(operation: Operation, computations, name: str) -> bool:
     """Whether all that a sum is given are pieces that were placed among zeros, alone or in a fusion."""
     made = {one.name: one for one in computations[name]}
-    given = [made[one] for one in names(operation) if one in made]
-    fused = {one.name: CALLED.search(one.rest) for one in given if one.kind == "fusion"}
-    last = lambda one: computations[fused[one.name][2].lstrip("%")][-1] if fused.get(one.name) else one
-    return bool(given) and all(last(one).kind == PLACED for one in given)
+    given = [origin(made[one], made, computations) for one in names(operation) if one in made]
+    return bool(given) and all(kind == PLACED for kind in given)
+
+
+def origin(operation: Operation, made: dict[str, Operation], computations) -> str:
+    """The kind of what computed an operation's array in a computation `made`, wherever it was moved since."""
+    called = CALLED.search(operation.rest)
+    inside = called and computations.get((called[2] or "").lstrip("%"))
+    if operation.kind == "fusion" and inside:
+        return inside[-1].kind
+    moves = JOINED in operation.rest or (inside[-1] if inside else operation).kind in MOVED
+    before = made.get(next(iter(names(operation)), ""))
+    return origin(before, made, computations) if moves and before else operation.kind
 
 
 def parsed(text: str) -> tuple[dict[str, list[Operation]], str]:

@@ -23,7 +23,7 @@ from omnifusion_jax.training.meters import OWN
 from omnifusion_jax.training.moments import parameter_of
 
 # Parameters that meet activations in `nn.linear.product` alone
-KERNELS = r".*/kernel|decoder/head"
+KERNELS = r".*/(kernel|lora_[ab])|decoder/head"
 
 
 class TrainState(NamedTuple):

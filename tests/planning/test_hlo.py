@@ -81,6 +81,11 @@ TEXT = """HloModule step, num_partitions=4
   ROOT %placed = u8[64]{0} dynamic-update-slice(%o, %w, %there)
 }
 
+%half (w: u8[64]) -> u8[32] {
+  %w = u8[64]{0} parameter(0)
+  ROOT %cut = u8[32]{0} slice(%w), slice={[0:32]}
+}
+
 %all-reduce-scatter.1 (z: f32[8,16]) -> f32[2,16] {
   %z = f32[8,16]{1,0} parameter(0)
   %whole = f32[8,16]{1,0} all-reduce(%z), replica_groups={{0,1,2,3}}, to_apply=%add
@@ -93,9 +98,15 @@ ENTRY %main (x: s8[10], y: f32[3,3]) -> f32[] {
   %p = s8[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
   %alone = u8[64]{0} dynamic-update-slice(%zeros, %x, %here)
   %fused = u8[64]{0} fusion(%zeros, %x), kind=kLoop, calls=%place
-  %gathered = u8[64]{0} all-reduce(%alone, %fused), replica_groups={}, to_apply=%add
+  %moved = (u8[64]{0}, u8[64]{0:S(1)}, u32[]) copy-start(%alone)
+  %there = u8[64]{0:S(1)} copy-done(%moved)
+  %first = ((u8[64]{0}), u8[32]{0:S(1)}, s32[]) async-start(%there), calls=%half
+  %ended = u8[32]{0:S(1)} async-done(%first)
+  %joined = u8[64]{0} custom-call(%ended, %ended), custom_call_target="ConcatBitcast"
+  %gathered = u8[64]{0} all-reduce(%joined, %fused), replica_groups={}, to_apply=%add
   %cut = f32[2,16]{1,0} fusion(%z), kind=kCustom, calls=%all-reduce-scatter.1
-  %both = (s8[10]{0}, f32[3,3]{1,0}) all-reduce(%x, %y), replica_groups={}, to_apply=%add
+  %near = f32[3,3]{1,0} copy(%y)
+  %both = (s8[10]{0}, f32[3,3]{1,0}) all-reduce(%x, %near), replica_groups={}, to_apply=%add
   ROOT %w = (s32[], bf16[8,16]{1,0}) while(%z), condition=%c, body=%outer, backend_config={TRIPS:{"n":"5"}}
 }
 """.replace("TRIPS", '"known_trip_count"')
@@ -119,6 +130,7 @@ def test_a_sum_of_which_a_device_keeps_its_part_is_no_sum_on_all():
 
 
 def test_a_sum_of_pieces_in_zeros_is_no_sum():
+    """Nor is it where the compiler moves one of them to another memory first, in parts."""
     (found,) = [one for one in hlo.collectives(TEXT) if one.type == "u8[64] u8[64]"]
     assert (found.kind, found.received) == ("all-gather by sum", 1.5 * 128)
 
