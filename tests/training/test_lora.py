@@ -20,7 +20,7 @@ from omnifusion_jax.errors import CheckpointError, ConfigError
 from omnifusion_jax.models import lora
 from omnifusion_jax.models.axes import placements
 from omnifusion_jax.models.omnifusion import abstract, cast
-from omnifusion_jax.nn import nnx, quantized
+from omnifusion_jax.nn import linear, nnx, quantized
 from omnifusion_jax.nn.linear import Linear
 from omnifusion_jax.run import parted, save_model, starting_point
 from omnifusion_jax.sharding import make_mesh
@@ -103,15 +103,15 @@ def test_a_map_with_factors_is_that_of_peft(ins, outs):
     torch = pytest.importorskip("torch")
     n, m = math.prod(ins), math.prod(outs)
     weight, a, b = torch.randn(m, n), torch.randn(RANK, n), torch.randn(m, RANK)
-    linear = Linear(ins, outs, bias=False, rngs=nnx.Rngs(0))
-    linear.add_factors(RANK, ALPHA, rngs=nnx.Rngs(1))
-    assert linear.lora_a.shape == (*ins, RANK) and linear.lora_b.shape == (RANK, *outs)
-    linear.kernel = nnx.Param(jnp.asarray(weight.numpy().T.reshape(*ins, *outs)))
-    linear.lora_a = nnx.Param(jnp.asarray(split_in(*ins).forward(a.numpy())))
-    linear.lora_b = nnx.Param(jnp.asarray(split_out(*outs).forward(b.numpy())))
+    one = Linear(ins, outs, bias=False, rngs=nnx.Rngs(0))
+    one.add_factors(RANK, ALPHA, rngs=nnx.Rngs(1))
+    assert one.lora_a.shape == (*ins, RANK) and one.lora_b.shape == (RANK, *outs)
+    one.kernel = nnx.Param(jnp.asarray(weight.numpy().T.reshape(*ins, *outs)))
+    one.lora_a = nnx.Param(jnp.asarray(split_in(*ins).forward(a.numpy())))
+    one.lora_b = nnx.Param(jnp.asarray(split_out(*outs).forward(b.numpy())))
     x = torch.randn(5, n)
     expected = x @ weight.T + ALPHA / RANK * (x @ a.T) @ b.T
-    found = linear(x.numpy().reshape(5, *ins)).reshape(5, m)
+    found = one(x.numpy().reshape(5, *ins)).reshape(5, m)
     assert_allclose(found, expected.numpy(), rtol=0, atol=1e-4)
 
 
@@ -217,9 +217,17 @@ def test_every_mesh_trains_factors_alike():
         assert np.abs(a - before[path]).max() > 1e-4 or not path.startswith("decoder/"), path
 
 
-def test_gradients_of_factors_add_up_in_float32():
-    c = config("int4", compute_dtype="bfloat16")
+def test_gradients_of_factors_add_up_in_float32(monkeypatch):
+    c, factors, real = config("int4", compute_dtype="bfloat16"), set(), linear.product
+
+    def product(x, kernel, *given):
+        if RANK in (kernel.shape[0], kernel.shape[-1]):
+            factors.add((x.dtype.name, kernel.dtype.name))
+        return real(x, kernel, *given)
+
+    monkeypatch.setattr(linear, "product", product)
     _, state, frozen = step_of(c, make_mesh(fsdp=1), grad_accum=4, optimizer=tiny.RECORDER)
+    assert factors == {("bfloat16", "float32")}  # a product of these has a gradient that is never rounded
     assert (
         {a.dtype for a in state.params.values()}
         == {a.dtype for a in state.optimizer.values()}
