@@ -66,14 +66,9 @@ GENERATION, MESH = GenerationFlags(), MeshFlags()
 
 
 def main(_):
-    asked = []
-
-    def stop(number, frame):
-        asked.append(number)
-        signal.default_int_handler(number, frame)  # raises KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
     progress, target = JobProgress(Console(stderr=True)), Path(OUTPUT.value)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, progress.stop)
     several = one_of_several(HOST.value, OF.value, os.environ)
     part = several and Part(*several)
     try:
@@ -99,7 +94,7 @@ def main(_):
             f"\nstopped; {part.file(target) if part else target} keeps the answers that are written{again}. "
             "The same command goes on from there"
         )
-        return 0 if asked else 130  # being stopped by a scheduler is no failure
+        return 0 if progress.asked == signal.SIGTERM else 130  # a scheduler's stop is no failure
     before = f"; {done.kept} were there already" if done.kept else ""
     if done.retried:
         before += f", {done.retried} errors tried again"

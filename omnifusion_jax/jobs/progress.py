@@ -19,10 +19,11 @@ class JobProgress:
       total: requests of the job, those included that were answered by an earlier run.
       begun: requests that this run has read to ask them.
       answered: those of them whose answers are written.
+      asked: the number of the signal that asked the job to end, or None.
     """
 
     def __init__(self, console: Console | None = None):
-        self.console, self.bar = console, None
+        self.console, self.bar, self.asked = console, None, None
         self.total = self.kept = self.begun = self.answered = self.tokens = 0
         self.started = self.said = time.monotonic()
 
@@ -46,7 +47,7 @@ class JobProgress:
         self.begun += 1
 
     def advance(self, answer: Answer) -> None:
-        """Is told of an Answer that is written."""
+        """Is told of an Answer that is written. Raises KeyboardInterrupt after `stop`."""
         self.answered += 1
         self.tokens += len(answer.tokens)
         if self.bar is not None:
@@ -55,6 +56,16 @@ class JobProgress:
         elif self.console is not None and time.monotonic() - self.said > EVERY:
             self.console.print(self, highlight=False, soft_wrap=True)
             self.said = time.monotonic()
+        if self.asked is not None:
+            raise KeyboardInterrupt
+
+    def stop(self, number: int, frame=None):
+        """Ends the job, as the handler of a signal: raises KeyboardInterrupt, now and after the next answer.
+
+        One that is raised in a destructor or a callback of the garbage collector is lost.
+        """
+        self.asked = number
+        raise KeyboardInterrupt
 
     @property
     def lost(self) -> int:

@@ -2,7 +2,9 @@
 
 import io
 import re
+import signal
 
+import pytest
 from rich.console import Console
 
 from omnifusion_jax.inference.model import Answer
@@ -45,3 +47,26 @@ def test_nothing_is_known_of_the_time_before_the_first_answer():
     told = JobProgress()
     told.start(10, 0)
     assert str(told).endswith("0/10 requests, 0.0 requests/s, 0 tokens/s, unknown left")
+
+
+class Deaf:
+    """What is raised in its destructor is lost."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_ends_a_job_wherever_it_came():
+    told = JobProgress()
+    before = signal.signal(signal.SIGTERM, told.stop)
+    try:
+        Deaf()
+        told.begin()
+        with pytest.raises(KeyboardInterrupt):
+            told.advance(FOUR)
+        assert (told.asked, told.lost) == (signal.SIGTERM, 0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
