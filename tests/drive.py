@@ -105,7 +105,7 @@ def begun(decoder, prompts, beams, sizes):
 
 
 def answers(decoder, prompts, generations, tokenizer, sizes):
-    """The Answer to each prompt; every one has a GenerationConfig of its own."""
+    """The Answer to each prompt, each with a GenerationConfig of its own; None where it allows no token."""
     each = max(map(options.rows_of, generations))
     table = options.blank(len(prompts) * each, sizes)
     taken = np.zeros(len(table.limit), bool)
@@ -116,8 +116,12 @@ def answers(decoder, prompts, generations, tokenizer, sizes):
     state, _ = programs.advance(
         decoder, state, programs.Rows(read, taken, taken), table, np.int32(ROOM), np.bool_(False), sizes
     )
-    texts = jax.device_get(state.search.answers(table))
-    return [answer(g, tokenizer, texts, i * each) for i, g in enumerate(generations)]
+    texts, stuck = jax.device_get((state.search.answers(table), state.search.stuck))
+    rows = range(0, len(stuck), each)
+    return [
+        None if stuck[row] else answer(g, tokenizer, texts, row)
+        for row, g in zip(rows, generations, strict=True)
+    ]
 
 
 def generate(decoder, prompts, generation, limit=ROOM):
