@@ -76,7 +76,7 @@ def asked(generation, count, vocab=CONFIG.vocab):
     table = options.blank(count * generation.num_beams, sizes)
     for i in range(count):
         found = options.options(generation, NAMES, sizes, i)
-        options.write(table, i * generation.num_beams, found)
+        options.write(table, np.s_[i * generation.num_beams : (i + 1) * generation.num_beams], found)
     return table, sizes
 
 
@@ -89,38 +89,36 @@ class Bare(nnx.Module):
         self.decoder = decoder
 
 
-def begun(decoder, prompts, beams, sizes):
-    """The State of an engine in which each prompt is read, in as many rows as it has beams."""
-    rows = np.repeat(np.arange(len(prompts)), beams)
-    count = np.array([len(prompts[row]) for row in rows], np.int32)
+def begun(decoder, prompts, sizes):
+    """(the State of an engine in which each prompt is read, in a slot of its own; what is read of each)."""
+    count = np.array([len(prompt) for prompt in prompts], np.int32)
     kept, columns = np.zeros((len(prompts), PROMPT, decoder.config.width), np.float32), np.arange(PROMPT)
     for row, prompt in enumerate(prompts):
         kept[row, : len(prompt)] = prompt
-    index = (rows[:, None] * PROMPT + columns).astype(np.int32)
+    index = (np.arange(len(prompts))[:, None] * PROMPT + columns).astype(np.int32)
     kind = np.where(columns < count[:, None], FEATURE, 0).astype(np.int32)
-    none = np.zeros(len(rows), np.int32)
+    none = np.zeros(len(prompts), np.int32)
     chunk = programs.Chunk(None, none == 0, none, count - 1, np.zeros_like(index), kind, index)
-    state = programs.start(decoder, len(rows), PROMPT + ROOM, sizes)
+    state = programs.start(decoder, len(prompts), PROMPT + sizes.beams * ROOM, sizes)
     return programs.extend(Bare(decoder), [kept], state, chunk, fresh=True), count - 1
 
 
 def answers(decoder, prompts, generations, tokenizer, sizes):
     """The Answer to each prompt, each with a GenerationConfig of its own; None where it allows no token."""
-    each = max(map(options.rows_of, generations))
-    table = options.blank(len(prompts) * each, sizes)
+    table = options.blank(len(prompts) * sizes.beams, sizes)
     taken = np.zeros(len(table.limit), bool)
+    rows = [range(i * sizes.beams, i * sizes.beams + g.num_beams) for i, g in enumerate(generations)]
     for i, g in enumerate(generations):
-        options.write(table, i * each, options.options(g, tokenizer, sizes, i))
-        taken[i * each : i * each + options.rows_of(g)] = True
-    state, read = begun(decoder, prompts, each, sizes)
+        options.write(table, rows[i], options.options(g, tokenizer, sizes, i))
+        taken[rows[i]] = True
+    state, read = begun(decoder, prompts, sizes)
     state, _ = programs.advance(
         decoder, state, programs.Rows(read, taken, taken), table, np.int32(ROOM), np.bool_(False), sizes
     )
     texts, stuck = jax.device_get((state.search.answers(table), state.search.stuck))
-    rows = range(0, len(stuck), each)
     return [
-        None if stuck[row] else answer(g, tokenizer, texts, row)
-        for row, g in zip(rows, generations, strict=True)
+        None if stuck[own].any() else answer(g, tokenizer, texts, own)
+        for own, g in zip(rows, generations, strict=True)
     ]
 
 
@@ -128,8 +126,9 @@ def generate(decoder, prompts, generation, limit=ROOM):
     """(tokens, logprob) of each prompt's answer."""
     generation = dataclasses.replace(generation, max_new_tokens=limit)
     table, sizes = asked(generation, len(prompts))
-    state, read = begun(decoder, prompts, generation.num_beams, sizes)
-    rows = programs.Rows(read, read >= 0, read >= 0)
+    state, read = begun(decoder, prompts, sizes)
+    everyone = np.ones(len(table.limit), bool)
+    rows = programs.Rows(read, everyone, everyone)
     state, _ = programs.advance(decoder, state, rows, table, np.int32(limit), np.bool_(False), sizes)
     found = jax.device_get(state.search.answers(table))
     best = range(0, len(found.length), generation.num_beams)

@@ -1,6 +1,7 @@
 """What comes of a request."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -33,11 +34,11 @@ class Answer:
     others: list[Self] = dataclasses.field(default_factory=list)
 
 
-def answer(g: GenerationConfig, tokenizer: Tokenizer, texts: Texts, row: int) -> Answer:
-    """The Answer of the finished `texts` (NumPy arrays) of a request whose first row is `row`."""
+def answer(g: GenerationConfig, tokenizer: Tokenizer, texts: Texts, rows: Sequence[int]) -> Answer:
+    """The Answer of the finished `texts` (NumPy arrays) of a request that has these `rows`."""
     # A search may end with fewer finished texts than it has beams.
-    rows = [at for at in range(row, row + g.num_return_sequences) if texts.length[at] > 0]
-    first, *others = [one(g, tokenizer, texts, at) for at in rows]
+    some = [row for row in rows[: g.num_return_sequences] if texts.length[row] > 0]
+    first, *others = [one(g, tokenizer, texts, row) for row in some]
     return dataclasses.replace(first, others=others)
 
 

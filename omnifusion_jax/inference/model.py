@@ -134,10 +134,10 @@ class Model:
 
     def _answers(self, numbered, generation, batch_size):
         """Yields (number, Answer) of numbered requests, which are what `each` takes."""
-        rows, asked, more = options.rows_of(generation), {}, True
+        each, asked, more = options.slots_of(generation), {}, True
         engine = Engine(
             self,
-            slots=doubled(rows, rows * batch_size),
+            slots=doubled(each, each * batch_size),
             length=lengths(self.config.decoder.max_length),
             largest=generation,
         )

@@ -233,7 +233,12 @@ def last_token(g: GenerationConfig, tokenizer: Tokenizer) -> int | None:
 
 def rows_of(g: GenerationConfig) -> int:
     """How many rows answer a request."""
-    return g.num_beams if g.num_beams > 1 else g.num_return_sequences
+    return g.num_beams * slots_of(g)
+
+
+def slots_of(g: GenerationConfig) -> int:
+    """How many slots answer a request: each draw is in one of its own, and the beams of a search in one."""
+    return 1 if g.num_beams > 1 else g.num_return_sequences
 
 
 def reason(g: GenerationConfig, tokenizer: Tokenizer, tokens: list[int]) -> str:
@@ -261,7 +266,7 @@ def words(name: str | int, rank: int = 0) -> np.ndarray:
     return np.frombuffer(digest[:8], "<u4")
 
 
-def write(table: Options, at: int, found: Options):
-    """Puts the Options of a request into a NumPy table of many rows, in place, from row `at` on."""
-    for rows, new in zip(table, found, strict=True):
-        rows[at : at + len(new)] = new
+def write(table: Options, rows, found: Options):
+    """Puts the Options of a request into a NumPy table of many rows, in place, at its own `rows`."""
+    for all_rows, new in zip(table, found, strict=True):
+        all_rows[rows] = new

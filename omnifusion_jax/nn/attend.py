@@ -41,6 +41,8 @@ class AttentionSpec:
 
     query: Places | None = None  # None: every query sees every key
     key: Places | None = None  # None: those of `query`, for a sequence that attends to itself
+    # bool[batch, query, key]: what is seen, where places do not say it; then they hide nothing, nor a window
+    seen: jax.Array | None = None
     # a query sees the last `window` positions, including its own; None: all
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
     # a row of KERNELS; None: what `using` says
@@ -73,8 +75,8 @@ class AttentionSpec:
         . . 1 1 .
         . . . . .
         """
-        if self.query is None:
-            return None
+        if self.query is None or self.seen is not None:
+            return self.seen
         q, k = self.query, self.query if self.key is None else self.key
         side = lambda a, b: (a[:, :, None], b[:, None, :])
         (of_q, of_k), (mine, other) = side(q.segments, k.segments), side(q.numbers, k.numbers)
@@ -105,12 +107,15 @@ def attend(q, k, v, spec: AttentionSpec = EVERYTHING, dropout=(0.0, None)):
 def need(q, k, spec, dropout, packed) -> Need:
     """What attention of these arrays under `spec` asks of a kernel; `packed` is that of a Choice."""
     (rate, key), (queries, head_dim), keys = dropout, q.shape[-2:], k.shape[-2]
-    if spec.query is None:
+    cache = spec.key is not None or spec.seen is not None
+    if spec.seen is not None:
+        hidden, packed, window = "others", False, None
+    elif spec.query is None:
         hidden, packed, window = "nothing", False, None
     else:
         hidden, window = "later" if spec.query.order is None else "blocks", spec.within(keys)
     rate = 0.0 if key is None else rate
-    return Need(str(q.dtype), head_dim, queries, keys, hidden, packed, window, rate, spec.key is not None)
+    return Need(str(q.dtype), head_dim, queries, keys, hidden, packed, window, rate, cache)
 
 
 def dense(q, k, v, spec, dropout):
@@ -123,7 +128,7 @@ def dense(q, k, v, spec, dropout):
     infinity, which would make such a row NaN and reach real rows through 0 * NaN.
     """
     length, mask = q.shape[-2], spec.mask()
-    causal = spec.query is not None and spec.query.order is None and spec.key is None
+    causal = spec.query is not None and spec.query.order is None and spec.key is None and spec.seen is None
     count = min(BLOCKS, -(-length // BLOCK)) if causal else 1
     size = -(-length // count)  # rounded up
     outs = []

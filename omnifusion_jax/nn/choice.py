@@ -11,7 +11,7 @@ from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.tables import KERNELS
 
 AUTO = ("splash", "cudnn", "triton", "dense")  # what "auto" tries, in this order,
-DECODING = ("paged", "dense")  # and where answers are written, one token after the other
+DECODING = ("paged", "few", "dense")  # and where answers are written, one token after the other
 
 
 class Need(NamedTuple):
@@ -21,7 +21,8 @@ class Need(NamedTuple):
     head_dim: int
     queries: int  # length of the sequence of queries
     keys: int  # and of that of keys
-    # what a query does not see within its segment: "nothing", "later" tokens, or later "blocks" of tokens
+    # what a query does not see within its segment: "nothing", "later" tokens, later "blocks" of tokens, or
+    # "others" than a mask names
     hidden: str
     packed: bool  # a row may hold several segments
     window: int | None  # None: none, or one that hides nothing
@@ -30,7 +31,7 @@ class Need(NamedTuple):
 
     def __str__(self):
         said = [f"{self.queries} x {self.keys}", f"head_dim {self.head_dim}"]
-        said += {"nothing": [], "later": ["causal"], "blocks": ["blocks"]}[self.hidden]
+        said += {"nothing": [], "later": ["causal"], "blocks": ["blocks"], "others": ["mask"]}[self.hidden]
         said += ["packed"] * self.packed + ["cache"] * self.cache
         said += [f"window {self.window}"] if self.window else []
         said += [f"dropout {self.dropout}"] if self.dropout else []

@@ -176,7 +176,7 @@ def decode_step(config: TrainConfig, mesh: Mesh) -> Work:
 
 
 def state_of(config: TrainConfig, mesh: Mesh) -> engine.State:
-    """The State of an engine with a row for each dialogue of a batch, as long as one and its answer."""
+    """The State of an engine with a slot for each dialogue of a batch, as long as one and its answer."""
     module, sizes = model_of(config, mesh), sizes_of(config)
     count = config.batch_size // config.grad_accum
     length = prompts.bucket(config.data.max_length) + sizes.room
@@ -187,6 +187,7 @@ def state_of(config: TrainConfig, mesh: Mesh) -> engine.State:
         cache=jax.tree.map(lambda a: rows(a, "kv_heads", None, None), state.cache),
         pending=rows(state.pending),
         search=jax.tree.map(rows, state.search),
+        origin=rows(state.origin),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from omnifusion_jax.inference import options as opt
 from omnifusion_jax.inference.engine import programs
 from omnifusion_jax.inference.engine.features import Features
+from omnifusion_jax.inference.engine.sizes import UNBOUNDED
 from omnifusion_jax.inference.search import Texts
 from omnifusion_jax.nn.choice import DECODING, Choice, using
 from omnifusion_jax.sharding import replicated, ways
@@ -17,21 +18,21 @@ from omnifusion_jax.sharding import replicated, ways
 class Device:
     """The State of an engine, the feature rows of media, and the options of all rows.
 
-    It does as it is told: who is in which row is the scheduler's matter.
+    It does as it is told: who is in which slot is the scheduler's matter.
     """
 
-    def __init__(self, model, sizes: opt.Sizes, cache: str | None, most: int):
-        """`most`: columns of a row at most; where there are as many, it is a ring, see programs.py."""
-        self.most = most
+    def __init__(self, model, sizes: opt.Sizes, cache: str | None, ring: int):
+        """`ring`: columns of a slot of one row at most; where there are as many, see programs.py."""
+        self.ring = ring
         self.module, self.mesh, self.sizes = model.module, model.mesh, sizes
-        # how many pieces the rows are cut into; what belongs to a row must then stay where it is
+        # how many pieces the slots are cut into; what belongs to a slot must then stay where it is
         self.ways = 1 if self.mesh is None else ways(self.mesh, "batch")
         c, tiles = self.module.decoder.config, model.prepare.tiles
         self.dtype = jnp.dtype(self.module.decoder.dtype)
         self.cache = cache  # the dtype of the cache; None: that of the model
         (device, *_) = jax.tree.leaves(self.module)[0].devices()
         # For a kernel all of a cache of integers would be turned into numbers; XLA does it as it multiplies.
-        kernels = DECODING if cache is None else ("dense",)
+        kernels = DECODING if cache is None else DECODING[1:]
         self.attention = Choice.of("auto", device.platform, kernels)  # when tokens are chosen
         with self.spread():
             self.features = [
@@ -43,7 +44,7 @@ class Device:
         self.reset()
 
     def reset(self):
-        """Forgets all rows."""
+        """Forgets all slots."""
         self.state, self.table, self.options, self.count, self.length = None, None, None, 0, 0
 
     def spread(self):
@@ -53,33 +54,43 @@ class Device:
         """An array, whole on every device."""
         return jnp.asarray(a) if self.mesh is None else jax.device_put(a, replicated(self.mesh))
 
+    def columns(self, length: int) -> int:
+        """Columns of a slot for `length` positions; an answer has one for each beam."""
+        return min(length, self.most) + (self.sizes.beams - 1) * self.sizes.room
+
+    @property
+    def most(self) -> int:
+        """Columns that a prompt and the first of its rows have at most."""
+        return self.ring if self.sizes.beams == 1 else UNBOUNDED
+
     def grow(self, count: int, length: int) -> programs.State:
-        """The State with more rows, or longer ones."""
-        return programs.grow(self.state, count, min(length, self.most), self.sizes)
+        """The State with more slots, or longer ones."""
+        return programs.grow(self.state, count, self.columns(length), self.sizes)
 
     def resize(self, count: int, length: int, sizes: opt.Sizes) -> bool:
-        """Makes `count` rows for `length` positions. Returns whether they still hold what they held."""
+        """Makes `count` slots for `length` positions. Returns whether they still hold what they held."""
         if (count, length, sizes) == (self.count, self.length, self.sizes):
             return True
         kept = self.state is not None and sizes == self.sizes
-        table = opt.blank(count, sizes)
+        self.sizes, table = sizes, opt.blank(count * sizes.beams, sizes)
         if kept:
             # One after the other: so fewer programs lead from one size to the next.
             if count > self.count:
                 self.state = self.grow(count, self.length)
-            if min(length, self.most) > self.length:
+            if self.columns(length) > self.columns(self.length):
                 self.state = self.grow(count, length)
-            opt.write(table, 0, self.table)
+            opt.write(table, np.s_[: self.count * sizes.beams], self.table)
         else:
             self.state = None  # first, so that there is room
-            self.state = programs.start(self.module.decoder, count, min(length, self.most), sizes, self.cache)
+            columns = self.columns(length)
+            self.state = programs.start(self.module.decoder, count, columns, sizes, self.cache)
         self.table, self.options = table, None
-        self.count, self.length, self.sizes = count, length, sizes
+        self.count, self.length = count, length
         return kept
 
-    def ask(self, row: int, options: opt.Options):
-        """Says what the rows from `row` on are asked."""
-        opt.write(self.table, row, options)
+    def ask(self, rows: list[int], options: opt.Options):
+        """Says what some rows are asked."""
+        opt.write(self.table, rows, options)
         self.options = None
 
     def allow(self, row: int, mask: np.ndarray):
@@ -95,8 +106,8 @@ class Device:
     def copy(self, source: int, target: int):
         self.state = programs.copy(self.state, np.int32(source), np.int32(target))
 
-    def clear(self, row: int):
-        self.state = programs.clear(self.state, np.int32(row))
+    def clear(self, slot: int):
+        self.state = programs.clear(self.state, np.int32(slot))
 
     def advance(self, rows: programs.Rows, count: int, eager: bool) -> programs.Report:
         if self.options is None:

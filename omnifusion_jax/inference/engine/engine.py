@@ -13,7 +13,7 @@ from omnifusion_jax.inference.engine.scheduler import Scheduler
 from omnifusion_jax.inference.engine.sizes import CHUNKS
 from omnifusion_jax.inference.engine.task import Task
 from omnifusion_jax.inference.engine.warmup import warm_up
-from omnifusion_jax.inference.options import Sizes, needs, rounded
+from omnifusion_jax.inference.options import Sizes, needs, rounded, rows_of
 
 GREEDY = GenerationConfig()
 BURST = 16  # tokens that are chosen between two turns of the thread: so long do newcomers wait
@@ -21,7 +21,7 @@ WHOLE = 2**30  # all tokens of an answer
 
 
 class Engine:
-    """Answers requests in rows that they share with others for as long as they need.
+    """Answers requests in slots that they leave to others as soon as they are done.
 
     Requests enter and leave between two tokens, and each has its own GenerationConfig. Who waits for an
     answer drives the engine; after `start`, or as a context, a thread of its own does:
@@ -46,8 +46,9 @@ class Engine:
         """Makes the engine of an `inference.model.Model`.
 
         Args:
-          slots: rows, or numbers of rows from small to large, of which as many are made as are asked for.
-          length: positions of a row, question and answer together; or several from small to large, of which
+          slots: requests that are answered together, where each draw of several counts as one; or numbers
+            from small to large, of which as many are made as are asked for.
+          length: positions of a slot, question and answer together; or several from small to large, of which
             the longest request decides.
           largest: asks for as much as there is room for from the beginning: tokens, beams, banned sequences.
             A request that asks for more waits until nobody else is there, and has programs compiled.
@@ -110,22 +111,21 @@ class Engine:
 
         Raises:
           ConfigError: `generation` does not fit the vocabulary, or needs more than the engine has.
-          DataError: rows are too short for it.
+          DataError: slots are too short for it.
         """
         name, sample = question
         task = Task(sample, generation, self.sizes(generation), name, where, self.prepare.tiles)
-        task.guides = forms.guides(generation, self.tokenizer, self.vocab, task.beams)
+        task.guides = forms.guides(generation, self.tokenizer, self.vocab, rows_of(generation))
         scheduler = self.scheduler
-        rows, columns = scheduler.counts[-1], scheduler.lengths[-1]
+        slots, length = scheduler.counts[-1], scheduler.lengths[-1]
         check(
-            task.beams <= rows,
-            f"num_beams or num_return_sequences is {task.beams}, but the engine has {rows} slots. "
-            "Give it more",
+            task.count <= slots,
+            f"num_return_sequences is {task.count}, but the engine has {slots} slots. Give it more",
         )
-        if task.length > columns:
+        if task.length > length:
             raise DataError(
                 f"{where}: {len(sample.tokens)} tokens and max_new_tokens {generation.max_new_tokens} exceed "
-                f"the engine's {columns}. Shorten the dialogue or the answer, or give the engine more length",
+                f"the engine's {length}. Shorten the dialogue or the answer, or give the engine more length",
                 "too_long",
             )
         if self.warm:

@@ -1,12 +1,18 @@
 """The programs of an engine: what runs on the device.
 
 `encode` makes feature rows of media, `extend` reads a piece of some prompts, `advance` chooses tokens in all
-rows. A row has its prompt in the first columns of its cache and its answer in those that follow. All of a
+slots. A slot has its prompt in the first columns of its cache and its answer in those that follow. All of a
 prompt but its last position is read by `extend`; that one waits as an embedding, and `advance` begins the
 answer with it, so that one program alone makes scores.
 
-Where attention has a window, the cache need not be longer than that and two pieces of a prompt: then it is a
-ring, in which position p stands in column p modulo its length, in place of what no query sees any more.
+A search with n beams is in one slot, and has n rows of what is chosen. Each token of its answer has n
+columns, one for each row, and `origin` says for each row in which of them its own text stands. So the prompt
+is kept and read once for all beams, and nothing moves when one text is continued twice and another is lost.
+All slots have as many rows, those of `Sizes.beams`; row b of slot i is number i * beams + b.
+
+Where attention has a window, and slots have one row each, the cache need not be longer than that and two
+pieces of a prompt: then it is a ring, in which position p stands in column p modulo its length, in place of
+what no query sees any more.
 """
 
 from functools import partial
@@ -29,23 +35,25 @@ class State(NamedTuple):
 
     cache: Cache  # a (key, value) pair for each layer, [slots, kv_heads, length, head_dim], see nn/kept.py
     pending: jax.Array  # [slots, width]: the last position of each prompt, not yet read
-    search: Search
+    search: Search  # of all rows
+    # int32[rows, room]: the beam in whose column each token of a row's text stands; of one beam [rows, 0]
+    origin: jax.Array
 
 
 class Rows(NamedTuple):
-    """What the host says of the rows, [slots] each."""
+    """What the host says of slots and rows."""
 
-    # int32: columns of the prompt that are read; in a row that is not decoded, the first that means nothing
+    # int32[slots]: columns of the prompt that are read; where none is decoded, the first that means nothing
     read: jax.Array
-    active: jax.Array  # bool: the row is decoded
-    fresh: jax.Array  # bool: its answer begins
+    active: jax.Array  # bool[rows]: the row is decoded; then so is the first of its slot
+    fresh: jax.Array  # bool[rows]: its answer begins
 
 
 class Chunk(NamedTuple):
     """Pieces of `n` prompts, one of each, and the position that follows it."""
 
-    rows: jax.Array | None  # int32[n]: where each belongs; None: piece i belongs to row i, of all rows
-    active: jax.Array  # bool[n]: false of a row that this does not concern
+    slots: jax.Array | None  # int32[n]: where each belongs; None: piece i belongs to slot i, of all
+    active: jax.Array  # bool[n]: false of a slot that this does not concern
     start: jax.Array  # int32[n]: the column of its first position
     count: jax.Array  # int32[n]: its positions; the one at this place is the last of the prompt, or read next
     tokens: jax.Array  # int32[n, size + 1]; `kind` and `index` as in a Batch,
@@ -54,7 +62,7 @@ class Chunk(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What the host reads after a call of `advance`, [slots] each."""
+    """What the host reads after a call of `advance`, [rows] each."""
 
     last: jax.Array  # int32: the token chosen last
     parents: jax.Array  # int32: the row whose text it continued
@@ -66,21 +74,33 @@ class Report(NamedTuple):
 
 @partial(jax.jit, static_argnames=("slots", "length", "sizes", "dtype"))
 def start(decoder, slots: int, length: int, sizes: Sizes, dtype=None) -> State:
-    """A State of rows that hold nothing. `dtype` is that of the cache; None: that of the decoder."""
+    """A State of slots that hold nothing, with `length` columns.
+
+    `dtype` is that of the cache; None: that of the decoder.
+    """
     pending = jnp.zeros((slots, decoder.config.width), decoder.dtype)
     cache = decoder.init_cache(slots, length, dtype or decoder.dtype)
-    return State(spread(cache), pending, Search.start(slots, sizes))
+    return State(spread(cache), pending, *nobody(slots * sizes.beams, sizes))
+
+
+def nobody(rows: int, sizes: Sizes):
+    """The Search, and the origins, of rows that hold nothing."""
+    return Search.start(rows, sizes), jnp.zeros((rows, sizes.room if sizes.beams > 1 else 0), jnp.int32)
 
 
 @partial(jax.jit, static_argnames=("slots", "length", "sizes"))
 def grow(state: State, slots: int, length: int, sizes: Sizes) -> State:
-    """The State with more rows, or longer ones."""
+    """The State with more slots, or longer ones."""
     more, longer = slots - len(state.pending), length - columns(state.cache)
     widths = ((0, more), (0, 0), (0, longer), (0, 0))
     return State(
         spread(jax.tree.map(lambda a: jnp.pad(a, widths), state.cache)),
         jnp.pad(state.pending, widths[:2]),
-        jax.tree.map(lambda old, new: new.at[: len(old)].set(old), state.search, Search.start(slots, sizes)),
+        *jax.tree.map(
+            lambda old, new: new.at[: len(old)].set(old),
+            (state.search, state.origin),
+            nobody(slots * sizes.beams, sizes),
+        ),
     )
 
 
@@ -108,13 +128,13 @@ def extend(module, kept, state: State, chunk: Chunk, fresh: bool) -> State:
     cache = state.cache
     if x.shape[1] > 1:
         new = read(module.decoder, x[:, :-1], cache, chunk, fresh)
-        where = chunk.rows, chunk.start, jnp.where(chunk.active, chunk.count, 0)
+        where = chunk.slots, chunk.start, jnp.where(chunk.active, chunk.count, 0)
         put = lambda old, new: write(old, new, *where, is_ring(cache, module.decoder))
         cache = jax.tree.map(put, cache, new)
-    if chunk.rows is None:
+    if chunk.slots is None:
         pending = jnp.where(chunk.active[:, None], last, state.pending)
     else:
-        pending = state.pending.at[chunk.rows].set(last)
+        pending = state.pending.at[chunk.slots].set(last)
     return state._replace(cache=spread(cache), pending=pending)
 
 
@@ -141,8 +161,8 @@ def read(decoder, x, cache, chunk, fresh):
     if fresh:
         empty = spread(decoder.init_cache(n, size, dtype_of(cache)))
         return decoder(x, AttentionSpec(places, window=window), empty, jnp.zeros(n, jnp.int32))[1]
-    if chunk.rows is not None:
-        cache = jax.tree.map(lambda a: a[chunk.rows], cache)
+    if chunk.slots is not None:
+        cache = jax.tree.map(lambda a: a[chunk.slots], cache)
     # The piece stands behind what is there already: in a ring, its queries still see what it will replace.
     before, end = held(cache, chunk.start - 1), columns(cache)
     keys = Places(*(jnp.concatenate(pair, axis=1) for pair in zip(before[:2], places[:2], strict=True)))
@@ -151,10 +171,10 @@ def read(decoder, x, cache, chunk, fresh):
     return jax.tree.map(lambda a: a[:, :, end:], found)
 
 
-def write(old, new, rows, start, count, ring):
-    """A cache [slots, kv_heads, length, head_dim] with pieces [n, kv_heads, size, head_dim] in some rows.
+def write(old, new, slots, start, count, ring):
+    """A cache [slots, kv_heads, length, head_dim] with pieces [n, kv_heads, size, head_dim] in some slots.
 
-    `rows` as in a Chunk; of each piece `count` positions are written, int32[n], from `start` on.
+    `slots` as in a Chunk; of each piece `count` positions are written, int32[n], from `start` on.
     """
     length, size = old.shape[2], new.shape[2]
 
@@ -162,39 +182,39 @@ def write(old, new, rows, start, count, ring):
         there = jax.lax.dynamic_slice(old, here, (1, *new.shape[1:]))
         return jax.lax.dynamic_update_slice(old, jnp.where(mine[:, None], new, there), here)
 
-    def whole(old, new, row, start, count):
+    def whole(old, new, slot, start, count):
         if not ring:
-            return put(old, new, (row, 0, start, 0), jnp.arange(size) < count)
+            return put(old, new, (slot, 0, start, 0), jnp.arange(size) < count)
         # What finds no room before the last column goes on at the first.
         for at in (jnp.minimum(start % length, length - size), 0):
             place = (at + jnp.arange(size) - start) % length  # of the piece, that belongs there
             turned = jnp.take(new, place, axis=2, mode="clip")
-            old = put(old, turned, (row, 0, at, 0), place < count)
+            old = put(old, turned, (slot, 0, at, 0), place < count)
         return old
 
-    if rows is None:
+    if slots is None:
         alone = lambda old, new, start, count: whole(old[None], new[None], 0, start, count)[0]
         return jax.vmap(alone)(old, new, start, count)
     for i in range(len(new)):
-        old = whole(old, new[i : i + 1], rows[i], start[i], count[i])
+        old = whole(old, new[i : i + 1], slots[i], start[i], count[i])
     return old
 
 
 @partial(jax.jit, donate_argnames="state")
 def copy(state: State, source, target) -> State:
-    """The State with all that row `source` holds of a prompt in row `target` too."""
+    """The State with all that slot `source` holds of a prompt in slot `target` too."""
 
     def move(a):
-        row = jax.lax.dynamic_slice_in_dim(a, source, 1)
-        return jax.lax.dynamic_update_slice_in_dim(a, row, target, 0)
+        slot = jax.lax.dynamic_slice_in_dim(a, source, 1)
+        return jax.lax.dynamic_update_slice_in_dim(a, slot, target, 0)
 
     return state._replace(cache=spread(jax.tree.map(move, state.cache)), pending=move(state.pending))
 
 
 @partial(jax.jit, donate_argnames="state")
-def clear(state: State, row) -> State:
-    """The State with a row that holds nothing: what is not a number would reach its next prompt."""
-    blank = lambda a: jax.lax.dynamic_update_slice_in_dim(a, jnp.zeros_like(a[:1]), row, 0)
+def clear(state: State, slot) -> State:
+    """The State with a slot that holds nothing: what is not a number would reach its next prompt."""
+    blank = lambda a: jax.lax.dynamic_update_slice_in_dim(a, jnp.zeros_like(a[:1]), slot, 0)
     return state._replace(cache=spread(jax.tree.map(blank, state.cache)), pending=blank(state.pending))
 
 
@@ -215,18 +235,25 @@ def advance(decoder, state: State, rows: Rows, options: Options, count, eager, s
     def body(carry):
         step, state = carry
         state = framed(state)
-        search, length = state.search, state.search.length
-        # The cache is reordered before anything is written; otherwise XLA would copy all of it.
-        ring = is_ring(state.cache, decoder)
-        cache = reorder(state.cache, search.parents, rows.read, sizes, ring)
-        x = decoder.embed_tokens(search.last())
-        x = jnp.where(length[:, None] > 0, x, state.pending)[:, None]  # [slots, 1, width]
-        at = rows.read + jnp.where(rows.active, length, 0)
-        query = Places(jnp.ones_like(at)[:, None], at[:, None])
-        spec = AttentionSpec(query, held(cache, at), decoder.config.window)
-        hidden, cache = decoder(x, spec, cache, at % columns(cache) if ring else at)
-        search = search.choose(decoder.logits(hidden[:, 0]), options, sizes, rows.active)
-        return step + 1, bare(state._replace(cache=spread(cache), search=search))
+        search, beams = state.search, sizes.beams
+        by_slot = lambda a: a.reshape(-1, beams, *a.shape[1:])  # [slots, beams, ...] of [rows, ...]
+        x = by_slot(decoder.embed_tokens(search.last()))
+        x = jnp.where(by_slot(search.length)[..., None] > 0, x, state.pending[:, None])
+        chosen = by_slot(jnp.where(rows.active, search.length, 0))[:, 0]  # tokens of the answer in each slot
+        position = jnp.broadcast_to((rows.read + chosen)[:, None], x.shape[:2])
+        query, window, origin = Places(jnp.ones_like(position), position), decoder.config.window, state.origin
+        if beams == 1:
+            at = rows.read + chosen
+            spec = AttentionSpec(query, held(state.cache, at), window=window)
+            at = at % columns(state.cache) if is_ring(state.cache, decoder) else at
+        else:
+            origin = inherited(origin, search, beams)
+            mask = branches(by_slot(origin), rows.read, chosen, columns(state.cache), window)
+            spec, at = AttentionSpec(query, seen=mask), rows.read + chosen * beams
+        hidden, cache = decoder(x, spec, state.cache, at)
+        logits = decoder.logits(hidden.reshape(-1, hidden.shape[-1]))
+        search = search.choose(logits, options, sizes, rows.active)
+        return step + 1, bare(State(spread(cache), state.pending, search, origin))
 
     _, state = jax.lax.while_loop(going, body, (jnp.int32(0), bare(state)))
     state = framed(state)
@@ -235,18 +262,42 @@ def advance(decoder, state: State, rows: Rows, options: Options, count, eager, s
     return state, jax.tree.map(lambda a: constrain(a, None), told)
 
 
-def bare(state: State) -> State:
-    """The State with a cache [kv_heads, length, head_dim], if there is one row; `framed` undoes it.
+def inherited(origin, search: Search, beams: int):
+    """The origins of rows that continue their parents by a token which stands in their own column."""
+    row = jnp.arange(len(origin))
+    return origin[search.parents].at[row, search.length].set(row % beams)
 
-    XLA multiplies with heads and rows as one axis. From a loop that carries the axis of one row it would take
-    the write into the cache as two, one for each of both forms, and copy all of the cache in every step.
+
+def branches(origin, read, chosen, length: int, window: int | None):
+    """What each beam sees of the `length` columns of its slot, bool[slots, beams, length].
+
+    That is the prompt, which ends before the column `read`, int32[slots], and of the `chosen` tokens and the
+    next one those of its own text, by `origin`, int32[slots, beams, room].
+    """
+    slots, beams, room = origin.shape
+    column = jnp.arange(length) - read[:, None]  # [slots, length], counted from the end of the prompt
+    token, beam = jnp.divmod(jnp.maximum(column, 0), beams)
+    there = jnp.broadcast_to(jnp.minimum(token, room - 1)[:, None], (slots, beams, length))
+    own = jnp.take_along_axis(origin, there, axis=2) == beam[:, None]
+    seen = (column < 0)[:, None] | (own & (token <= chosen[:, None])[:, None])
+    if window is None:
+        return seen
+    back = chosen[:, None] - jnp.where(column < 0, column, token)  # positions, from the query's
+    return seen & (back < window)[:, None]
+
+
+def bare(state: State) -> State:
+    """The State with a cache [kv_heads, length, head_dim], if there is one slot; `framed` undoes it.
+
+    XLA multiplies with heads and slots as one axis. From a loop that carries the axis of one slot it would
+    take the write into the cache as two, one for each of both forms, and copy all of it in every step.
     """
     alone = len(state.pending) == 1
     return state._replace(cache=jax.tree.map(lambda a: a[0], state.cache)) if alone else state
 
 
 def framed(state: State) -> State:
-    """The State whose cache has the axis of its rows again, see `bare`."""
+    """The State whose cache has the axis of its slots again, see `bare`."""
     alone = len(state.pending) == 1
     return state._replace(cache=jax.tree.map(lambda a: a[None], state.cache)) if alone else state
 
@@ -258,7 +309,7 @@ def answers(search: Search, options: Options) -> Texts:
 
 
 def held(cache, last) -> Places:
-    """What the columns of a cache hold, as the keys of a spec; `last`, int32[rows], is the last position."""
+    """What the columns of a cache hold, as the keys of a spec; `last`, int32[slots], is the last position."""
     length, last = columns(cache), last[:, None]
     column, newest = jnp.arange(length), last % length
     positions = last - newest + jnp.where(column > newest, column - length, column)
@@ -266,41 +317,15 @@ def held(cache, last) -> Places:
 
 
 def is_ring(cache, decoder) -> bool:
-    """Whether a cache may be shorter than what its rows have seen."""
+    """Whether a cache may be shorter than what its slots have seen."""
     return decoder.config.window is not None and columns(cache) > decoder.config.window
 
 
 def columns(cache) -> int:
-    """The length of the rows of a cache."""
+    """The length of the slots of a cache."""
     return jax.tree.leaves(cache)[0].shape[2]
 
 
 def spread(cache):
-    """Spreads rows and heads of the cache over the devices of a mesh; without a mesh it changes nothing."""
+    """Spreads slots and heads of the cache over the devices of a mesh; without a mesh it changes nothing."""
     return jax.tree.map(lambda a: constrain(a, "batch", "kv_heads", None, None), cache)
-
-
-def reorder(cache, parents, read, sizes: Sizes, ring):
-    """Gives each beam the cache of its parent.
-
-    Beams of one request share the cache of its prompt, so only what follows the prompt moves.
-    """
-    if sizes.beams == 1:
-        return cache
-
-    def move(a):
-        room = min(sizes.room, a.shape[2])
-        cut = lambda parent, at: jax.lax.dynamic_slice(
-            a, (parent, 0, at, 0), (1, a.shape[1], room, a.shape[3])
-        )
-        found = jax.vmap(cut)(parents, read)[:, 0]  # [slots, kv_heads, room, head_dim]
-        put = lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1)
-        return jax.vmap(put)(a, found, read)
-
-    def turn(a):
-        room = min(sizes.room, a.shape[2])
-        there = (read[:, None] + jnp.arange(room)) % a.shape[2]
-        found = a[parents[:, None, None], jnp.arange(a.shape[1])[:, None], there[:, None]]
-        return write(a, found, None, read, jnp.full_like(read, room), ring)
-
-    return jax.tree.map(turn if ring else move, cache)

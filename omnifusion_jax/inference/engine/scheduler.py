@@ -1,4 +1,4 @@
-"""Who is in the rows, and what runs next.
+"""Who is in the slots, and what runs next.
 
 A turn lets requests in where there is room, reads a piece of their prompts, chooses tokens for all that are
 read, and lets those out that are done. Nothing here depends on time or threads: hosts that are asked the same
@@ -20,7 +20,7 @@ from omnifusion_jax.inference.engine.sizes import Piece, fitting, most, parts, p
 from omnifusion_jax.inference.engine.slots import NOTHING, Slots
 from omnifusion_jax.inference.engine.task import Task, shared
 
-WORTH = 32  # columns from which on it is better to copy what another row holds than to read it again
+WORTH = 32  # columns from which on it is better to copy what another slot holds than to read it again
 BROKEN = (
     "the model's scores are not finite numbers. Its weights are damaged, or too large for {dtype}: "
     "convert them again, or load them with another dtype"
@@ -32,10 +32,10 @@ STUCK = (
 
 
 class Scheduler:
-    """Answers Tasks, each in rows of its own."""
+    """Answers Tasks, each in slots of its own."""
 
     def __init__(self, model, sizes: opt.Sizes, counts, lengths, chunks, burst: int, cache: str | None):
-        """Numbers of rows, their lengths and pieces of prompts are each from small to large.
+        """Numbers of slots, their lengths and pieces of prompts are each from small to large.
 
         `burst`: tokens that are chosen between two turns while nobody waits for any of them; `cache`: the
         dtype of the cache.
@@ -58,7 +58,7 @@ class Scheduler:
         self.flying = collections.deque()  # (Report that the device may still work on, whom it is about)
 
     def empty(self) -> Slots:
-        return Slots(self.device.most, self.chunks[-1])
+        return Slots(self.device.sizes.beams, self.device.most, self.chunks[-1])
 
     @property
     def tasks(self) -> list[Task]:
@@ -104,7 +104,7 @@ class Scheduler:
         return len(self.waiting) < before
 
     def comes_cheaper(self, task) -> bool:
-        """Whether another row is about to hold half of the prompt, which then need not be read."""
+        """Whether another slot is about to hold half of the prompt, which then need not be read."""
         if self.device.ways > 1:
             return False
         held, _ = self.slots.nearest(task.ids) if len(self.slots) else (0, 0)
@@ -114,24 +114,24 @@ class Scheduler:
         return coming >= max(held + WORTH, task.end // 2)
 
     def make_room(self, task) -> bool:
-        """Sees to it that free rows are there which are long enough; returns whether they are."""
+        """Sees to it that free slots are there which are long enough; returns whether they are."""
         sizes = self.device.sizes.join(task.needs)
         if sizes != self.device.sizes and (self.reading or self.live):
             return False
         count = max(len(self.slots), self.counts[0])
-        if self.slots.find(task.beams) is None:
+        if self.slots.find(task.count) is None:
             if len(self.slots) == self.counts[-1]:
                 return False
             taken = sum(not slot.free for slot in self.slots.all)
-            count = max(count, fitting(self.counts, taken + sum(other.beams for other in self.waiting)))
+            count = max(count, fitting(self.counts, taken + sum(other.count for other in self.waiting)))
         length = max(self.device.length, fitting(self.lengths, task.length))
         if not self.device.resize(count, length, sizes):
             self.slots = self.empty()
         self.slots.grow(count)
-        return self.slots.find(task.beams) is not None
+        return self.slots.find(task.count) is not None
 
     def enter(self, task) -> bool:
-        """Puts a task into rows of its own; returns False where its media find no room now."""
+        """Puts a task into slots of its own; returns False where its media find no room now."""
         held = []
         for tile, names in task.tiles.items():
             features = self.device.features[tile.number]
@@ -142,15 +142,15 @@ class Scheduler:
             held.append((features, names))
         task.place(self.device.features)
         columns, near = self.slots.nearest(task.ids)
-        own = task.beams == 1 and columns >= WORTH and self.slots.all[near].free
-        task.row = near if own else self.slots.find(task.beams)
+        own = task.count == 1 and columns >= WORTH and self.slots.all[near].free
+        task.sit(near if own else self.slots.find(task.count), self.slots.beams)
         task.read = self.slots.held(task)
         if columns - task.read >= WORTH and self.device.ways == 1:
-            self.copy(near, task.row)
+            self.copy(near, task.slots.start)
             task.read = columns
-        self.slots.fill(task.rows[:1], task.ids[: task.read])
+        self.slots.fill(task.slots[:1], task.ids[: task.read])
         self.slots.enter(task)
-        self.device.ask(task.row, opt.options(task.generation, self.tokenizer, self.device.sizes, task.name))
+        self.device.ask(task.rows, opt.options(task.generation, self.tokenizer, self.device.sizes, task.name))
         self.reading.append(task)
         return True
 
@@ -173,28 +173,28 @@ class Scheduler:
         self.device.extend(self.chunk(group, n, first.size), fresh)
         for task, p in group:
             task.read = p.start + p.count
-            self.slots.fill(task.rows if self.device.ways > 1 else task.rows[:1], task.ids[: task.read])
+            self.slots.fill(task.slots if self.device.ways > 1 else task.slots[:1], task.ids[: task.read])
             if task.read == task.end:
                 self.reading.remove(task)
                 self.release(task)
                 if self.device.ways == 1:
-                    for row in task.rows[1:]:
-                        self.copy(task.row, row)
-                self.slots.fill(task.rows, task.ids[: task.end])
+                    for other in task.slots[1:]:
+                        self.copy(task.slots.start, other)
+                self.slots.fill(task.slots, task.ids[: task.end])
                 self.live.append(task)
                 self.fresh.append(task)
 
     def chunk(self, group, n, size) -> Chunk:
-        """The Chunk of `n` pieces. Where rows are spread over devices it has all rows, in their order."""
+        """The Chunk of `n` pieces. Where slots are spread over devices it has all, in their order."""
         spread = self.device.ways > 1
-        rows, active = np.zeros(n, np.int32), np.zeros(n, bool)
+        slots, active = np.zeros(n, np.int32), np.zeros(n, bool)
         start, count = np.zeros((2, n), np.int32)
         columns = np.zeros((3, n, size + 1), np.int32)
         for i, (task, p) in enumerate(group):
-            for at in task.rows if spread else [i]:
-                rows[at], active[at], start[at], count[at] = task.row, True, p.start, p.count
+            for at in task.slots if spread else [i]:
+                slots[at], active[at], start[at], count[at] = task.slots.start, True, p.start, p.count
                 columns[:, at, : p.count + 1] = task.columns[:, p.start : p.start + p.count + 1]
-        return Chunk(None if spread else rows, active, start, count, *columns)
+        return Chunk(None if spread else slots, active, start, count, *columns)
 
     def advance(self):
         """Chooses tokens for all whose prompts are read."""
@@ -226,26 +226,27 @@ class Scheduler:
         for task in tasks:
             if task.progress.answer is not None:
                 continue
-            done = report.done[task.row : task.rows.stop].all()
-            length = int(report.length[task.row])
+            row, done = task.rows[0], report.done[task.rows].all()
+            length = int(report.length[row])
             task.follow(report)
-            tokens, heard = task.progress.tokens, task.progress.listening and task.beams == 1
+            tokens, heard = task.progress.tokens, task.progress.listening and len(task.rows) == 1
             if heard and not done and length == len(tokens) + 1:
-                tokens.append(int(report.last[task.row]))
-            elif report.broken[task.row : task.rows.stop].any():
+                tokens.append(int(report.last[row]))
+            elif report.broken[task.rows].any():
                 self.drop(task, BROKEN.format(dtype=self.device.dtype))
-                self.slots.fill(task.rows, NOTHING)
-                for row in task.rows:
-                    self.device.clear(row)
-            elif report.stuck[task.row : task.rows.stop].any():
+                self.slots.fill(task.slots, NOTHING)
+                for slot in task.slots:
+                    self.device.clear(slot)
+            elif report.stuck[task.rows].any():
                 self.drop(task, STUCK.format(length=length))
             elif done or heard:
                 texts = self.device.answers() if texts is None else texts
-                length = int(texts.length[task.row]) if done else length
-                found = texts.tokens[task.row, :length].tolist()
+                length = int(texts.length[row]) if done else length
+                found = texts.tokens[row, :length].tolist()
                 if done:
                     task.finish(texts, self.tokenizer)
-                    more = found[:-1] if task.beams == 1 else []
+                    # its columns are those after the prompt, if there is one answer and one row
+                    more = found[:-1] if task.count == self.slots.beams == 1 else []
                     self.leave(task, np.concatenate([task.ids, np.array(more, np.int64)]))
                 else:
                     tokens += found[len(tokens) :]
@@ -263,12 +264,12 @@ class Scheduler:
             self.leave(task, task.ids[: task.end])
 
     def leave(self, task, held):
-        """Lets a task out of its rows, which go on holding what it leaves there."""
+        """Lets a task out of its slots, which go on holding what it leaves there."""
         self.live.remove(task)
         if task in self.fresh:
             self.fresh.remove(task)
-        # The last column is where a row writes that is not decoded.
-        self.slots.fill(task.rows, held[: self.device.length - 1])
+        # The last column is where a slot writes that is not decoded.
+        self.slots.fill(task.slots, held[: self.device.length - 1])
         self.slots.leave(task)
 
     def release(self, task):

@@ -19,9 +19,9 @@ class Piece(NamedTuple):
 
 
 def piece(read: int, end: int, length: int, chunks: tuple[int, ...]) -> Piece:
-    """The next Piece of a prompt of `end` columns of which `read` are read, in a row of `length` columns.
+    """The next Piece of a prompt of `end` columns of which `read` are read, in a slot of `length` columns.
 
-    At the end of the row it begins earlier, and reads again what is known, rather than go beyond.
+    At the end of the slot it begins earlier, and reads again what is known, rather than go beyond.
     """
     if read == end:
         return Piece(read, 0, 0)
@@ -32,15 +32,15 @@ def piece(read: int, end: int, length: int, chunks: tuple[int, ...]) -> Piece:
 
 
 def most(window: int | None, chunks: tuple[int, ...]) -> int:
-    """Columns that a row needs at most: the window, and two pieces of a prompt to write in place of others.
+    """Columns that a slot of one row needs at most.
 
-    One piece is read, and another may be read again: see `piece`.
+    That is the window, and two pieces of a prompt to write in place of others. One piece is read, and another may be read again: see `piece`.
     """
     return UNBOUNDED if window is None else -(-(window + 2 * chunks[-1]) // STEP) * STEP
 
 
 def together(size: int, count: int) -> tuple[int, ...]:
-    """Numbers of pieces of `size` columns that are read at a time, in a cache of `count` rows."""
+    """Numbers of pieces of `size` columns that are read at a time, in a cache of `count` slots."""
     return tuple(n for n in TOGETHER if n == 1 or (n <= count and n * size <= TOKENS))
 
 
@@ -50,7 +50,7 @@ def parts(count: int, sizes: tuple[int, ...]) -> int:
 
 
 def lengths(most: int) -> tuple[int, ...]:
-    """Lengths of rows, up to `most` or beyond: multiples of STEP that grow by about a quarter."""
+    """Lengths of slots, up to `most` or beyond: multiples of STEP that grow by about a quarter."""
     found = [STEP]
     while found[-1] < most:
         last = found[-1]

@@ -10,7 +10,7 @@ from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.inference.answer import Answer, answer
 from omnifusion_jax.inference.engine.features import names
 from omnifusion_jax.inference.engine.handle import Progress
-from omnifusion_jax.inference.options import Sizes, rows_of
+from omnifusion_jax.inference.options import Sizes, slots_of
 from omnifusion_jax.inference.search import Texts
 
 APART = np.uint64(0x9E3779B97F4A7C15)  # an odd number: its multiples tell the feature rows of a tile apart
@@ -34,7 +34,8 @@ class Task:
         self.tiles = {tiles[stream]: names(views) for stream, views in sample.media.items()}
         self.ids = identities(sample, self.tiles)
         self.end = len(sample.tokens) - 1  # columns of the prompt that are read before the answer begins
-        self.row = None  # its first row
+        self.slots = range(0)  # those that it is in
+        self.rows = []  # and its rows in them
         self.read = 0  # columns of the prompt that are read
         self.columns = (
             None  # int32[3, length]: tokens, kind and index of the prompt, once its media have places
@@ -43,18 +44,19 @@ class Task:
         self.progress = Progress()
 
     @property
-    def beams(self) -> int:
-        """Rows that it takes."""
-        return rows_of(self.generation)
-
-    @property
-    def rows(self) -> range:
-        return range(self.row, self.row + self.beams)
+    def count(self) -> int:
+        """Slots that it takes."""
+        return slots_of(self.generation)
 
     @property
     def length(self) -> int:
-        """Columns of a row that it takes; nothing is read after the last token."""
+        """Positions of a slot that it takes; nothing is read after the last token."""
         return self.end + self.generation.max_new_tokens
+
+    def sit(self, slot: int, beams: int):
+        """Takes its slots, from `slot` on, which have rows for `beams` each."""
+        self.slots = range(slot, slot + self.count)
+        self.rows = [one * beams + beam for one in self.slots for beam in range(self.generation.num_beams)]
 
     def place(self, features: Mapping):
         """Makes its `columns`; feature rows are counted through all that `features`, by stream, keep."""
@@ -77,7 +79,7 @@ class Task:
 
     def finish(self, texts: Texts, tokenizer: Tokenizer):
         """Makes the Answer of its finished texts, among those of all rows."""
-        found = answer(self.generation, tokenizer, texts, self.row)
+        found = answer(self.generation, tokenizer, texts, self.rows)
         self.progress.tokens = found.tokens
         self.progress.answer = found
 

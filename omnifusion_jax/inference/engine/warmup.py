@@ -25,7 +25,7 @@ def warm_up(scheduler):
 
 
 def run_all(scheduler):
-    """Runs the programs that leave the sizes as they are, in rows that nobody is in."""
+    """Runs the programs that leave the sizes as they are, in slots that nobody is in."""
     device = scheduler.device
     for size in (0, *(size for size in scheduler.chunks if size <= device.length)):
         for n in together(size, device.count) if device.ways == 1 else (device.count,):
@@ -33,6 +33,6 @@ def run_all(scheduler):
                 device.extend(scheduler.chunk([], n, size), fresh)
     device.copy(0, 0)
     device.clear(0)
-    nobody = np.zeros(device.count, bool)
-    device.advance(Rows(nobody.astype(np.int32), nobody, nobody), 1, eager=False)
+    nobody = np.zeros(device.count * device.sizes.beams, bool)
+    device.advance(Rows(np.zeros(device.count, np.int32), nobody, nobody), 1, eager=False)
     device.answers()

@@ -47,6 +47,7 @@ def refuses(need):
             "several queries": need.queries > 1,
             "dropout": need.dropout,
             "blocks of tokens that see each other": need.hidden == "blocks",
+            "a mask of its own": need.hidden == "others",
             f"window {need.window}": need.window,
             f"head_dim {need.head_dim}": need.head_dim % LANES,
             f"{need.keys} keys, no multiple of {ROWS}": need.keys % ROWS,

@@ -1,0 +1,44 @@
+"""A few queries and many keys on a CPU, as sums of products rather than as products of matrices.
+
+XLA multiplies a matrix of a few rows with each head's keys several times slower than it reads them.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from omnifusion_jax.nn.attend import dense
+from omnifusion_jax.nn.choice import Kernel
+from omnifusion_jax.nn.kernels.fused import first
+from omnifusion_jax.tables import KERNELS
+
+MOST = 16  # queries of a head of keys
+WORTH = 2**15  # keys of all heads and rows from which on it is faster
+
+
+def few(q, k, v, spec, dropout):
+    """See `attend.attend`; what a product of matrices does better is left to `dense`."""
+    group, queries, size = q.shape[2:]
+    if not 1 < group * queries <= MOST or math.prod(k.shape[:3]) < WORTH:
+        return dense(q, k, v, spec, dropout)
+    scores = (q[..., None, :] * k[:, :, None, None]).sum(-1) * size**-0.5  # [batch, heads, group, query, key]
+    if (mask := spec.mask()) is not None:
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    probabilities = jax.nn.softmax(scores, axis=-1)
+    return (probabilities[..., None] * v[:, :, None, None]).sum(-2)
+
+
+def refuses(need):
+    """What of a Need this kernel cannot do."""
+    return first(
+        {
+            "a sequence that attends to itself": not need.cache,
+            f"{need.queries} queries": need.queries > MOST,
+            "dropout": need.dropout,
+            need.dtype: need.dtype != "float32",
+        }
+    )
+
+
+KERNELS["few"] = Kernel(few, refuses, platform="cpu")
