@@ -99,19 +99,21 @@ def begun(decoder, prompts, sizes):
     kind = np.where(columns < count[:, None], FEATURE, 0).astype(np.int32)
     none = np.zeros(len(prompts), np.int32)
     chunk = programs.Chunk(None, none == 0, none, count - 1, np.zeros_like(index), kind, index)
-    state = programs.start(decoder, len(prompts), PROMPT + sizes.beams * ROOM, sizes)
+    state = programs.start(decoder, len(prompts), PROMPT + ROOM * sizes.beams, sizes)
     return programs.extend(Bare(decoder), [kept], state, chunk, fresh=True), count - 1
 
 
 def answers(decoder, prompts, generations, tokenizer, sizes):
     """The Answer to each prompt, each with a GenerationConfig of its own; None where it allows no token."""
-    table = options.blank(len(prompts) * sizes.beams, sizes)
-    taken = np.zeros(len(table.limit), bool)
-    rows = [range(i * sizes.beams, i * sizes.beams + g.num_beams) for i, g in enumerate(generations)]
+    each = max(map(options.slots_of, generations))
+    table = options.blank(len(prompts) * each * sizes.beams, sizes)
+    taken, rows = np.zeros(len(table.limit), bool), []
     for i, g in enumerate(generations):
+        slots = range(i * each, i * each + options.slots_of(g))
+        rows.append([slot * sizes.beams + beam for slot in slots for beam in range(g.num_beams)])
         options.write(table, rows[i], options.options(g, tokenizer, sizes, i))
         taken[rows[i]] = True
-    state, read = begun(decoder, prompts, sizes)
+    state, read = begun(decoder, [prompt for prompt in prompts for _ in range(each)], sizes)
     state, _ = programs.advance(
         decoder, state, programs.Rows(read, taken, taken), table, np.int32(ROOM), np.bool_(False), sizes
     )

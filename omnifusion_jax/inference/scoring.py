@@ -12,7 +12,7 @@ from omnifusion_jax.batch import INSTEAD, Batch, Sample
 from omnifusion_jax.data.dialogues import Request, from_request
 from omnifusion_jax.data.layout import ANSWER, Prepare
 from omnifusion_jax.errors import DataError
-from omnifusion_jax.inference.engine.programs import held
+from omnifusion_jax.inference.engine.programs import columns, held
 from omnifusion_jax.nn.attend import AttentionSpec, Places
 
 LEAST = 8  # columns of an answer that there is room for; more are powers of two
@@ -98,7 +98,9 @@ def read(module, batch: Batch, at, room: int):
     x = module.embed(batch)[:1]  # [1, seq, width]
     cache = module.decoder.init_cache(1, x.shape[1] + room, x.dtype)
     query = Places(batch.segments[:1], batch.positions[:1])
-    spec = AttentionSpec(query, held(cache, jnp.full(1, x.shape[1] - 1)), module.decoder.config.window)
+    spec = AttentionSpec(
+        query, held(columns(cache), jnp.full(1, x.shape[1] - 1)), module.decoder.config.window
+    )
     _, cache = module.decoder(x, spec, cache, jnp.zeros(1, jnp.int32))
     return cache, x[:, at]
 
@@ -115,7 +117,7 @@ def follow(decoder, cache, first, at, tokens, targets):
     x = decoder.embed_tokens(tokens).at[:, 0].set(first)  # [n, size, width]
     positions = jnp.broadcast_to(at + jnp.arange(size), (n, size))
     query = Places(jnp.ones_like(positions), positions)
-    spec = AttentionSpec(query, held(cache, positions[:, -1]), decoder.config.window)
+    spec = AttentionSpec(query, held(columns(cache), positions[:, -1]), decoder.config.window)
     hidden, _ = decoder(x, spec, cache, positions[:, 0])
     logits = decoder.logits(hidden)  # [n, size, vocab]
     found = jnp.take_along_axis(logits, targets[..., None], axis=2)[..., 0]

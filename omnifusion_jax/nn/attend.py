@@ -41,12 +41,12 @@ class AttentionSpec:
 
     query: Places | None = None  # None: every query sees every key
     key: Places | None = None  # None: those of `query`, for a sequence that attends to itself
-    # bool[batch, query, key]: what is seen, where places do not say it; then they hide nothing, nor a window
-    seen: jax.Array | None = None
     # a query sees the last `window` positions, including its own; None: all
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
     # a row of KERNELS; None: what `using` says
     kernel: str | None = dataclasses.field(default=None, metadata={"static": True})
+    # bool[batch, query, key]: what is seen, where places do not say it; then they hide nothing, nor a window
+    seen: jax.Array | None = None
 
     @classmethod
     def of(cls, segments, positions, window: int | None = None, later=None) -> Self:

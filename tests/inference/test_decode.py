@@ -127,8 +127,9 @@ def test_no_step_copies_the_cache(decoder, rows, beams):
     """A copy of the whole cache for every token would cost more than the token."""
     g = GenerationConfig(max_new_tokens=drive.ROOM, num_beams=beams)
     table, sizes = drive.asked(g, rows)
-    state, read = drive.begun(decoder, drive.prompts(8, rows), beams, sizes)
-    rows = programs.Rows(read, read >= 0, read >= 0)
+    state, read = drive.begun(decoder, drive.prompts(8, rows), sizes)
+    everyone = np.ones(rows * beams, bool)
+    rows = programs.Rows(read, everyone, everyone)
     lowered = programs.advance.lower(decoder, state, rows, table, np.int32(9), np.bool_(False), sizes)
     program = lowered.compile().as_text()
     shape = ",".join(map(str, state.cache[0][0].shape)).removeprefix("1,")

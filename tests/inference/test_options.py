@@ -70,14 +70,14 @@ def test_what_does_not_fit_is_refused(g, says):
 
 
 def test_rows_of_a_table():
-    """Rows of a request stand where they were put, and all others ask for nothing."""
+    """Rows of a request stand where they were put, side by side or not, and all others ask for nothing."""
     sizes = options.Sizes(VOCAB, 16, beams=2)
     table = options.blank(5, sizes)
     g = GenerationConfig(max_new_tokens=9, num_beams=2, seed=7)
-    options.write(table, 1, options.options(g, TOKENIZER, sizes, "name"))
-    assert table.limit.tolist() == [0, 9, 9, 0, 0] and table.beams.tolist() == [1, 2, 2, 1, 1]
+    options.write(table, [1, 3], options.options(g, TOKENIZER, sizes, "name"))
+    assert table.limit.tolist() == [0, 9, 0, 9, 0] and table.beams.tolist() == [1, 2, 1, 2, 1]
     assert table.ends[1].tolist() == [EOS, options.NONE] and (table.allowed == options.ALL).all()
-    assert len({tuple(row) for row in table.name[:3].tolist()}) == 3
+    assert len({tuple(row) for row in table.name[[0, 1, 3]].tolist()}) == 3
     for rows, shape in zip(table, options.blank(1, sizes), strict=True):
         assert rows.dtype == shape.dtype and rows.shape[1:] == shape.shape[1:]
 

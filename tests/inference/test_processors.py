@@ -39,7 +39,7 @@ def asked(*generations, **each):
     table = blank(ROWS, SIZES)
     for row in range(ROWS):
         g = generations[row] if generations else GenerationConfig(**{"max_new_tokens": ROOM, **each})
-        write(table, row, options(g, NAMES, SIZES))
+        write(table, [row], options(g, NAMES, SIZES))
     return table
 
 

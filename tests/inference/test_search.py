@@ -42,7 +42,7 @@ def put(asked, places):
     """Options of ROWS rows with requests {number: GenerationConfig} at their places."""
     found = blank(ROWS, SIZES)
     for i, g in asked.items():
-        write(found, places[i], options(g, drive.NAMES, SIZES, i))
+        write(found, np.s_[places[i] : places[i] + g.num_beams], options(g, drive.NAMES, SIZES, i))
     return found
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from omnifusion_jax.inference import options as opt
 from omnifusion_jax.inference.engine import programs
 from omnifusion_jax.inference.engine.features import Features
-from omnifusion_jax.inference.engine.sizes import UNBOUNDED
 from omnifusion_jax.inference.search import Texts
 from omnifusion_jax.nn.choice import DECODING, Choice, using
 from omnifusion_jax.sharding import replicated, ways
@@ -21,9 +20,9 @@ class Device:
     It does as it is told: who is in which slot is the scheduler's matter.
     """
 
-    def __init__(self, model, sizes: opt.Sizes, cache: str | None, ring: int):
-        """`ring`: columns of a slot of one row at most; where there are as many, see programs.py."""
-        self.ring = ring
+    def __init__(self, model, sizes: opt.Sizes, cache: str | None, most: int):
+        """`most`: columns for prompts at most; where there are as many, they are a ring, see programs.py."""
+        self.most = most
         self.module, self.mesh, self.sizes = model.module, model.mesh, sizes
         # how many pieces the slots are cut into; what belongs to a slot must then stay where it is
         self.ways = 1 if self.mesh is None else ways(self.mesh, "batch")
@@ -55,20 +54,16 @@ class Device:
         return jnp.asarray(a) if self.mesh is None else jax.device_put(a, replicated(self.mesh))
 
     def columns(self, length: int) -> int:
-        """Columns of a slot for `length` positions; an answer has one for each beam."""
-        return min(length, self.most) + (self.sizes.beams - 1) * self.sizes.room
-
-    @property
-    def most(self) -> int:
-        """Columns that a prompt and the first of its rows have at most."""
-        return self.ring if self.sizes.beams == 1 else UNBOUNDED
+        """Columns of a slot for `length` positions, and those that answers of several beams have besides."""
+        beams = self.sizes.beams
+        return min(length, self.most) + (beams * self.sizes.room if beams > 1 else 0)
 
     def grow(self, count: int, length: int) -> programs.State:
         """The State with more slots, or longer ones."""
         return programs.grow(self.state, count, self.columns(length), self.sizes)
 
     def resize(self, count: int, length: int, sizes: opt.Sizes) -> bool:
-        """Makes `count` slots for `length` positions. Returns whether they still hold what they held."""
+        """Makes `count` slots of `length` positions. Returns whether they still hold what they held."""
         if (count, length, sizes) == (self.count, self.length, self.sizes):
             return True
         kept = self.state is not None and sizes == self.sizes

@@ -5,14 +5,14 @@ slots. A slot has its prompt in the first columns of its cache and its answer in
 prompt but its last position is read by `extend`; that one waits as an embedding, and `advance` begins the
 answer with it, so that one program alone makes scores.
 
-A search with n beams is in one slot, and has n rows of what is chosen. Each token of its answer has n
-columns, one for each row, and `origin` says for each row in which of them its own text stands. So the prompt
-is kept and read once for all beams, and nothing moves when one text is continued twice and another is lost.
-All slots have as many rows, those of `Sizes.beams`; row b of slot i is number i * beams + b.
+A search with n beams is in one slot, and has n rows of what is chosen. Then answers have columns of their own
+behind all those of prompts, n for each token, one of each row, and `origin` says for each row in which of
+them its own text stands. So the prompt is kept and read once for all beams, and nothing moves when one text
+is continued twice and another is lost. All slots have as many rows, those of `Sizes.beams`; row b of slot i
+is number i * beams + b.
 
-Where attention has a window, and slots have one row each, the cache need not be longer than that and two
-pieces of a prompt: then it is a ring, in which position p stands in column p modulo its length, in place of
-what no query sees any more.
+Where attention has a window, prompts need no more columns than that and two of their pieces: then these are a
+ring, in which position p stands in column p modulo their number, in place of what no query sees any more.
 """
 
 from functools import partial
@@ -38,6 +38,11 @@ class State(NamedTuple):
     search: Search  # of all rows
     # int32[rows, room]: the beam in whose column each token of a row's text stands; of one beam [rows, 0]
     origin: jax.Array
+
+    @property
+    def front(self) -> int:
+        """Columns of a prompt, and of an answer in one row."""
+        return columns(self.cache) - self.origin.size // len(self.pending)
 
 
 class Rows(NamedTuple):
@@ -127,9 +132,9 @@ def extend(module, kept, state: State, chunk: Chunk, fresh: bool) -> State:
     last = jnp.take_along_axis(x, chunk.count[:, None, None], axis=1)[:, 0]
     cache = state.cache
     if x.shape[1] > 1:
-        new = read(module.decoder, x[:, :-1], cache, chunk, fresh)
+        new = read(module.decoder, x[:, :-1], cache, state.front, chunk, fresh)
         where = chunk.slots, chunk.start, jnp.where(chunk.active, chunk.count, 0)
-        put = lambda old, new: write(old, new, *where, is_ring(cache, module.decoder))
+        put = lambda old, new: write(old, new, *where, ring_of(state, module.decoder))
         cache = jax.tree.map(put, cache, new)
     if chunk.slots is None:
         pending = jnp.where(chunk.active[:, None], last, state.pending)
@@ -149,10 +154,10 @@ def embed(module, kept, chunk):
     return x
 
 
-def read(decoder, x, cache, chunk, fresh):
+def read(decoder, x, cache, front, chunk, fresh):
     """Keys and values of embeddings [n, size, width], a pair [n, kv_heads, size, head_dim] for each layer.
 
-    They are in the form of the cache.
+    They are in the form of the cache, whose first columns, `front`, hold what stands before them.
     """
     (n, size, _), window = x.shape, decoder.config.window
     places = Places(
@@ -161,33 +166,34 @@ def read(decoder, x, cache, chunk, fresh):
     if fresh:
         empty = spread(decoder.init_cache(n, size, dtype_of(cache)))
         return decoder(x, AttentionSpec(places, window=window), empty, jnp.zeros(n, jnp.int32))[1]
-    if chunk.slots is not None:
-        cache = jax.tree.map(lambda a: a[chunk.slots], cache)
+    own = slice(None) if chunk.slots is None else chunk.slots
+    cache = jax.tree.map(lambda a: a[own, :, :front], cache)
     # The piece stands behind what is there already: in a ring, its queries still see what it will replace.
-    before, end = held(cache, chunk.start - 1), columns(cache)
+    before = held(front, chunk.start - 1)
     keys = Places(*(jnp.concatenate(pair, axis=1) for pair in zip(before[:2], places[:2], strict=True)))
     longer = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, size), (0, 0))), cache)
-    found = decoder(x, AttentionSpec(places, keys, window), spread(longer), jnp.full(n, end))[1]
-    return jax.tree.map(lambda a: a[:, :, end:], found)
+    found = decoder(x, AttentionSpec(places, keys, window), spread(longer), jnp.full(n, front))[1]
+    return jax.tree.map(lambda a: a[:, :, front:], found)
 
 
 def write(old, new, slots, start, count, ring):
     """A cache [slots, kv_heads, length, head_dim] with pieces [n, kv_heads, size, head_dim] in some slots.
 
-    `slots` as in a Chunk; of each piece `count` positions are written, int32[n], from `start` on.
+    `slots` as in a Chunk; of each piece `count` positions are written, int32[n], from `start` on, in a ring
+    of so many columns or, if it is None, in none.
     """
-    length, size = old.shape[2], new.shape[2]
+    size = new.shape[2]
 
     def put(old, new, here, mine):
         there = jax.lax.dynamic_slice(old, here, (1, *new.shape[1:]))
         return jax.lax.dynamic_update_slice(old, jnp.where(mine[:, None], new, there), here)
 
     def whole(old, new, slot, start, count):
-        if not ring:
+        if ring is None:
             return put(old, new, (slot, 0, start, 0), jnp.arange(size) < count)
         # What finds no room before the last column goes on at the first.
-        for at in (jnp.minimum(start % length, length - size), 0):
-            place = (at + jnp.arange(size) - start) % length  # of the piece, that belongs there
+        for at in (jnp.minimum(start % ring, ring - size), 0):
+            place = (at + jnp.arange(size) - start) % ring  # of the piece, that belongs there
             turned = jnp.take(new, place, axis=2, mode="clip")
             old = put(old, turned, (slot, 0, at, 0), place < count)
         return old
@@ -243,13 +249,15 @@ def advance(decoder, state: State, rows: Rows, options: Options, count, eager, s
         position = jnp.broadcast_to((rows.read + chosen)[:, None], x.shape[:2])
         query, window, origin = Places(jnp.ones_like(position), position), decoder.config.window, state.origin
         if beams == 1:
-            at = rows.read + chosen
-            spec = AttentionSpec(query, held(state.cache, at), window=window)
-            at = at % columns(state.cache) if is_ring(state.cache, decoder) else at
+            at = position[:, 0]
+            spec = AttentionSpec(query, held(state.front, at), window)
+            at = at if (ring := ring_of(state, decoder)) is None else at % ring
         else:
             origin = inherited(origin, search, beams)
-            mask = branches(by_slot(origin), rows.read, chosen, columns(state.cache), window)
-            spec, at = AttentionSpec(query, seen=mask), rows.read + chosen * beams
+            prompt = AttentionSpec(query, held(state.front, rows.read - 1), window).mask()
+            answer = branches(by_slot(origin), chosen, window)
+            spec = AttentionSpec(query, seen=jnp.concatenate([prompt, answer], axis=2))
+            at = state.front + chosen * beams
         hidden, cache = decoder(x, spec, state.cache, at)
         logits = decoder.logits(hidden.reshape(-1, hidden.shape[-1]))
         search = search.choose(logits, options, sizes, rows.active)
@@ -268,22 +276,17 @@ def inherited(origin, search: Search, beams: int):
     return origin[search.parents].at[row, search.length].set(row % beams)
 
 
-def branches(origin, read, chosen, length: int, window: int | None):
-    """What each beam sees of the `length` columns of its slot, bool[slots, beams, length].
+def branches(origin, chosen, window: int | None):
+    """What each beam sees of the columns of its answer, bool[slots, beams, room * beams].
 
-    That is the prompt, which ends before the column `read`, int32[slots], and of the `chosen` tokens and the
-    next one those of its own text, by `origin`, int32[slots, beams, room].
+    Of the `chosen` tokens, int32[slots], and of the next one, these are the columns where its own text stands
+    by `origin`, int32[slots, beams, room].
     """
-    slots, beams, room = origin.shape
-    column = jnp.arange(length) - read[:, None]  # [slots, length], counted from the end of the prompt
-    token, beam = jnp.divmod(jnp.maximum(column, 0), beams)
-    there = jnp.broadcast_to(jnp.minimum(token, room - 1)[:, None], (slots, beams, length))
-    own = jnp.take_along_axis(origin, there, axis=2) == beam[:, None]
-    seen = (column < 0)[:, None] | (own & (token <= chosen[:, None])[:, None])
-    if window is None:
-        return seen
-    back = chosen[:, None] - jnp.where(column < 0, column, token)  # positions, from the query's
-    return seen & (back < window)[:, None]
+    beams, room = origin.shape[1:]
+    back = chosen[:, None] - jnp.arange(room)  # positions, from that of the query
+    seen = (back >= 0) if window is None else (back >= 0) & (back < window)
+    own = (origin[..., None] == jnp.arange(beams)) & seen[:, None, :, None]
+    return own.reshape(*origin.shape[:2], room * beams)
 
 
 def bare(state: State) -> State:
@@ -308,17 +311,18 @@ def answers(search: Search, options: Options) -> Texts:
     return jax.tree.map(lambda a: constrain(a, *(None,) * a.ndim), search.answers(options))
 
 
-def held(cache, last) -> Places:
-    """What the columns of a cache hold, as the keys of a spec; `last`, int32[slots], is the last position."""
-    length, last = columns(cache), last[:, None]
+def held(length: int, last) -> Places:
+    """What `length` columns hold, as the keys of a spec; `last`, int32[slots], is the last position."""
+    last = last[:, None]
     column, newest = jnp.arange(length), last % length
     positions = last - newest + jnp.where(column > newest, column - length, column)
     return Places((positions >= 0).astype(jnp.int32), positions)
 
 
-def is_ring(cache, decoder) -> bool:
-    """Whether a cache may be shorter than what its slots have seen."""
-    return decoder.config.window is not None and columns(cache) > decoder.config.window
+def ring_of(state: State, decoder) -> int | None:
+    """Columns of the ring, if there may be fewer than a slot has seen."""
+    window = decoder.config.window
+    return state.front if window is not None and state.front > window else None
 
 
 def columns(cache) -> int:

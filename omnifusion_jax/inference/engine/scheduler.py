@@ -124,7 +124,9 @@ class Scheduler:
                 return False
             taken = sum(not slot.free for slot in self.slots.all)
             count = max(count, fitting(self.counts, taken + sum(other.count for other in self.waiting)))
-        length = max(self.device.length, fitting(self.lengths, task.length))
+        # Answers of several beams have columns of their own.
+        positions = task.length if sizes.beams == 1 else task.end + 1
+        length = max(self.device.length, fitting(self.lengths, positions))
         if not self.device.resize(count, length, sizes):
             self.slots = self.empty()
         self.slots.grow(count)
@@ -245,11 +247,17 @@ class Scheduler:
                 found = texts.tokens[row, :length].tolist()
                 if done:
                     task.finish(texts, self.tokenizer)
-                    # its columns are those after the prompt, if there is one answer and one row
-                    more = found[:-1] if task.count == self.slots.beams == 1 else []
-                    self.leave(task, np.concatenate([task.ids, np.array(more, np.int64)]))
+                    self.leave(task, self.known(task, found))
                 else:
                     tokens += found[len(tokens) :]
+
+    def known(self, task, tokens) -> np.ndarray:
+        """What all the slots of a task hold when it has chosen these tokens."""
+        if self.slots.beams > 1:  # what is behind the prompt has columns of its own
+            return task.ids[: task.end]
+        # The last token is not read. Several draws have different ones before it, but the same prompt.
+        same = tokens[:-1] if task.count == 1 else []
+        return np.concatenate([task.ids, np.array(same, np.int64)])
 
     def drop(self, task, why: str):
         """Lets a task out whose answer is an error."""

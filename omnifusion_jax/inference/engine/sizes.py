@@ -32,9 +32,10 @@ def piece(read: int, end: int, length: int, chunks: tuple[int, ...]) -> Piece:
 
 
 def most(window: int | None, chunks: tuple[int, ...]) -> int:
-    """Columns that a slot of one row needs at most.
+    """Columns that a prompt needs at most.
 
-    That is the window, and two pieces of a prompt to write in place of others. One piece is read, and another may be read again: see `piece`.
+    They are the window, and two pieces of a prompt to write in place of others. One piece is read, and
+    another may be read again: see `piece`.
     """
     return UNBOUNDED if window is None else -(-(window + 2 * chunks[-1]) // STEP) * STEP
 

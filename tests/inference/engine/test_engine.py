@@ -314,7 +314,7 @@ BAD = {
     "unknown role": (Request([{"role": "judge", "content": "What?"}]), GREEDY, "judge"),
     "not a request": ("What?", GREEDY, "str"),
     "a token that is none": (ask("Left"), GenerationConfig(banned_tokens=((320,),)), "0 to 319"),
-    "too many beams": (ask("Left"), GenerationConfig(max_new_tokens=8, num_beams=5), "slots"),
+    "too many beams": (ask("Left"), GenerationConfig(max_new_tokens=8, num_beams=5), "beams"),
     "no token is allowed": (
         ask("Left"),
         GenerationConfig(max_new_tokens=4, suppress_tokens=tuple(range(320))),
@@ -359,8 +359,7 @@ def test_a_window_keeps_a_ring_and_the_answers_are_those_of_a_whole_cache(tokeni
         engine.run()
         handles += [engine.submit(*one) for one in asked[-3:]]
         found.append([handle.result() for handle in handles])
-        held = jax.tree.leaves(engine.scheduler.device.state.cache)[0].shape[2]
-        assert held == (192 if chunks == (64,) else 640)
+        assert engine.scheduler.device.state.front == (192 if chunks == (64,) else 640)
     assert min(length(model, request) for request, _ in asked if len(request.images)) > 192 + 128
     for ring, whole in zip(*found, strict=True):
         assert ring.error is None
@@ -386,7 +385,7 @@ def test_a_cache_of_eight_bits_changes_little(model):
     assert held == {"int8", "float32"}
 
 
-def test_beams_reorder_a_cache_of_eight_bits(model):
+def test_beams_branch_in_a_cache_of_eight_bits(model):
     """The log probabilities of every beam are those of its own tokens, read at once and without a cache."""
     asked, g = ask(TEXTS[1]), GenerationConfig(max_new_tokens=10, num_beams=3, num_return_sequences=3)
     answer = model.engine(slots=4, length=192, cache="int8").submit(asked, g).result()
