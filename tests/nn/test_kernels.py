@@ -15,7 +15,7 @@ from omnifusion_jax import sharding
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.nn.attend import EVERYTHING, AttentionSpec, Places, attend, dense, using
 from omnifusion_jax.nn.choice import DECODING, Choice, Kernel, Need
-from omnifusion_jax.nn.kernels import paged, splash
+from omnifusion_jax.nn.kernels import few, paged, splash
 from omnifusion_jax.nn.kernels.cudnn import cudnn
 from omnifusion_jax.nn.kernels.triton import triton
 from omnifusion_jax.tables import KERNELS
@@ -144,6 +144,21 @@ def test_paged_equals_dense(mesh):
     np.testing.assert_allclose(y, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("queries", [1, 3, 9])
+def test_few_equals_dense(monkeypatch, queries):
+    """Three queries of each head of keys are summed; of two (a group) and of eighteen there are products."""
+    monkeypatch.setattr(few, "WORTH", 4 * HEADS * 40)
+    products, rng = [], np.random.default_rng(1)
+    monkeypatch.setattr(few, "dense", lambda *given: products.append(queries) or dense(*given))
+    made = lambda *shape: jnp.asarray(rng.normal(size=(4, HEADS, *shape, 16)), jnp.float32)
+    q, k, v = made(2, queries), made(40), made(40)
+    spec = AttentionSpec(seen=jnp.asarray(rng.random((4, queries, 40)) < 0.5).at[:, :, 0].set(True))
+    for given in ((q, k, v, spec), (q[:2], k[:2], v[:2], AttentionSpec())):  # half of the keys are too few
+        expected = dense(*given, (0.0, None))
+        np.testing.assert_allclose(few.few(*given, (0.0, None)), expected, atol=2e-6)
+    assert len(products) == (1 if queries in (1, 3) else 2)
+
+
 def test_triton_is_lowered_for_a_gpu_without_one():
     """At a size of 7B: three kernels, for the output, for what the gradients share, and for the gradients."""
     n, s = 256, jax.ShapeDtypeStruct
@@ -183,6 +198,11 @@ REFUSED = [
     (("paged",), TOKEN._replace(head_dim=64), "head_dim 64"),
     (("paged",), TOKEN._replace(keys=2040), "2040 keys, no multiple of 16"),
     (("paged",), TOKEN._replace(dtype="float32"), "float32"),
+    (("paged",), TOKEN._replace(hidden="others"), "a mask of its own"),
+    (("few",), DIALOGUE._replace(dtype="float32"), "a sequence that attends to itself"),
+    (("few",), TOKEN._replace(queries=17, dtype="float32"), "17 queries"),
+    (("few",), TOKEN._replace(dropout=0.1, dtype="float32"), "dropout"),
+    (("few",), TOKEN, "bfloat16"),
 ]
 
 
@@ -232,6 +252,9 @@ def test_what_writes_answers(platform, kernel):
     assert choice.take(TOKEN) is KERNELS[kernel] and f"attention: {kernel} (1 x 2048" in choice.line()
     assert choice.take(TOKEN._replace(window=1024)) is KERNELS["dense"]
     assert ("paged is for tpu" if platform != "tpu" else "paged has no window 1024") in choice.line()
+    beams = TOKEN._replace(queries=3, hidden="others", dtype="float32")
+    assert choice.take(beams) is KERNELS["few" if platform == "cpu" else "dense"]
+    assert "(3 x 2048, head_dim 128, mask, packed, cache, float32" in choice.line()
 
 
 def test_a_kernel_for_other_devices_is_refused_at_once():
