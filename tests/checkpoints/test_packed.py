@@ -26,10 +26,11 @@ CASES = {
     "gptq, inputs in order of their weight": GPTQ | {"desc_act": True},
     "gptq_v2": GPTQ | {"checkpoint_format": "gptq_v2", "group_size": -1},
     "gptq, 8 bits": GPTQ | {"bits": 8, "group_size": -1, "sym": True},
+    "gptq, 8 bits, a zero for each output": GPTQ | {"bits": 8, "group_size": -1},
     "gptq, 8 bits, in order": GPTQ | {"bits": 8, "desc_act": True},
     "awq": AWQ,
 }
-LOGITS = ("gptq, inputs in order of their weight", "gptq, 8 bits", "awq")
+LOGITS = ("gptq, inputs in order of their weight", "gptq, 8 bits, a zero for each output", "awq")
 
 
 def word(numbers, bits):

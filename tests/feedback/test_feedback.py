@@ -98,6 +98,8 @@ def place(tmp_path_factory):
 
 def test_the_own_judge_says_how_likely_yes_is(model, place):
     judge = Own(model)
+    # Yes and No begin with one token, which says nothing
+    assert judge.ids == [model.tokenizer.encode(word) for word in ("yes", "no")]
     questions = ["Is there a red square?", "Is there a blue square?"]
     likely = [judge.yes([place / f"{i}.png"], questions) for i in range(2)]
     assert all(0 <= one <= 1 for row in likely for one in row)

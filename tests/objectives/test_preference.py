@@ -201,6 +201,7 @@ def test_another_reference_is_refused_with_what_differs(place, made, tmp_path):
         ),
         (lambda: begin(changed(c, {"model.prompt": "No."}), arrays), r"model.prompt .*, now 'No.'"),
         (lambda: begin(changed(c, {"data.max_length": 60}), arrays), "reading.max_length 80, now 60"),
+        (lambda: begin(changed(c, {"data.draft": True}), arrays), "reading.draft False, now True"),
         (lambda: begin(changed(c, {"compute_dtype": "bfloat16"}), arrays), "compute_dtype 'float32'"),
     ):
         with pytest.raises(ConfigError, match=message):
