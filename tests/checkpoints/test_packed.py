@@ -26,10 +26,11 @@ CASES = {
     "gptq, inputs in order of their weight": GPTQ | {"desc_act": True},
     "gptq_v2": GPTQ | {"checkpoint_format": "gptq_v2", "group_size": -1},
     "gptq, 8 bits": GPTQ | {"bits": 8, "group_size": -1, "sym": True},
+    "gptq, 8 bits, a zero for each output": GPTQ | {"bits": 8, "group_size": -1},
     "gptq, 8 bits, in order": GPTQ | {"bits": 8, "desc_act": True},
     "awq": AWQ,
 }
-LOGITS = ("gptq, inputs in order of their weight", "gptq, 8 bits", "awq")
+LOGITS = ("gptq, inputs in order of their weight", "gptq, 8 bits, a zero for each output", "awq")
 
 
 def word(numbers, bits):
@@ -80,7 +81,9 @@ def case(request, plain, tmp_path_factory):
     shutil.copytree(plain[2], directory)
     tensors, weights = load_file(directory / "model.safetensors"), {}
     for seed, name in enumerate(filter(MAPS.fullmatch, sorted(tensors))):
-        parts, weights[name] = drawn(*tensors.pop(name).shape, how, seed)
+        # inputs of the first layer stand in order all the same: each layer has its own
+        own = how | {"desc_act": how.get("desc_act") and "layers.0." not in name}
+        parts, weights[name] = drawn(*tensors.pop(name).shape, own, seed)
         for part, a in parts.items():
             tensors[name.replace("weight", part)] = torch.from_numpy(np.ascontiguousarray(a))
     assert len(weights) == 7 * llava_models.C.decoder.layers
@@ -192,6 +195,7 @@ WRONG = {
     "an input of no group": ({}, {"g_idx": 99}, "g_idx does not give 16 inputs to each of 3 groups"),
     "a zero that is read in two ways": ({}, {"qzeros": -1}, "a zero is kept as 15"),
     "zeros of another kind": ({"sym": True}, {"qzeros": 0}, "sym is true, but not all zeros are 8"),
+    "a bias that a Mistral has not": ({}, {"bias": 0.5}, r"q_proj\.bias -> nowhere: the model has no such"),
 }
 
 
@@ -201,8 +205,8 @@ def test_what_is_refused(name, plain, tmp_path):
     shutil.copytree(plain[2], tmp_path / "llava")
     tensors = load_file(tmp_path / "llava/model.safetensors")
     for key in [key for key in tensors if MAPS.fullmatch(key) and "q_proj" in key]:
-        made, _ = drawn(*tensors.pop(key).shape, GPTQ, 0)
-        for part, a in made.items():
+        made, weight = drawn(*tensors.pop(key).shape, GPTQ, 0)
+        for part, a in (made | {"bias": np.zeros(len(weight), np.float16)}).items():
             value = parts.get(part, a)
             if isinstance(value, int | float):
                 value = np.full(a.shape, value, a.dtype if isinstance(value, int) else np.float32)

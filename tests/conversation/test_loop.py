@@ -236,6 +236,13 @@ def test_pictures_leave_when_no_turn_is_left(red, blue, capsys):
     assert "the oldest 1 question and 1 picture left out]" in capsys.readouterr().err
 
 
+def test_of_pictures_whose_turns_left_the_oldest_leave_first(red, blue):
+    talker = Short(236, *ANSWERS)  # two pictures and a question, without the turn before
+    talk(talker, f"/image {red}", "0", f"/image '{blue}'", "1", f"/image {red}", "2")
+    pictures = "<image>\n" * 2
+    assert talker.asked[1:] == [((f"{pictures}1",), (RED, BLUE)), ((f"{pictures}2",), (BLUE, RED))]
+
+
 def test_a_question_that_never_fits_leaves_the_talk_as_it_was(red):
     talker = Short(256, *ANSWERS)
     vain, held = talk(talker, f"/image {red}", "0", "1 " * 200, "2")

@@ -144,6 +144,13 @@ def test_strips_are_refused():
         processor(np.zeros((240, 1, 3), np.uint8))
 
 
+@pytest.mark.parametrize("read", ["__call__", "outline"])
+def test_pictures_of_too_many_pixels_are_refused(read):
+    processor, picture = Pictures.of(small(), max_pixels=99), np.zeros((10, 10, 3), np.uint8)
+    with pytest.raises(DataError, match=r"10 x 10 pixels; 1 to 99 \(max_pixels\) are allowed"):
+        getattr(processor, read)(picture)
+
+
 def test_no_picture_of_a_usual_shape_is_refused_by_minicpm_v():
     """Of pictures up to 60 times as long as wide none has a slice of more than 1152 patches."""
     rng = np.random.default_rng(0)

@@ -98,6 +98,8 @@ def place(tmp_path_factory):
 
 def test_the_own_judge_says_how_likely_yes_is(model, place):
     judge = Own(model)
+    # Yes and No begin with one token, which says nothing
+    assert judge.ids == [model.tokenizer.encode(word) for word in ("yes", "no")]
     questions = ["Is there a red square?", "Is there a blue square?"]
     likely = [judge.yes([place / f"{i}.png"], questions) for i in range(2)]
     assert all(0 <= one <= 1 for row in likely for one in row)
@@ -213,7 +215,8 @@ def test_pairs_are_those_of_the_verdicts(place, tmp_path):
     lines = [
         {"id": f"q{i}", "images": [f"{i}.png"], "question": "What?", "answers": answers} for i in range(2)
     ]
-    claims = [[["a", "A?", 0.9]], [["b", "B?", 0.1], ["c", "C?", 0.2]], [["d", "D?", 0.4]], []]
+    undecided = ["e", "E?", 0.5]  # which nobody refused
+    claims = [[["a", "A?", 0.9], undecided], [["b", "B?", 0.1], ["c", "C?", 0.2]], [["d", "D?", 0.4]], []]
     write = lambda name, lines: (tmp_path / "made" / name).write_text(
         "".join(json.dumps(x) + "\n" for x in lines)
     )
@@ -229,7 +232,9 @@ def test_pairs_are_those_of_the_verdicts(place, tmp_path):
         "rejected": "a ring",
     }
     found.pair(9)
-    assert "nobody knows" not in (tmp_path / "made/pairs.jsonl").read_text()
+    written = (tmp_path / "made/pairs.jsonl").read_text()
+    assert "nobody knows" not in written
+    assert '"chosen": "a red square", "rejected": "a cross"' in written
 
 
 def test_the_command_says_what_made_a_collection(place, tmp_path):

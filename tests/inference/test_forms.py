@@ -14,6 +14,7 @@ from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.dialogues import Request
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError
+from omnifusion_jax.inference.forms import guides
 from omnifusion_jax.inference.model import Model
 
 ASKED = [Request([{"role": "user", "content": text}]) for text in ("What is it?", "Left", "Right there?")]
@@ -63,6 +64,19 @@ def test_answers_have_their_form(model, form):
     finished = [a for a in answers if a.finish_reason == "stop"]
     assert len({a.text for a in finished}) > 2 and len(finished) > 8
     assert all(holds(a.text) for a in finished)
+
+
+@pytest.mark.parametrize("form, value", [("regex", " red|blue"), ("choices", (" red", "blue"))])
+def test_an_answer_may_end_where_what_is_decoded_has_the_form(tokenizer, form, value):
+    """Of spaces that a text begins with decoding drops one."""
+    ends = {}
+    for text in ("red", " red", "  red", "blue", "  blue"):
+        [guide] = guides(GenerationConfig(**{form: value}), tokenizer, tokenizer.vocab, 1)
+        tokens = tokenizer.encode(text)
+        for token in tokens:
+            guide = guide.after(token)
+        ends[tokenizer.decode(tokens)] = bool(guide.mask()[0] >> tokenizer.eos & 1)
+    assert ends == {"red": False, " red": True, "blue": True, " blue": False}
 
 
 def test_forms_that_cannot_be(model):

@@ -101,6 +101,14 @@ def test_a_stream_is_the_answer(model, mixed, generation):
         assert "".join(found) == model.generate([request], generation)[0].text
 
 
+def test_a_stream_that_is_left_is_answered_no_further(model, mixed):
+    endless = dataclasses.replace(GREEDY, max_new_tokens=40, suppress_tokens=(model.tokenizer.eos,))
+    left = model.stream(mixed[1], endless)
+    next(left)
+    left.close()
+    assert list(model.stream(mixed[2], GREEDY)) and not model.talks.scheduler.tasks
+
+
 def test_seeds(model, mixed):
     def tokens(seed):
         return [a.tokens for a in model.generate(mixed, dataclasses.replace(SAMPLED, seed=seed))]

@@ -18,6 +18,7 @@ from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference.engine import Engine
 from omnifusion_jax.inference.model import Model
 from omnifusion_jax.jobs.answer_file import answer_file
+from omnifusion_jax.jobs.output import Output
 
 GREEDY = GenerationConfig(max_new_tokens=5)
 SAMPLED = GenerationConfig(max_new_tokens=8, temperature=1.0, seed=3)
@@ -348,6 +349,17 @@ def test_errors_of_other_requests_are_not_gone_on_with(model, files):
     for retry in (False, True):
         with pytest.raises(DataError, match="answers to other requests than"):
             run(model, files, retry_errors=retry)
+
+
+def test_an_answer_under_a_number_is_not_that_of_a_request_with_an_id(model, files, monkeypatch):
+    """Only an error may be, see above."""
+    write(files[0], ask("one"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "save", lambda self: None)  # killed before its header tells of the answer
+        run(model, files)
+    write(files[0], ask("one", id="a"))
+    with pytest.raises(DataError, match="answers to other requests than"):
+        run(model, files)
 
 
 def test_a_request_may_not_change_once_it_is_answered_but_an_error_may(model, files):

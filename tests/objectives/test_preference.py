@@ -106,6 +106,12 @@ def test_a_run_begins_as_its_reference_and_learns_what_is_preferred(plain):
     assert last["data/skipped"] == 1
 
 
+def test_only_without_a_term_of_sft_there_is_a_loss_of_knowing_nothing(place):
+    """By which a finished run is judged."""
+    ignorance = lambda **more: OBJECTIVES["preference"].ignorance(config(place, **more), None)
+    assert ignorance() == math.log(2) and ignorance(**{"preference.sft": 0.1}) == math.inf
+
+
 def test_lengths_are_those_of_the_answers(place, plain):
     tokenizer = run.Tokenizer(place / "tokenizer")
     lengths = [[len(tokenizer.encode(text)) + 1 for text in pair] for pair in PAIRS]
@@ -195,6 +201,7 @@ def test_another_reference_is_refused_with_what_differs(place, made, tmp_path):
         ),
         (lambda: begin(changed(c, {"model.prompt": "No."}), arrays), r"model.prompt .*, now 'No.'"),
         (lambda: begin(changed(c, {"data.max_length": 60}), arrays), "reading.max_length 80, now 60"),
+        (lambda: begin(changed(c, {"data.draft": True}), arrays), "reading.draft False, now True"),
         (lambda: begin(changed(c, {"compute_dtype": "bfloat16"}), arrays), "compute_dtype 'float32'"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -52,3 +52,11 @@ def test_a_token_reads_keys_and_values_once_and_copies_none(program):
     copies = ("copy", "slice", "transpose", "async", "convolution")
     assert not {kind for kind in taken if kind.startswith(copies)}
     assert program.as_text().count('custom_call_target="tpu_custom_call"') == LAYERS
+
+
+def test_rows_of_a_window_are_a_ring():
+    """Of the window and two pieces of a prompt, as an engine makes them."""
+    config = shipped.load("sft")
+    config.model.decoder.layers, config.model.decoder.window = LAYERS, 256
+    state = programs.state_of(config.validate(), make_mesh(fsdp=1, devices=jax.devices()[:1]))
+    assert {a.shape[2] for a in jax.tree.leaves(state.cache)} == {256 + 2 * 512}

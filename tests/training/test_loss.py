@@ -12,8 +12,9 @@ from omnifusion_jax.batch import INSTEAD, TEXT, UNKNOWN, Batch
 from omnifusion_jax.data.synthetic import CELL_WORDS
 from omnifusion_jax.models.omnifusion import abstract
 from omnifusion_jax.nn import nnx
+from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.tables import OBJECTIVES
-from omnifusion_jax.training.loss import answer_loss
+from omnifusion_jax.training.loss import answer_loss, in_pieces
 
 
 def model(seed=0):
@@ -88,6 +89,14 @@ def test_pieces_are_of_one_length_and_kept_where_nothing_is_made_again(chunk, pi
     assert (f"tensor<{pieces}x{logits}" in text) == (remat == "none")  # all pieces, for the backward pass
     whole = jax.grad(lambda x: answer_loss(m.decoder, x, batch)[0])
     assert_allclose(back(hidden), whole(hidden), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows, pieces", [(8, 1), (32, 4)])
+def test_a_device_has_2048_tokens_of_a_piece(rows, pieces):
+    """Of 512 positions or more: the gradient of the head is summed over devices once a piece."""
+    hidden = np.zeros((rows, 2048, 1), np.float32)
+    with jax.set_mesh(make_mesh(fsdp=8)):
+        assert in_pieces(hidden, None)(hidden).shape == (pieces, rows, 2048 // pieces, 1)
 
 
 def test_an_unknown_target_costs_nothing_but_counts():

@@ -111,6 +111,14 @@ def test_rows_without_pairs_count_for_nothing(ours):
     assert value == count == 0 and not np.asarray(gradient).any()
 
 
+def test_a_model_that_is_its_reference_prefers_nothing(ours):
+    batch, scores = drawn(0)
+    batch.extra[REFERENCE][:] = scores
+    (value, (count, told)), _ = ours["dpo"](scores, batch)
+    assert_allclose(value, count * np.log(2), rtol=1e-6)
+    assert told["preference_accuracy"] == told["reward_margin"] == told["kl"] == 0
+
+
 class Head:
     """A decoder that is its head alone."""
 

@@ -182,14 +182,15 @@ def test_a_file_of_torch_and_bfloat16(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_what_config_json_leaves_to_the_tensors_and_what_it_says(tmp_path, tied):
-    """Whether there is a head of its own; and how many slices a picture has at most."""
+    """Whether there is a head of its own; and how many slices a picture has at most, and of what size."""
     published.save(published.Whole("minicpm-v-2.0", tied=tied), tmp_path)
-    settings = json.loads((tmp_path / "config.json").read_text()) | {"max_slice_nums": 4}
+    settings = json.loads((tmp_path / "config.json").read_text()) | {"max_slice_nums": 4, "image_size": 96}
     del settings["tie_word_embeddings"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
     found = load_checkpoint(tmp_path)
     assert found.config.decoder.tied == tied and ("decoder/head" in found.arrays) != tied
     assert found.config.image.slices == 4
+    assert found.config.image.encoders[0].image_size == published.SIZE  # scale_resolution
 
 
 @pytest.mark.parametrize("system", ["minicpm-v-1.0"], indirect=True)

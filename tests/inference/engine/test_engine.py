@@ -158,21 +158,39 @@ def test_a_dialogue_reads_only_its_new_turn(model, monkeypatch):
     assert found == alone(model, second, GREEDY).text
 
 
+def put(engine, sample, generation):
+    return engine.put(prompts.Question(0, sample), generation, "here").result()
+
+
+def followed(sample, tokens):
+    """The Sample of a prompt with more text."""
+    none = np.zeros(len(tokens), np.int32)
+    added = np.int32(tokens), none + TEXT, none, np.float32(none)
+    return Sample(*map(np.append, sample[:4], added), *sample[4:])
+
+
 def test_the_last_token_of_an_answer_is_read_with_what_follows_it(model, warm):
     """A row holds an answer but for its last token, which nothing has been computed from."""
-
-    def answer(sample):
-        return warm.put(prompts.Question(0, sample), GREEDY, "here").result()
-
     warm.scheduler.reset()
     question = prompts.question(ask("What is it?"), "here", model.prepare, GREEDY.max_new_tokens)
-    more = np.int32([*answer(question).tokens, *model.tokenizer.encode("Where?")])
-    none = np.zeros_like(more)
-    added = more, none + TEXT, none, np.float32(none)
-    longer = Sample(*map(np.append, question[:4], added), *question[4:])
-    found = answer(longer)
+    more = put(warm, question, GREEDY).tokens + model.tokenizer.encode("Where?")
+    found = put(warm, followed(question, more), GREEDY)
     warm.scheduler.reset()
-    agree(found, answer(longer))
+    agree(found, put(warm, followed(question, more), GREEDY))
+
+
+def test_an_answer_that_filled_its_row_goes_on_in_a_longer_one(model):
+    """It lacks the last column too: there idle rows write, while others are answered."""
+    engine = model.engine(slots=4, length=(64, 128))
+    question = prompts.question(ask("What is it?"), "here", model.prepare, 1)
+    full = 64 - (len(question.tokens) - 1)
+    endless = dataclasses.replace(KINDS[1], max_new_tokens=full, suppress_tokens=(model.tokenizer.eos,))
+    more = put(engine, question, endless).tokens + model.tokenizer.encode("Where?")
+    assert engine.scheduler.device.length == 64 and engine.submit(ask("Left"), GREEDY).result().tokens
+    found = put(engine, followed(question, more), GREEDY)
+    assert engine.scheduler.device.length == 128
+    engine.scheduler.reset()
+    agree(found, put(engine, followed(question, more), GREEDY))
 
 
 def test_a_long_prompt_is_read_in_pieces_while_others_go_on(model, monkeypatch):
@@ -339,7 +357,8 @@ def test_a_window_keeps_a_ring_and_the_answers_are_those_of_a_whole_cache(tokeni
     c = small(window=50)
     c.decoder.max_length = 640
     model, picture = made(tokenizer, c), np.random.default_rng(3).integers(0, 256, (30, 40, 3), np.uint8)
-    long = " ".join(TEXTS * 6)
+    long, half = " ".join(TEXTS * 6), " ".join(TEXTS)
+    endless = GenerationConfig(max_new_tokens=120, suppress_tokens=(tokenizer.eos,))
     talk = [*ask(long, picture).messages, {"role": "assistant", "content": "Two."}, *ask("Where?").messages]
     ends = (ask(long[:n], picture) for n in range(len(long), 300, -4))
     edge = next(request for request in ends if 182 < length(model, request) % 192 < 190)  # answers go round
@@ -347,6 +366,7 @@ def test_a_window_keeps_a_ring_and_the_answers_are_those_of_a_whole_cache(tokeni
         *[(ask(long + " " * i, picture, id=str(i)), g) for i, g in enumerate(KINDS)],
         (edge, KINDS[2]),
         (edge, KINDS[4]),
+        (edge, KINDS[3]),
         (ask("Left"), KINDS[2]),
         (ask(long, picture), GREEDY),
         (Request(talk, [picture]), GREEDY),
@@ -354,12 +374,20 @@ def test_a_window_keeps_a_ring_and_the_answers_are_those_of_a_whole_cache(tokeni
     ]
     found = []
     for chunks in ((64,), (512,)):  # a ring, and all columns
-        engine = model.engine(slots=8, length=640, largest=LARGEST, chunks=chunks, cache=cache)
-        handles = [engine.submit(*one) for one in asked[:-3]]
-        engine.run()
-        handles += [engine.submit(*one) for one in asked[-3:]]
-        found.append([handle.result() for handle in handles])
-        assert engine.scheduler.device.state.front == (192 if chunks == (64,) else 640)
+        found.append([])
+        # answers in the ring, and behind it
+        for some, largest in (([one for one in asked if one[1].num_beams == 1], endless), (asked, LARGEST)):
+            engine = model.engine(slots=8, length=640, largest=largest, chunks=chunks, cache=cache)
+            handles = [engine.submit(*one) for one in some[:-3]]
+            engine.run()
+            handles += [engine.submit(*one) for one in some[-3:]]
+            found[-1] += [handle.result() for handle in handles]
+            assert engine.scheduler.device.state.front == (192 if chunks == (64,) else 640)
+            if largest is endless:
+                talker = iter(engine.submit(ask(half), endless))
+                for _ in range(endless.max_new_tokens - 2):  # it writes over what the next one shares with it
+                    next(talker)
+                found[-1].append(engine.submit(ask(half[: len(half) // 2]), GREEDY).result())
     assert min(length(model, request) for request, _ in asked if len(request.images)) > 192 + 128
     for ring, whole in zip(*found, strict=True):
         assert ring.error is None
