@@ -2,6 +2,8 @@
 [--images=DIR] [--generation.max_new_tokens=50]
 
 Answers a file of requests. What was cut off, however it ended, goes on with the same command.
+
+Exit status: 0, but 1 if every answer is an error or the command is wrong, and 130 after Ctrl-C.
 """
 
 import os
@@ -17,7 +19,7 @@ from omnifusion_jax.cli.command import run
 from omnifusion_jax.cli.memory import memory
 from omnifusion_jax.cli.overrides import GenerationFlags, MeshFlags
 from omnifusion_jax.hosts.environment import one_of_several
-from omnifusion_jax.jobs.answer_file import answer_file
+from omnifusion_jax.jobs.answer_file import answer_file, check_files
 from omnifusion_jax.jobs.parts import Part
 from omnifusion_jax.jobs.progress import JobProgress
 from omnifusion_jax.jobs.rows import ORDERS
@@ -76,6 +78,7 @@ def main(_):
     progress, target = JobProgress(Console(stderr=True)), Path(OUTPUT.value)
     several = one_of_several(HOST.value, OF.value, os.environ)
     part = several and Part(*several)
+    check_files(INPUT.value, target)
     try:
         how = {"dtype": DTYPE.value, "weights": WEIGHTS.value, "mesh": MESH.value}
         model = load(MODEL.value, vision=VISION.value, **how)
@@ -103,9 +106,13 @@ def main(_):
     before = f"; {done.kept} were there already" if done.kept else ""
     if done.retried:
         before += f", {done.retried} errors tried again"
-    advice = "; --retry_errors tries them again" if done.errors else ""
     where = part.file(target) if part and not target.exists() else target
-    print(f"{where}: {done.answers} answers, {done.errors} of them errors{before}{advice}")
+    errors = f"{done.errors} of them errors"
+    if done.errors:
+        errors += f", the first in line {done.first}"
+        before += "; --retry_errors tries them again"
+    print(f"{where}: {done.answers} answers, {errors}{before}")
+    return int(0 < done.answers == done.errors)
 
 
 if __name__ == "__main__":

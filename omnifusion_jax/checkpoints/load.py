@@ -160,6 +160,8 @@ def what_else(source, path: Path) -> str:
         return "not a directory, and not a vision tower's file either"
     if native.is_native(path / "model"):
         return f"the folder of a training run; its model is {Path(source) / 'model'}"
+    if (path / "checkpoints").is_dir():
+        return "the folder of a training run that has not ended; its model will be in model/"
     known = "; ".join(f"{name}: {format.known_by}" for name, format in FORMATS.items())
     return f"a checkpoint of no known format ({known})"
 
@@ -184,12 +186,12 @@ def load_trained(source: str | Path, model: ModelConfig) -> tuple[ModelConfig, d
     if native.is_native(directory):
         config, arrays, tokenizer = native.read(directory)
         return config, integers.plain(arrays), tokenizer
-    if native.is_native(directory / "model"):
+    if format_of(directory) is None:
         raise CheckpointError(f"{source}: {what_else(source, directory)}")
     raise CheckpointError(
         f"{source}: training goes on from a native checkpoint (config.json and arrays/), "
         "or from projection.pt and special_embeddings.pt of the original's phase 1. "
-        f"Convert other formats first: python -m omnifusion_jax.convert --source={source} --output=DIR"
+        f"Convert this format first: python -m omnifusion_jax.convert --source={source} --output=DIR"
     )
 
 

@@ -59,7 +59,8 @@ def read(path):
 
 
 def run(model, files, generation=GREEDY, batch_size=2, images="pics", **options):
-    return answer_file(model, *files, files[0].parent / images, generation, batch_size, **options)
+    """(answers, errors, kept, retried)"""
+    return answer_file(model, *files, files[0].parent / images, generation, batch_size, **options)[:4]
 
 
 def alone(model, name, *messages, images=(), generation=GREEDY):
