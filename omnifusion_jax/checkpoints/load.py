@@ -1,7 +1,7 @@
 """Reads checkpoints of every known format, and the parts that training starts from."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -109,21 +109,9 @@ def load_checkpoint(
         one_of("weights", weights, WEIGHTS)
     directory = hub.local(source, files=True)
     towers = [hub.local(tower, files=True) for tower in (vision or VISION.get(source), vision2) if tower]
-    name = format_of(directory)
-    if name is None:
-        raise CheckpointError(f"{source}: {what_else(source, directory)}")
-    if format not in (None, name):
-        wanted = FORMATS[format].known_by
-        raise CheckpointError(
-            f"{source}: of the format {name}, not {format}, which has {wanted}. Leave out format (--format)"
-        )
-    given = {"vision": towers, "assign": assign, "preset": preset}
-    options = {option: value for option, value in given.items() if value}
-    if unused := [option for option in options if option not in FORMATS[name].options]:
-        said, flags = " and ".join(unused), ", --".join(unused)
-        raise CheckpointError(
-            f"{source}: the format {name} says itself what {said} would; leave out --{flags}"
-        )
+    options = {"vision": towers, "assign": assign, "preset": preset}
+    options = {option: value for option, value in options.items() if value}
+    name = recognised(source, directory, format, options)
     stored = dtype if weights in (None, "plain") else None  # integers are made of the values as stored
     config, arrays, tokenizer = FORMATS[name].read(directory, stored, **options)
     factors = native.read_factors(directory) if name == "native" else None
@@ -137,6 +125,29 @@ def load_checkpoint(
     if checkpoint.tokenizer is not None:
         check_tokenizer(checkpoint.tokenizer, checkpoint.config.decoder, source)
     return checkpoint
+
+
+def recognised(source, directory: Path, wanted: str | None, options: Iterable[str]) -> str:
+    """The name in FORMATS of a source's format. Raises CheckpointError as `load_checkpoint` does.
+
+    Args:
+      wanted: the only format that is not refused; None: any.
+      options: those of `load_checkpoint` that the format has to take.
+    """
+    name = format_of(directory)
+    if name is None:
+        raise CheckpointError(f"{source}: {what_else(source, directory)}")
+    if wanted not in (None, name):
+        raise CheckpointError(
+            f"{source}: of the format {name}, not {wanted}, which has {FORMATS[wanted].known_by}. "
+            "Leave out format (--format)"
+        )
+    if unused := [option for option in options if option not in FORMATS[name].options]:
+        said, flags = " and ".join(unused), ", --".join(unused)
+        raise CheckpointError(
+            f"{source}: the format {name} says itself what {said} would; leave out --{flags}"
+        )
+    return name
 
 
 def format_of(directory: Path) -> str | None:
