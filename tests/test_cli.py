@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from omnifusion_jax import shipped
+from omnifusion_jax import __main__, shipped
 from omnifusion_jax.changes import changes
 from omnifusion_jax.cli import command
 from omnifusion_jax.cli.help import page
@@ -406,6 +406,13 @@ def test_what_is_missing_in_a_line():
         str(caught.value)
         == "error: --config is missing; --help says what it is. --workdir is missing; --help says what it is"
     )
+
+
+def test_commands_are_those_that_can_be_run():
+    package = Path(__main__.__file__).parent
+    there = [file.stem for file in package.glob("*.py") if '__name__ == "__main__"' in file.read_text()]
+    named = [usage.split()[2].removeprefix("omnifusion_jax.") for usage in __main__.commands()]
+    assert named == sorted(set(there) - {"__main__"})
 
 
 # --- --help, and what a run says of its config

@@ -33,6 +33,7 @@ FLOORS = (
         "plan",
         "collect_feedback",
         "__init__",
+        "__main__",
     ),
 )
 CHECKPOINTS = (  # the same within checkpoints/
