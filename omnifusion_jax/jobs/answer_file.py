@@ -95,6 +95,8 @@ def check_files(source: str | Path, target: Path) -> None:
             f"{target}: answers are lines of JSON, written as they are ready, and Parquet is written whole. "
             f"Give {target.with_suffix('.jsonl').name} as output; pandas.read_json(file, lines=True) reads it"
         )
+    if target.is_dir():
+        raise DataError(f"{target} is a folder: give a file as output, such as {target / 'answers.jsonl'}")
     if target.resolve() == Path(source).resolve():
         raise DataError(f"{target} is the file of requests: give another output")
 
