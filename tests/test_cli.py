@@ -408,6 +408,17 @@ def test_what_is_missing_in_a_line():
     )
 
 
+def test_ctrl_c_is_a_line_and_a_status(monkeypatch, capsys):
+    statuses = []
+    monkeypatch.setattr(command.app, "run", lambda main, argv, flags_parser: statuses.append(main(argv)))
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    command.run(interrupted)
+    assert statuses == [130] and capsys.readouterr().err == "\nstopped\n"
+
+
 def test_commands_are_those_that_can_be_run():
     package = Path(__main__.__file__).parent
     there = [file.stem for file in package.glob("*.py") if '__name__ == "__main__"' in file.read_text()]
