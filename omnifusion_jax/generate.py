@@ -94,12 +94,9 @@ def main(_):
     before = f"; {done.kept} were there already" if done.kept else ""
     if done.retried:
         before += f", {done.retried} errors tried again"
+    advice = f"; the first error is line {done.first}; --retry_errors tries them again" if done.errors else ""
     where = part.file(target) if part and not target.exists() else target
-    errors = f"{done.errors} of them errors"
-    if done.errors:
-        errors += f", the first in line {done.first}"
-        before += "; --retry_errors tries them again"
-    print(f"{where}: {done.answers} answers, {errors}{before}")
+    print(f"{where}: {done.answers} answers, {done.errors} of them errors{before}{advice}")
     return int(0 < done.answers == done.errors)
 
 
