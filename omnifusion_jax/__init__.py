@@ -25,6 +25,8 @@ HOMES = {
     "OmniFusionError": "errors",
     "Request": "data.dialogues",
     "Score": "inference.scoring",
+    "Stop": "training.signals",
+    "Stopped": "training.signals",
     "convert": "checkpoints.convert",
     "evaluate": "api",
     "load": "api",

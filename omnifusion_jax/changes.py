@@ -2,7 +2,7 @@
 
 from omnifusion_jax.cli.help import short
 from omnifusion_jax.config import ModelConfig, TrainConfig
-from omnifusion_jax.fields import values
+from omnifusion_jax.fields import differences
 from omnifusion_jax.models.presets import PRESETS, preset
 
 ROOM = 60  # characters of a value
@@ -23,12 +23,6 @@ def changes(config: TrainConfig, file: TrainConfig) -> str:
     model = {f"model.{path}": pair for path, pair in model.items() if path not in ("preset", "filled_from")}
     start = f"the preset {name}" if name in PRESETS else "a model's defaults"
     return "\n".join([*told("the config file", beside), *told(start, model)])
-
-
-def differences(ours, theirs) -> dict[str, tuple]:
-    """{path: (our value, their value)} where two dataclasses differ; their value is None if they lack it."""
-    ours, theirs = values(ours), values(theirs)
-    return {path: (value, theirs.get(path)) for path, value in ours.items() if value != theirs.get(path)}
 
 
 def told(what: str, pairs: dict[str, tuple]) -> list[str]:

@@ -10,34 +10,23 @@ from pathlib import Path
 
 from absl import flags
 
-from omnifusion_jax.api import load
-from omnifusion_jax.checkpoints.base import WEIGHTS as KEPT_AS
 from omnifusion_jax.cli.command import run
 from omnifusion_jax.cli.memory import memory
-from omnifusion_jax.cli.overrides import GenerationFlags, MeshFlags
+from omnifusion_jax.cli.model_flags import ModelFlags
+from omnifusion_jax.cli.overrides import GenerationFlags
 from omnifusion_jax.conversation import lines
 from omnifusion_jax.conversation.commands import listed
 from omnifusion_jax.conversation.loop import converse
 from omnifusion_jax.conversation.pictures import drawn
 from omnifusion_jax.conversation.talk import Shown, Talk
 
-MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
-VISION = flags.DEFINE_string("vision", None, "Vision tower, where the model does not hold one.")
+MODEL = ModelFlags()
 IMAGE = flags.DEFINE_multi_string("image", [], "Picture to talk about; may be given several times.")
-DTYPE = flags.DEFINE_enum(
-    "dtype",
-    None,
-    ["bfloat16", "float32"],
-    "Of parameters and computation; float32 on CPUs, else bfloat16, when not given.",
-)
-WEIGHTS = flags.DEFINE_enum(
-    "weights", None, KEPT_AS, "What kernels of the decoder are kept in; as stored, when not given."
-)
 VERBOSE = flags.DEFINE_bool("verbose", False, "Says how long the first words of an answer took, and all.")
 HISTORY = flags.DEFINE_string(
     "history", "~/.local/state/omnifusion_jax/chat_history", "File of the lines typed before; empty: none."
 )
-GENERATION, MESH = GenerationFlags(), MeshFlags()
+GENERATION = GenerationFlags()
 
 
 def main(_):
@@ -47,7 +36,7 @@ def main(_):
     generation = GENERATION.value
     if terminal and HISTORY.value:
         lines.remember(Path(HISTORY.value))
-    model = load(MODEL.value, vision=VISION.value, dtype=DTYPE.value, weights=WEIGHTS.value, mesh=MESH.value)
+    model = MODEL.load()
     draw = functools.partial(drawn, environment=os.environ) if sys.stderr.isatty() else lambda image: ""
     if terminal:
         print(memory(model))
@@ -58,4 +47,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    run(main, GENERATION, MESH)
+    run(main, GENERATION, MODEL.mesh)

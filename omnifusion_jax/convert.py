@@ -1,7 +1,7 @@
-"""Converts checkpoints: python -m omnifusion_jax.convert --source=DIR_OR_HUB_ID --output=DIR \
+"""python -m omnifusion_jax.convert --source=DIR_OR_HUB_ID --output=DIR \
 [--to=native|omnifusion|llava|omnilmm|llama]
 
---inspect prints what a source is instead, and where each array comes from.
+Converts checkpoints. --inspect prints what a source is instead, and where each array comes from.
 Parts are put together without a source:
 
     python -m omnifusion_jax.convert --vision=... --decoder=... [--vision2=...] [--preset=NAME] --output=DIR

@@ -105,6 +105,14 @@ def values(config) -> dict:
     return found
 
 
+def differences(ours, theirs) -> dict[str, tuple]:
+    """{path: (our value, their value)} where two dataclass objects differ; None for what one lacks."""
+    ours, theirs = values(ours), values(theirs)
+    nothing = object()
+    unlike = lambda path: ours.get(path, nothing) != theirs.get(path, nothing)
+    return {path: (ours.get(path), theirs.get(path)) for path in {**ours, **theirs} if unlike(path)}
+
+
 def strays(config) -> list[str]:
     """Paths of attributes that were set on a nested dataclass object but are not fields of it."""
     known = {field.name for field in dataclasses.fields(config)}

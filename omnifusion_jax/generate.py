@@ -2,6 +2,8 @@
 [--images=DIR] [--generation.max_new_tokens=50]
 
 Answers a file of requests. What was cut off, however it ended, goes on with the same command.
+
+Exit status: 0, but 1 if every answer is an error or the command is wrong, and 130 after Ctrl-C.
 """
 
 import os
@@ -11,28 +13,17 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from omnifusion_jax.api import load
-from omnifusion_jax.checkpoints.base import WEIGHTS as KEPT_AS
 from omnifusion_jax.cli.command import run
 from omnifusion_jax.cli.memory import memory
-from omnifusion_jax.cli.overrides import GenerationFlags, MeshFlags
+from omnifusion_jax.cli.model_flags import ModelFlags
+from omnifusion_jax.cli.overrides import GenerationFlags
 from omnifusion_jax.hosts.environment import one_of_several
-from omnifusion_jax.jobs.answer_file import answer_file
+from omnifusion_jax.jobs.answer_file import answer_file, check_files
 from omnifusion_jax.jobs.parts import Part
 from omnifusion_jax.jobs.progress import JobProgress
 from omnifusion_jax.jobs.rows import ORDERS
 
-MODEL = flags.DEFINE_string("model", "omnifusion-tiny", "Bundled name, directory or hub id.")
-VISION = flags.DEFINE_string("vision", None, "Vision tower, where the model does not hold one.")
-DTYPE = flags.DEFINE_enum(
-    "dtype",
-    None,
-    ["bfloat16", "float32"],
-    "Of parameters and computation; float32 on CPUs, else bfloat16, when not given.",
-)
-WEIGHTS = flags.DEFINE_enum(
-    "weights", None, KEPT_AS, "What kernels of the decoder are kept in; as stored, when not given."
-)
+MODEL = ModelFlags()
 INPUT = flags.DEFINE_string(
     "input", None, "Requests, or LLaVA records: JSONL, or any source as for data.path.", required=True
 )
@@ -62,7 +53,7 @@ OF = flags.DEFINE_integer(
     "How many hosts there are. Found by itself under Slurm, Open MPI and in JobSets.",
     lower_bound=1,
 )
-GENERATION, MESH = GenerationFlags(), MeshFlags()
+GENERATION = GenerationFlags()
 
 
 def main(_):
@@ -71,9 +62,9 @@ def main(_):
         signal.signal(number, progress.stop)
     several = one_of_several(HOST.value, OF.value, os.environ)
     part = several and Part(*several)
+    check_files(INPUT.value, target)
     try:
-        how = {"dtype": DTYPE.value, "weights": WEIGHTS.value, "mesh": MESH.value}
-        model = load(MODEL.value, vision=VISION.value, **how)
+        model = MODEL.load()
         print(memory(model))
         done = answer_file(
             model,
@@ -98,10 +89,11 @@ def main(_):
     before = f"; {done.kept} were there already" if done.kept else ""
     if done.retried:
         before += f", {done.retried} errors tried again"
-    advice = "; --retry_errors tries them again" if done.errors else ""
+    advice = f"; the first error is line {done.first}; --retry_errors tries them again" if done.errors else ""
     where = part.file(target) if part and not target.exists() else target
     print(f"{where}: {done.answers} answers, {done.errors} of them errors{before}{advice}")
+    return int(0 < done.answers == done.errors)
 
 
 if __name__ == "__main__":
-    run(main, GENERATION, MESH)
+    run(main, GENERATION, MODEL.mesh)

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import jax
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 LARGEST = 4 * 2**30  # bytes; then those that were not used for longest go
 
@@ -21,4 +20,3 @@ def keep_programs():
     jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_compilation_cache_max_size", LARGEST)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # hundreds of small ones add up
-    reset_cache()  # JAX asks once, at its first program, whether there is a cache

@@ -35,6 +35,7 @@ from omnifusion_jax.config import (
     to_json,
 )
 from omnifusion_jax.data import pipeline
+from omnifusion_jax.data.mixture import open_mixture
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.evaluation.report import write_report
@@ -90,6 +91,8 @@ def train(
     with locked(workdir) if hosts.first() else contextlib.nullcontext():
         same_start(config, workdir)
         hosts.by_first(lambda: resume.compare(config, workdir, newest(workdir / "checkpoints"), allow_change))
+        if objective.text:  # weights may be hours of downloading: before them it is known that data are there
+            open_mixture(config.data, config.model.image.encoders[0].side)
         start, tokenizer_dir = starting_point(config, allow_change)
         tokenizer = tokenizer_dir and Tokenizer(tokenizer_dir).for_vocabulary(config.model.decoder.vocab)
         objective.begin(config, tokenizer, lambda: whole(config, start))

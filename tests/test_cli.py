@@ -1,5 +1,6 @@
 """What is typed: names and files of configs, values of fields, and the line that says what is wrong."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from omnifusion_jax import shipped
+from omnifusion_jax import __main__, shipped
 from omnifusion_jax.changes import changes
 from omnifusion_jax.cli import command
 from omnifusion_jax.cli.help import page
 from omnifusion_jax.cli.overrides import ConfigFlags, GenerationFlags, MeshFlags
 from omnifusion_jax.config import GenerationConfig, RopeScaling, adapter
 from omnifusion_jax.errors import ConfigError
+from omnifusion_jax.fields import differences
 from omnifusion_jax.models.presets import preset
 
 ROOT = Path(__file__).parents[1]
@@ -236,19 +238,20 @@ def test_another_kind_of_adapter_brings_its_own_settings(turn):
     [
         (
             ["--config.model.image.adapter.activation=gelu"],
-            "is --config.model.image.encoders.0.activation meant?",
+            "it goes with --config.model.image.adapter.kind=mlp or --config.model.image.adapter.kind=",
         ),
         (
             ["--config.model.image.adapter.queries=4"],
-            "there is no flag --config.model.image.adapter.queries;",
+            "there is no flag --config.model.image.adapter.queries; it goes with "
+            "--config.model.image.adapter.kind=attention or --config.model.image.adapter.kind=resampler",
         ),
         (
             [f"{KIND}linear", "--config.model.image.adapter.dropout=0.2"],
-            "there is no flag --config.model.image.adapter.dropout;",
+            "it goes with --config.model.image.adapter.kind=transformer or ",
         ),
         (
             ["--config.model.image.adapter.heads=2", f"{KIND}mlp"],
-            "is --config.model.image.encoders.0.heads meant?",
+            "it goes with --config.model.image.adapter.kind=transformer or ",
         ),
         (
             [f"{KIND}resampler", "--config.model.image.adapter.querie=4"],
@@ -405,6 +408,24 @@ def test_what_is_missing_in_a_line():
     )
 
 
+def test_ctrl_c_is_a_line_and_a_status(monkeypatch, capsys):
+    statuses = []
+    monkeypatch.setattr(command.app, "run", lambda main, argv, flags_parser: statuses.append(main(argv)))
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    command.run(interrupted)
+    assert statuses == [130] and capsys.readouterr().err == "\nstopped\n"
+
+
+def test_commands_are_those_that_can_be_run():
+    package = Path(__main__.__file__).parent
+    there = [file.stem for file in package.glob("*.py") if '__name__ == "__main__"' in file.read_text()]
+    named = [usage.split()[2].removeprefix("omnifusion_jax.") for usage in __main__.commands()]
+    assert named == sorted(set(there) - {"__main__"})
+
+
 # --- --help, and what a run says of its config
 
 
@@ -422,6 +443,9 @@ def test_help_lists_flags_and_fields():
         "banned list [] strings that may not be produced, as the",  # goes on in the next line
         "init_from str | None None native directory, or what the original's phase 1",
         "model.image.adapter.eps float 1e-05 of norms",
+        "with --config.model.image.adapter.kind=mlp",
+        "model.image.adapter.activation str gelu or gelu_tanh",
+        "model.image.adapter.queries int 64 rows that come out: those of a square grid",
         "model.image.encoders.0.patch int 14 pixels a side of a patch",
         "model.decoder.rope_scaling build | None None as Llama 3.1 has it",
         "parts_from dict {} {part: directory or hub id}, of the parts",
@@ -437,6 +461,14 @@ def test_help_may_be_cut_off(monkeypatch):
     with os.fdopen(writer, "w") as out:
         monkeypatch.setattr(sys, "stdout", out)
         command.show("x" * 100_000)
+
+
+def test_differences_are_told_of_parts_that_one_side_lacks():
+    c = preset("omnifusion-tiny")
+    other = dataclasses.replace(c.decoder, rope_scaling=RopeScaling(factor=4.0))
+    assert differences(c.decoder, other)["rope_scaling.factor"] == (None, 4.0)
+    assert differences(other, c.decoder)["rope_scaling.factor"] == (4.0, None)
+    assert differences(c, c) == {}
 
 
 def test_changes():

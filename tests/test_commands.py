@@ -101,7 +101,7 @@ def test_generate_answers_a_file_and_goes_on_with_a_half_written_one(pictures, t
         "--dtype=bfloat16",
         "--generation.max_new_tokens=8",
     )
-    assert "5 answers, 1 of them errors" in run_command("generate", *arguments)
+    assert "5 answers, 1 of them errors; the first error is line 4;" in run_command("generate", *arguments)
     assert (
         json.loads((tmp_path / "out.jsonl.header.json").read_text())["dtype"] == "bfloat16"
     )  # not what a CPU has by itself

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "omnifusion_jax"
 FLOORS = (
-    ("errors", "batch", "published_templates"),
+    ("errors", "batch", "published_templates", "nested"),
     ("tables",),
     ("config",),
     ("sharding", "fields", "hosts", "paths", "chips", "kept_programs"),
@@ -33,6 +33,7 @@ FLOORS = (
         "plan",
         "collect_feedback",
         "__init__",
+        "__main__",
     ),
 )
 CHECKPOINTS = (  # the same within checkpoints/

@@ -19,6 +19,7 @@ def no_place(monkeypatch, tmp_path):
     """JAX as it comes, and the user's cache directory."""
     before = {name: getattr(jax.config, name) for name in NAMES}
     jax.config.update("jax_compilation_cache_dir", None)
+    reset_cache()  # which other tests have opened
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     yield tmp_path
     for name, value in before.items():

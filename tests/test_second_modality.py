@@ -47,7 +47,7 @@ class Waves(nnx.Module):
     def __init__(self, c, *, rngs):
         self.patch = Linear(WINDOW // ROWS, c.width, rngs=rngs)
 
-    def __call__(self, windows):  # [batch, WINDOW]
+    def __call__(self, windows, remat="none"):  # [batch, WINDOW]
         return self.patch(windows.reshape(len(windows), ROWS, -1))
 
 

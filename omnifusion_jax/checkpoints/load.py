@@ -1,7 +1,7 @@
 """Reads checkpoints of every known format, and the parts that training starts from."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -109,21 +109,9 @@ def load_checkpoint(
         one_of("weights", weights, WEIGHTS)
     directory = hub.local(source, files=True)
     towers = [hub.local(tower, files=True) for tower in (vision or VISION.get(source), vision2) if tower]
-    name = format_of(directory)
-    if name is None:
-        raise CheckpointError(f"{source}: {what_else(source, directory)}")
-    if format not in (None, name):
-        wanted = FORMATS[format].known_by
-        raise CheckpointError(
-            f"{source}: of the format {name}, not {format}, which has {wanted}. Leave out format (--format)"
-        )
-    given = {"vision": towers, "assign": assign, "preset": preset}
-    options = {option: value for option, value in given.items() if value}
-    if unused := [option for option in options if option not in FORMATS[name].options]:
-        said, flags = " and ".join(unused), ", --".join(unused)
-        raise CheckpointError(
-            f"{source}: the format {name} says itself what {said} would; leave out --{flags}"
-        )
+    options = {"vision": towers, "assign": assign, "preset": preset}
+    options = {option: value for option, value in options.items() if value}
+    name = recognised(source, directory, format, options)
     stored = dtype if weights in (None, "plain") else None  # integers are made of the values as stored
     config, arrays, tokenizer = FORMATS[name].read(directory, stored, **options)
     factors = native.read_factors(directory) if name == "native" else None
@@ -137,6 +125,29 @@ def load_checkpoint(
     if checkpoint.tokenizer is not None:
         check_tokenizer(checkpoint.tokenizer, checkpoint.config.decoder, source)
     return checkpoint
+
+
+def recognised(source, directory: Path, wanted: str | None, options: Iterable[str]) -> str:
+    """The name in FORMATS of a source's format. Raises CheckpointError as `load_checkpoint` does.
+
+    Args:
+      wanted: the only format that is not refused; None: any.
+      options: those of `load_checkpoint` that the format has to take.
+    """
+    name = format_of(directory)
+    if name is None:
+        raise CheckpointError(f"{source}: {what_else(source, directory)}")
+    if wanted not in (None, name):
+        raise CheckpointError(
+            f"{source}: of the format {name}, not {wanted}, which has {FORMATS[wanted].known_by}. "
+            "Leave out format (--format)"
+        )
+    if unused := [option for option in options if option not in FORMATS[name].options]:
+        said, flags = " and ".join(unused), ", --".join(unused)
+        raise CheckpointError(
+            f"{source}: the format {name} says itself what {said} would; leave out --{flags}"
+        )
+    return name
 
 
 def format_of(directory: Path) -> str | None:
@@ -160,6 +171,8 @@ def what_else(source, path: Path) -> str:
         return "not a directory, and not a vision tower's file either"
     if native.is_native(path / "model"):
         return f"the folder of a training run; its model is {Path(source) / 'model'}"
+    if (path / "checkpoints").is_dir():
+        return "the folder of a training run that has not ended; its model will be in model/"
     known = "; ".join(f"{name}: {format.known_by}" for name, format in FORMATS.items())
     return f"a checkpoint of no known format ({known})"
 
@@ -184,12 +197,12 @@ def load_trained(source: str | Path, model: ModelConfig) -> tuple[ModelConfig, d
     if native.is_native(directory):
         config, arrays, tokenizer = native.read(directory)
         return config, integers.plain(arrays), tokenizer
-    if native.is_native(directory / "model"):
+    if format_of(directory) is None:
         raise CheckpointError(f"{source}: {what_else(source, directory)}")
     raise CheckpointError(
         f"{source}: training goes on from a native checkpoint (config.json and arrays/), "
         "or from projection.pt and special_embeddings.pt of the original's phase 1. "
-        f"Convert other formats first: python -m omnifusion_jax.convert --source={source} --output=DIR"
+        f"Convert this format first: python -m omnifusion_jax.convert --source={source} --output=DIR"
     )
 
 

@@ -30,6 +30,7 @@ from omnifusion_jax.checkpoints.storage.staging import check_free, unfinished, w
 from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer, fast_tokenizer
 from omnifusion_jax.config import LoraConfig, ModelConfig, from_dict, part_of
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.nested import flat, nested
 from omnifusion_jax.paths import located
 
 VERSION = 1
@@ -82,11 +83,11 @@ def write(directory, arrays):
     first process.
     """
     if not all(isinstance(a, jax.Array) for a in arrays.values()):
-        return chunks.save(directory, nested(arrays))
+        return chunks.save(directory, nested(arrays, "/"))
     by_layer = ocp.SaveArgs(chunk_byte_size=chunks.CHUNK_BYTES, shard_axes=(0,))
     how = {path: by_layer if "/layers/" in path else ocp.SaveArgs() for path in arrays}
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory, nested(arrays), save_args=nested(how))
+        checkpointer.save(directory, nested(arrays, "/"), save_args=nested(how, "/"))
 
 
 def read(directory: str | Path, dtype=None) -> tuple[ModelConfig, dict[str, Lazy], Path | None]:
@@ -129,7 +130,7 @@ def stored_arrays(directory):
     """(ModelConfig, {path: shape and type}) of a directory, which must hold whole parts of the model."""
     config, parts = read_config(directory)
     with ocp.StandardCheckpointer() as checkpointer, named_errors(directory):
-        stored = flat(checkpointer.metadata(directory / "arrays").item_metadata.tree)
+        stored = flat(checkpointer.metadata(directory / "arrays").item_metadata.tree, "/")
     check(stored, config, parts, directory, read_factors(directory) or NONE)
     said, found = read_json(directory / "config.json").get("weights"), integers.kind(stored)
     if said != found:
@@ -195,23 +196,3 @@ def check(arrays, config: ModelConfig, parts, where, factors: LoraConfig = NONE)
         if found[path] != wanted[path]:
             problems.append(f"{path}: has shape {list(found[path])}, {list(wanted[path])} is needed")
     refuse(sorted(problems), where, "do not fit the model that config.json describes")
-
-
-def nested(arrays):
-    """{"a/b": x} to {"a": {"b": x}}"""
-    tree = {}
-    for path, a in arrays.items():
-        *parents, name = path.split("/")
-        at = tree
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[name] = a
-    return tree
-
-
-def flat(tree, prefix=""):
-    """{"a": {"b": x}} to {"a/b": x}"""
-    found = {}
-    for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found

@@ -9,7 +9,7 @@ from absl import app, flags, logging
 
 from omnifusion_jax.cli.help import page
 from omnifusion_jax.errors import OmniFusionError
-from omnifusion_jax.fields import nearest
+from omnifusion_jax.fields import fields, nearest
 
 HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
 MISSING = re.compile(r"flag --(\S+)=None: Flag --\1 must have a value other than None\.")
@@ -18,8 +18,8 @@ MISSING = re.compile(r"flag --(\S+)=None: Flag --\1 must have a value other than
 def run(main, *sections, argv=None, failed=1):
     """Runs `main` as `absl.app.run` does, with its FieldFlags `sections`.
 
-    Two things differ: an OmniFusionError, or a wrong flag, is one line on stderr and the exit status
-    `failed`, without a traceback; and --help ends with status 0.
+    Three things differ: an OmniFusionError, or a wrong flag, is one line on stderr and the exit status
+    `failed`, without a traceback; so is Ctrl-C, with status 130; and --help ends with status 0.
     """
 
     def guarded(argv):
@@ -28,6 +28,9 @@ def run(main, *sections, argv=None, failed=1):
         except OmniFusionError as error:
             print(f"error: {error}", file=sys.stderr)
             return failed
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+            return 130
 
     def parse(argv):
         module = sys.modules[main.__module__]
@@ -65,12 +68,7 @@ def parsed(argv, known, sections=(), flag_values=flags.FLAGS):
             argv = section.take(argv)
         rest = flag_values(argv)
     except flags.UnrecognizedFlagError as error:
-        there = list(known)
-        for section in sections:
-            there += [f"{section.name}.{path}" for path in section.fields]
-        meant = nearest(error.flagname, there)
-        advice = f"is --{meant} meant? --help lists all" if meant else "--help lists those there are"
-        sys.exit(f"error: there is no flag --{error.flagname}; {advice}")
+        sys.exit(f"error: there is no flag --{error.flagname}; {instead(error.flagname, known, sections)}")
     except (flags.Error, ValueError) as error:  # ValueError: --noNAME=value, and ConfigError
         message = MISSING.sub(r"--\1 is missing; --help says what it is", str(error))
         # every missing flag has a line of its own
@@ -78,3 +76,18 @@ def parsed(argv, known, sections=(), flag_values=flags.FLAGS):
     if len(rest) > 1:
         sys.exit(f"error: unexpected {' '.join(rest[1:])}: flags are written --NAME=value; --help lists them")
     return rest
+
+
+def instead(name: str, known, sections) -> str:
+    """What to do about a flag that there is not; arguments as in `parsed`."""
+    brought = [
+        f"--{section.name}.{choice}"
+        for section in sections
+        for choice, (path, part) in section.choices().items()
+        if name.removeprefix(f"{section.name}.{path}.") in fields(part)
+    ]
+    if brought:
+        return f"it goes with {' or '.join(brought)}"
+    there = [*known, *(f"{section.name}.{path}" for section in sections for path in section.fields)]
+    meant = nearest(name, there)
+    return f"is --{meant} meant? --help lists all" if meant else "--help lists those there are"

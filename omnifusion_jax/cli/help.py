@@ -16,19 +16,31 @@ def page(introduction: str, flags, sections=()) -> str:
 
     Args:
       flags: those of absl.
-      sections: each has a `name` and `defaults`, a dataclass every field of which is a flag too.
+      sections: each has a `name`, `defaults`, a dataclass every field of which is a flag too, and `choices`,
+        as FieldFlags have them.
     """
     lines = [introduction, ""]
     for flag in flags:
         default = f" Default: {flag.default}." if flag.default else ""
         lines.append(row((f"--{flag.name}",), flag.help + default))
     for section in sections:
-        known = fields(section.defaults)
         lines += ["", heading(section.name), "", row(("FIELD", "type", "default"), "")]
-        for path, value in values(section.defaults).items():  # `known` has fields of parts that are None too
-            cells = (path, spelt(known[path].kind), short(value))
-            lines.append(row(cells, known[path].meaning))
+        usual = rows(section.defaults)
+        lines += usual
+        for choice, (path, part) in section.choices().items():
+            own = [line for line in rows(part, f"{path}.", but=choice.partition("=")[0]) if line not in usual]
+            lines += ["", f"with --{section.name}.{choice}", "", *own] if own else []
     return "\n".join(lines)
+
+
+def rows(config, under: str = "", but: str = "") -> list[str]:
+    """The rows of all fields of a dataclass whose paths begin with `under`, without the field `but`."""
+    known, found = fields(config), {under + path: (path, value) for path, value in values(config).items()}
+    found.pop(but, None)
+    return [
+        row((name, spelt(known[path].kind), short(value)), known[path].meaning)
+        for name, (path, value) in found.items()  # `known` has fields of parts that are None too
+    ]
 
 
 def heading(section: str) -> str:

@@ -17,6 +17,7 @@ from omnifusion_jax.fields import fields, options, read
 from omnifusion_jax.models.presets import keep, resolve
 from omnifusion_jax.sharding import make_mesh
 from omnifusion_jax.shipped import load
+from omnifusion_jax.tables import ADAPTERS
 
 # A flag defined by this file belongs to the command line that asks for it.
 flags.disclaim_key_flags()
@@ -57,6 +58,10 @@ class FieldFlags:
             except ValueError as error:
                 raise ConfigError(f"{name}={text}: {error}") from None
         return rest
+
+    def choices(self) -> dict[str, tuple[str, object]]:
+        """Values that bring fields of their own: {"FIELD=value": (a path, the defaults of what is there)}."""
+        return {}
 
     def kind(self, path: str):
         """The type of the field at a path; None if there is no such field."""
@@ -120,11 +125,18 @@ class ConfigFlags(FieldFlags):
             f"{meaning}NAME[:VARIANT] of a shipped config, or FILE.py[:VARIANT]: see --help.",
             flag_values,
         )
-        self.choices = {}
+        self.chosen = {}
+
+    def choices(self):
+        return {
+            f"{path}={kind}": (path.removesuffix(".kind"), make_adapter(kind))
+            for path in KINDS
+            for kind in ADAPTERS.names()
+        }
 
     def take(self, argv):
         source = said(argv, self.source.name)
-        self.choices = {path: said(argv, f"config.{path}") for path in ("model.preset", *KINDS)}
+        self.chosen = {path: said(argv, f"config.{path}") for path in ("model.preset", *KINDS)}
         self.fields = fields(self.defaults if source is None else self.begun(load(source)))
         return super().take(argv)
 
@@ -133,7 +145,7 @@ class ConfigFlags(FieldFlags):
 
         They decide which fields there are; the other flags set those.
         """
-        preset, *kinds = self.choices.values()
+        preset, *kinds = self.chosen.values()
         config.model.preset = preset or config.model.preset
         config.model = resolve(config.model)
         for path, kind in zip(KINDS, kinds, strict=True):

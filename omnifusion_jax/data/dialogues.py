@@ -1,6 +1,7 @@
 """Reads dialogues in the forms in which people write them: LLaVA's, MiniCPM-V's, or messages with roles."""
 
 import dataclasses
+import difflib
 import functools
 import os
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from omnifusion_jax.tables import MODALITIES
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 # LLaVA's form and OpenAI's: the key of the list of turns, and the keys of a turn's speaker and content
 FORMS = (("conversations", "from", "value"), ("messages", "role", "content"))
+# What else a record may hold, besides media: its name, a pair of answers, and Alpaca's form
+KEYS = ("id", "question", "chosen", "rejected", "instruction", "input", "output")
 IMAGE = "image"  # the stream of pictures
 
 
@@ -52,6 +55,7 @@ class Dialogue:
     parted: bool = False  # the content was a list of parts, and marks stand where media items were among them
     # an answer that is worse than the last turn; None: there is none to compare
     rejected: str | None = None
+    unread: tuple[str, ...] = ()  # keys of the record that nothing reads
 
     @property
     def images(self) -> tuple:
@@ -81,6 +85,13 @@ def parse(record: Any, where: str) -> Dialogue:
             f"this is a {type(record).__name__}",
             "form",
         )
+    dialogue, names = read(record, where), unread(record)
+    check_unread(dialogue, names)
+    return dataclasses.replace(dialogue, unread=names) if names else dialogue
+
+
+def read(record, where):
+    """The Dialogue of a record, which is a dict."""
     if {"chosen", "rejected"} <= record.keys():
         return preference(record, where)
     if record.get("id") is not None:
@@ -103,6 +114,47 @@ def parse(record: Any, where: str) -> Dialogue:
     )
 
 
+def media_keys() -> dict[str, str]:
+    """{key under which a record lists media: their stream}"""
+    return {key: stream for stream in MODALITIES.names() for key in MODALITIES[stream].keys}
+
+
+def unread(record) -> tuple[str, ...]:
+    """The keys of a record that hold something and that nothing reads; messages[].KEY is one of its turns."""
+    form = next((form for form, *_ in FORMS if form in record), None)
+    read = {form, *KEYS, *media_keys()}
+    found = [key for key in held(record) if key not in read]
+    turns = record[form] if isinstance(record.get(form), list) else []
+    said = {key for _, *keys in FORMS for key in keys}
+    found += [f"{form}[].{key}" for turn in turns for key in held(turn) if key not in said]
+    return tuple(dict.fromkeys(found))
+
+
+def held(record):
+    """The keys of what is perhaps a dict, without those whose value is empty."""
+    nothing = lambda value: value is None or (isinstance(value, str | list | dict) and not value)
+    return [key for key, value in record.items() if not nothing(value)] if isinstance(record, dict) else []
+
+
+def check_unread(dialogue, names):
+    """Raises DataError if the media of a dialogue without any seem to stand under one of the unread keys."""
+    keys = media_keys()
+    for name in names:
+        meant = resembling(str(name).rpartition(".")[2], tuple(keys))
+        if meant and not dialogue.of(keys[meant]):
+            raise DataError(
+                f'{dialogue.where}: nothing reads "{name}", and "{meant}" beside the turns is not given. '
+                "If that is meant, rename it; else remove it",
+                "media",
+            )
+
+
+@functools.lru_cache
+def resembling(name: str, known: tuple[str, ...]) -> str | None:
+    """The known key that a name is but for a slip; None if there is none."""
+    return next(iter(difflib.get_close_matches(name.casefold(), known, 1, 0.8)), None)
+
+
 def by_role(items):
     """Whether turns are those of MiniCPM-V's data: as in messages, under the name that LLaVA's have."""
     return isinstance(items, list) and any(isinstance(turn, dict) and "role" in turn for turn in items)
@@ -116,7 +168,7 @@ def preference(record, where):
     asked = {name: value for name, value in record.items() if name not in ("chosen", "rejected")}
     if "question" in record:
         asked["messages"] = [{"role": "user", "content": record["question"]}]
-    dialogue = parse(asked, where)
+    dialogue = read(asked, where)
     for name in ("chosen", "rejected"):
         answer = record[name]
         if not isinstance(answer, str):

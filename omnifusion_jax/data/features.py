@@ -18,6 +18,7 @@ import numpy as np
 from omnifusion_jax.batch import Tile
 from omnifusion_jax.data.modality import Prepared
 from omnifusion_jax.errors import DataError
+from omnifusion_jax.nested import flat
 
 
 def unlike(then: dict, now: dict) -> list[str]:
@@ -25,18 +26,6 @@ def unlike(then: dict, now: dict) -> list[str]:
     then, now = flat(then), flat(now)
     names = [name for name in dict.fromkeys([*then, *now]) if then.get(name) != now.get(name)]
     return [f"{name} {then.get(name)!r}, now {now.get(name)!r}" for name in names]
-
-
-def flat(value: Any, path: str = "") -> dict:
-    """{dotted path: value} of nested dicts, and of lists of them."""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        value = dict(enumerate(value))
-    if not isinstance(value, dict):
-        return {path: value}
-    found = {}
-    for name, inner in value.items():
-        found |= flat(inner, f"{path}.{name}" if path else str(name))
-    return found
 
 
 class Features(bytes):

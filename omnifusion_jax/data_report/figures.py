@@ -10,6 +10,7 @@ tokens      of the laid-out dialogues that training takes: sum, smallest, median
             `counts`, a histogram whose bins have `width` tokens each: 1 to width, width + 1 to ...
 pictures    number of them; sizes {class of width x height: number}; tiles {tiles: number of pictures}
 scripts     {script: share of the answers}
+unread      {key that nothing reads: records that have it}, of those that training takes
 repeated    dialogues (by what is said) and pictures (by a perceptual hash that scaled or compressed
             copies share): `times`, rows [n, m] that say n of them occur m times each, and `most`, places
             of one that occurs most often
@@ -33,8 +34,8 @@ def figures(found: Sequence[Found], max_length: int, where: Callable[[int], str]
     states = np.concatenate([one.records["state"] for one in found])
     hashes = np.concatenate([one.hashes for one in found])
     looked, cut = sum(one.looked for one in found), int(taken["cut"].sum())
-    sizes, tiles, scripts = (
-        total(one.counts[name] for one in found) for name in ("sizes", "tiles", "scripts")
+    sizes, tiles, scripts, unread = (
+        total(one.counts[name] for one in found) for name in ("sizes", "tiles", "scripts", "unread")
     )
     return {
         "records": looked,
@@ -49,6 +50,7 @@ def figures(found: Sequence[Found], max_length: int, where: Callable[[int], str]
         "tokens": lengths(taken["tokens"], max_length),
         "pictures": {"number": len(hashes), "sizes": sizes, "tiles": dict(sorted(tiles.items()))},
         "scripts": {name: share(scripts.get(name, 0), sum(scripts.values())) for name in (*SCRIPTS, OTHER)},
+        "unread": unread,
         "repeated": {
             "dialogues": repeated(taken["text"], indices, where),
             "pictures": repeated(hashes, np.repeat(indices, taken["pictures"]), where),

@@ -64,7 +64,8 @@ class Found:
     Attributes:
       records: RECORD[n]; of a source without an end, its first ENOUGH.
       counts: {"sizes": of pictures by their `size_class`, "tiles": of pictures by their tiles, "scripts": of
-        answers by their script}, of the records that training takes.
+        answers by their script, "unread": of records by their keys that nothing reads}, of the records that
+        training takes.
       problems: {reason: Problem}.
     """
 
@@ -177,6 +178,7 @@ class Look:
         result.hashes.extend(picture.hash for picture in pictures)
         result.counts["sizes"].update(size_class(picture.width, picture.height) for picture in pictures)
         result.counts["tiles"].update(picture.tiles for picture in pictures)
+        result.counts["unread"].update(dialogue.unread)
         result.counts["scripts"].update(map(script, self.watched.answers()))
 
 

@@ -41,6 +41,11 @@ def sets(report: dict) -> list[str]:
         (f"  problem: {reason}", *(number(one["skipped"].get(reason, 0)) for one in each))
         for reason in reasons
     ]
+    unread = dict.fromkeys(key for one in each for key in one["unread"])
+    rows += [
+        (f"  nothing reads: {printable(key)}", *(number(one["unread"].get(key, 0)) for one in each))
+        for key in unread
+    ]
     for name in ("smallest", "median", "p95", "largest"):
         rows.append((f"tokens, {name}", *(number((one["tokens"] or {}).get(name)) for one in each)))
     rows += histogram([one["tokens"] for one in each])

@@ -1,5 +1,6 @@
 """A model with a tokenizer, ready to answer requests."""
 
+import collections
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -18,6 +19,9 @@ from omnifusion_jax.inference.engine import Engine
 from omnifusion_jax.inference.engine.scheduler import BROKEN
 from omnifusion_jax.inference.engine.sizes import doubled, lengths
 from omnifusion_jax.models.answering import answering
+from omnifusion_jax.models.omnifusion import abstract
+from omnifusion_jax.nn import nnx
+from omnifusion_jax.nn.quantized import KINDS
 from omnifusion_jax.sharding import mesh_of, sharding, ways
 
 GREEDY = GenerationConfig()
@@ -60,6 +64,16 @@ class Model:
         self.prepare = Prepare.of(tokenizer, config, config.decoder.max_length)
         self.module = answering(config, arrays, dtype)
         self.talks = None  # the Engine of streams, made when one is asked for
+
+    def __repr__(self):
+        count = sum(a.size for a in nnx.parameters(abstract(self.config)).values())
+        arrays, kept = list(nnx.parameters(self.module).values()), collections.Counter()
+        for a in arrays:
+            kept[KINDS.get(a.dtype, a.dtype.name)] += a.nbytes
+        kinds, size = ", ".join(kind for kind, _ in kept.most_common()), kept.total() / 1e6
+        first, *others = arrays[0].devices()
+        name, where = f"Model {self.name}".rstrip(), f"{1 + len(others)} x {first.device_kind}"
+        return f"<{name}: {count:,} parameters, {kinds}, {size:,.1f} MB, on {where}>"
 
     def generate(
         self,

@@ -14,12 +14,15 @@ from omnifusion_jax.jobs.progress import JobProgress
 from omnifusion_jax.jobs.requests import open_requests
 from omnifusion_jax.jobs.rows import DONE, ORDERS, row
 
+JSON = (".json", ".jsonl")
+
 
 class Summary(NamedTuple):
     answers: int  # in the file of answers
     errors: int  # answers that are errors
     kept: int  # answers that were already there
     retried: int  # kept answers that were errors and have been tried again
+    first: int | None  # the line of the file, from 1 on, that is the first error
 
 
 def answer_file(
@@ -63,14 +66,8 @@ def answer_file(
       OmniFusionError: `target` cannot be written, or another process writes it.
     """
     one_of("order", order, ORDERS)
-    if target.suffix == ".parquet":
-        raise DataError(
-            f"{target}: answers are lines of JSON, written as they are ready, and Parquet is written whole. "
-            f"Give {target.with_suffix('.jsonl').name} as output; pandas.read_json(file, lines=True) reads it"
-        )
+    check_files(source, target)
     requests = open_requests(source, images, model, generation.max_new_tokens)
-    if target.resolve() == Path(source).resolve():
-        raise DataError(f"{target} is the file of requests: give another output")
     made = header.header(model, images, generation) | {"order": order, "part": None}
     with progress or JobProgress() as progress:
         asking = Asking(model, requests, generation, batch_size, num_workers, progress)
@@ -79,13 +76,29 @@ def answer_file(
         if target.exists():
             rows = parts.joined(target, made, requests, retry_errors)
             parts.tidy(target, part)
-            return Summary(len(rows), rows.errors, len(rows), 0)
+            return Summary(len(rows), rows.errors, len(rows), 0, rows.first)
         mine, places = parts.header_of(part, made, requests), part.places(len(requests))
         own = answered(asking, part.file(target), mine, places, retry_errors)
         rows = parts.join(target, made, requests, part)
         if rows is None:
             return own
-        return Summary(len(rows), rows.errors, len(rows) - (own.answers - own.kept), own.retried)
+        kept = len(rows) - (own.answers - own.kept)
+        return Summary(len(rows), rows.errors, kept, own.retried, rows.first)
+
+
+def check_files(source: str | Path, target: Path) -> None:
+    """Raises DataError for files that `answer_file` does not take, before a model is loaded for them."""
+    if Path(source).suffix in JSON and not Path(source).is_file():
+        raise DataError(f"{source} does not exist: it should hold one request a line, or a list of them")
+    if target.suffix == ".parquet":
+        raise DataError(
+            f"{target}: answers are lines of JSON, written as they are ready, and Parquet is written whole. "
+            f"Give {target.with_suffix('.jsonl').name} as output; pandas.read_json(file, lines=True) reads it"
+        )
+    if target.is_dir():
+        raise DataError(f"{target} is a folder: give a file as output, such as {target / 'answers.jsonl'}")
+    if target.resolve() == Path(source).resolve():
+        raise DataError(f"{target} is the file of requests: give another output")
 
 
 def answered(asking, target, made, places, retry_errors):
@@ -97,7 +110,7 @@ def answered(asking, target, made, places, retry_errors):
         if again:
             retry(asking, output, again)
         add(asking, output)
-        return Summary(len(rows), rows.errors, kept, len(again))
+        return Summary(len(rows), rows.errors, kept, len(again), rows.first)
 
 
 def add(asking, output):

@@ -52,7 +52,7 @@ class Asking:
             while window := list(itertools.islice(made, self.window)):
                 for place, line in sorted(window, key=lambda one: -one[1].length):
                     asked[next(number)] = place, line.name
-                    self.progress.begin()
+                    self.progress.begin(line.unread)
                     yield line.question
 
 

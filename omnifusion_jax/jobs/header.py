@@ -12,6 +12,7 @@ from pathlib import Path
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference.fingerprint import fingerprint
+from omnifusion_jax.nested import flat
 
 FORMAT = 1
 # Fields that are written but not compared, since they change no answer
@@ -129,16 +130,6 @@ def agree(target: Path, theirs: dict, ours: dict):
     raise DataError(
         f"{target} was made by another model or with other settings:\n" + "\n".join(lines) + f"\n{advice}"
     )
-
-
-def flat(value, name=""):
-    """The leaves of nested dicts by dotted path, {"a.b": leaf}."""
-    if not isinstance(value, dict):
-        return {name: value}
-    found = {}
-    for key, inner in value.items():
-        found |= flat(inner, f"{name}.{key}" if name else key)
-    return found
 
 
 def show(values, name):

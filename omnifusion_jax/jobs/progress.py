@@ -1,6 +1,7 @@
 """How far a job is: a bar in a terminal, a line now and then elsewhere."""
 
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Self
 
@@ -17,6 +18,7 @@ class JobProgress:
 
     Attributes:
       total: requests of the job, those included that were answered by an earlier run.
+      unread: keys of requests that nothing reads.
       begun: requests that this run has read to ask them.
       answered: those of them whose answers are written.
       asked: the number of the signal that asked the job to end, or None.
@@ -25,6 +27,7 @@ class JobProgress:
     def __init__(self, console: Console | None = None):
         self.console, self.bar, self.asked = console, None, None
         self.total = self.kept = self.begun = self.answered = self.tokens = 0
+        self.unread = set()
         self.started = self.said = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -43,8 +46,14 @@ class JobProgress:
         self.total, self.kept = total, kept
         self.started = self.said = time.monotonic()
 
-    def begin(self) -> None:
+    def begin(self, unread: Iterable[str] = ()) -> None:
+        """Is told of a request that was read, and of its `unread` keys, each of which it says once."""
         self.begun += 1
+        new = sorted(set(unread) - self.unread)
+        self.unread.update(new)
+        if new and self.console is not None:
+            names = ", ".join(f'"{name}"' for name in new)
+            self.console.print(f"nothing reads {names} of the requests", markup=False, highlight=False)
 
     def advance(self, answer: Answer) -> None:
         """Is told of an Answer that is written. Raises KeyboardInterrupt after `stop`."""

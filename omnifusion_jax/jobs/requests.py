@@ -12,14 +12,13 @@ from omnifusion_jax.data.worker import WorkerEnded
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference.prompts import Question, question
 
-JSON = (".json", ".jsonl")
-
 
 class Line(NamedTuple):
     """A request, read."""
 
     name: str
     question: Question | DataError
+    unread: tuple[str, ...] = ()  # keys of the request that nothing reads
 
     @property
     def length(self) -> int:
@@ -69,8 +68,10 @@ class Requests:
         """What is asked at a place, or why it cannot be asked."""
         name, where = self.name(place), self.source.where(place)
         try:
-            request = request_of(self.source[place], name, self.prepare.layout)
-            return Line(name, Question(name, question(request, where, self.prepare, self.new)))
+            dialogue = self.source[place]
+            request = request_of(dialogue, name, self.prepare.layout)
+            asked = Question(name, question(request, where, self.prepare, self.new))
+            return Line(name, asked, dialogue.unread)
         except DataError as error:
             return Line(name, error)
         except Exception as error:  # whatever a request may hold, it stops no other
@@ -87,8 +88,6 @@ def open_requests(path: str | Path, images: str | Path, model, new: int) -> Requ
     Raises:
       DataError: the source does not exist, cannot be read or has no end.
     """
-    if Path(path).suffix in JSON and not Path(path).is_file():
-        raise DataError(f"{path} does not exist: it should hold one request a line, or a list of them")
     source = open_source(str(path), str(images), model.config.image.encoders[0].side)
     if len(source) >= ENDLESS:
         raise DataError(f"{path} has no end: give a file of requests")

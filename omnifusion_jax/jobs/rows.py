@@ -31,6 +31,11 @@ class Rows:
     def errors(self) -> int:
         return sum(self.failed)
 
+    @property
+    def first(self) -> int | None:
+        """The line, from 1 on, of the first error; None if there is none."""
+        return self.failed.find(True) + 1 or None
+
     def add(self, place: int, failed: bool) -> None:
         self.answered.append(place)
         self.failed.append(failed)

@@ -20,9 +20,6 @@ class Encoder(Protocol):
     """
 
     config: EncoderConfig
-    # set before a call: what a backward pass keeps of a layer, a row of nn.stack.REMAT. One that has no
-    # layers to speak of may leave it unread
-    remat: str
 
     @property
     def dtype(self):
@@ -30,13 +27,17 @@ class Encoder(Protocol):
 
     def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs): ...
 
-    def __call__(self, media: jax.Array) -> jax.Array:
-        """Features [batch, rows, width] of the layer that the config names; `rows` is `c.rows`."""
+    def __call__(self, media: jax.Array, remat: str = "none") -> jax.Array:
+        """Features [batch, rows, width] of the layer that the config names; `rows` is `c.rows`.
+
+        `remat` says what is kept for the backward pass, a row of nn.stack.REMAT. An encoder that has no
+        layers to speak of may leave it unread.
+        """
 
     def features(self, state: jax.Array) -> jax.Array:
         """The feature rows of a hidden state, [batch, rows, width]."""
 
-    def fold(self, media: jax.Array, each: Callable, start: Any, items: Any = None, skip: int = 0):
+    def fold(self, media: jax.Array, each: Callable, start: Any, items: Any = None, skip=0, remat="none"):
         """Calls `acc, y = each(acc, state, items[i])` on every hidden state from number `skip` on, in order.
 
         Adapters that mix all layers read an encoder this way. Returns the last `acc`, and the ys stacked.

@@ -11,10 +11,10 @@ class Made(nnx.Module):
     def __init__(self, c: EncoderConfig):
         self.config = c
 
-    def __call__(self, media):  # [batch, rows, width]
+    def __call__(self, media, remat="none"):  # [batch, rows, width]
         return media
 
-    def fold(self, media, each, start, items=None, skip=0):
+    def fold(self, media, each, start, items=None, skip=0, remat="none"):
         """Raises ConfigError: hidden states are not there."""
         c = self.config
         values = (c.layers + 1 - skip) * c.rows * c.width

@@ -47,8 +47,7 @@ class Stream(nnx.Module):
         `take_features` it holds one for each encoder, [pools, tiles, rows, width].
         """
         flat = [media[view].reshape(-1, *media[view].shape[2:]) for view in self.views]
-        encoders = [keeping(encoder, remat) for encoder in self.encoders]
-        rows = self.adapter(self.adapter.read(encoders, flat), key)
+        rows = self.adapter(self.adapter.read(self.encoders, flat, remat), key)
         return rows.reshape(len(media[0]), -1, rows.shape[-1])
 
     def take_features(self):
@@ -103,13 +102,6 @@ class OmniFusion(nnx.Module):
     def __call__(self, batch: Batch):
         """Logits float32[batch, seq, vocab]."""
         return self.decoder.logits(self.hidden(batch))
-
-
-def keeping(encoder, remat):
-    """The encoder, with what a backward pass keeps of its layers: a row of `nn.stack.REMAT`."""
-    found = jax.tree.map(lambda a: a, encoder)
-    found.remat = remat
-    return found
 
 
 def insert(text, rows, index, here):

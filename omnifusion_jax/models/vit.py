@@ -59,8 +59,6 @@ class VisionTransformer(nnx.Module):
     batch.PATCH: uint8[batch, budget, 3 * patch**2 + 1]. What other modules use of it is `contracts.Encoder`.
     """
 
-    remat = "none"
-
     def __init__(self, c: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = c
         self.patch = Linear((c.patch, c.patch, 3), c.width, c.patch_bias, rngs=rngs)
@@ -137,7 +135,7 @@ class VisionTransformer(nnx.Module):
         patches = state[:, c.class_token + c.registers :]
         return jnp.concatenate([state[:, :1], patches], axis=1) if c.keep_class_token else patches
 
-    def fold(self, media, each, start, items=None, skip=0):
+    def fold(self, media, each, start, items=None, skip=0, remat="none"):
         """Calls `acc, y = each(acc, state, items[i])` on every hidden state from number `skip` on, in order.
 
         The first `acc` is `start`. `items` is a tree of arrays whose leading axis has one entry for each of
@@ -145,7 +143,7 @@ class VisionTransformer(nnx.Module):
         `each` keeps it.
         """
         block = self.block(media)
-        x, _ = run_stack(first_layers(self.layers, skip), self.embed(media), block, remat=self.remat)
+        x, _ = run_stack(first_layers(self.layers, skip), self.embed(media), block, remat=remat)
         acc, first = each(start, x, jax.tree.map(lambda a: a[0], items))
 
         def step(layer, carry, item):
@@ -154,14 +152,14 @@ class VisionTransformer(nnx.Module):
             return (x, acc), y
 
         items = jax.tree.map(lambda a: a[1:], items)
-        (_, acc), ys = run_stack(last_layers(self.layers, skip), (x, acc), step, items, self.remat)
+        (_, acc), ys = run_stack(last_layers(self.layers, skip), (x, acc), step, items, remat)
         return acc, jax.tree.map(lambda y, rest: jnp.concatenate([y[None], rest]), first, ys)
 
     def hidden_states(self, images):
         """All hidden states, [layers + 1, batch, seq, width]."""
         return self.fold(images, lambda acc, state, _: (acc, state), None)[1]
 
-    def __call__(self, media):
+    def __call__(self, media, remat="none"):
         """Maps images to features [batch, rows, width] of the configured layer.
 
         Blocks above that layer do not run.
@@ -169,5 +167,5 @@ class VisionTransformer(nnx.Module):
         c = self.config
         depth = c.feature_layer if c.feature_layer >= 0 else c.layers + 1 + c.feature_layer
         layers = first_layers(self.layers, depth)
-        x, _ = run_stack(layers, self.embed(media), self.block(media), remat=self.remat)
+        x, _ = run_stack(layers, self.embed(media), self.block(media), remat=remat)
         return self.features(self.post_norm(x) if c.feature_norm else x)

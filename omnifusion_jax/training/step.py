@@ -80,6 +80,13 @@ def portions(batch: Batch, n: int, together: int = 1) -> Batch:
     return jax.tree.map(cut, batch)
 
 
+def updated(optimizer, state: TrainState, grads: dict, good: jax.Array) -> tuple:
+    """(parameters, moments) after an update by the gradients; those of the state unless bool[] `good`."""
+    updates, moments = optimizer.update(grads, state.optimizer, state.params)
+    new = (optax.apply_updates(state.params, updates), moments)
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), new, (state.params, state.optimizer))
+
+
 def make_step(
     skeleton,
     objective,
@@ -147,11 +154,7 @@ def make_step(
         grads = jax.tree.map(lambda g: g / count, grads)
         norm = optax.global_norm(grads)
         good = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        new = (optax.apply_updates(state.params, updates), moments)
-        params, moments = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old), new, (state.params, state.optimizer)
-        )
+        params, moments = updated(optimizer, state, grads, good)
         broken = [~jnp.isfinite(jnp.sum(jnp.square(grads[path]))) for path in sorted(grads)]
         metrics = {
             "loss": value / count,

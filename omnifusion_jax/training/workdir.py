@@ -31,12 +31,16 @@ def writing(what: Path):
 
 @contextlib.contextmanager
 def locked(workdir: Path):
-    """A context that holds WORKDIR/lock. Raises ConfigError at once when another process holds it.
+    """A context that holds WORKDIR/lock.
+
+    Raises ConfigError at once when another process holds it, or when WORKDIR is a file.
 
     The operating system releases the lock however the holder ends; the file stays, and means nothing by
     itself. Between hosts that share a file system the lock works if that system supports it (NFS does from
     version 4). Where there are no locks at all, as in stores (gs://...), a warning is printed.
     """
+    if workdir.is_file():
+        raise ConfigError(f"{workdir} is a file. Give a folder, or a new name, as --workdir")
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     unlocked = f"see to it that no other run writes there than this one ({holder})"
     if remote(workdir):

@@ -17,10 +17,11 @@ import pytest
 import tiny
 
 from omnifusion_jax.checkpoints.load import load_checkpoint, load_decoder, load_encoder, load_trained
-from omnifusion_jax.checkpoints.native import nested, open_native, read_config, save_native
+from omnifusion_jax.checkpoints.native import open_native, read_config, save_native
 from omnifusion_jax.checkpoints.storage.placement import place
 from omnifusion_jax.config import RopeScaling
 from omnifusion_jax.errors import CheckpointError, ConfigError
+from omnifusion_jax.nested import nested
 
 C = tiny.config()
 UP = "image/adapter/layer/feed_forward/up/kernel"
@@ -146,7 +147,7 @@ def test_every_misfit_is_in_one_error(saved, arrays):
     }
     shutil.rmtree(saved / "arrays")
     with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-        checkpointer.save(saved / "arrays", nested(wrong))
+        checkpointer.save(saved / "arrays", nested(wrong, "/"))
     with pytest.raises(CheckpointError) as caught:
         open_native(saved)
     for line in (

@@ -75,6 +75,17 @@ def test_without_an_image_or_an_id(tmp_path):
             source[i]
 
 
+def test_keys_that_nothing_reads_are_told():
+    """Those that hold nothing are not: tables have every field in every row."""
+    more = {"source": "web", "Images": ["b.jpg"], "pictures": [], "image_0": None}
+    assert parse(record(**more), "here").unread == ("source", "Images")  # it has its picture
+    turns = [{"role": "user", "content": "x", "name": "y", "images": []}] * 2
+    assert parse({"messages": turns, "Images": ""}, "here").unread == ("messages[].name",)
+    pair = {"question": "x", "chosen": "a", "rejected": "b", "idx": 3, "image": "a.jpg"}
+    assert parse(pair, "here").unread == ("idx",)
+    assert parse({"instruction": "x", "input": "", "output": "y", "id": 1}, "here").unread == ()
+
+
 def test_messages_and_images(tmp_path):
     messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat"}]
     path = written(
@@ -177,6 +188,14 @@ def test_a_dialogue_is_asked_with_the_media_of_its_turns():
             ["output holds half a character", "Correct its text"],
         ),
         ({"instruction": 1, "output": "red"}, ["instruction is no string"]),
+        (
+            {"id": "a", "imagee": "a.jpg", "messages": [{"role": "user", "content": "x"}]},
+            ['(id "a")', 'nothing reads "imagee", and "image" beside the turns is not given', "rename it"],
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "images": ["a.jpg"]}]},
+            ['nothing reads "messages[].images", and "images" beside the turns'],
+        ),
         (record(image=5), ['(id "a")', '"image" must name a file or a list of files, not hold a int']),
         (record(image=["a.jpg", {"path": "b.jpg"}]), ["must name a file or a list of files"]),
     ],

@@ -84,8 +84,8 @@ def folder(tmp_path):
 def test_a_set_counted_by_hand(folder):
     turns = [{"from": who, "value": "Hm?"} for who in ("human", "gpt") * 2]
     records = [
-        talk(0, image="a.png"),
-        talk(1, image="copy.bmp"),  # what is said, and the picture, are those of record 0
+        talk(0, image="a.png") | {"model": "gpt", "imagee": "b.png"},  # which has its picture
+        talk(1, image="copy.bmp") | {"model": ""},  # what is said, and the picture, are those of record 0
         talk(2, "\u043a\u043e\u0442", image="b.png"),
         talk(3, "\u732b", image=["b.png", "a.png"], question="<image>\nWhat?"),
         {"id": 4, "conversations": turns},
@@ -115,6 +115,7 @@ def test_a_set_counted_by_hand(folder):
     # six answers: "a cat" twice, one Russian, one Chinese, two "Hm?"
     shares = {"Latin": 4 / 6, "Cyrillic": 1 / 6, "CJK": 1 / 6, "other": 0.0}
     assert one["scripts"] == pytest.approx(shares)
+    assert one["unread"] == {"imagee": 1, "model": 1}
     file = folder / "d.jsonl"
     assert one["repeated"]["dialogues"] == {"times": [[1, 2]], "most": [f"{file}:1", f"{file}:2"]}
     pictures = one["repeated"]["pictures"]

@@ -21,6 +21,7 @@ def one(records, of, usable, counts=None, **more):
         "tokens": numbers if counts else None,
         "pictures": {"number": 0, "sizes": {}, "tiles": {}},
         "scripts": SCRIPTS,
+        "unread": {},
         **more,
     }
 
@@ -28,6 +29,7 @@ def one(records, of, usable, counts=None, **more):
 def test_sets():
     shown = {"number": 1500, "sizes": {"1-128 x 1-128": 1500}, "tiles": {1: 1400, 5: 100}}
     talks = one(2000, 2000, 1996, [1, 3, 0, 0], skipped={"missing": 3}, lost=0.0015, pictures=shown)
+    talks["unread"] = {"i\nd": 1996}
     pages = one(40, None, 0, skipped={"missing": 1, "form": 2}, too_long=4, cut=9, lost=1.0)
     report = {"sets": {"talks": talks, "pa\nges": pages}, "all": one(2040, 2040, 1996, [3, 1, 0, 0])}
     assert table.sets(report) == [
@@ -39,6 +41,7 @@ def test_sets():
         "  cut or left out          0.1 %      100.0 %    0.0 %",
         "  problem: missing             3            1        0",
         "  problem: form                0            2        0",
+        "  nothing reads: i\\nd      1,996            0        0",
         "tokens, smallest               7                     7",
         "tokens, median                12                    12",
         "tokens, p95                   30                    30",

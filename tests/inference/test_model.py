@@ -53,6 +53,12 @@ def mixed():
     return [ask(text, *([picture] if i % 2 else [])) for i, text in enumerate(TEXTS * 2)]
 
 
+def test_a_model_says_what_it_is(model):
+    sizes = [a.size for a in parameters(small()).values()]
+    size = f"{4 * sum(sizes) / 1e6:,.1f} MB"
+    assert repr(model) == f"<Model: {sum(sizes):,} parameters, float32, {size}, on 1 x cpu>"
+
+
 @pytest.mark.parametrize("generation", [GREEDY, SAMPLED, BEAMS])
 def test_an_answer_does_not_depend_on_its_batch(model, mixed, generation):
     together, alone = (model.generate(mixed, generation, batch_size=n) for n in (8, 1))

@@ -60,7 +60,8 @@ def read(path):
 
 
 def run(model, files, generation=GREEDY, batch_size=2, images="pics", **options):
-    return answer_file(model, *files, files[0].parent / images, generation, batch_size, **options)
+    """(answers, errors, kept, retried)"""
+    return answer_file(model, *files, files[0].parent / images, generation, batch_size, **options)[:4]
 
 
 def alone(model, name, *messages, images=(), generation=GREEDY):
@@ -544,6 +545,8 @@ def test_input_that_is_missing_or_is_the_output(model, files):
     with pytest.raises(DataError, match="is the file of requests: give another output"):
         run(model, (files[0], files[0]))
     assert files[0].read_bytes() == before
+    with pytest.raises(DataError, match="pics is a folder: give a file as output"):
+        run(model, (files[0], files[0].parent / "pics"))
 
 
 def test_parquet_is_no_output(model, files):

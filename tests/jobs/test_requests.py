@@ -1,5 +1,6 @@
 """Requests come from any source: the same questions, the same ids, the same answers."""
 
+import io
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tiny
 from PIL import Image
 from pyarrow import parquet
+from rich.console import Console
 
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.data.prepared.folder import prepare_files
@@ -16,6 +18,7 @@ from omnifusion_jax.data.sources import open_source
 from omnifusion_jax.errors import DataError
 from omnifusion_jax.inference.model import Model
 from omnifusion_jax.jobs.answer_file import answer_file
+from omnifusion_jax.jobs.progress import JobProgress
 from omnifusion_jax.jobs.requests import open_requests
 
 GREEDY = GenerationConfig(max_new_tokens=4)
@@ -64,7 +67,7 @@ def test_the_same_requests_in_another_form_have_the_same_answers(model, folder, 
     whole = (tmp_path / f"{name}.out").read_bytes()
     (tmp_path / f"{name}.out").write_bytes(whole[:-20])
     again = answer_file(model, folder / name, tmp_path / f"{name}.out", folder, GREEDY, 2)
-    assert again == (5, 0, 4, 0) and (tmp_path / f"{name}.out").read_bytes() == whole
+    assert again == (5, 0, 4, 0, None) and (tmp_path / f"{name}.out").read_bytes() == whole
 
 
 def test_other_files_under_the_same_name_are_not_gone_on_with(model, folder, tmp_path):
@@ -114,6 +117,18 @@ def test_whatever_a_line_holds_it_stops_no_other(model, folder, tmp_path, monkey
     errors = [row["error"] for row in read(tmp_path / "out.jsonl")]
     where = f"{folder / 'in.jsonl'}:3"
     assert errors == [None, None, f"{where}: OverflowError: a picture of a kind never seen", None, None]
+
+
+def test_a_misspelt_picture_is_an_error_and_other_strange_keys_are_told_once(model, folder, tmp_path):
+    ask = lambda text, **more: {"messages": [{"role": "user", "content": text}], **more}
+    lines = [ask("1", category=1), ask("2", imagee="0.png"), ask("3", category=2, images=["0.png"]), ask("4")]
+    source, target, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl", io.StringIO()
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    progress = JobProgress(Console(file=out, width=200))
+    done = answer_file(model, source, target, folder, GREEDY, 2, progress=progress)
+    assert (done.answers, done.errors, done.first) == (4, 1, 2)
+    assert 'in.jsonl:2: nothing reads "imagee", and "image"' in read(target)[1]["error"]
+    assert out.getvalue() == 'nothing reads "category" of the requests\n'
 
 
 def test_a_source_without_an_end_is_refused(model):

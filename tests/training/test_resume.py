@@ -203,3 +203,6 @@ def test_one_run_at_a_time(tmp_path):
         pass
     with locked(tmp_path / "run"):  # the file that is still there does not hold it
         pass
+    refused = pytest.raises(ConfigError, match=r"run/lock is a file\. Give a folder")
+    with refused, locked(tmp_path / "run" / "lock"):
+        pass

@@ -32,7 +32,7 @@ RELEASES = {  # the decoder's folder: (the tokenizer's folder, presets of the mo
     DECODER: (TOKENIZER, ("omnifusion-1.1", "omnifusion-1.1-mix")),
     FIRST: ("OmniMistral-tokenizer", ("omnifusion-1.0",)),
 }
-SUFFIXES = (".safetensors", ".pt", "")  # of the files of adapter and vectors; release 1.0 has none
+SUFFIXES = (".safetensors", ".pt")  # of the files of adapter and vectors; in release 1.0 they have none
 ADVICE = (
     "Pass vision (--vision), a directory, or openai/clip-vit-large-patch14-336; "
     "for the two-encoder model vision2 (--vision2) besides, facebook/dinov2-large."
@@ -188,8 +188,8 @@ def find_encoders(directory: Path, count: int) -> list[Path]:
 
 
 def find(directory: Path, name: str) -> Path:
-    """The file `name` with the first of SUFFIXES that is there. Raises CheckpointError if none is."""
-    for suffix in SUFFIXES:
+    """The file `name` with the first of SUFFIXES that is there, or with none. Raises CheckpointError."""
+    for suffix in (*SUFFIXES, ""):
         file = directory / f"{name}{suffix}"
         if file.is_file():
             return file

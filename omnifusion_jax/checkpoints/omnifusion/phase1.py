@@ -13,6 +13,7 @@ from omnifusion_jax.checkpoints.omnifusion.original import (
     DECODER,
     RELEASES,
     SPECIAL,
+    SUFFIXES,
     AdapterFile,
     find,
     read_joint,
@@ -25,8 +26,6 @@ from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.presets import PRESETS
 from omnifusion_jax.models.presets import preset as make_preset
-
-SUFFIXES = (".safetensors", ".pt")
 
 
 def is_phase1(directory: Path) -> bool:

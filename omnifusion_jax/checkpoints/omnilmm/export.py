@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omnifusion_jax.checkpoints.checkpoint import Checkpoint, check_whole
 from omnifusion_jax.checkpoints.mapping.tensors import to_foreign
-from omnifusion_jax.checkpoints.omnilmm.settings import config_json, differences, model_config
+from omnifusion_jax.checkpoints.omnilmm.settings import config_json, model_config
 from omnifusion_jax.checkpoints.omnilmm.systems import SYSTEMS, System, positions, table
 from omnifusion_jax.checkpoints.storage.lazy_array import lazy
 from omnifusion_jax.checkpoints.storage.settings import write_json
@@ -14,6 +14,7 @@ from omnifusion_jax.checkpoints.tokenizers import copy_tokenizer
 from omnifusion_jax.config import ModelConfig
 from omnifusion_jax.data.tokenizer import Tokenizer
 from omnifusion_jax.errors import CheckpointError
+from omnifusion_jax.fields import differences
 from omnifusion_jax.models.adapters.resampler import square
 
 
@@ -39,7 +40,12 @@ def export_omnilmm(checkpoint: Checkpoint, output: str | Path, dtype=None):
     fixed = square(c.image.side, c.decoder.width).astype(arrays["image/adapter/queries"].dtype)
     tensors = dict(tensors) | {positions(system): fixed}
     settings = config_json(c, system, str(arrays["decoder/embed"].dtype), ends)
-    lost = differences(c, model_config(settings, tensors, "config.json"))
+    found = differences(c, model_config(settings, tensors, "config.json"))
+    lost = [
+        f"model.{path} would be {theirs!r:.60}"
+        for path, (_, theirs) in sorted(found.items())
+        if path not in ("preset", "filled_from")
+    ]
     if lost:
         raise CheckpointError(f"no export to the format of {system.architecture}: {'; '.join(lost)}")
     with written_beside(output, sum(a.nbytes for a in tensors.values())) as partial:

@@ -1,6 +1,5 @@
 """Reads the config.json of OmniLMM and MiniCPM-V into a ModelConfig, and writes one."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,21 +117,3 @@ def config_json(c: ModelConfig, system: System, dtype: str, ends: dict) -> dict:
         "mm_use_im_start_end": True,
         **of_kind[kind],
     }
-
-
-def differences(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
-    """The fields in which two configs differ, by dotted path; names of presets do not count."""
-    found, pairs = [], [("model", ours, theirs)]
-    while pairs:
-        path, one, other = pairs.pop()
-        if isinstance(one, tuple) and len(one) == len(other) and any(map(dataclasses.is_dataclass, one)):
-            pairs += [(f"{path}.{i}", *pair) for i, pair in enumerate(zip(one, other, strict=True))]
-        elif dataclasses.is_dataclass(one) and type(one) is type(other):
-            pairs += [
-                (f"{path}.{field.name}", getattr(one, field.name), getattr(other, field.name))
-                for field in dataclasses.fields(one)
-                if field.name not in ("preset", "filled_from")
-            ]
-        elif one != other:
-            found.append(f"{path} would be {other!r:.60}")
-    return sorted(found)

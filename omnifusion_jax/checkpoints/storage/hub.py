@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from omnifusion_jax.checkpoints.storage.bundled import locate
+from omnifusion_jax.checkpoints.storage.bundled import BUNDLED, locate
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.paths import located, remote
 
@@ -41,7 +41,8 @@ def local(source: str | Path, files: bool = False, weights: bool = True) -> Path
     hub_id = HUB_ID.fullmatch(str(source))
     if Path(source).exists() or not hub_id:
         raise CheckpointError(
-            f"{source}: not a directory, and not a Hugging Face id (org/name or org/name:folder) either"
+            f"{source}: not a directory, and not a Hugging Face id (org/name or org/name:folder) either; "
+            f"{', '.join(BUNDLED)} come with the package"
         )
     name, folder = hub_id.groups()
     wanted, unwanted = patterns(folder, WANTED if weights else SETTINGS)

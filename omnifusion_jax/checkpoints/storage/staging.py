@@ -46,7 +46,7 @@ def written_beside(directory: str | Path, size: int = 0):
     The new directory is renamed to `directory` when the block ends well, and removed when the block raises.
 
     Raises:
-      CheckpointError: `directory` exists already and is not empty, or the disk is full.
+      CheckpointError: `directory` exists already and is not empty, or cannot be made, or the disk is full.
     """
     directory = located(directory)
     check_free(directory)
@@ -54,7 +54,10 @@ def written_beside(directory: str | Path, size: int = 0):
     removed(partial)
     if partial != directory:
         check_space(directory, size)
-    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be made: {error.strerror}. Give another place") from error
     try:
         yield partial
         if partial != directory:

@@ -26,10 +26,11 @@ class Adapter(Protocol):
     def __init__(self, c: StreamConfig, width: int, *, rngs: nnx.Rngs):
         """`width` is the embedding width of the decoder."""
 
-    def read(self, encoders, media):
+    def read(self, encoders, media, remat="none"):
         """Features of the media, in whatever form `__call__` takes.
 
-        `media` holds one array for each encoder; of pictures it is uint8[batch, size, size, 3].
+        `media` holds one array for each encoder; of pictures it is uint8[batch, size, size, 3]. `remat` is
+        for the encoders.
         """
 
     def __call__(self, features, key=None):
@@ -50,5 +51,5 @@ class OfOneEncoder:
         encoder = c.encoders[0]
         return None if encoder.keep_class_token or encoder.budget else encoder.side
 
-    def read(self, encoders, media):
-        return encoders[0](media[0])
+    def read(self, encoders, media, remat="none"):
+        return encoders[0](media[0], remat)

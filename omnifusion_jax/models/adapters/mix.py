@@ -4,6 +4,8 @@ It is accumulated while the encoder runs, so that the hidden states of a frozen 
 memory at once.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
@@ -50,13 +52,13 @@ class Mix(nnx.Module):
         make = lambda rngs: LayerMap(c, encoder.width, out, states, rngs=rngs)
         self.layers = nnx.stacked(make, states, rngs)
 
-    def __call__(self, encoder, images):
+    def __call__(self, encoder, images, remat="none"):
         """Maps uint8[batch, size, size, 3] to [batch, rows, out]; the terms are summed in float32."""
-        y = mixed(self, encoder, images).astype(encoder.dtype)
+        y = mixed(self, encoder, images, remat).astype(encoder.dtype)
         return y if self.bias is None else y + self.bias[...]
 
 
-def accumulate(mix, encoder, images):
+def accumulate(mix, encoder, images, remat):
     """The sum of all terms without the single bias, float32[batch, rows, out], in one run of the encoder."""
 
     def each(acc, state, layer):
@@ -64,34 +66,34 @@ def accumulate(mix, encoder, images):
 
     c = encoder.config
     start = jnp.zeros((len(images), c.rows, mix.layers.kernel.shape[-1]), jnp.float32)
-    return encoder.fold(images, each, start, mix.layers, skip=mix.skipped)[0]
+    return encoder.fold(images, each, start, mix.layers, skip=mix.skipped, remat=remat)[0]
 
 
-@jax.custom_vjp
-def mixed(mix, encoder, images):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def mixed(mix, encoder, images, remat):
     """`accumulate`, with a backward pass that keeps no hidden states either.
 
     The gradient of the sum is the same for every layer. If the encoder is frozen, it therefore runs once
     more, and each layer's gradient is computed as its hidden state comes up. If the encoder is trained,
     everything is differentiated as usual.
     """
-    return accumulate(mix, encoder, images)
+    return accumulate(mix, encoder, images, remat)
 
 
-def forward(mix, encoder, images):
+def forward(mix, encoder, images, remat):
     leaves = jax.tree.leaves(encoder)
     # An empty tuple or None is tree structure, not data, so `backward` can branch on it while tracing.
     trained = () if any(leaf.perturbed for leaf in leaves) else None
     mix, encoder, images = (jax.tree.map(lambda leaf: leaf.value, tree) for tree in (mix, encoder, images))
-    return accumulate(mix, encoder, images), (mix, encoder, images, trained)
+    return accumulate(mix, encoder, images, remat), (mix, encoder, images, trained)
 
 
-def backward(kept, gradient):
+def backward(remat, kept, gradient):
     mix, encoder, images, trained = kept
     if isinstance(gradient, SymbolicZero):
         gradient = jnp.zeros(gradient.shape, gradient.dtype)
     if trained is not None:
-        _, pull = jax.vjp(lambda mix, encoder: accumulate(mix, encoder, images), mix, encoder)
+        _, pull = jax.vjp(lambda mix, encoder: accumulate(mix, encoder, images, remat), mix, encoder)
         return *pull(gradient), None
 
     def each(acc, state, layer):

@@ -50,8 +50,9 @@ class OfMixes:
     def side(c: StreamConfig) -> None:
         return None
 
-    def read(self, encoders, media):
-        return tuple(mix(encoder, x) for mix, encoder, x in zip(self.mixes, encoders, media, strict=True))
+    def read(self, encoders, media, remat="none"):
+        each = zip(self.mixes, encoders, media, strict=True)
+        return tuple(mix(encoder, x, remat) for mix, encoder, x in each)
 
 
 def mixes(c: StreamConfig, width: int, rngs: nnx.Rngs):

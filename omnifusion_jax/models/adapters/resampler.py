@@ -72,9 +72,9 @@ class ResamplerAdapter(OfOneEncoder, nnx.Module):
         self.attention = Attention(width, a.heads, init=init, rngs=rngs)
         self.linear = to_width(width)
 
-    def read(self, encoders, media):
+    def read(self, encoders, media, remat="none"):
         """The features, and the grids of pictures of any shape; None where all are squares."""
-        return encoders[0](media[0]), Grids.of(media[0]) if self.encoder.budget else None
+        return encoders[0](media[0], remat), Grids.of(media[0]) if self.encoder.budget else None
 
     def __call__(self, features, key=None):  # [batch, rows, encoder's width]
         x, grids = features

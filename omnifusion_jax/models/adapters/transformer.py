@@ -109,8 +109,8 @@ class ConcatAdapter(nnx.Module):
         self.layer = TransformerLayer(c.adapter, inner, rngs=rngs)
         self.linear = Linear(inner, width, init=init, rngs=rngs)
 
-    def read(self, encoders, media):
-        return tuple(encoder(x) for encoder, x in zip(encoders, media, strict=True))
+    def read(self, encoders, media, remat="none"):
+        return tuple(encoder(x, remat) for encoder, x in zip(encoders, media, strict=True))
 
     def __call__(self, features, key=None):
         parts = [project(x) for project, x in zip(self.projections, features, strict=True)]

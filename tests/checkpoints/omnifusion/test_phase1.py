@@ -132,10 +132,12 @@ def test_another_model_is_refused_with_what_differs(source):
 
 
 def test_training_starts_from_no_other_format(source, tmp_path):
-    with pytest.raises(CheckpointError, match=r"Convert other formats first: .*--source=omnifusion-tiny "):
+    with pytest.raises(CheckpointError, match=r"Convert this format first: .*--source=omnifusion-tiny "):
         load_trained("omnifusion-tiny", C)
+    with pytest.raises(CheckpointError, match=r"a vision tower alone, .*--config\.parts_from\.image"):
+        load_trained("omnifusion-tiny-encoder", C)
     (source[0] / "special_embeddings.pt").unlink()
-    with pytest.raises(CheckpointError, match="training goes on from a native checkpoint"):
+    with pytest.raises(CheckpointError, match="a checkpoint of no known format"):
         load_trained(source[0], C)
 
 

@@ -21,6 +21,13 @@ def test_an_empty_directory_may_be_there(tmp_path):
     assert listed(tmp_path) == ["model", "model/file"]
 
 
+def test_a_place_within_a_file_is_none(tmp_path):
+    (tmp_path / "file").touch()
+    refused = pytest.raises(CheckpointError, match=r"file/new cannot be made: Not a directory")
+    with refused, written_beside(tmp_path / "file" / "new"):
+        pass
+
+
 def test_what_came_in_the_meantime_stays(tmp_path):
     with (
         pytest.raises(CheckpointError, match="model exists already and is not overwritten"),
