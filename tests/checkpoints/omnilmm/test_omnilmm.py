@@ -321,14 +321,51 @@ def test_what_is_refused(tmp_path, settings, tensors, said):
         load_checkpoint(changed(tmp_path / "made", tmp_path / "changed", settings, tensors))
 
 
-def test_a_checkpoint_without_its_tower_is_refused_with_advice(tmp_path):
-    """As OmniLMM's code saves it unless the tower is tuned."""
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """(OmniLMM with its tower, the same without, the tower as timm has it): OmniLMM's code saves the tower
+    only if it was tuned, and runs all of timm's blocks but the last."""
+    folder, prefix = tmp_path_factory.mktemp("apart"), "model.vision_tower."
     model = published.Whole("omnilmm")
-    published.save(model, tmp_path / "made")
-    tower = {name: None for name in model.tensors() if name.startswith("model.vision_tower.")}
-    said = r"saved without its vision tower, eva02_enormous.*\. Take one that was saved with it \(tune_clip\)"
+    for name in ("whole", "timm"):
+        (folder / name).mkdir()
+    published.save(model, folder / "whole")
+    tower = {name.removeprefix(prefix): a for name, a in model.tensors().items() if name.startswith(prefix)}
+    changed(folder / "whole", folder / "rest", tensors={prefix + name: None for name in tower})
+    last = {name.replace("blocks.1.", "blocks.2."): -a for name, a in tower.items() if "blocks.1." in name}
+    tower |= last | {"head.weight": torch.zeros(1024, 32), "head.bias": torch.zeros(1024)}
+    save_file(tower, folder / "timm/model.safetensors")
+    torch.save(tower, folder / "tower.pt")
+    named = {"architecture": "eva02_enormous_patch14_clip_224", "num_classes": 1024}
+    (folder / "timm/config.json").write_text(json.dumps(named))
+    return folder
+
+
+@pytest.mark.parametrize("vision", ["timm", "timm/model.safetensors", "tower.pt"])
+def test_a_tower_that_lies_elsewhere(apart, tmp_path, vision):
+    """The model is that of the checkpoint which holds it, to the bit."""
+    made, _ = convert(apart / "rest", tmp_path / "native", vision=apart / vision)
+    expected, found = load_checkpoint(apart / "whole"), load_checkpoint(tmp_path / "native")
+    assert made.config == found.config == expected.config
+    assert found.arrays.keys() == expected.arrays.keys()
+    for path, a in expected.arrays.items():
+        np.testing.assert_array_equal(np.asarray(found.arrays[path]), np.asarray(a), err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("source", "vision", "said"),
+    [
+        ("rest", {}, r"saved without its vision tower, eva02_enormous.*, and none given\. Pass one as vision "
+         r"\(--vision\): .*, or timm/eva02_enormous_patch14_clip_224\.laion2b_plus"),
+        ("rest", {"vision": "timm", "vision2": "timm"}, "and 2 given"),
+        ("rest", {"vision": "whole"}, "whole: not the vision tower of .*rest, which is timm's eva02"),
+        ("rest", {"vision": "whole/model.safetensors"}, r"model\.safetensors: not the vision tower of"),
+        ("whole", {"vision": "timm"}, r"holds its vision tower, model\.vision_tower\.\*; leave out"),
+    ],
+)  # fmt: skip
+def test_a_tower_that_is_missing_is_another_or_is_there_already(apart, source, vision, said):
     with pytest.raises(CheckpointError, match=said):
-        load_checkpoint(changed(tmp_path / "made", tmp_path / "changed", tensors=tower))
+        load_checkpoint(apart / source, **{option: apart / name for option, name in vision.items()})
 
 
 def test_tokens_that_were_added_keep_their_ids(tmp_path):
