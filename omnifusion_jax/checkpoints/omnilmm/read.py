@@ -66,10 +66,10 @@ def read(
 def with_tower(tensors: Mapping, hf: dict, system: System, where: Path, vision: Sequence[Path]) -> dict:
     """The tensors of a checkpoint by name, with those of its tower: its own, or else those in `vision`.
 
-    timm's tower is whole. Its last block, which the systems do not run, is left out.
+    Of timm's tower the last block is left out, which the systems do not run unless config.json says so.
 
     Raises:
-      CheckpointError: there is no tower, there are several, or it is none of timm's of this kind.
+      CheckpointError: there is no tower, there are several, or it is none of timm's of this kind and depth.
     """
     if any(name.startswith(system.vision) for name in tensors):
         if vision:
@@ -78,20 +78,20 @@ def with_tower(tensors: Mapping, hf: dict, system: System, where: Path, vision: 
     if len(vision) != 1:
         raise CheckpointError(
             f"{where}: there is no tensor {system.vision}*: this checkpoint was saved without its vision "
-            f"tower, {hf.get(system.tower_setting)}, and {len(vision) or 'none'} given. Pass one as vision "
-            f"(--vision): a directory or a file of timm's, or timm/{system.tower_name}"
+            f"tower, {hf.get(system.tower_setting) or system.tower_name}, and {len(vision) or 'none'} given. "
+            f"Pass one as vision (--vision): a directory or a file of timm's, or timm/{system.tower_name}"
         )
     [source] = vision
     tower = open_tensors(source) if source.is_file() or system.tower.knows(source) else {}
-    blocks = {int(found[1]) for name in tower if (found := re.match(r"blocks\.(\d+)\.", name))}
-    if not blocks:
+    block = {name: int(found[1]) for name in tower if (found := re.match(r"blocks\.(\d+)\.", name))}
+    depth, there = system.blocks + (not hf.get("drop_vision_last_layer", True)), len(set(block.values()))
+    if there < depth:
         raise CheckpointError(
             f"{source}: not the vision tower of {where}, which is timm's {system.tower_name} "
-            f"({system.tower.known_by}; or its weights as one file, blocks.0... and so on)"
+            f"({system.tower.known_by}; or its weights as one file): it has {there} blocks, {depth} are run"
         )
-    unused = f"blocks.{max(blocks)}." if hf.get("drop_vision_last_layer", True) else None
-    used = {name: a for name, a in tower.items() if unused is None or not name.startswith(unused)}
-    return dict(tensors) | {system.vision + name: a for name, a in used.items()}
+    used = {system.vision + name: a for name, a in tower.items() if block.get(name, 0) < depth}
+    return dict(tensors) | used
 
 
 def check_positions(c: ModelConfig, system: System, tensors, where: Path):

@@ -326,24 +326,26 @@ def apart(tmp_path_factory):
     """(OmniLMM with its tower, the same without, the tower as timm has it): OmniLMM's code saves the tower
     only if it was tuned, and runs all of timm's blocks but the last."""
     folder, prefix = tmp_path_factory.mktemp("apart"), "model.vision_tower."
-    model = published.Whole("omnilmm")
+    model = published.Whole("omnilmm", tower={**published.TOWER, "layers": 63})
     for name in ("whole", "timm"):
         (folder / name).mkdir()
     published.save(model, folder / "whole")
     tower = {name.removeprefix(prefix): a for name, a in model.tensors().items() if name.startswith(prefix)}
     changed(folder / "whole", folder / "rest", tensors={prefix + name: None for name in tower})
-    last = {name.replace("blocks.1.", "blocks.2."): -a for name, a in tower.items() if "blocks.1." in name}
+    torch.save(tower, folder / "cut.pt")
+    last = {name.replace(".62.", ".63."): -a for name, a in tower.items() if "blocks.62." in name}
     tower |= last | {"head.weight": torch.zeros(1024, 32), "head.bias": torch.zeros(1024)}
     save_file(tower, folder / "timm/model.safetensors")
-    torch.save(tower, folder / "tower.pt")
+    for file, lost in (("short.pt", "blocks.6"), ("holed.pt", "blocks.5.")):
+        torch.save({name: a for name, a in tower.items() if not name.startswith(lost)}, folder / file)
     named = {"architecture": "eva02_enormous_patch14_clip_224", "num_classes": 1024}
     (folder / "timm/config.json").write_text(json.dumps(named))
     return folder
 
 
-@pytest.mark.parametrize("vision", ["timm", "timm/model.safetensors", "tower.pt"])
+@pytest.mark.parametrize("vision", ["timm", "timm/model.safetensors", "cut.pt"])
 def test_a_tower_that_lies_elsewhere(apart, tmp_path, vision):
-    """The model is that of the checkpoint which holds it, to the bit."""
+    """The model is that of the checkpoint which holds it, to the bit, with and without the last block."""
     made, _ = convert(apart / "rest", tmp_path / "native", vision=apart / vision)
     expected, found = load_checkpoint(apart / "whole"), load_checkpoint(tmp_path / "native")
     assert made.config == found.config == expected.config
@@ -360,6 +362,8 @@ def test_a_tower_that_lies_elsewhere(apart, tmp_path, vision):
         ("rest", {"vision": "timm", "vision2": "timm"}, "and 2 given"),
         ("rest", {"vision": "whole"}, "whole: not the vision tower of .*rest, which is timm's eva02"),
         ("rest", {"vision": "whole/model.safetensors"}, r"model\.safetensors: not the vision tower of"),
+        ("rest", {"vision": "short.pt"}, "it has 59 blocks, 63 are run"),
+        ("rest", {"vision": "holed.pt"}, r"vision_tower\.blocks\.5\.norm1\.weight -> .*: missing"),
         ("whole", {"vision": "timm"}, r"holds its vision tower, model\.vision_tower\.\*; leave out"),
     ],
 )  # fmt: skip
