@@ -5,9 +5,8 @@ python -m omnifusion_jax.train --config=configs/minicpmv.py --config.data.path=d
     --config.data.images=images --workdir=runs/minicpmv
 
 Everything is trained; `:frozen` leaves the vision tower as it is. `:lora` trains tower, resampler and
-embeddings, and factors beside the four kernels of the decoder's attention, which are merged at the end; the
-script has dropout before its factors, here there is none. docs/differences.md says what else differs from
-the script, which is in the folder finetune of OpenBMB/MiniCPM-V.
+embeddings, and factors beside the four kernels of the decoder's attention, which are merged at the end.
+docs/differences.md says what differs from the script, which is in the folder finetune of OpenBMB/MiniCPM-V.
 
 Version 1.0, whose training is not published, is a preset:
 --config.model.preset=minicpm-v-1.0 --config.init_from=minicpm-v-1.0
@@ -30,7 +29,7 @@ VARIANTS = {
     "frozen": {"train_parts": ((r"(image/adapter|decoder)/.*", 1.0), (r"image/encoders/.*", None))},
     "lora": {
         "train_parts": ((LEARNED, 1.0), (rf"(?!({LEARNED})$).*", None)),
-        "lora": LoraConfig(rank=64, alpha=64.0, targets=rf"{ATTENTION}/kernel"),
+        "lora": LoraConfig(rank=64, alpha=64.0, dropout=0.05, targets=rf"{ATTENTION}/kernel"),
     },
 }
 

@@ -1,7 +1,6 @@
 """`OmniLMMChat`, the interface of the original: a picture in base64, a dialogue in JSON."""
 
 import base64
-import binascii
 import json
 
 from omnifusion_jax.api import load
@@ -17,6 +16,7 @@ DEFAULTS = {  # what the original answers with, by the token that stands for fea
     ("<unk>", "squash"): "minicpm-v-1.0",
     ("<unk>", "slices"): "minicpm-v-2.0",
 }
+NAMES = {"from": "role", "value": "content"}  # the other names that the original knows for parts of a turn
 
 
 class OmniLMMChat:
@@ -37,7 +37,8 @@ class OmniLMMChat:
     def chat(self, given: dict) -> str:
         """The answer to {"image": a file in base64, "question": the dialogue so far as JSON}.
 
-        The dialogue is a list of {"role": "user", "content": "..."} and of the assistant's turns. `<image>`
+        The dialogue is a list of {"role": "user", "content": "..."} and of the assistant's turns, or of
+        {"from": "human", "value": "..."} and of the other's. The base64 may be broken into lines. `<image>`
         in the text marks where the picture stands; without a mark it stands before the first question.
         Without an image, or with an empty one, the model is asked about the text alone.
 
@@ -49,8 +50,8 @@ class OmniLMMChat:
         image, pictures = given.get("image"), []
         try:
             if image:
-                pictures.append(open_image(base64.b64decode(image, validate=True)))
-        except (DataError, binascii.Error, ValueError):
+                pictures.append(open_image(base64.b64decode(image)))  # lines too, as the original
+        except (DataError, ValueError, TypeError):
             return NO_PICTURE
         try:
             messages = json.loads(given["question"])
@@ -60,7 +61,13 @@ class OmniLMMChat:
                 'json.dumps([{"role": "user", "content": "..."}])',
                 "form",
             ) from error
+        if isinstance(messages, list):
+            messages = [renamed(turn) if isinstance(turn, dict) else turn for turn in messages]
         [answer] = self.model.generate([Request(messages, pictures)], self.generation)
         return answer.text.strip()
 
     process = chat  # the name under which it was announced
+
+
+def renamed(turn: dict) -> dict:
+    return {NAMES.get(name, name): value for name, value in turn.items()}

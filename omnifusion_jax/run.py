@@ -228,7 +228,7 @@ def starting_point(config: TrainConfig, allow_change: bool = False) -> tuple[dic
             name, free = f"model.{dotted(part)}", FREE.get(part.rpartition("/")[2], ())
             same_settings(name, ours.get(part), theirs.get(part), config.init_from, but=free)
         if factors := load_factors(config.init_from):
-            same_settings("lora", config.lora, factors, config.init_from, but=("base",))
+            same_settings("lora", config.lora, factors, config.init_from, but=("base", "dropout"))
         resume.same_reading(config.model, stored, config.init_from, allow_change)
         arrays |= trained
         tokenizer = tokenizer or found

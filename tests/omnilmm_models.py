@@ -97,10 +97,10 @@ class Resampler(nn.Module):
 class Whole(nn.Module):
     """A system as a whole: pictures to rows, and text with rows to logits.
 
-    Other `settings` of config.json and another tower make it larger; `spread` is that of its parameters.
+    Other `settings` of config.json and another tower make it larger; `draw` gives a module its parameters.
     """
 
-    def __init__(self, name, seed=0, tied=False, tower=TOWER, spread=0.15, **settings):
+    def __init__(self, name, seed=0, tied=False, tower=TOWER, draw=randomised, **settings):
         super().__init__()
         self.name, self.settings = name, {**TEXT, **SYSTEMS[name], "tie_word_embeddings": tied, **settings}
         self.patch, width = tower["patch"], self.settings["hidden_size"]
@@ -121,10 +121,10 @@ class Whole(nn.Module):
             )
             tower_class = functools.partial(Hub, siglip=True)
         config._attn_implementation = "eager"
-        self.llm = randomised(cls(config), seed, spread)
-        self.tower = randomised(tower_class(**tower), seed + 1, spread)
+        self.llm = draw(cls(config), seed)
+        self.tower = draw(tower_class(**tower), seed + 1)
         resampler = Resampler(name == "minicpm-v-2.0", tower["width"], width, self.queries)
-        self.resampler = randomised(resampler, seed + 2, spread)
+        self.resampler = draw(resampler, seed + 2)
         with torch.no_grad():  # sharp, so that choices are clear, and it speaks up for the end of sequence
             self.llm.get_output_embeddings().weight *= 4 if not tied else 1
         self.eval()
@@ -168,8 +168,7 @@ class Whole(nn.Module):
 
 def save(model, directory, dtype=torch.float32, binary=False):
     """The directory of a public checkpoint."""
-    tokenizer(directory, model.kind == "minicpmv")
-    (directory / "config.json").write_text(json.dumps(model.settings))
+    describe(model, directory)
     tensors = {name: a.detach().to(dtype).contiguous() for name, a in model.tensors().items()}
     if model.settings["tie_word_embeddings"]:
         del tensors["llm.lm_head.weight"]
@@ -177,6 +176,12 @@ def save(model, directory, dtype=torch.float32, binary=False):
         torch.save(tensors, directory / "pytorch_model.bin")
     else:
         save_file(tensors, directory / "model.safetensors")
+
+
+def describe(model, directory):
+    """What a public checkpoint has beside its weights."""
+    tokenizer(directory, model.kind == "minicpmv")
+    (directory / "config.json").write_text(json.dumps(model.settings))
 
 
 def tokenizer(directory, minicpm):

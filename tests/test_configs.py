@@ -242,6 +242,7 @@ REFUSED = [  # what is set in configs/pretrain.py, and what the message says
     ({"remat": "some"}, "none, dots, full, offload"),
     ({"lora.rank": -1}, "lora.rank is -1"),
     ({"lora.alpha": 0.0}, "lora.alpha 0.0 is not positive"),
+    ({"lora.dropout": 1.0}, "lora.dropout 1.0 is not in"),
     ({"lora.targets": "("}, "is no regular expression"),
     ({"lora.base": "int2"}, "choose from compute_dtype, int8, int4"),
     ({"grad_dtype": "float16"}, "bfloat16, float32"),

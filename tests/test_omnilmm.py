@@ -40,11 +40,15 @@ def test_an_answer_is_that_of_the_request(model):
     said = chat.chat({"image": encoded(PICTURE), "question": json.dumps(TALK)})
     assert said == model.generate(of.Request(TALK, [PICTURE]), SHORT)[0].text.strip()
     assert said == chat.process({"image": encoded(PICTURE), "question": json.dumps(TALK)})
+    lines = base64.encodebytes(base64.b64decode(encoded(PICTURE))).decode()
+    named = [{"from": "human" if t["role"] == "user" else "gpt", "value": t["content"]} for t in TALK]
+    assert "\n" in lines[:-1]
+    assert said == chat.chat({"image": lines, "question": json.dumps(named)})
     alone = chat.chat({"image": "", "question": json.dumps(TALK)})
     assert alone == model.generate(of.Request(TALK), SHORT)[0].text.strip()
 
 
-@pytest.mark.parametrize("image", ["bm8gcGljdHVyZQ==", "%%%", "Я"])
+@pytest.mark.parametrize("image", ["bm8gcGljdHVyZQ==", "%%%", "Я", 3])
 def test_bytes_that_are_no_picture(model, image):
     assert (
         of.OmniLMMChat(model, SHORT).chat({"image": image, "question": json.dumps(TALK)})
@@ -58,6 +62,9 @@ def test_a_question_that_is_no_dialogue(model):
             of.OmniLMMChat(model, SHORT).chat(given)
     with pytest.raises(DataError, match="messages"):
         of.OmniLMMChat(model, SHORT).chat({"question": '{"role": "user"}'})
+    told = json.dumps([{"role": "user", "content": "What is <im_patch>?"}])
+    with pytest.raises(DataError, match="Remove <im_patch> from the text of its turns"):
+        of.OmniLMMChat(model, SHORT).chat({"image": encoded(PICTURE), "question": told})
 
 
 OWN = {  # max_new_tokens, num_beams, temperature, top_k, top_p, repetition_penalty

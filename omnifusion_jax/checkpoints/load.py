@@ -48,7 +48,7 @@ RELEASE = "tuned-model/, tokenizer/, projection.pt, special_embeddings.pt"
 FORMATS = {  # the first format that knows a directory reads it
     "native": Format(native.is_native, native.read, "arrays/ and config.json"),
     "llava": Format(is_llava, read_llava, "config.json of type llava or llava_next"),
-    "omnilmm": Format(is_omnilmm, read_omnilmm, "config.json of type omnilmm or minicpmv"),
+    "omnilmm": Format(is_omnilmm, read_omnilmm, "config.json of type omnilmm or minicpmv", ("vision",)),
     "omnifusion-phase1": Format(
         phase1.is_phase1, phase1.read, "projection.pt and special_embeddings.pt alone", ("preset", "assign")
     ),
@@ -82,7 +82,8 @@ def load_checkpoint(
       source: directory or hub id (org/name, org/name:folder) of a native checkpoint (which may hold only some
         parts of a model), a LLaVA of transformers, an original OmniFusion model, or what phase 1 of the
         original code writes.
-      vision: vision tower as `load_encoder` takes it, for original directories that hold none.
+      vision: vision tower as `load_encoder` takes it, for original directories that hold none; for OmniLMM's
+        as timm has it, which may be one file of weights.
       vision2: the second vision tower, for the two-encoder model.
       assign: JSON file that says which tensor of the two-encoder adapter is which, see
         checkpoints/omnifusion/two_encoders.py. None works it out from the tensors.

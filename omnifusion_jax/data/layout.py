@@ -201,9 +201,12 @@ class Layout:
         ]
         given = [stream for stream, _ in runs]
         if written != given:
+            more = len(written) > len(given)
+            token = " or ".join(self.template.by_mark.values())
+            hint = f". Remove {token} from the text of its turns, where it stands for media" if more else ""
             raise DataError(
                 f"{dialogue.where}: the chat template shows {counted(written)}, "
-                f"the dialogue has {counted(given)}",
+                f"the dialogue has {counted(given)}{hint}",
                 "marks",
             )
         ends = [*here, len(ids)]

@@ -76,7 +76,10 @@ def refer(config: TrainConfig, tokenizer, data: Reading, arrays: Mapping[str, ja
             pairs = usable(zip(records, pool.map(read, records), strict=True))
             rows = list(score.rows(pairs))
             hosts.by_first(lambda number=number, rows=rows: write(part_file(folder, number), rows))
-            print(f"reference: {records.stop:,} of {len(data.source):,} pairs, {folder}", flush=True)
+            left = len(records) - len(rows)
+            lacks = f", {left:,} of the last {len(records):,} are no pairs that can be used" if left else ""
+            done = f"{records.stop:,} of {len(data.source):,} records"
+            print(f"reference: {done}{lacks}, {folder}", flush=True)
 
 
 def made_by(config: TrainConfig, tokenizer, data: Reading, arrays: Mapping[str, jax.Array]) -> dict:

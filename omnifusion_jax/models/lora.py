@@ -14,6 +14,7 @@ from omnifusion_jax.nn.init import zeros
 from omnifusion_jax.nn.linear import Linear
 
 KERNEL = r"decoder/layers/.*/kernel"  # those that can have factors, and be kept as integers
+BEFORE_FACTORS = 1 << 20  # keys from this number on, of a key whose first ones are the adapter's
 TABLES = {"decoder/embed": 1, "decoder/head": 0}  # by token; the dimension that is an embedding's
 # What can stand beside a kernel of integers, and a scale beside TABLES, by the end of its path
 BESIDE = ("/kernel_scale", "/kernel_zero", "/kernel_order", *(f"{table}_scale" for table in TABLES))
@@ -37,7 +38,19 @@ def add_factors(module, c: LoraConfig, *, rngs: nnx.Rngs):
             isinstance(owner, Linear) and re.fullmatch(KERNEL, path) is not None,
             f"lora.targets matches {path}, which is no kernel of a linear map in the decoder's layers",
         )
-        owner.add_factors(c.rank, c.alpha, rngs=rngs)
+        owner.add_factors(c.rank, c.alpha, c.dropout, rngs=rngs)
+
+
+def set_dropping(module, key):
+    """Turns dropout before factors on in a module that is used for one pass: each map and layer has a key.
+
+    A module as it is made, or read, has none: nothing is dropped in evaluation and in answers.
+    """
+    owners = [nnx.owner(module, path) for path in nnx.parameters(module) if path.endswith("/lora_a")]
+    for i, owner in enumerate(owners):
+        if owner.lora_dropout:
+            own = jax.random.fold_in(key, BEFORE_FACTORS + i)
+            owner.lora_key = nnx.Param(jax.random.split(own, owner.layers))
 
 
 def outline(model: ModelConfig, c: LoraConfig):

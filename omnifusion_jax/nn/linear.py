@@ -9,6 +9,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from omnifusion_jax import sharding
 from omnifusion_jax.nn import nnx, quantized
+from omnifusion_jax.nn.dropout import drop
 from omnifusion_jax.nn.init import NORMAL, Init, linear, zeros
 
 
@@ -20,9 +21,10 @@ class Linear(nnx.Module):
 
     Beside a frozen kernel there may be a pair of factors that are trained in its stead, and what makes its
     values of integers: scales, and of foreign ones perhaps zeros, and the order that its inputs stand in.
+    In a step of training there may be a key for dropout before the factors, see `models.lora.set_dropping`.
     """
 
-    lora_a = lora_b = kernel_scale = kernel_zero = kernel_order = None
+    lora_a = lora_b = lora_key = kernel_scale = kernel_zero = kernel_order = None
     by_output = False  # whether the outputs of a kernel of integers have one scale each, and no gradient
 
     def __init__(
@@ -42,7 +44,8 @@ class Linear(nnx.Module):
     def __call__(self, x):
         y = product(x, self.kernel[...], len(self.ins)) if self.kernel_scale is None else self.of_integers(x)
         if self.lora_a is not None:
-            low = product(x, self.lora_a[...], len(self.ins))  # [..., rank]
+            kept = x if self.lora_key is None else drop(x, self.lora_dropout, self.lora_key[...])
+            low = product(kept, self.lora_a[...], len(self.ins))  # [..., rank]
             y = y + product(low * self.lora_scale, self.lora_b[...])
         return y if self.bias is None else y + self.bias[...]
 
@@ -62,12 +65,13 @@ class Linear(nnx.Module):
         """What stands before the dimensions of the map: the number of layers, if this is a stack of maps."""
         return self.kernel.shape[: -len(self.ins + self.outs)]
 
-    def add_factors(self, rank: int, alpha: float, *, rngs: nnx.Rngs):
+    def add_factors(self, rank: int, alpha: float, dropout: float = 0.0, *, rngs: nnx.Rngs):
         """Adds alpha / rank * x @ lora_a @ lora_b to what the map gives (LoRA, arXiv 2106.09685).
 
         lora_a [*ins, rank] is drawn as PEFT draws it, and lora_b [rank, *outs] is zero: nothing changes yet.
+        While there is a `lora_key`, the share `dropout` of this x is dropped.
         """
-        self.lora_scale = alpha / rank
+        self.lora_scale, self.lora_dropout = alpha / rank, dropout
         self.lora_a = linear(rngs, *self.layers, *self.ins, rank, fan_in=math.prod(self.ins))
         self.lora_b = zeros(*self.layers, rank, *self.outs)
 

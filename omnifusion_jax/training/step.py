@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnifusion_jax import sharding
 from omnifusion_jax.batch import Batch
+from omnifusion_jax.models import lora
 from omnifusion_jax.models.axes import axes, spread
 from omnifusion_jax.models.omnifusion import cast
 from omnifusion_jax.nn import nnx
@@ -126,6 +127,7 @@ def make_step(
         kept = {path: a.astype(grad_dtype) for path, a in params.items() if re.fullmatch(KERNELS, path)}
         kept |= {path: a for path, a in params.items() if path == "decoder/embed"}
         model = nnx.with_parameters(skeleton, {**spread({**cast(params, dtype), **kept}), **frozen})
+        lora.set_dropping(model, key)
         with sharding.also(**also):
             value, count, *own = objective.loss(model, batch, key, remat)
         return value, (count, own[0] if own else {})

@@ -15,7 +15,7 @@ from runs import LENGTH, PHASE1, PHASE2, Pictures, batches, config, rows, start
 
 from omnifusion_jax import hosts, sharding
 from omnifusion_jax.batch import Batch
-from omnifusion_jax.config import CheckpointConfig, MeshConfig
+from omnifusion_jax.config import CheckpointConfig, LoraConfig, MeshConfig
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.tables import OBJECTIVES
@@ -303,15 +303,31 @@ def saved(workdir, step):
         )
 
 
-def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path, capsys):
+FACTORS = r"decoder/.*/lora_[ab]"
+DROPPING = {
+    "adapter": {"dropout": 0.2},
+    "factors": {
+        "lora": LoraConfig(rank=4, dropout=0.2),
+        "train_parts": (
+            (rf"image/adapter/.*|special/.*|{FACTORS}", 1.0),
+            (rf"image/encoders/.*|(?!{FACTORS})decoder/.*", None),
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("place", DROPPING)
+def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path, capsys, place):
     """It does with dropout, whose keys follow from the step, and between two lines of the metrics.
 
-    All of it comes from the checkpoint: the parameters that are given are worthless.
+    All of it comes from the checkpoint: the parameters that are given to be trained are worthless.
     """
-    c = config(dropout=0.2, steps=7, log_every=4, checkpoint=CheckpointConfig(every_steps=3))
+    c = config(steps=7, log_every=4, checkpoint=CheckpointConfig(every_steps=3), **DROPPING[place])
     c.optimizer.schedule = "constant"
     whole, expected, _ = fit(c, tokenizer, tmp_path / "whole")
-    assert len(whole) == 3 and whole[0] != reference[0][0]  # dropout does something
+    assert len(whole) == 3
+    if place == "adapter":  # factors are zero in the first step
+        assert whole[0] != reference[0][0]  # dropout does something
     cut = tmp_path / "cut"
     with pytest.raises(Interrupted):
         fit(c, tokenizer, cut, wrap=lambda inner: Ends(inner, 4))
@@ -319,7 +335,7 @@ def test_resume_continues_the_same_curve(reference, tokenizer, tmp_path, capsys)
     assert [looked for looked, *_ in rows.values()] == [4] * 16  # what was learned before the data failed
     assert "no next batch: the state after step 4 is saved" in capsys.readouterr().out
     shutil.rmtree(cut / "checkpoints" / "4")  # as a machine that dies leaves it
-    worthless = {path: a if path.startswith("image/encoders/") else 0 * a for path, a in start(c).items()}
+    worthless = {path: 0 * a if path in expected else a for path, a in start(c).items()}
     counted = []
     curve, trained, _ = fit(
         c, tokenizer, cut, worthless, wrap=lambda inner: counted.append(Ends(inner, 99)) or counted[0]

@@ -29,7 +29,7 @@ from omnifusion_jax.training import freeze
 from omnifusion_jax.training.optimizer import make_optimizer
 from omnifusion_jax.training.program import build
 from omnifusion_jax.training.start import fill
-from omnifusion_jax.training.step import init_state, make_step, state_shardings
+from omnifusion_jax.training.step import batch_sharding, init_state, make_step, state_shardings
 
 RANK, ALPHA = 4, 10.0
 FACTORS = r"decoder/.*/lora_[ab]"
@@ -113,6 +113,45 @@ def test_a_map_with_factors_is_that_of_peft(ins, outs):
     expected = x @ weight.T + ALPHA / RANK * (x @ a.T) @ b.T
     found = one(x.numpy().reshape(5, *ins)).reshape(5, m)
     assert_allclose(found, expected.numpy(), rtol=0, atol=1e-4)
+
+
+def test_dropout_falls_where_peft_has_it():
+    """On what enters the factors, and the kernel sees all; what is left is scaled, so that the mean stays."""
+    linear, one = Linear(4, 4, bias=False, rngs=nnx.Rngs(0)), nnx.Param(jnp.eye(4))
+    linear.add_factors(4, 8.0, 0.3, rngs=nnx.Rngs(1))
+    linear.kernel, linear.lora_a, linear.lora_b = nnx.Param(10 * jnp.eye(4)), one, one
+    x = jnp.ones((20_000, 4))
+    assert_array_equal(linear(x), 12 * x)
+    linear.lora_key = nnx.Param(jax.random.key(0))
+    y = np.asarray(linear(x)) - 10
+    dropped = np.abs(y) < 1e-6
+    assert abs(dropped.mean() - 0.3) < 0.01
+    assert_allclose(y[~dropped], 2 / 0.7, rtol=1e-5)
+    assert_allclose(y.mean(axis=0), 2, rtol=0.02)
+
+
+def test_each_map_and_layer_has_a_key_of_its_own():
+    """None of them is one that the adapter makes of the same key; without dropout there are none."""
+    key, found = jax.random.key(3), {}
+    for rate in (0.5, 0.0):
+        c = config(**{"lora.dropout": rate})
+        module = nnx.with_parameters(*fill(c, make_mesh(fsdp=1), start(c)))
+        lora.set_dropping(module, key)
+        owners = [nnx.owner(module, path) for path in lora.targets(c.lora, nnx.parameters(module))]
+        found[rate] = [owner.lora_key for owner in owners]
+    assert found[0.0] == [None] * 7
+    keys = [own[...] for own in found[0.5]] + [jax.random.split(key, 8), key[None]]
+    drawn = np.concatenate([jax.random.key_data(own) for own in keys])
+    assert len(np.unique(drawn, axis=0)) == len(drawn) == 7 * 2 + 9
+
+
+def test_nothing_is_dropped_but_in_training():
+    """The loss and its gradients as evaluation computes them, to the bit."""
+    value, gradients = loss_and_gradients(config())
+    other, others = loss_and_gradients(config(**{"lora.dropout": 0.5}))
+    assert_array_equal(other, value)
+    for path, a in gradients.items():
+        assert_array_equal(others[path], a, err_msg=path)
 
 
 def test_fresh_factors_change_nothing_and_are_drawn_as_peft_draws_them():
@@ -215,6 +254,25 @@ def test_every_mesh_trains_factors_alike():
     before = start(c)
     for path, a in state.params.items():
         assert np.abs(a - before[path]).max() > 1e-4 or not path.startswith("decoder/"), path
+
+
+def test_a_step_drops_what_its_number_says_on_every_mesh():
+    """Its key follows from seed 0, step 0 and the first micro-batch."""
+    c, mesh = config(**{"lora.dropout": 0.3}), make_mesh(fsdp=4, tensor=2)
+    (first, _), *_ = step_of(c, make_mesh(fsdp=1))
+    [key] = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 1)
+    skeleton, trained, frozen = split(c, mesh)
+
+    def loss(arrays, batch):
+        module = nnx.with_parameters(skeleton, arrays)
+        lora.set_dropping(module, key)
+        value, count = OBJECTIVES["answers"].loss(module, batch, key, "none")
+        return value / count
+
+    with jax.set_mesh(mesh):
+        spread = jax.jit(loss)(trained | frozen, jax.device_put(batch(), batch_sharding(mesh)))
+    assert_allclose(spread, first, rtol=1e-5)
+    assert abs(first - loss_and_gradients(c)[0]) > 1e-3
 
 
 def test_gradients_of_factors_add_up_in_float32(monkeypatch):

@@ -23,6 +23,7 @@ class System(NamedTuple):
     tower: Timm
     tower_setting: str  # the setting that names the tower, as timm does
     tower_name: str  # the published one
+    blocks: int  # how many of its blocks are run: all but the last
     queries_setting: str  # the setting that says how many queries the resampler has
     # what the names of tensors begin with
     language: str
@@ -41,6 +42,7 @@ SYSTEMS = {
         tower=TIMM_EVA02,
         tower_setting="mm_vision_tower",
         tower_name="eva02_enormous_patch14_clip_224.laion2b_plus",
+        blocks=63,
         queries_setting="num_query",
         language="",
         vision="model.vision_tower.",
@@ -56,6 +58,7 @@ SYSTEMS = {
         tower=TIMM_SIGLIP,
         tower_setting="vision_encoder",
         tower_name="vit_so400m_patch14_siglip_384.webli",
+        blocks=26,
         queries_setting="query_num",
         language="llm.",
         vision="vpm.",

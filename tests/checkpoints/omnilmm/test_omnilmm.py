@@ -1,5 +1,6 @@
 """OmniLMM and MiniCPM-V under their public names: what they compute, both ways, and what is refused."""
 
+import functools
 import json
 import math
 import shutil
@@ -10,7 +11,9 @@ import numpy as np
 import omnilmm_models as published
 import pytest
 import torch
+from parity.torch_models import randomised
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
 import omnifusion_jax as of
@@ -256,7 +259,7 @@ def test_gradients(name, tmp_path):
 
     The model is less sharp than that of other tests: attention that hardly chooses makes less of rounding.
     """
-    model = published.Whole(name, spread=0.08)
+    model = published.Whole(name, draw=functools.partial(randomised, spread=0.08))
     published.save(model, tmp_path)
     talk, made = TALKS[0], load_checkpoint(tmp_path)
     c, prepare = made.config, Prepare.of(Tokenizer(made.tokenizer), made.config, 1024)
@@ -319,14 +322,55 @@ def test_what_is_refused(tmp_path, settings, tensors, said):
         load_checkpoint(changed(tmp_path / "made", tmp_path / "changed", settings, tensors))
 
 
-def test_a_checkpoint_without_its_tower_is_refused_with_advice(tmp_path):
-    """As OmniLMM's code saves it unless the tower is tuned."""
-    model = published.Whole("omnilmm")
-    published.save(model, tmp_path / "made")
-    tower = {name: None for name in model.tensors() if name.startswith("model.vision_tower.")}
-    said = r"saved without its vision tower, eva02_enormous.*\. Take one that was saved with it \(tune_clip\)"
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """(OmniLMM with its tower, the same without, the tower as timm has it): OmniLMM's code saves the tower
+    only if it was tuned, and runs all of timm's blocks but the last."""
+    folder, prefix = tmp_path_factory.mktemp("apart"), "model.vision_tower."
+    model = published.Whole("omnilmm", tower={**published.TOWER, "layers": 63})
+    for name in ("whole", "timm"):
+        (folder / name).mkdir()
+    published.save(model, folder / "whole")
+    tower = {name.removeprefix(prefix): a for name, a in model.tensors().items() if name.startswith(prefix)}
+    changed(folder / "whole", folder / "rest", tensors={prefix + name: None for name in tower})
+    torch.save(tower, folder / "cut.pt")
+    last = {name.replace(".62.", ".63."): -a for name, a in tower.items() if "blocks.62." in name}
+    tower |= last | {"head.weight": torch.zeros(1024, 32), "head.bias": torch.zeros(1024)}
+    save_file(tower, folder / "timm/model.safetensors")
+    for file, lost in (("short.pt", "blocks.6"), ("holed.pt", "blocks.5.")):
+        torch.save({name: a for name, a in tower.items() if not name.startswith(lost)}, folder / file)
+    named = {"architecture": "eva02_enormous_patch14_clip_224", "num_classes": 1024}
+    (folder / "timm/config.json").write_text(json.dumps(named))
+    return folder
+
+
+@pytest.mark.parametrize("vision", ["timm", "timm/model.safetensors", "cut.pt"])
+def test_a_tower_that_lies_elsewhere(apart, tmp_path, vision):
+    """The model is that of the checkpoint which holds it, to the bit, with and without the last block."""
+    made, _ = convert(apart / "rest", tmp_path / "native", vision=apart / vision)
+    expected, found = load_checkpoint(apart / "whole"), load_checkpoint(tmp_path / "native")
+    assert made.config == found.config == expected.config
+    assert found.arrays.keys() == expected.arrays.keys()
+    for path, a in expected.arrays.items():
+        np.testing.assert_array_equal(np.asarray(found.arrays[path]), np.asarray(a), err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("source", "vision", "said"),
+    [
+        ("rest", {}, r"saved without its vision tower, eva02_enormous.*, and none given\. Pass one as vision "
+         r"\(--vision\): .*, or timm/eva02_enormous_patch14_clip_224\.laion2b_plus"),
+        ("rest", {"vision": "timm", "vision2": "timm"}, "and 2 given"),
+        ("rest", {"vision": "whole"}, "whole: not the vision tower of .*rest, which is timm's eva02"),
+        ("rest", {"vision": "whole/model.safetensors"}, r"model\.safetensors: not the vision tower of"),
+        ("rest", {"vision": "short.pt"}, "it has 59 blocks, 63 are run"),
+        ("rest", {"vision": "holed.pt"}, r"vision_tower\.blocks\.5\.norm1\.weight -> .*: missing"),
+        ("whole", {"vision": "timm"}, r"holds its vision tower, model\.vision_tower\.\*; leave out"),
+    ],
+)  # fmt: skip
+def test_a_tower_that_is_missing_is_another_or_is_there_already(apart, source, vision, said):
     with pytest.raises(CheckpointError, match=said):
-        load_checkpoint(changed(tmp_path / "made", tmp_path / "changed", tensors=tower))
+        load_checkpoint(apart / source, **{option: apart / name for option, name in vision.items()})
 
 
 def test_tokens_that_were_added_keep_their_ids(tmp_path):
