@@ -24,13 +24,14 @@ from omnifusion_jax.checkpoints.load import load_checkpoint, load_encoder
 from omnifusion_jax.checkpoints.mapping import tensors
 from omnifusion_jax.checkpoints.mapping.tensors import to_foreign
 from omnifusion_jax.checkpoints.mapping.transforms import SAME
-from omnifusion_jax.checkpoints.native import flat, is_native, nested, open_native, save_native
+from omnifusion_jax.checkpoints.native import is_native, open_native, save_native
 from omnifusion_jax.checkpoints.omnifusion.export import export_original
 from omnifusion_jax.checkpoints.storage import chunks, lazy_array, staging, weights
 from omnifusion_jax.checkpoints.storage.placement import placed
 from omnifusion_jax.checkpoints.storage.settings import read_json
 from omnifusion_jax.errors import CheckpointError
 from omnifusion_jax.models.axes import placements
+from omnifusion_jax.nested import flat, nested
 from omnifusion_jax.sharding import make_mesh
 
 C = tiny.config(layout="original")
@@ -94,7 +95,7 @@ def test_chunks_are_even_runs_in_c_order(shape, itemsize):
 def test_orbax_reads_what_is_streamed(tmp_path, arrays, small):
     save_native(tmp_path / "model", C, arrays)
     with ocp.StandardCheckpointer() as checkpointer:
-        same(flat(checkpointer.restore(tmp_path / "model/arrays")), arrays)
+        same(flat(checkpointer.restore(tmp_path / "model/arrays"), "/"), arrays)
     same(open_native(tmp_path / "model")[1], arrays)
     assert max(file.stat().st_size for file in (tmp_path / "model/arrays").glob("*/[0-9]*")) <= 1000
     mesh = make_mesh(fsdp=4, tensor=2)
@@ -107,7 +108,7 @@ def test_what_jax_arrays_and_earlier_versions_wrote_is_read_by_layers(tmp_path, 
     old = tmp_path / "model/arrays"
     old.rename(tmp_path / "gone")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(old, nested(arrays))
+        checkpointer.save(old, nested(arrays, "/"))
     opened = open_native(tmp_path / "model", dtype="float32")[1]
     same(opened, {path: a.astype(np.float32) for path, a in arrays.items()})
     np.testing.assert_array_equal(
