@@ -2,10 +2,11 @@
 
 python benchmarks/attention.py [rows, default 1] [dtype, default bfloat16, on a CPU float32]
 
-On a CPU sequences are a quarter as long.
+On a CPU sequences are a quarter as long, but for answers.
 
 Gflop/s counts two matrix products forward and four backward, of the pairs of tokens that see each other and
-no others; scores that a kernel computes twice are counted once.
+no others; scores that a kernel computes twice are counted once. Where answers are written, GB/s counts keys
+and values, read once.
 """
 
 import statistics
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omnifusion_jax.nn.attend import EVERYTHING, AttentionSpec, Choice, attend, need, using
+from omnifusion_jax.nn.attend import EVERYTHING, AttentionSpec, Choice, Places, attend, need, using
 from omnifusion_jax.tables import KERNELS
 
 REPEATS = 3
@@ -31,6 +32,7 @@ class Shape(NamedTuple):
     rows: int = 1  # for each row that is asked for
     segment: int | None = None  # length of each dialogue of a row; None: an encoder's
     window: int | None = None
+    queries: int | None = None  # the newest tokens, of an answer; None: all
 
 
 SHAPES = {
@@ -38,11 +40,16 @@ SHAPES = {
     "decoder, one dialogue": Shape(8, 4, 2048, 128, segment=2048),
     "decoder, one dialogue, window of a quarter": Shape(8, 4, 2048, 128, segment=2048, window=512),
     "encoder, 8 pictures": Shape(16, 1, 577, 64, rows=8),
+    "a token of 16 answers": Shape(8, 1, 1024, 128, rows=16, queries=1),
+    "a token of 16 answers, heads in groups": Shape(8, 4, 1024, 128, rows=16, queries=1),
+    "a token of 16 searches of three beams": Shape(8, 1, 1024, 128, rows=16, queries=3),
 }
 
 
 def shorter(shape):
-    """The same with everything in tokens divided by four."""
+    """The same with everything in tokens divided by four, if it is no answer."""
+    if shape.queries:
+        return shape
     quarter = lambda n: n and -(-n // 4)
     return shape._replace(
         length=quarter(shape.length), segment=quarter(shape.segment), window=quarter(shape.window)
@@ -50,6 +57,14 @@ def shorter(shape):
 
 
 def spec_of(shape, rows):
+    if shape.queries == 1:
+        ones = np.ones((rows, shape.length), np.int32)
+        places = Places(ones, np.cumsum(ones, axis=1, dtype=np.int32) - 1)
+        return AttentionSpec(Places(*(a[:, -1:] for a in places[:2])), places)
+    if shape.queries:  # beams: each sees what is its own
+        last = np.arange(shape.length) >= shape.length - shape.queries
+        own = np.arange(shape.length) == shape.length - 1 - np.arange(shape.queries)[:, None]
+        return AttentionSpec(seen=jnp.asarray(np.tile(own | ~last, (rows, 1, 1))))
     if shape.segment is None:
         return EVERYTHING
     places = np.tile(np.arange(shape.length, dtype=np.int32), (rows, 1))
@@ -76,8 +91,9 @@ def seconds(f, *arrays):
 def measure(name, shape, rows, dtype, platform):
     """A line of figures, or why there are none."""
     rng, rows = np.random.default_rng(0), rows * shape.rows
-    make = lambda *heads: jnp.asarray(rng.normal(size=(rows, *heads, shape.length, shape.head_dim)), dtype)
-    q, k, v = make(shape.kv_heads, shape.group), make(shape.kv_heads), make(shape.kv_heads)
+    make = lambda n, *heads: jnp.asarray(rng.normal(size=(rows, *heads, n, shape.head_dim)), dtype)
+    q = make(shape.queries or shape.length, shape.kv_heads, shape.group)
+    k, v = make(shape.length, shape.kv_heads), make(shape.length, shape.kv_heads)
     spec, packed = spec_of(shape, rows), shape.segment not in (None, shape.length)
     if KERNELS[name].platform not in (None, platform):
         return f"cannot run: it is for {KERNELS[name].platform}, and this is {platform}"
@@ -88,6 +104,9 @@ def measure(name, shape, rows, dtype, platform):
         with using(Choice(name, packed=packed)):
             return attend(q, k, v, spec)
 
+    if shape.queries:
+        took = seconds(jax.jit(forward), q, k, v)
+        return f"{took * 1e3:9.2f} ms {(k.nbytes + v.nbytes) / took / 1e9:9.1f} GB/s"
     both = jax.grad(lambda *qkv: forward(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2))
     product = 2 * pairs(shape, rows) * shape.kv_heads * shape.group * shape.head_dim
     one, all_of_it = (seconds(jax.jit(f), q, k, v) for f in (forward, both))
@@ -101,7 +120,7 @@ def main(rows="1", dtype=None):
     print(f"{device.device_kind}, {dtype}, rows: {rows}, jax {jax.__version__}")
     for what, shape in SHAPES.items():
         shape = shorter(shape) if device.platform == "cpu" else shape
-        print(f"{what}: {shape.length} x {shape.length}, head_dim {shape.head_dim}")
+        print(f"{what}: {shape.queries or shape.length} x {shape.length}, head_dim {shape.head_dim}")
         for name in KERNELS.names():
             try:
                 said = measure(name, shape, int(rows), dtype, device.platform)

@@ -150,7 +150,7 @@ def test_few_equals_dense(monkeypatch, queries):
     monkeypatch.setattr(few, "WORTH", 4 * HEADS * 40)
     products, rng = [], np.random.default_rng(1)
     monkeypatch.setattr(few, "dense", lambda *given: products.append(queries) or dense(*given))
-    made = lambda *shape: jnp.asarray(rng.normal(size=(4, HEADS, *shape, 16)), jnp.float32)
+    made = lambda *shape: jnp.asarray(rng.normal(size=(4, HEADS, *shape, 32)), jnp.float32)
     q, k, v = made(2, queries), made(40), made(40)
     spec = AttentionSpec(seen=jnp.asarray(rng.random((4, queries, 40)) < 0.5).at[:, :, 0].set(True))
     for given in ((q, k, v, spec), (q[:2], k[:2], v[:2], AttentionSpec())):  # half of the keys are too few
@@ -202,6 +202,7 @@ REFUSED = [
     (("few",), DIALOGUE._replace(dtype="float32"), "a sequence that attends to itself"),
     (("few",), TOKEN._replace(queries=17, dtype="float32"), "17 queries"),
     (("few",), TOKEN._replace(dropout=0.1, dtype="float32"), "dropout"),
+    (("few",), TOKEN._replace(head_dim=36, dtype="float32"), "head_dim 36"),
     (("few",), TOKEN, "bfloat16"),
 ]
 

@@ -1,4 +1,4 @@
-"""A few queries and many keys on a CPU, as sums of products rather than as products of matrices.
+"""A few queries and many keys on a CPU, whose scores are sums of products rather than a product of matrices.
 
 XLA multiplies a matrix of a few rows with each head's keys several times slower than it reads them.
 """
@@ -15,6 +15,7 @@ from omnifusion_jax.tables import KERNELS
 
 MOST = 16  # queries of a head of keys
 WORTH = 2**15  # keys of all heads and rows from which on it is faster
+PART = 8  # of head_dim: parts are added to each other first, as a CPU adds vectors
 
 
 def few(q, k, v, spec, dropout):
@@ -22,13 +23,14 @@ def few(q, k, v, spec, dropout):
     group, queries, size = q.shape[2:]
     if not 1 < group * queries <= MOST or math.prod(k.shape[:3]) < WORTH:
         return dense(q, k, v, spec, dropout)
-    merged = q.reshape(*q.shape[:2], group * queries, 1, size)  # with a dimension of 1 in it, it is slower
-    scores = (merged * k[:, :, None]).sum(-1) * size**-0.5  # [batch, kv_heads, group * queries, key]
+    in_parts = lambda a: a.reshape(*a.shape[:2], -1, size // PART, PART)
+    products = in_parts(q)[:, :, :, None] * in_parts(k)[:, :, None]
+    scores = products.sum(-2).sum(-1) * size**-0.5  # [batch, kv_heads, group * queries, key]
     if (mask := spec.mask()) is not None:
-        mask = jnp.tile(mask, (1, group, 1))[:, None]
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        seen = jnp.tile(mask, (1, group, 1))[:, None]
+        scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
     probabilities = jax.nn.softmax(scores, axis=-1)
-    return (probabilities[..., None] * v[:, :, None]).sum(-2).reshape(q.shape)
+    return jnp.einsum("bkts,bksd->bktd", probabilities, v).reshape(q.shape)
 
 
 def refuses(need):
@@ -37,6 +39,7 @@ def refuses(need):
         {
             "a sequence that attends to itself": not need.cache,
             f"{need.queries} queries": need.queries > MOST,
+            f"head_dim {need.head_dim}": need.head_dim % PART,
             "dropout": need.dropout,
             need.dtype: need.dtype != "float32",
         }
