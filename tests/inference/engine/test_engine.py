@@ -307,8 +307,10 @@ def test_numbers_that_are_none_stay_in_their_row(tokenizer):
 
     model = made(tokenizer, small(), damage)
     engine = model.engine(slots=2, length=128)
-    asked = [ask(text) for text in ("Left", "square", "How many?", "square", "Left", "How many?")]
-    answers = [handle.result() for handle in [engine.submit(request, GREEDY) for request in asked]]
+    asked = [(ask(text), GREEDY) for text in ("Left", "square", "How many?", "", "Left", "How many?")]
+    # two draws: both of their slots are others' afterwards, whose prompts end before this word
+    asked[3] = ask("What is it? square"), dataclasses.replace(KINDS[1], num_return_sequences=2)
+    answers = [handle.result() for handle in [engine.submit(*one) for one in asked]]
     for i in (1, 3):
         assert answers[i].finish_reason == "error" and "not finite" in answers[i].error
     for i, again in ((0, 4), (2, 5)):
