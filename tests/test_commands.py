@@ -117,6 +117,9 @@ def test_generate_answers_a_file_and_goes_on_with_a_half_written_one(pictures, t
     )  # cut off in the last line
     assert "5 answers, 0 of them errors" in run_command("generate", *arguments, "--retry_errors")
     assert lines_of(target.read_text()) == lines_of(whole)
+    source.write_text(json.dumps(lines[0]) + "\n")
+    shared = (f"--input={source}", f"--output={tmp_path / 'shared.jsonl'}", "--host=0", "--of=2")
+    assert "0 answers, 0 of them errors" in run_command("generate", *shared)  # which is no failure
 
 
 def test_chat_talks_in_a_pipe(pictures):

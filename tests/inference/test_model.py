@@ -298,13 +298,15 @@ def test_several_answers(model, mixed, generation):
     """The first is the one that is given where one is asked for."""
     one = model.generate(mixed, dataclasses.replace(generation, num_return_sequences=1), batch_size=3)
     several = model.generate(mixed, generation, batch_size=3)
-    for alone, answer in zip(one, several, strict=True):
+    scores = [jax.nn.log_softmax(logits[-1]) for logits in model.logits(mixed)]
+    for alone, answer, first in zip(one, several, scores, strict=True):
         assert answer.tokens == alone.tokens and not alone.others
         every = [answer, *answer.others]
         assert len({tuple(a.tokens) for a in every}) == 3 and not any(a.others for a in answer.others)
         for a in every:
             assert a.text == model.tokenizer.decode(a.tokens) and len(a.logprobs) == len(a.tokens)
             assert a.logprob == pytest.approx(sum(a.logprobs)) and a.finish_reason in ("stop", "length")
+            assert a.logprobs[0] == pytest.approx(float(first[a.tokens[0]]), abs=1e-3)
             assert len(a.likeliest) == (len(a.tokens) if generation.likeliest else 0)
 
 

@@ -23,6 +23,8 @@ def test_the_official_recipe_bans_what_the_tokenizer_says():
     assert found.bans[0, :4].tolist() == [[-1, -1, 4, 5], [-1, -1, -1, 6], [-1, -1, -1, 5], [-1] * 4]
     assert found.last.tolist() == [EOS] * 3 and found.ngram[0] == 4
     assert found.beams.tolist() == [3] * 3 and found.rank.tolist() == [0, 1, 2]
+    drawn = GenerationConfig(temperature=1.0, num_return_sequences=3)
+    assert options.options(drawn, TOKENIZER, options.Sizes(VOCAB, 128)).rank.tolist() == [0, 0, 0]  # alone
 
 
 @pytest.mark.parametrize(

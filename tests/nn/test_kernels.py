@@ -322,6 +322,7 @@ def test_what_is_needed_is_known_without_values():
         "6 x 6, head_dim 16, causal, packed, cache, window 5": AttentionSpec(
             Places(*places), Places(*places), 5
         ),
+        "6 x 6, head_dim 16, mask, cache": AttentionSpec(Places(*places), seen=np.ones((2, 6, 6), bool)),
     }
     for said, spec in specs.items():
         choice = Choice("dense")

@@ -106,7 +106,7 @@ ENTRY %main (x: s8[10], y: f32[3,3]) -> f32[] {
   %gathered = u8[64]{0} all-reduce(%joined, %fused), replica_groups={}, to_apply=%add
   %cut = f32[2,16]{1,0} fusion(%z), kind=kCustom, calls=%all-reduce-scatter.1
   %near = f32[3,3]{1,0} copy(%y)
-  %both = (s8[10]{0}, f32[3,3]{1,0}) all-reduce(%x, %near), replica_groups={}, to_apply=%add
+  %both = (u8[64]{0}, f32[3,3]{1,0}) all-reduce(%alone, %near), replica_groups={}, to_apply=%add
   ROOT %w = (s32[], bf16[8,16]{1,0}) while(%z), condition=%c, body=%outer, backend_config={TRIPS:{"n":"5"}}
 }
 """.replace("TRIPS", '"known_trip_count"')
@@ -116,7 +116,7 @@ def test_every_kind_in_loops_within_loops():
     found = {one.kind: one for one in hlo.collectives(TEXT) if one.type not in ("f32[8,16]", "u8[64] u8[64]")}
     assert {kind: (one.times, one.devices, one.received) for kind, one in found.items()} == {
         "collective-permute": (1, 4, 10),
-        "all-reduce": (1, 4, 1.5 * (10 + 36)),
+        "all-reduce": (1, 4, 1.5 * (64 + 36)),  # one of both is a piece, the other a sum
         "reduce-scatter": (15, 4, 0.75 * 256),
         "all-gather": (15, 4, 3 * 64),
     }

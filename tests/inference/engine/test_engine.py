@@ -193,6 +193,47 @@ def test_an_answer_that_filled_its_row_goes_on_in_a_longer_one(model):
     agree(found, put(engine, followed(question, more), GREEDY))
 
 
+def test_a_draw_goes_on_from_its_own_answer(model):
+    """When others have taken its slot, what the other draw holds is the prompt, and not this answer."""
+    engine = model.engine(slots=2, length=128)
+    question, other = (
+        prompts.question(ask(text), "here", model.prepare, GREEDY.max_new_tokens) for text in TEXTS[::3]
+    )
+    first = put(engine, question, dataclasses.replace(KINDS[1], num_return_sequences=2))
+    assert first.tokens[0] != first.others[0].tokens[0]
+    put(engine, other, GREEDY)
+    more = first.tokens + model.tokenizer.encode("Where?")
+    found = put(engine, followed(question, more), GREEDY)
+    engine.scheduler.reset()
+    agree(found, put(engine, followed(question, more), GREEDY))
+
+
+def test_draws_have_slots_of_their_own_beside_searches(model, warm):
+    """Some go on when the first is done."""
+    drawn = dataclasses.replace(KINDS[1], max_new_tokens=12, num_return_sequences=3)
+    every = lambda answer: (answer, *answer.others)
+    handles = [warm.submit(ask(text), drawn, number=i) for i, text in enumerate(TEXTS)]
+    found = [every(handle.result()) for handle in handles]
+    expected = map(every, model.generate([ask(text) for text in TEXTS], drawn))
+    for some, others in zip(found, expected, strict=True):
+        for one, other in zip(some, others, strict=True):
+            agree(one, other)
+    assert any(len(first.tokens) < len(other.tokens) for first, *others in found for other in others)
+
+
+def test_tokens_of_a_search_come_at_its_end(warm):
+    handle = warm.submit(ask("Left"), KINDS[2])
+    heard = [(token, handle.done) for token in handle]
+    assert heard == [(token, True) for token in handle.result().tokens] and len(heard) > 1
+
+
+def test_answers_in_columns_of_their_own_need_no_longer_slot(model):
+    engine = model.engine(slots=1, length=(64, 128), largest=LARGEST)
+    engine.submit(ask(TEXTS[1]), dataclasses.replace(GREEDY, max_new_tokens=32))
+    (task,), scheduler = engine.inbox, engine.scheduler
+    assert task.end < 64 < task.length and scheduler.make_room(task) and scheduler.device.length == 64
+
+
 def test_a_long_prompt_is_read_in_pieces_while_others_go_on(model, monkeypatch):
     engine = model.engine(slots=2, length=256, chunks=(64,))
     first = engine.submit(ask("Left"), dataclasses.replace(GREEDY, max_new_tokens=40, forced_eos=True))
@@ -266,8 +307,10 @@ def test_numbers_that_are_none_stay_in_their_row(tokenizer):
 
     model = made(tokenizer, small(), damage)
     engine = model.engine(slots=2, length=128)
-    asked = [ask(text) for text in ("Left", "square", "How many?", "square", "Left", "How many?")]
-    answers = [handle.result() for handle in [engine.submit(request, GREEDY) for request in asked]]
+    asked = [(ask(text), GREEDY) for text in ("Left", "square", "How many?", "", "Left", "How many?")]
+    # two draws: both of their slots are others' afterwards, whose prompts end before this word
+    asked[3] = ask("What is it? square"), dataclasses.replace(KINDS[1], num_return_sequences=2)
+    answers = [handle.result() for handle in [engine.submit(*one) for one in asked]]
     for i in (1, 3):
         assert answers[i].finish_reason == "error" and "not finite" in answers[i].error
     for i, again in ((0, 4), (2, 5)):
