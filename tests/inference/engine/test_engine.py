@@ -266,13 +266,14 @@ def test_no_call_keeps_a_copy_of_what_it_changes(warm):
     """The arrays that a program is given are no more when it returns: their memory is that of its results."""
     warm.submit(ask("Left"), GREEDY).result()
     scheduler, device = warm.scheduler, warm.scheduler.device
-    features, nobody = device.features[0], np.zeros(device.count, bool)
+    features, nobody = device.features[0], np.zeros(device.count * device.sizes.beams, bool)
+    read = np.zeros(device.count, np.int32)
     calls = {
         "encode": features.warm_up,
         "extend": lambda: device.extend(scheduler.chunk([], 1, 64), fresh=False),
         "copy": lambda: device.copy(0, 0),
         "clear": lambda: device.clear(0),
-        "advance": lambda: device.advance(Rows(nobody.astype(np.int32), nobody, nobody), 1, eager=False),
+        "advance": lambda: device.advance(Rows(read, nobody, nobody), 1, eager=False),
     }
     for name, call in calls.items():
         before = [features.kept] if name == "encode" else jax.tree.leaves(device.state.cache)
