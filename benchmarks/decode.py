@@ -1,11 +1,11 @@
 """Measures reading a prompt with a picture, and decoding, beside transformers with the same weights.
 
-python benchmarks/decode.py [--batches=1,8,32,128] [--new=64] [--rounds=3] [--dtype=float32] [--tiny]
+python benchmarks/decode.py [--batches=1,8,32,128] [--new=64] [--rounds=5] [--dtype=float32] [--tiny]
 
 Every round has pictures and questions of its own, so that nothing is known from before. A side answers them
 once with one token, which is the prefill, and once with `new` more, which are the decoding. Sides are
 processes of their own and take turns. The bound: a step reads the weights and the cache once, as fast as this
-machine copies memory or multiplies a matrix by a vector, whichever is faster.
+machine copies memory or multiplies a matrix by a vector, whichever is faster; they take turns with the sides.
 """
 
 import argparse
@@ -49,16 +49,21 @@ def start(model, dtype, cache):
     return sides
 
 
-def measure(sides, batch, new, rounds):
-    """{side: (seconds to the first tokens, seconds of a step after them)}, and the share of equal answers."""
+def measure(sides, batch, new, rounds, size):
+    """Medians of what the sides took by turns.
+
+    Returns: {side: (seconds to the first tokens, seconds of a step after them)}, bytes a second by way of
+      reading them, and the share of equal answers.
+    """
     ask = lambda one, seed, n: one.ask(
         "generate", seed=seed, count=batch, batch_size=batch, settings=exactly(n)
     )
     for one in sides.values():
         for n in (1, 1 + new):
             ask(one, 2, n)  # compiles
-    times, agree = {name: [] for name in sides}, []
+    times, rates, agree = {name: [] for name in sides}, [], []
     for seed in range(10, 10 + rounds):
+        rates.append(sides["ours"].ask("bandwidth", size=size))
         answers = []
         for name, one in sides.items():
             # the second question is about other pictures: nothing of it is known from the first
@@ -70,32 +75,33 @@ def measure(sides, batch, new, rounds):
     for name, seconds in times.items():
         first, all = (median(column) for column in zip(*seconds, strict=True))
         found[name] = first, (all - first) / new
-    return found, sum(agree) / len(agree)
+    return found, {way: median(rate[way] for rate in rates) for way in rates[0]}, sum(agree) / len(agree)
 
 
-COLUMNS = ("prefill tok/s", "first token s", "decode tok/s", "of the bound", "ratio", "equal")
+COLUMNS = ("prefill tok/s", "first token s", "decode tok/s", "of the bound", "GB/s", "ratio", "equal")
 
 
 def show(sides, batches, new, rounds, tiny):
-    facts = sides["ours"].ask("facts", size=256 if tiny else LARGE)
-    rates = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in facts["bandwidth"].items())
-    print(f"{facts['device']}; GB/s: {rates}; {facts['weights'] / 1e6:.0f} MB of weights a step")
+    facts = sides["ours"].ask("facts")
+    print(f"{facts['device']}; {facts['weights'] / 1e6:.0f} MB of weights a step")
     print(f"{'batch':>5} {'':12}", *(f"{column:>13}" for column in COLUMNS))
     prompt = facts["prompt"]
     for batch in batches:
-        found, equal = measure(sides, batch, new, rounds)
+        found, rates, equal = measure(sides, batch, new, rounds, 256 if tiny else LARGE)
         read = facts["weights"] + batch * (prompt + new / 2) * facts["position"]
-        least = read / max(facts["bandwidth"].values())
+        least = read / max(rates.values())
         for name, (first, step) in found.items():
             cells = (
                 f"{batch * prompt / first:,.0f}",
                 f"{first:.3f}",
                 f"{batch / step:,.1f}",
                 f"{least / step:.0%}",
+                f"{read / step / 1e9:.1f}",
             )
             if name == "ours":
                 cells += (f"{found['transformers'][1] / step:.2f}", f"{equal:.0%}")
             print(f"{batch:5} {name:12}", *(f"{cell:>13}" for cell in cells), flush=True)
+        print("      bound, GB/s:", ", ".join(f"{way} {rate / 1e9:.1f}" for way, rate in rates.items()))
 
 
 def main():
@@ -104,7 +110,7 @@ def main():
     )
     parser.add_argument("--batches", default="1,8,32,128")
     parser.add_argument("--new", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()

@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from PIL import Image
@@ -110,7 +111,7 @@ def questions(seed: int, count: int, vocab: int, shortest: int, longest: int):
 
 
 def ours(directory, dtype):
-    """(what answers questions in batches, what tells facts)."""
+    """(what answers questions in batches, what else it can be asked)."""
     import jax
     import jax.numpy as jnp
 
@@ -127,37 +128,40 @@ def ours(directory, dtype):
         found = model.generate(requests, of.GenerationConfig(**settings), batch_size=batch_size)
         return [one.tokens for one in found]
 
-    def facts(size):
+    def facts():
         decoder = model.config.decoder
         sample = lay_out(request(*questions(0, 1, decoder.vocab, **WORDS)[0]), "question", model.prepare)
         weights = sum(a.nbytes for a in jax.tree.leaves(model.module.decoder))
         embedding = decoder.vocab * decoder.width * jnp.dtype(dtype).itemsize  # of which a row is read
-        matrix = jnp.ones((size, size), dtype)
-        ways = {
-            "copy": (jax.jit(lambda a: a + 1), (matrix,), 2 * matrix.nbytes),
-            "matrix and vector": (jax.jit(lambda a, x: a @ x), (matrix, matrix[0]), matrix.nbytes),
-        }
         return {
             "device": jax.devices()[0].device_kind,
             "prompt": len(sample.tokens),
             "weights": weights - embedding,
             "position": decoder.layers * 2 * decoder.kv_heads * decoder.head_dim * jnp.dtype(dtype).itemsize,
-            "bandwidth": {name: bandwidth(*way) for name, way in ways.items()},
         }
 
-    return answer, facts
+    copy, multiply = jax.jit(lambda a: a + 1), jax.jit(lambda a, x: a @ x)
+
+    def bandwidth(size):
+        matrix = jnp.ones((size, size), dtype)
+        return {
+            "copy": 2 * matrix.nbytes / seconds(copy, matrix),
+            "matrix and vector": matrix.nbytes / seconds(multiply, matrix, matrix[0]),
+        }
+
+    return answer, {"facts": facts, "bandwidth": bandwidth}
 
 
-def bandwidth(f, arguments, size):
-    """Bytes a second that a function reads and writes, the best of ten."""
+def seconds(f, *arguments):
+    """What a call of a function takes: the middle of ten."""
     import jax
 
-    seconds = []
+    found = []
     for _ in range(11):
         before = time.perf_counter()
         jax.block_until_ready(f(*arguments))
-        seconds.append(time.perf_counter() - before)
-    return size / min(seconds[1:])
+        found.append(time.perf_counter() - before)
+    return median(found[1:])
 
 
 def theirs(directory, dtype):
@@ -186,7 +190,7 @@ def theirs(directory, dtype):
             found += [until_end(row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
         return found
 
-    return answer, lambda size: {}
+    return answer, {}
 
 
 def until_end(row):
@@ -199,7 +203,7 @@ SIDES = {"ours": ours, "transformers": theirs}
 def side(name, directory, dtype):
     """What a side can be asked."""
     vocab = json.loads(Path(directory, "config.json").read_text())["text_config"]["vocab_size"]
-    answer, facts = SIDES[name](directory, dtype)
+    answer, more = SIDES[name](directory, dtype)
 
     def generate(seed, count, batch_size, settings, words=WORDS):
         asked = questions(seed, count, vocab, **words)
@@ -207,7 +211,7 @@ def side(name, directory, dtype):
         tokens = answer(asked, batch_size, settings)
         return {"seconds": time.perf_counter() - before, "tokens": tokens}
 
-    return {"generate": generate, "facts": facts}
+    return {"generate": generate, **more}
 
 
 if __name__ == "__main__":
