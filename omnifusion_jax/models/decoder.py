@@ -15,7 +15,7 @@ from omnifusion_jax.nn.init import dense
 from omnifusion_jax.nn.kept import nothing
 from omnifusion_jax.nn.linear import product
 from omnifusion_jax.nn.norms import RMSNorm
-from omnifusion_jax.nn.rotary import frequencies, rotary
+from omnifusion_jax.nn.rotary import frequencies, over_text
 from omnifusion_jax.nn.stack import run_stack
 from omnifusion_jax.sharding import constrain
 from omnifusion_jax.tables import DECODERS
@@ -83,7 +83,7 @@ class Decoder(nnx.Module):
         """
         c = self.config
         frequency = frequencies(c.head_dim // 2, c.rope_theta, c.rope_scaling)
-        turn = lambda a: rotary(a, spec.query.positions, frequency)
+        turn = over_text(spec.query.positions, frequency, x.dtype)
         step = lambda layer, x, kv: layer(x, spec, turn, kv, at)
         x, cache = run_stack(self.layers, x, step, cache, remat)
         return self.norm(x), cache

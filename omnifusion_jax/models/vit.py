@@ -78,7 +78,8 @@ class VisionTransformer(nnx.Module):
         c, turn = self.config, None
         spec = Grids.of(images).seen_by() if c.budget else EVERYTHING
         if c.rope_theta:
-            turn = over_grid(c.side, c.rope_grid or c.side, c.rope_theta, c.class_token + c.registers)
+            grid, first = (c.side, c.rope_grid or c.side), c.class_token + c.registers
+            turn = over_grid(*grid, c.rope_theta, first, c.width // c.heads, self.dtype)
         return lambda layer, x, _=None: (layer(x, turn, spec), None)
 
     def patches(self, images):

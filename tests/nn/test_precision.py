@@ -16,7 +16,7 @@ from omnifusion_jax.models.omnifusion import OmniFusion, abstract
 from omnifusion_jax.nn import nnx
 from omnifusion_jax.nn.attend import attend
 from omnifusion_jax.nn.norms import HeadsNorm, LayerNorm, RMSNorm
-from omnifusion_jax.nn.rotary import frequencies, rotary
+from omnifusion_jax.nn.rotary import frequencies, over_text
 
 ROUNDING = 2.0**-7  # between neighbouring numbers of bfloat16, relative to the power of two below
 
@@ -45,7 +45,7 @@ def test_rotary_angles(start):
     turn = np.exp(1j * angle)[:, None]
     turned = (wide(x)[..., :8] + 1j * wide(x)[..., 8:]) * turn
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
-    y = rotary(x, jnp.asarray(positions), frequencies(8, 10000.0))
+    y = over_text(jnp.asarray(positions), frequencies(8, 10000.0), x.dtype)(x)
     assert y.dtype == jnp.bfloat16
     largest = np.abs(turned)[..., None].max(axis=-1)
     assert (np.abs(wide(y) - expected) <= 2 * ROUNDING * np.concatenate([largest, largest], axis=-1)).all()
