@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omnifusion_jax.checkpoints.storage import pages
 from omnifusion_jax.checkpoints.storage.lazy_array import Lazy
 from omnifusion_jax.models.answering import apart
 from omnifusion_jax.models.axes import placements
@@ -28,8 +27,6 @@ def for_answers(arrays: Mapping[str, Lazy], mesh: jax.sharding.Mesh | None = Non
     arrays = dict(sorted(apart(arrays, Lazy.row).items()))  # layer by layer, scales after their integers
     if mesh:
         return placed(mesh, arrays)
-    if pages.AVAILABLE and jax.default_backend() == "cpu":
-        return pages.on_huge_pages(arrays)
     return {path: jnp.asarray(a) for path, a in arrays.items()}
 
 
