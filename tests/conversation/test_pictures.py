@@ -35,6 +35,36 @@ def test_an_iterm_gets_a_file():
     np.testing.assert_array_equal(opened(data), PIXELS)
 
 
+def painted(data, wide, high):
+    """What sixels leave on a screen, in percent of each colour [high, wide, 3]; -1 where nothing is."""
+    screen, colours, colour, at, top = np.full((high, wide, 3), -1), {}, None, 0, 0
+    for word in re.findall(r"#\d+;2;\d+;\d+;\d+|#\d+|!\d+[?-~]|[?-~]|[$-]", data):
+        if word[0] == "#":
+            colour, *values = (int(n) for n in re.split("[#;]", word)[1:])
+            colours |= {colour: values[1:]} if values else {}
+        elif word in "$-":
+            at, top = 0, top + 6 * (word == "-")
+        else:
+            count, mark = int(word[1:-1] or 1) if word[0] == "!" else 1, ord(word[-1]) - 63
+            for i in range(6):
+                if mark >> i & 1:
+                    assert (screen[top + i, at : at + count] == -1).all() and at + count <= wide
+                    screen[top + i, at : at + count] = colours[colour]
+            at += count
+    return screen
+
+
+def test_a_foot_gets_sixels():
+    colours = np.random.default_rng(1).integers(0, 256, (40, 3), np.uint8)
+    pixels = colours[np.random.default_rng(2).integers(0, 40, (20, 51))]
+    pixels[:8, :30] = colours[3]  # a run
+    text = drawn(Image.fromarray(pixels), {"TERM": "foot-extra"})
+    assert text == drawn(Image.fromarray(pixels), {"TERM": "xterm-256color", "KONSOLE_VERSION": "220402"})
+    data = re.fullmatch(r'\033Pq"1;1;51;20([^\033]*)\033\\\n', text)[1]
+    assert len(data) < len(re.sub(r"!(\d+)(.)", lambda run: run[2] * int(run[1]), data))
+    np.testing.assert_allclose(painted(data, 51, 20), pixels / 2.55, atol=0.6)
+
+
 def test_a_large_picture_is_drawn_smaller():
     image = Image.new("RGB", (4000, 3000))
     text = drawn(image, {"LC_TERMINAL": "iTerm2"})
@@ -49,6 +79,7 @@ def test_a_large_picture_is_drawn_smaller():
         {"TERM": "tmux-256color", "KITTY_WINDOW_ID": "1"},
         {"TERM": "xterm-kitty", "TMUX": "/tmp/tmux-1/default,1,0"},
         {"TERM_PROGRAM": "Apple_Terminal"},
+        {"TERM": "xterm-256color", "KONSOLE_VERSION": "211203"},
     ],
 )
 def test_other_terminals_get_nothing(environment):
