@@ -21,7 +21,7 @@ from omnifusion_jax.conversation.pictures import drawn
 from omnifusion_jax.conversation.talk import Shown, Talk
 
 MODEL = ModelFlags()
-IMAGE = flags.DEFINE_multi_string("image", [], "Picture to talk about; may be given several times.")
+IMAGE = flags.DEFINE_multi_string("image", [], "Picture to talk about")
 VERBOSE = flags.DEFINE_bool("verbose", False, "Says how long the first words of an answer took, and all.")
 HISTORY = flags.DEFINE_string(
     "history", "~/.local/state/omnifusion_jax/chat_history", "File of the lines typed before; empty: none."

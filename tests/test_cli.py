@@ -454,6 +454,13 @@ def test_help_lists_flags_and_fields():
     assert not any(line.startswith("model.decoder.rope_scaling.") for line in lines)  # of what is not there
 
 
+def test_help_of_a_flag_that_may_be_repeated_is_one_sentence():
+    here = flags.FlagValues()
+    flags.DEFINE_multi_string("image", [], "Picture to talk about", flag_values=here)
+    said = page("", [here["image"]]).partition("--image")[2].strip()
+    assert said == "Picture to talk about; repeat this option to specify a list of values"
+
+
 def test_help_may_be_cut_off(monkeypatch):
     """As by `--help | head`."""
     reader, writer = os.pipe()

@@ -22,7 +22,8 @@ def page(introduction: str, flags, sections=()) -> str:
     lines = [introduction, ""]
     for flag in flags:
         default = f" Default: {flag.default}." if flag.default else ""
-        lines.append(row((f"--{flag.name}",), flag.help + default))
+        meaning = " ".join(flag.help.split())  # absl breaks lines of its own
+        lines.append(row((f"--{flag.name}",), meaning + default))
     for section in sections:
         lines += ["", heading(section.name), "", row(("FIELD", "type", "default"), "")]
         usual = rows(section.defaults)
