@@ -11,7 +11,7 @@ from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.tables import KERNELS
 
 AUTO = ("splash", "cudnn", "triton", "dense")  # what "auto" tries, in this order,
-DECODING = ("paged", "few", "dense")  # and where answers are written, one token after the other
+DECODING = ("paged", "loops", "few", "dense")  # and where answers are written, one token after the other
 
 
 class Need(NamedTuple):

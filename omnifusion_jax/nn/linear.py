@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from omnifusion_jax import sharding
-from omnifusion_jax.nn import nnx, quantized
+from omnifusion_jax.nn import loops, nnx, quantized
 from omnifusion_jax.nn.dropout import drop
 from omnifusion_jax.nn.init import NORMAL, Init, linear, zeros
 
@@ -101,6 +101,8 @@ def product(x, kernel, contracted: int = 1, dtype=None):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def multiply(x, kernel, contracted, inside, dtype):
+    if loops.takes(x, kernel, contracted, inside, dtype):
+        return loops.product(x, kernel, contracted)
     return jnp.tensordot(x, kernel.astype(inside), contracted, preferred_element_type=dtype)
 
 

@@ -30,8 +30,8 @@ class Device:
         self.dtype = jnp.dtype(self.module.decoder.dtype)
         self.cache = cache  # the dtype of the cache; None: that of the model
         (device, *_) = jax.tree.leaves(self.module)[0].devices()
-        # For a kernel all of a cache of integers would be turned into numbers; XLA does it as it multiplies.
-        kernels = DECODING if cache is None else DECODING[1:]
+        # For a kernel all of a cache of another dtype would be converted; XLA does it as it multiplies.
+        kernels = DECODING if cache is None else ("few", "dense")
         self.attention = Choice.of("auto", device.platform, kernels)  # when tokens are chosen
         with self.spread():
             self.features = [

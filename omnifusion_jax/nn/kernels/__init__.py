@@ -1,5 +1,5 @@
 """Kernels that never hold all scores at once: rows of `tables.KERNELS`."""
 
-from omnifusion_jax.nn.kernels import cudnn, few, paged, splash, triton
+from omnifusion_jax.nn.kernels import cudnn, few, loops, paged, splash, triton
 
-__all__ = ["cudnn", "few", "paged", "splash", "triton"]
+__all__ = ["cudnn", "few", "loops", "paged", "splash", "triton"]

@@ -1,0 +1,264 @@
+"""Loops in C++ for a few rows, beside the same in NumPy and as XLA has it."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnifusion_jax.errors import ConfigError
+from omnifusion_jax.nn import loops
+from omnifusion_jax.nn.attend import AttentionSpec, attend, using
+from omnifusion_jax.nn.choice import DECODING, Choice
+from omnifusion_jax.nn.linear import product
+
+able = pytest.mark.skipif(loops.compiled() is not None, reason=f"there are no {loops.compiled()}")
+ALLOWED = Choice("loops", "dense")
+
+
+def draw(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def program(f, *arguments):
+    """What f gives where loops are allowed, and the names of all that its program calls."""
+    with using(ALLOWED):
+        lowered = jax.jit(f).lower(*arguments)
+    return lowered.compile()(*arguments), lowered.as_text()
+
+
+@able
+@pytest.mark.parametrize("rows", [*range(1, 10), 15, 16])
+@pytest.mark.parametrize(
+    "ins, outs", [(512, 128), (100, 700), (33, 2003), (2048, 33), (31, 2500), (70_000, 1)]
+)
+def test_a_product_is_that_of_matrices(rows, ins, outs):
+    x, kernel = draw(0, rows, ins), draw(1, ins, outs)
+    y, text = program(product, x, kernel)
+    assert "omnifusion_product" in text
+    exact = np.float64(x) @ np.float64(kernel)
+    np.testing.assert_allclose(y, exact, atol=3e-7 * ins)
+
+
+@able
+def test_dimensions_of_a_kernel_stay_apart():
+    x, kernel = draw(0, 2, 3, 4, 128), draw(1, 4, 128, 8, 5, 6)
+    y, text = program(lambda x, kernel: product(x, kernel, 2), x, kernel)
+    assert "omnifusion_product" in text
+    np.testing.assert_allclose(y, np.einsum("abij,ijklm->abklm", x, kernel), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "rows, dtypes, kernel",
+    [
+        (17, "float32 float32 float32", (512, 128)),
+        (0, "float32 float32 float32", (512, 128)),
+        (1, "float32 float32 float32", (511, 128)),
+        (1, "bfloat16 float32 float32", (512, 128)),
+        (1, "float32 bfloat16 float32", (512, 128)),
+        (1, "float32 float32 bfloat16", (512, 128)),
+    ],
+)
+def test_other_products_are_left_to_xla(rows, dtypes, kernel):
+    of_x, of_kernel, of_y = dtypes.split()
+    x, kernel = draw(0, rows, kernel[0]).astype(of_x), draw(1, *kernel).astype(of_kernel)
+    y, text = program(lambda x, kernel: product(x, kernel, dtype=jnp.dtype(of_y)), x, kernel)
+    assert "omnifusion" not in text
+    assert y.dtype == of_y
+
+
+def test_products_are_left_to_xla_where_loops_are_not_allowed():
+    assert "omnifusion" not in jax.jit(product).lower(draw(0, 1, 512), draw(1, 512, 128)).as_text()
+
+
+def test_on_several_devices_all_is_left_to_xla():
+    mesh = jax.make_mesh((2,), ("tensor",), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        assert loops.missing() == "loops for several devices"
+        _, text = program(product, draw(0, 1, 512), draw(1, 512, 128))
+    assert "omnifusion" not in text
+
+
+@able
+def test_not_a_number_stays_none():
+    x, kernel = draw(0, 3, 512), draw(1, 512, 130)
+    y, _ = program(product, x.at[1, 5].set(jnp.nan), kernel.at[7, 129].set(jnp.inf))
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(y[::2, :129]).all()
+    assert np.isinf(y[::2, 129]).all()
+
+
+@able
+def test_a_product_of_many_is_that_of_each():
+    x, kernel = draw(0, 5, 2, 512), draw(1, 512, 128)
+    y, _ = program(jax.vmap(lambda x: product(x, kernel)), x)
+    np.testing.assert_allclose(y, x @ kernel, atol=1e-4)
+
+
+def exactly(q, k, v, seen):
+    """Attention in 64 bits; a query that sees nothing gives zeros."""
+    q, k, v = map(np.float64, (q, k, v))
+    scores = np.einsum("bkgqd,bksd->bkgqs", q, k) / q.shape[-1] ** 0.5
+    scores = np.where(np.asarray(seen)[:, None, None], scores, -np.inf)
+    with np.errstate(invalid="ignore"):
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("bkgqs,bksd->bkgqd", np.nan_to_num(weights), v)
+
+
+def attended(q, k, v, seen):
+    y, text = program(lambda *a: attend(*a[:3], AttentionSpec(seen=a[3])), q, k, v, seen)
+    assert "omnifusion_attention" in text
+    return y
+
+
+@able
+@pytest.mark.parametrize(
+    "batch, heads, group, queries, length, size",
+    [
+        (1, 1, 1, 1, 1, 16),
+        (2, 3, 1, 1, 70, 64),
+        (3, 2, 4, 1, 129, 48),
+        (2, 2, 1, 3, 200, 80),
+        (2, 2, 3, 2, 64, 128),
+        (1, 2, 2, 8, 33, 256),
+        (2, 1, 1, 16, 90, 112),
+    ],
+)
+def test_attention_is_that_of_64_bits(batch, heads, group, queries, length, size):
+    q, k, v = draw(0, batch, heads, group, queries, size), *draw(1, 2, batch, heads, length, size)
+    seen = (
+        jax.random.bernoulli(jax.random.key(2), 0.6, (batch, queries, length)).at[:, :, length // 2].set(True)
+    )
+    np.testing.assert_allclose(attended(3 * q, k, v, seen), exactly(3 * q, k, v, seen), atol=2e-6)
+
+
+@able
+def test_what_no_query_sees_may_be_anything():
+    q, k, v = draw(0, 1, 2, 1, 1, 32), *draw(1, 2, 1, 2, 40, 32)
+    seen = jnp.arange(40)[None, None] % 3 > 0
+    spoiled = [jnp.where(seen[0, 0][:, None], a, jnp.nan) for a in (k, v)]
+    np.testing.assert_array_equal(attended(q, *spoiled, seen), attended(q, k, v, seen))
+    np.testing.assert_array_equal(attended(q, k, v, jnp.zeros_like(seen)), jnp.zeros_like(q))
+
+
+@able
+def test_scores_may_lie_far_apart():
+    """Weights below 1e-37 count for nothing, and one that is all there is for all."""
+    size, length = 16, 50
+    k = jnp.zeros((1, 1, length, size)).at[0, 0, :, 0].set(jnp.linspace(-4000, 4000, length))
+    q, v = jnp.ones((1, 1, 1, 1, size)), draw(0, 1, 1, length, size)
+    seen = jnp.ones((1, 1, length), bool)
+    np.testing.assert_allclose(attended(q, k, v, seen)[0, 0, 0, 0], v[0, 0, -1], rtol=1e-6)
+    np.testing.assert_allclose(attended(-q, k, v, seen)[0, 0, 0, 0], v[0, 0, 0], rtol=1e-6)
+    assert np.isnan(attended(q.at[...].set(jnp.nan), k, v, seen)).all()
+
+
+@able
+def test_weights_are_exact_from_one_down_to_nothing():
+    """Two keys each: the weight of the second is the sigmoid of the distance of their scores."""
+    distances = np.linspace(-86, 0, 4001, dtype=np.float32)
+    k = jnp.zeros((len(distances), 1, 2, 16)).at[:, 0, 1, 0].set(4 * distances)
+    v = jnp.zeros_like(k).at[:, 0, 1].set(1.0)
+    y = attended(jnp.ones((len(distances), 1, 1, 1, 16)), k, v, jnp.ones((len(distances), 1, 2), bool))
+    exact = 1 / (1 + np.exp(-np.float64(distances)))
+    np.testing.assert_allclose(y[:, 0, 0, 0, 0], exact, rtol=5e-7)
+
+
+@pytest.mark.parametrize(
+    "changed, reason",
+    [
+        ({"cache": False}, "a sequence that attends to itself"),
+        ({"hidden": "nothing"}, "queries that see everything"),
+        ({"queries": 17}, "17 queries"),
+        ({"head_dim": 24}, "head_dim 24"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+    ],
+)
+def test_attention_that_is_refused(changed, reason):
+    from omnifusion_jax.nn.choice import Need
+    from omnifusion_jax.tables import KERNELS
+
+    need = Need("float32", 64, 1, 100, "others", False, None, 0.0, True)
+    assert KERNELS["loops"].refuses(need._replace(**changed)) == reason
+    assert KERNELS["loops"].refuses(need) == loops.compiled()
+
+
+def test_where_answers_are_written_loops_come_first_on_a_cpu():
+    assert Choice.of("auto", "cpu", DECODING).kernels == ("loops", "few", "dense")
+    assert "loops" not in Choice.of("auto", "tpu", DECODING).kernels
+    with pytest.raises(ConfigError, match="for cpu devices"):
+        Choice.of("loops", "gpu")
+
+
+ASK = """
+    import json, sys
+    from omnifusion_jax.nn import loops
+    from omnifusion_jax.nn.attend import using
+    from omnifusion_jax.nn.choice import Choice
+    from omnifusion_jax.nn.linear import product
+    import jax, jax.numpy as jnp
+    with using(Choice("loops", "dense")):
+        y = jax.jit(product)(jnp.ones((1, 512)), jnp.ones((512, 128)))
+    print(json.dumps([loops.compiled(), float(y.sum())]))
+"""
+
+
+def ask(home, **environment):
+    """(why there are no loops, what is said of that) in a process with that cache directory."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(home)} | environment
+    words = [sys.executable, "-c", textwrap.dedent(ASK)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    why, total = json.loads(done.stdout)
+    assert total == 512 * 128
+    return why, done.stderr
+
+
+@able
+def test_they_are_compiled_once(tmp_path):
+    assert ask(tmp_path)[0] is None
+    (library,) = (tmp_path / "omnifusion_jax" / "loops").iterdir()
+    before = library.stat().st_mtime_ns
+    assert ask(tmp_path)[0] is None
+    assert [library] == list(library.parent.iterdir())
+    assert library.stat().st_mtime_ns == before
+
+
+@able
+def test_the_loops_of_a_smaller_processor_agree(tmp_path):
+    """AVX2: registers half as wide, and half as many."""
+    flags = [f if f != "-march=native" else "-march=haswell" for f in loops.FLAGS]
+    script = f"""
+        from omnifusion_jax.nn import loops
+        loops.FLAGS = tuple({flags})
+        import pytest, sys
+        words = "-q -p no:cacheprovider -n 0 -k".split()
+        sys.exit(pytest.main([*words, "matrices or 64_bits or weights", {__file__!r}]))
+    """
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    (library,) = (tmp_path / "omnifusion_jax" / "loops").iterdir()
+    assert library != loops.build(library.parent)  # each processor has its own
+
+
+@pytest.mark.parametrize("compiler", ["false", "there-is-no-such-compiler"])
+def test_without_a_compiler_it_is_said_once_and_xla_multiplies(tmp_path, compiler):
+    why, said = ask(tmp_path, CXX=compiler)
+    assert why == "compiled loops.cc"
+    assert said.count("slower on this CPU") == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(tmp_path):
+    (tmp_path / "omnifusion_jax").write_text("a file in the place of a folder")
+    why, said = ask(tmp_path)
+    assert why == "compiled loops.cc"
+    assert "slower on this CPU" in said
