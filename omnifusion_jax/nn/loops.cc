@@ -1,6 +1,6 @@
 // What a decoder does for a token on a CPU: products of a few rows with large kernels, and attention of a few
-// queries to a cache. Both are as fast as weights and keys can be read, so these loops read each of them once,
-// in order, on all threads of XLA, and ask for what comes next before they need it.
+// queries to a cache. Both are as fast as weights and keys can be read, so these loops read each of them
+// once, in order, on all threads of XLA, and ask for what comes next before they need it.
 //
 // loops.py compiles this file and says what may be given to it; XLA calls it (jax.ffi).
 
@@ -36,9 +36,9 @@ constexpr int LANES = 8, REGISTERS = 16, TOGETHER = 4;
 typedef float Vector __attribute__((vector_size(4 * LANES)));  // the numbers of one register
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 
-constexpr int MOST = 16;  // rows of a product, as in loops.py
+constexpr int MOST = 16;       // rows of a product, as in loops.py
 constexpr int64_t DEPTH = 32;  // rows of a kernel that are multiplied before the next columns are taken
-constexpr int64_t KEYS = 64;  // keys that all queries of a head meet before the next are read
+constexpr int64_t KEYS = 64;   // keys that all queries of a head meet before the next are read
 constexpr int64_t AHEAD = 12;  // keys between the one that is asked for and the one that is used
 
 // Arrays begin anywhere, so registers are filled and emptied as bytes are copied; that is one instruction.
@@ -54,7 +54,9 @@ void store(float* to, Lanes a) {
   std::memcpy(to, &a, sizeof a);
 }
 
-bool same(ffi::Span<const int64_t> a, ffi::Span<const int64_t> b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
+bool same(ffi::Span<const int64_t> a, ffi::Span<const int64_t> b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end());
+}
 
 // Runs task(0) ... task(count - 1), on the threads of XLA and on this one, until all are done. Whoever is
 // first takes the next, so nothing waits for a thread that wakes late.
@@ -73,7 +75,8 @@ void share(ffi::ThreadPool& pool, int64_t count, Task task) {
     }
   };
   auto work = std::make_shared<Work>(std::move(task), count);  // a thread may come when all is over
-  for (int64_t i = std::min<int64_t>(pool.num_threads(), count); i > 1; i--) pool.Schedule([work] { work->run(); });
+  for (int64_t i = std::min<int64_t>(pool.num_threads(), count); i > 1; i--)
+    pool.Schedule([work] { work->run(); });
   work->run();
   for (int turn = 1; work->done.load(std::memory_order_acquire) < count; turn++) {
     _mm_pause();
@@ -81,8 +84,8 @@ void share(ffi::ThreadPool& pool, int64_t count, Task task) {
   }
 }
 
-// y [M, T * lanes] = x [depth, M], transposed, times w [depth, T * lanes]; added to y unless `first`. Rows of w
-// and y are `stride` apart, those of x `rows`. `ahead` is what will be read next: w, further down.
+// y [M, T * lanes] = x [depth, M], transposed, times w [depth, T * lanes]; added to y unless `first`. Rows of
+// w and y are `stride` apart, those of x `rows`. `ahead` is what will be read next: w, further down.
 template <int M, int T, class Lanes>
 void tile(const float* x, const float* w, float* y, int64_t depth, int64_t stride, int64_t rows, bool first,
           const float* ahead) {
@@ -109,8 +112,8 @@ constexpr int wide = std::min(8, (REGISTERS - 1) / (M + 1));
 
 // As `tile`, for any number of columns.
 template <int M>
-void block(const float* x, const float* w, float* y, int64_t depth, int64_t columns, int64_t stride, int64_t rows,
-           bool first, int64_t further) {
+void block(const float* x, const float* w, float* y, int64_t depth, int64_t columns, int64_t stride,
+           int64_t rows, bool first, int64_t further) {
   constexpr int64_t width = wide<M> * LANES;
   int64_t n = 0;
   for (; n + width <= columns; n += width)
@@ -142,8 +145,9 @@ ffi::Error product(ffi::ThreadPool pool, Matrix x_, Matrix w_, ffi::Result<Matri
       const int64_t depth = std::min(DEPTH, ins - k);
       const int64_t further = k + DEPTH < ins ? DEPTH * outs : 0;  // at the end nothing more is asked for
       for (int64_t m = 0; m < rows; m += TOGETHER)
-        BLOCKS[std::min<int64_t>(TOGETHER, rows - m) - 1](turned.data() + k * rows + m, w + k * outs + n, y + m * outs + n,
-                                                          depth, count, outs, rows, k == 0, further);
+        BLOCKS[std::min<int64_t>(TOGETHER, rows - m) - 1](turned.data() + k * rows + m, w + k * outs + n,
+                                                          y + m * outs + n, depth, count, outs, rows, k == 0,
+                                                          further);
     }
   });
   return ffi::Error::Success();
@@ -168,19 +172,20 @@ float sum(Vector a) {
 // e to the power of x, which is 0 or less; not a number where x is none.
 Vector exponential(Vector x) {
   const Vector magic = Vector{} + 0x1.8p23f;  // added to a number it leaves an integer in the last bits
-  x = x < -87.0f ? Vector{} - 87.0f : x;  // from there on powers of two are no longer normal numbers
+  x = x < -87.0f ? Vector{} - 87.0f : x;      // from there on powers of two are no longer normal numbers
   const Vector shifted = x * 0x1.715476p0f + magic;  // x = n log 2 + r
   const Vector n = shifted - magic;
   const Vector r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;
-  Vector p = Vector{} + 0x1.6c16c2p-10f;  // Taylor's series; r is 0.35 at most, so what follows is less than 2e-8
-  for (float c : {0x1.111112p-7f, 0x1.555556p-5f, 0x1.555556p-3f, 0.5f, 1.0f, 1.0f}) p = p * r + c;
+  Vector p = Vector{} + 0x1.a01a02p-13f;  // Taylor's series; |r| < 0.35, and what would follow is below 1e-8
+  for (float c : {0x1.6c16c2p-10f, 0x1.111112p-7f, 0x1.555556p-5f, 0x1.555556p-3f, 0.5f, 1.0f, 1.0f}) p = p * r + c;
   const Integers power = ((Integers)shifted << 23) + (127 << 23);  // the bits of 2 to the power of n
   return p * (Vector)power;
 }
 
 // y [T registers] += the sum of weights[i] v[places[i]], where rows of v are `size` apart.
 template <int T>
-void add_up(const float* weights, const int32_t* places, int64_t count, const float* v, int64_t size, float* y) {
+void add_up(const float* weights, const int32_t* places, int64_t count, const float* v, int64_t size,
+            float* y) {
   Vector sums[T];
   for (int t = 0; t < T; t++) sums[t] = load(y + t * LANES);
   for (int64_t i = 0; i < count; i++)
@@ -192,11 +197,11 @@ void add_up(const float* weights, const int32_t* places, int64_t count, const fl
   for (int t = 0; t < T; t++) store(y + t * LANES, sums[t]);
 }
 
-// Attention of `rows` queries q [rows / queries, queries, size] of one head to its keys k and values v [length, size]. Query j
-// of each group sees the keys that row j of seen [queries, length] names; what none sees is not read, and the
-// row of y, shaped as q, of one that sees nothing is zero.
-void head(const float* q, const float* k, const float* v, const bool* seen, float* y, int64_t rows, int64_t queries,
-          int64_t length, int64_t size) {
+// Attention of queries q [rows, size] of one head to its keys k and values v [length, size]. Query r sees the
+// keys that row r modulo `queries` of seen [queries, length] names. What none sees is not read; of a query that
+// sees nothing the row of y [rows, size] is zero.
+void head(const float* q, const float* k, const float* v, const bool* seen, float* y, int64_t rows,
+          int64_t queries, int64_t length, int64_t size) {
   const int64_t padded = (length + LANES - 1) / LANES * LANES;
   const float scale = 1 / __builtin_sqrtf(size), lowest = -3e38f;
   std::vector<int32_t> places(queries * length);  // the keys that a query sees, one after the other
@@ -250,7 +255,8 @@ void head(const float* q, const float* k, const float* v, const bool* seen, floa
     }
 }
 
-// q and y [batch * heads, group * queries, size], k and v [batch * heads, length, size], seen [batch, queries, length]
+// q and y [batch * heads, group * queries, size], k and v [batch * heads, length, size],
+// seen [batch, queries, length]
 ffi::Error attention(ffi::ThreadPool pool, Cube q_, Cube k_, Cube v_, Seen seen_, ffi::Result<Cube> y_) {
   const auto q_shape = q_.dimensions(), k_shape = k_.dimensions(), seen_shape = seen_.dimensions();
   const int64_t all = q_shape[0], rows = q_shape[1], size = q_shape[2], length = k_shape[1];
@@ -263,16 +269,16 @@ ffi::Error attention(ffi::ThreadPool pool, Cube q_, Cube k_, Cube v_, Seen seen_
   float* y = y_->typed_data();
   share(pool, all, [=](int64_t i) {
     const bool* shown = seen + i / (all / batch) * queries * length;
-    head(q + i * rows * size, k + i * length * size, v + i * length * size, shown, y + i * rows * size, rows, queries,
-         length, size);
+    head(q + i * rows * size, k + i * length * size, v + i * length * size, shown, y + i * rows * size, rows,
+         queries, length, size);
   });
   return ffi::Error::Success();
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Product, product,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Arg<Matrix>().Ret<Matrix>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    Product, product, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Arg<Matrix>().Ret<Matrix>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     Attention, attention,

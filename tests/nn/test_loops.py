@@ -250,11 +250,17 @@ def test_the_loops_of_a_smaller_processor_agree(tmp_path):
     assert library != loops.build(library.parent)  # each processor has its own
 
 
-@pytest.mark.parametrize("compiler", ["false", "there-is-no-such-compiler"])
+@pytest.mark.parametrize("compiler", ["there-is-no-such-compiler", "cat"])
 def test_without_a_compiler_it_is_said_once_and_xla_multiplies(tmp_path, compiler):
     why, said = ask(tmp_path, CXX=compiler)
     assert why == "compiled loops.cc"
     assert said.count("slower on this CPU") == 1
+
+
+def test_no_compiler_may_be_asked_for(tmp_path):
+    why, said = ask(tmp_path, CXX="false")
+    assert why == "compiled loops.cc"
+    assert "slower" not in said
 
 
 def test_a_folder_that_cannot_be_written_to_is_said(tmp_path):
