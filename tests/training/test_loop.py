@@ -453,7 +453,7 @@ def test_an_attention_kernel_for_other_devices_is_refused(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="attention=splash is for tpu devices, and these are cpu"):
         fit(config(attention="splash"), tokenizer, tmp_path)
     with pytest.raises(
-        ConfigError, match="no attention kernel 'flash'; choose from dense, cudnn, few, paged, splash"
+        ConfigError, match="no attention kernel 'flash'; choose from dense, cudnn, few, loops, paged, splash"
     ):
         config(attention="flash")
 
