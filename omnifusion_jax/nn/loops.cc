@@ -130,7 +130,7 @@ constexpr int64_t WIDTHS[] = {wide<1>, wide<2>, wide<3>, wide<4>, wide<5>, wide<
 // y [rows, outs] = x [rows, ins] times w [ins, outs]
 ffi::Error product(ffi::ThreadPool pool, Matrix x_, Matrix w_, ffi::Result<Matrix> y_) {
   const int64_t rows = x_.dimensions()[0], ins = x_.dimensions()[1], outs = w_.dimensions()[1];
-  if (rows < 1 || rows > MOST || w_.dimensions()[0] != ins || y_->dimensions()[0] != rows ||
+  if (rows < 1 || rows > MOST || ins < 1 || w_.dimensions()[0] != ins || y_->dimensions()[0] != rows ||
       y_->dimensions()[1] != outs)
     return ffi::Error::InvalidArgument("product: shapes that do not fit");
   const float *x = x_.typed_data(), *w = w_.typed_data();
@@ -261,8 +261,9 @@ ffi::Error attention(ffi::ThreadPool pool, Cube q_, Cube k_, Cube v_, Seen seen_
   const auto q_shape = q_.dimensions(), k_shape = k_.dimensions(), seen_shape = seen_.dimensions();
   const int64_t all = q_shape[0], rows = q_shape[1], size = q_shape[2], length = k_shape[1];
   const int64_t batch = seen_shape[0], queries = seen_shape[1];
-  if (all % batch || rows % queries || size % LANES || k_shape[0] != all || k_shape[2] != size ||
-      seen_shape[2] != length || !same(k_shape, v_.dimensions()) || !same(q_shape, y_->dimensions()))
+  if (batch < 1 || queries < 1 || all % batch || rows % queries || size % LANES || k_shape[0] != all ||
+      k_shape[2] != size || seen_shape[2] != length || !same(k_shape, v_.dimensions()) ||
+      !same(q_shape, y_->dimensions()))
     return ffi::Error::InvalidArgument("attention: shapes that do not fit");
   const float *q = q_.typed_data(), *k = k_.typed_data(), *v = v_.typed_data();
   const bool* seen = seen_.typed_data();

@@ -29,6 +29,7 @@ from omnifusion_jax.nn.choice import NOW
 
 MOST = 16  # rows of a product, as in loops.cc, and queries of an attention
 WORTH = 2**16  # numbers of a kernel from which on threads are worth their start
+PATIENCE = 300  # seconds for a compiler
 SOURCE = Path(__file__).with_suffix(".cc")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
 HANDLERS = {"omnifusion_product": "Product", "omnifusion_attention": "Attention"}  # name for XLA: in loops.cc
@@ -77,8 +78,9 @@ def compiled() -> str | None:
     """Compiles the loops, unless that was done before, and tells XLA of them. Returns None, or why not."""
     try:
         library = ctypes.CDLL(str(build(kept_programs.folder("loops"))))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = " ".join((getattr(error, "stderr", None) or str(error)).split())
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+        failed = isinstance(error, subprocess.CalledProcessError)
+        said = " ".join(((failed and error.stderr) or str(error)).split())
         if os.environ.get("CXX") != "false":  # which asks for this
             logging.getLogger(__name__).warning(
                 "Answers in float32 are slower on this CPU than with a C++ compiler: %s", said[:300]
@@ -94,10 +96,13 @@ def build(folder: Path) -> Path:
 
     Raises:
       OSError: there is no compiler, or the folder cannot be written to.
-      subprocess.SubprocessError: it could not be compiled; `stderr` says why.
+      ValueError: CXX is no command line.
+      subprocess.SubprocessError: it could not be compiled, and `stderr` says why, or that took too long.
     """
     compiler = shlex.split(os.environ.get("CXX") or "c++")
-    run = functools.partial(subprocess.run, check=True, capture_output=True, text=True, timeout=300)
+    # errors="replace": what a compiler says may be in any encoding
+    heard = {"capture_output": True, "text": True, "errors": "replace"}
+    run = functools.partial(subprocess.run, check=True, timeout=PATIENCE, **heard)
     # all that the compiler defines: its version, and what the processor can do
     known = run([*compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull]).stdout
     said = "\0".join((known, SOURCE.read_text(), *FLAGS, jaxlib.__version__))

@@ -14,11 +14,13 @@ import pytest
 from omnifusion_jax.errors import ConfigError
 from omnifusion_jax.nn import loops
 from omnifusion_jax.nn.attend import AttentionSpec, attend, using
-from omnifusion_jax.nn.choice import DECODING, Choice
+from omnifusion_jax.nn.choice import DECODING, Choice, Need
 from omnifusion_jax.nn.linear import product
+from omnifusion_jax.tables import KERNELS
 
 able = pytest.mark.skipif(loops.compiled() is not None, reason=f"there are no {loops.compiled()}")
 ALLOWED = Choice("loops", "dense")
+NEED = Need("float32", 64, 1, 100, "others", False, None, 0.0, True)  # of attention to a cache
 
 
 def draw(seed, *shape):
@@ -79,7 +81,7 @@ def test_products_are_left_to_xla_where_loops_are_not_allowed():
 def test_on_several_devices_all_is_left_to_xla():
     mesh = jax.make_mesh((2,), ("tensor",), devices=jax.devices()[:2])
     with jax.set_mesh(mesh):
-        assert loops.missing() == "loops for several devices"
+        assert loops.missing() == KERNELS["loops"].refuses(NEED) == "loops for several devices"
         _, text = program(product, draw(0, 1, 512), draw(1, 512, 128))
     assert "omnifusion" not in text
 
@@ -139,6 +141,53 @@ def test_attention_is_that_of_64_bits(batch, heads, group, queries, length, size
 
 
 @able
+def test_a_query_may_see_far_more_than_the_first():
+    """Past the 64 keys that all queries meet together, some have none left."""
+    q, k, v = draw(0, 1, 2, 2, 3, 16), *draw(1, 2, 1, 2, 150, 16)
+    seen = jnp.arange(150) < jnp.array([[[5], [150], [70]]])
+    np.testing.assert_allclose(attended(q, k, v, seen), exactly(q, k, v, seen), atol=2e-6)
+
+
+@able
+def test_nothing_is_returned_before_the_last_thread_is_done():
+    """One row of two takes far longer. Weights of values that are one add up to one."""
+    q, k = draw(0, 2, 1, 64, 16, 16), draw(1, 2, 1, 2000, 16)
+    seen = jnp.broadcast_to(jnp.arange(2000) < jnp.array([[[100]], [[2000]]]), (2, 16, 2000))
+    with using(ALLOWED):
+        attended = jax.jit(loops.attention).lower(q, k, jnp.ones_like(k), seen).compile()
+    for _ in range(5):
+        y = np.array(attended(q, k, jnp.ones_like(k), seen))  # at once: a late thread would still mend it
+        np.testing.assert_allclose(y, 1.0, rtol=1e-4)
+
+
+@able
+@pytest.mark.parametrize(
+    "name, shapes, result",
+    [
+        ("product", [(17, 4), (4, 5)], (17, 5)),
+        ("product", [(2, 4), (3, 5)], (2, 5)),
+        ("product", [(2, 4), (4, 5)], (2, 6)),
+        ("product", [(2, 0), (0, 5)], (2, 5)),
+        ("attention", [(4, 6, 16), (4, 9, 16), (4, 9, 16), (3, 2, 9)], (4, 6, 16)),  # batch
+        ("attention", [(4, 6, 16), (4, 9, 16), (4, 9, 16), (0, 2, 9)], (4, 6, 16)),
+        ("attention", [(4, 6, 16), (4, 9, 16), (4, 9, 16), (2, 4, 9)], (4, 6, 16)),  # queries
+        ("attention", [(4, 6, 16), (4, 9, 16), (4, 9, 16), (2, 0, 9)], (4, 6, 16)),
+        ("attention", [(4, 6, 20), (4, 9, 20), (4, 9, 20), (2, 2, 9)], (4, 6, 20)),  # size
+        ("attention", [(4, 6, 16), (4, 9, 32), (4, 9, 32), (2, 2, 9)], (4, 6, 16)),
+        ("attention", [(4, 6, 16), (2, 9, 16), (2, 9, 16), (2, 2, 9)], (4, 6, 16)),  # heads
+        ("attention", [(4, 6, 16), (4, 9, 16), (4, 9, 16), (2, 2, 8)], (4, 6, 16)),  # length
+        ("attention", [(4, 6, 16), (4, 9, 16), (4, 8, 16), (2, 2, 9)], (4, 6, 16)),
+        ("attention", [(4, 6, 16), (4, 9, 16), (4, 9, 16), (2, 2, 9)], (4, 3, 16)),  # the result
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(name, shapes, result):
+    call = jax.ffi.ffi_call(f"omnifusion_{name}", jax.ShapeDtypeStruct(result, jnp.float32))
+    arrays = [jnp.ones(shape, bool if n == 3 else "float32") for n, shape in enumerate(shapes)]
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"{name}: shapes that do not fit"):
+        jax.block_until_ready(call(*arrays))
+
+
+@able
 def test_what_no_query_sees_may_be_anything():
     q, k, v = draw(0, 1, 2, 1, 1, 32), *draw(1, 2, 1, 2, 40, 32)
     seen = jnp.arange(40)[None, None] % 3 > 0
@@ -182,12 +231,8 @@ def test_weights_are_exact_from_one_down_to_nothing():
     ],
 )
 def test_attention_that_is_refused(changed, reason):
-    from omnifusion_jax.nn.choice import Need
-    from omnifusion_jax.tables import KERNELS
-
-    need = Need("float32", 64, 1, 100, "others", False, None, 0.0, True)
-    assert KERNELS["loops"].refuses(need._replace(**changed)) == reason
-    assert KERNELS["loops"].refuses(need) == loops.compiled()
+    assert KERNELS["loops"].refuses(NEED._replace(**changed)) == reason
+    assert KERNELS["loops"].refuses(NEED) == loops.compiled()
 
 
 def test_where_answers_are_written_loops_come_first_on_a_cpu():
@@ -248,6 +293,65 @@ def test_the_loops_of_a_smaller_processor_agree(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
     (library,) = (tmp_path / "omnifusion_jax" / "loops").iterdir()
     assert library != loops.build(library.parent)  # each processor has its own
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """Makes CXX lines of a shell that gets a compiler's flags, to compile a file of one line."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(loops, "SOURCE", tmp_path / "one.cc")
+    loops.SOURCE.write_text("int one;")
+    script = tmp_path / "compiler"
+
+    def becomes(*lines):
+        script.write_text("\n".join(("#!/bin/sh", *lines)))
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+
+    return becomes
+
+
+@able
+def test_each_processor_has_its_own(shell, tmp_path):
+    """Many machines may have a user's directory; what each can do is in what its compiler defines."""
+    shell('exec c++ "$@"')
+    one = loops.build(tmp_path)
+    shell('exec c++ "$@" -mno-avx2')
+    assert loops.build(tmp_path) != one
+
+
+@able
+def test_what_is_half_written_is_never_seen(shell, tmp_path):
+    shell('c++ "$@"', 'case "$*" in *" -o "*) exit 1; esac')
+    with pytest.raises(subprocess.CalledProcessError):
+        loops.build(tmp_path / "kept")
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "lines, said",
+    [
+        (["echo what is that >&2", "exit 1"], "what is that"),
+        (["printf '\\351t\\351' >&2", "exit 1"], "\ufffdt\ufffd"),  # as in Latin-1
+        (["echo a warning >&2", "exec sleep 60"], "timed out"),
+    ],
+)
+def test_whatever_a_compiler_does_is_said(shell, monkeypatch, caplog, lines, said):
+    shell(*lines)
+    monkeypatch.setattr(loops, "PATIENCE", 1)
+    assert loops.compiled.__wrapped__() == "compiled one.cc"
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [("CXX", "c++ '", "No closing quotation"), ("XDG_CACHE_HOME", "~nobody-of-that-name/", "home directory")],
+)
+def test_an_environment_that_makes_no_sense_is_said(shell, monkeypatch, caplog, name, value, said):
+    shell('exec c++ "$@"')
+    monkeypatch.setenv(name, value)
+    assert loops.compiled.__wrapped__() == "compiled one.cc"
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize("compiler", ["there-is-no-such-compiler", "cat"])
