@@ -18,6 +18,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import jax
@@ -33,6 +34,7 @@ PATIENCE = 300  # seconds for a compiler
 SOURCE = Path(__file__).with_suffix(".cc")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
 HANDLERS = {"omnifusion_product": "Product", "omnifusion_attention": "Attention"}  # name for XLA: in loops.cc
+BUILDING = threading.Lock()  # of two libraries XLA would refuse the second, when two threads trace at first
 
 
 def product(x, kernel, contracted: int):
@@ -77,7 +79,8 @@ def missing() -> str | None:
 def compiled() -> str | None:
     """Compiles the loops, unless that was done before, and tells XLA of them. Returns None, or why not."""
     try:
-        library = ctypes.CDLL(str(build(kept_programs.folder("loops"))))
+        with BUILDING:
+            library = ctypes.CDLL(str(build(kept_programs.folder("loops"))))
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         failed = isinstance(error, subprocess.CalledProcessError)
         said = " ".join(((failed and error.stderr) or str(error)).split())

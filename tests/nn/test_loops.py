@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -326,6 +327,16 @@ def test_what_is_half_written_is_never_seen(shell, tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         loops.build(tmp_path / "kept")
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+@able
+def test_two_threads_compile_once(shell, tmp_path, monkeypatch):
+    """XLA takes a function of one address for a name, and each library has its own."""
+    shell(f'case "$*" in *" -o "*) echo >> {tmp_path}/times; sleep 0.3; esac', 'exec c++ "$@"')
+    monkeypatch.setattr(loops, "HANDLERS", {})
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: loops.compiled.__wrapped__(), range(2))) == [None, None]
+    assert (tmp_path / "times").read_text() == "\n"
 
 
 @pytest.mark.parametrize(
