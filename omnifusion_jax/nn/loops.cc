@@ -177,7 +177,8 @@ Vector exponential(Vector x) {
   const Vector n = shifted - magic;
   const Vector r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;
   Vector p = Vector{} + 0x1.a01a02p-13f;  // Taylor's series; |r| < 0.35, and what would follow is below 1e-8
-  for (float c : {0x1.6c16c2p-10f, 0x1.111112p-7f, 0x1.555556p-5f, 0x1.555556p-3f, 0.5f, 1.0f, 1.0f}) p = p * r + c;
+  for (float c : {0x1.6c16c2p-10f, 0x1.111112p-7f, 0x1.555556p-5f, 0x1.555556p-3f, 0.5f, 1.0f, 1.0f})
+    p = p * r + c;
   const Integers power = ((Integers)shifted << 23) + (127 << 23);  // the bits of 2 to the power of n
   return p * (Vector)power;
 }
@@ -198,8 +199,8 @@ void add_up(const float* weights, const int32_t* places, int64_t count, const fl
 }
 
 // Attention of queries q [rows, size] of one head to its keys k and values v [length, size]. Query r sees the
-// keys that row r modulo `queries` of seen [queries, length] names. What none sees is not read; of a query that
-// sees nothing the row of y [rows, size] is zero.
+// keys that row r modulo `queries` of seen [queries, length] names. What none sees is not read; the row of y
+// [rows, size] of a query that sees nothing is zero.
 void head(const float* q, const float* k, const float* v, const bool* seen, float* y, int64_t rows,
           int64_t queries, int64_t length, int64_t size) {
   const int64_t padded = (length + LANES - 1) / LANES * LANES;
