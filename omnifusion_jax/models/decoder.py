@@ -13,7 +13,7 @@ from omnifusion_jax.nn.attention import Attention
 from omnifusion_jax.nn.feed_forward import FeedForward
 from omnifusion_jax.nn.init import dense
 from omnifusion_jax.nn.kept import nothing
-from omnifusion_jax.nn.linear import product
+from omnifusion_jax.nn.linear import product, product_turned
 from omnifusion_jax.nn.norms import RMSNorm
 from omnifusion_jax.nn.rotary import frequencies, over_text
 from omnifusion_jax.nn.stack import run_stack
@@ -105,7 +105,7 @@ class Decoder(nnx.Module):
         else:
             head, scales, width = constrain(self.head[...], "width", "vocab"), self.head_scale, 0
         if scales is None:
-            found = product(x, head.T if width else head, dtype=jnp.float32)
+            found = (product_turned if width else product)(x, head, dtype=jnp.float32)
         else:
             found = quantized.product_by_output(x, head, scales[...], (width,), jnp.float32)
         return scaled(found, self.config.logit_scale)

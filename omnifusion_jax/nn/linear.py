@@ -99,6 +99,17 @@ def product(x, kernel, contracted: int = 1, dtype=None):
     return multiply(x, kernel, contracted, x.dtype, dtype or x.dtype)
 
 
+def product_turned(x, kernel, dtype=None):
+    """x [..., ins] times kernel [outs, ins], transposed; otherwise as `product`.
+
+    Of a kernel that is turned beforehand, loops would be given a copy.
+    """
+    dtype = dtype or x.dtype
+    if loops.takes(x, kernel, 1, dtype):
+        return loops.product_turned(x, kernel)
+    return product(x, kernel.T, dtype=dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def multiply(x, kernel, contracted, inside, dtype):
     if loops.takes(x, kernel, contracted, inside, dtype):

@@ -38,6 +38,7 @@ typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 
 constexpr int MOST = 16;       // rows of a product, as in loops.py
 constexpr int64_t DEPTH = 32;  // rows of a kernel that are multiplied before the next columns are taken
+constexpr int64_t SOME = 48;   // outputs of a turned kernel that a thread takes at a time
 constexpr int64_t KEYS = 64;   // keys that all queries of a head meet before the next are read
 constexpr int64_t AHEAD = 12;  // keys between the one that is asked for and the one that is used
 
@@ -169,6 +170,57 @@ float sum(Vector a) {
   return reduce(a, [](float x, float y) { return x + y; });
 }
 
+// y [M, R] = x [M, ins] times w [R, ins], transposed. Rows of y are `stride` apart.
+template <int M, int R>
+void dots(const float* x, const float* w, float* y, int64_t ins, int64_t stride) {
+  Vector sums[M][R] = {};
+  int64_t k = 0;
+  for (; k + LANES <= ins; k += LANES) {
+    Vector part[R];
+    for (int r = 0; r < R; r++) {
+      __builtin_prefetch(w + (R + r) * ins + k, 0, 2);
+      part[r] = load(w + r * ins + k);
+    }
+    for (int m = 0; m < M; m++)
+      for (int r = 0; r < R; r++) sums[m][r] += load(x + m * ins + k) * part[r];
+  }
+  for (int m = 0; m < M; m++)
+    for (int r = 0; r < R; r++) {
+      float all = sum(sums[m][r]);
+      for (int64_t l = k; l < ins; l++) all += x[m * ins + l] * w[r * ins + l];
+      y[m * stride + r] = all;
+    }
+}
+
+// As `dots`, for any number of rows of w.
+template <int M>
+void each(const float* x, const float* w, float* y, int64_t ins, int64_t stride, int64_t count) {
+  constexpr int64_t side = std::min(4, wide<M>);
+  int64_t n = 0;
+  for (; n + side <= count; n += side) dots<M, side>(x, w + n * ins, y + n, ins, stride);
+  for (; n < count; n++) dots<M, 1>(x, w + n * ins, y + n, ins, stride);
+}
+
+using Each = decltype(&each<1>);
+constexpr Each EACH[] = {each<1>, each<2>, each<3>, each<4>, each<5>, each<6>, each<7>, each<8>};
+
+// y [rows, outs] = x [rows, ins] times w [outs, ins], transposed
+ffi::Error product_turned(ffi::ThreadPool pool, Matrix x_, Matrix w_, ffi::Result<Matrix> y_) {
+  const int64_t rows = x_.dimensions()[0], ins = x_.dimensions()[1], outs = w_.dimensions()[0];
+  if (rows < 1 || rows > MOST || w_.dimensions()[1] != ins || y_->dimensions()[0] != rows ||
+      y_->dimensions()[1] != outs)
+    return ffi::Error::InvalidArgument("product: shapes that do not fit");
+  const float *x = x_.typed_data(), *w = w_.typed_data();
+  float* y = y_->typed_data();
+  share(pool, (outs + SOME - 1) / SOME, [=](int64_t i) {
+    const int64_t n = i * SOME, count = std::min(SOME, outs - n);
+    for (int64_t m = 0; m < rows; m += TOGETHER)
+      EACH[std::min<int64_t>(TOGETHER, rows - m) - 1](x + m * ins, w + n * ins, y + m * outs + n, ins, outs,
+                                                      count);
+  });
+  return ffi::Error::Success();
+}
+
 // e to the power of x, which is 0 or less; not a number where x is none.
 Vector exponential(Vector x) {
   const Vector magic = Vector{} + 0x1.8p23f;  // added to a number it leaves an integer in the last bits
@@ -281,6 +333,10 @@ ffi::Error attention(ffi::ThreadPool pool, Cube q_, Cube k_, Cube v_, Seen seen_
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     Product, product, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Arg<Matrix>().Ret<Matrix>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    ProductTurned, product_turned,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Arg<Matrix>().Ret<Matrix>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     Attention, attention,

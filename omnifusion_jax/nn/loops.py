@@ -33,18 +33,32 @@ WORTH = 2**16  # numbers of a kernel from which on threads are worth their start
 PATIENCE = 300  # seconds for a compiler
 SOURCE = Path(__file__).with_suffix(".cc")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
-HANDLERS = {"omnifusion_product": "Product", "omnifusion_attention": "Attention"}  # name for XLA: in loops.cc
+HANDLERS = {  # name for XLA: in loops.cc
+    "omnifusion_product": "Product",
+    "omnifusion_product_turned": "ProductTurned",
+    "omnifusion_attention": "Attention",
+}
 BUILDING = threading.Lock()  # of two libraries XLA would refuse the second, when two threads trace at first
 
 
 def product(x, kernel, contracted: int):
     """float32 x [..., *ins] times kernel [*ins, *outs]: [..., *outs]. `takes` says for which."""
     outs = kernel.shape[contracted:]
-    rows, ins = math.prod(x.shape[: x.ndim - contracted]), math.prod(kernel.shape[:contracted])
-    form = jax.ShapeDtypeStruct((rows, math.prod(outs)), jnp.float32)
-    call = jax.ffi.ffi_call("omnifusion_product", form, vmap_method="sequential")
-    y = call(x.reshape(rows, ins), kernel.reshape(ins, form.shape[1]))
+    ins = math.prod(kernel.shape[:contracted])
+    y = called("omnifusion_product", x.reshape(-1, ins), kernel.reshape(ins, -1), math.prod(outs))
     return y.reshape(*x.shape[: x.ndim - contracted], *outs)
+
+
+def product_turned(x, kernel):
+    """float32 x [..., ins] times kernel [outs, ins], transposed: [..., outs]. `takes` says for which."""
+    outs, ins = kernel.shape
+    return called("omnifusion_product_turned", x.reshape(-1, ins), kernel, outs).reshape(*x.shape[:-1], outs)
+
+
+def called(name, x, kernel, outs: int):
+    """A product of matrices that the loop `name` makes, [len(x), outs]."""
+    form = jax.ShapeDtypeStruct((len(x), outs), jnp.float32)
+    return jax.ffi.ffi_call(name, form, vmap_method="sequential")(x, kernel)
 
 
 def takes(x, kernel, contracted: int, *dtypes) -> bool:

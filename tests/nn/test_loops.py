@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omnifusion_jax.config import DecoderConfig
 from omnifusion_jax.errors import ConfigError
-from omnifusion_jax.nn import loops
+from omnifusion_jax.models.decoder import Decoder
+from omnifusion_jax.nn import loops, nnx
 from omnifusion_jax.nn.attend import AttentionSpec, attend, using
 from omnifusion_jax.nn.choice import DECODING, Choice, Need
-from omnifusion_jax.nn.linear import product
+from omnifusion_jax.nn.linear import product, product_turned
 from omnifusion_jax.tables import KERNELS
 
 able = pytest.mark.skipif(loops.compiled() is not None, reason=f"there are no {loops.compiled()}")
@@ -46,6 +48,27 @@ def test_a_product_is_that_of_matrices(rows, ins, outs):
     assert "omnifusion_product" in text
     exact = np.float64(x) @ np.float64(kernel)
     np.testing.assert_allclose(y, exact, atol=3e-7 * ins)
+
+
+@able
+@pytest.mark.parametrize("rows", [*range(1, 10), 15, 16])
+@pytest.mark.parametrize("ins, outs", [(512, 160), (100, 703), (1037, 65), (3, 22_000)])
+def test_a_product_with_a_turned_kernel_is_that_of_matrices(rows, ins, outs):
+    x, kernel = draw(0, rows, ins), draw(1, outs, ins)
+    y, text = program(product_turned, x, kernel)
+    assert "omnifusion_product_turned" in text
+    np.testing.assert_allclose(y, np.float64(x) @ np.float64(kernel).T, atol=3e-7 * ins)
+
+
+@able
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_is_not_copied_for_each_token(tied):
+    c = DecoderConfig(vocab=1030, width=64, layers=1, heads=2, kv_heads=1, head_dim=32, mlp=64, tied=tied)
+    decoder = Decoder(c, rngs=nnx.Rngs(0))
+    x = draw(0, 2, 64)
+    found, text = program(lambda decoder, x: decoder.logits(x), decoder, x)
+    assert "omnifusion_product" in text and "transpose" not in text
+    np.testing.assert_allclose(found, decoder.logits(x), atol=1e-5)
 
 
 @able
@@ -169,6 +192,9 @@ def test_nothing_is_returned_before_the_last_thread_is_done():
         ("product", [(2, 4), (3, 5)], (2, 5)),
         ("product", [(2, 4), (4, 5)], (2, 6)),
         ("product", [(2, 0), (0, 5)], (2, 5)),
+        ("product_turned", [(17, 4), (5, 4)], (17, 5)),
+        ("product_turned", [(2, 4), (5, 3)], (2, 5)),
+        ("product_turned", [(2, 4), (5, 4)], (2, 6)),
         ("attention", [(4, 6, 16), (4, 9, 16), (4, 9, 16), (3, 2, 9)], (4, 6, 16)),  # batch
         ("attention", [(4, 6, 16), (4, 9, 16), (4, 9, 16), (0, 2, 9)], (4, 6, 16)),
         ("attention", [(4, 6, 16), (4, 9, 16), (4, 9, 16), (2, 4, 9)], (4, 6, 16)),  # queries
@@ -184,7 +210,9 @@ def test_nothing_is_returned_before_the_last_thread_is_done():
 def test_shapes_that_do_not_fit_are_refused(name, shapes, result):
     call = jax.ffi.ffi_call(f"omnifusion_{name}", jax.ShapeDtypeStruct(result, jnp.float32))
     arrays = [jnp.ones(shape, bool if n == 3 else "float32") for n, shape in enumerate(shapes)]
-    with pytest.raises(jax.errors.JaxRuntimeError, match=f"{name}: shapes that do not fit"):
+    with pytest.raises(
+        jax.errors.JaxRuntimeError, match=f"{name.removesuffix('_turned')}: shapes that do not fit"
+    ):
         jax.block_until_ready(call(*arrays))
 
 
@@ -248,7 +276,7 @@ ASK = """
     from omnifusion_jax.nn import loops
     from omnifusion_jax.nn.attend import using
     from omnifusion_jax.nn.choice import Choice
-    from omnifusion_jax.nn.linear import product
+    from omnifusion_jax.nn.linear import product, product_turned
     import jax, jax.numpy as jnp
     with using(Choice("loops", "dense")):
         y = jax.jit(product)(jnp.ones((1, 512)), jnp.ones((512, 128)))
