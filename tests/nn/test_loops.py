@@ -65,10 +65,11 @@ def test_a_product_with_a_turned_kernel_is_that_of_matrices(rows, ins, outs):
 def test_a_head_is_not_copied_for_each_token(tied):
     c = DecoderConfig(vocab=1030, width=64, layers=1, heads=2, kv_heads=1, head_dim=32, mlp=64, tied=tied)
     decoder = Decoder(c, rngs=nnx.Rngs(0))
-    x = draw(0, 2, 64)
+    x = draw(0, 2, 3, 64)
     found, text = program(lambda decoder, x: decoder.logits(x), decoder, x)
     assert "omnifusion_product" in text and "transpose" not in text
     np.testing.assert_allclose(found, decoder.logits(x), atol=1e-5)
+    assert decoder.logits(x.astype("bfloat16")).dtype == "float32"
 
 
 @able
@@ -79,6 +80,7 @@ def test_dimensions_of_a_kernel_stay_apart():
     np.testing.assert_allclose(y, np.einsum("abij,ijklm->abklm", x, kernel), atol=1e-4)
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize(
     "rows, dtypes, kernel",
     [
@@ -90,10 +92,11 @@ def test_dimensions_of_a_kernel_stay_apart():
         (1, "float32 float32 bfloat16", (512, 128)),
     ],
 )
-def test_other_products_are_left_to_xla(rows, dtypes, kernel):
+def test_other_products_are_left_to_xla(rows, dtypes, kernel, turned):
     of_x, of_kernel, of_y = dtypes.split()
     x, kernel = draw(0, rows, kernel[0]).astype(of_x), draw(1, *kernel).astype(of_kernel)
-    y, text = program(lambda x, kernel: product(x, kernel, dtype=jnp.dtype(of_y)), x, kernel)
+    multiply, kernel = (product_turned, kernel.T) if turned else (product, kernel)
+    y, text = program(lambda x, kernel: multiply(x, kernel, dtype=jnp.dtype(of_y)), x, kernel)
     assert "omnifusion" not in text
     assert y.dtype == of_y
 
