@@ -102,7 +102,8 @@ def product(x, kernel, contracted: int = 1, dtype=None):
 def product_turned(x, kernel, dtype=None):
     """x [..., ins] times kernel [outs, ins], transposed; otherwise as `product`.
 
-    Of a kernel that is turned beforehand, loops would be given a copy.
+    Of a kernel that is turned beforehand, loops would be given a copy. Where they are allowed there is no
+    gradient.
     """
     dtype = dtype or x.dtype
     if loops.takes(x, kernel, 1, dtype):

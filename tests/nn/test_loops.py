@@ -279,7 +279,7 @@ ASK = """
     from omnifusion_jax.nn import loops
     from omnifusion_jax.nn.attend import using
     from omnifusion_jax.nn.choice import Choice
-    from omnifusion_jax.nn.linear import product, product_turned
+    from omnifusion_jax.nn.linear import product
     import jax, jax.numpy as jnp
     with using(Choice("loops", "dense")):
         y = jax.jit(product)(jnp.ones((1, 512)), jnp.ones((512, 128)))
