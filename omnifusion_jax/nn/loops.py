@@ -44,21 +44,22 @@ BUILDING = threading.Lock()  # of two libraries XLA would refuse the second, whe
 def product(x, kernel, contracted: int):
     """float32 x [..., *ins] times kernel [*ins, *outs]: [..., *outs]. `takes` says for which."""
     outs = kernel.shape[contracted:]
-    ins = math.prod(kernel.shape[:contracted])
-    y = called("omnifusion_product", x.reshape(-1, ins), kernel.reshape(ins, -1), math.prod(outs))
-    return y.reshape(*x.shape[: x.ndim - contracted], *outs)
+    x, shape = x.reshape(-1, math.prod(kernel.shape[:contracted])), (*x.shape[: x.ndim - contracted], *outs)
+    kernel = kernel.reshape(x.shape[1], -1)
+    return called("omnifusion_product", (len(x), kernel.shape[1]), x, kernel).reshape(shape)
 
 
 def product_turned(x, kernel):
     """float32 x [..., ins] times kernel [outs, ins], transposed: [..., outs]. `takes` says for which."""
     outs, ins = kernel.shape
-    return called("omnifusion_product_turned", x.reshape(-1, ins), kernel, outs).reshape(*x.shape[:-1], outs)
+    x, shape = x.reshape(-1, ins), (*x.shape[:-1], outs)
+    return called("omnifusion_product_turned", (len(x), outs), x, kernel).reshape(shape)
 
 
-def called(name, x, kernel, outs: int):
-    """A product of matrices that the loop `name` makes, [len(x), outs]."""
-    form = jax.ShapeDtypeStruct((len(x), outs), jnp.float32)
-    return jax.ffi.ffi_call(name, form, vmap_method="sequential")(x, kernel)
+def called(name: str, shape: tuple[int, ...], *arrays):
+    """What the loop `name` makes of arrays, float32 of a shape."""
+    form = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.ffi.ffi_call(name, form, vmap_method="sequential")(*arrays)
 
 
 def takes(x, kernel, contracted: int, *dtypes) -> bool:
@@ -79,9 +80,8 @@ def attention(q, k, v, seen):
     bool[batch, query, key]. A query that sees nothing gives zeros.
     """
     rows = lambda a: a.reshape(q.shape[0] * q.shape[1], -1, q.shape[-1])  # XLA copies a cache of other forms
-    form = jax.ShapeDtypeStruct(rows(q).shape, q.dtype)
-    call = jax.ffi.ffi_call("omnifusion_attention", form, vmap_method="sequential")
-    return call(rows(q), rows(k), rows(v), seen).reshape(q.shape)
+    y = called("omnifusion_attention", rows(q).shape, rows(q), rows(k), rows(v), seen)
+    return y.reshape(q.shape)
 
 
 def missing() -> str | None:
