@@ -22,6 +22,7 @@ from omnifusion_jax.inference.processors import So, asking, process, sampled
 NEVER = -1e9  # a score with this added loses against every real score
 # Scores of tokens that are not allowed are lower: the smallest number, at any temperature up to a million
 FORBIDDEN = -1e32
+BLOCKS = 128  # parts of a row of scores
 
 
 class Tokens(NamedTuple):
@@ -87,11 +88,31 @@ class Texts(NamedTuple):
         )
 
 
-class Scores(NamedTuple):
-    """What the model says about the next token, and what becomes of it; float32[rows, vocab] each."""
+class Logprobs(NamedTuple):
+    """Log probabilities of the next token, which are computed for the tokens that somebody asks about."""
 
-    logprobs: jax.Array  # of the model
-    score: jax.Array  # of the text with the token, as Options ask
+    logits: jax.Array  # float32[rows, vocab]
+    top: jax.Array  # float32[rows, 1]: the largest
+    total: jax.Array  # float32[rows, 1]: log of the sum of exponentials of what each is below `top`
+
+    @classmethod
+    def of(cls, logits) -> Self:
+        top = logits.max(1, keepdims=True)
+        return cls(logits, top, jnp.log(jnp.exp(logits - top).sum(1, keepdims=True)))
+
+    def all(self):
+        """float32[rows, vocab]."""
+        return self.logits - self.top - self.total
+
+    def at(self, tokens):
+        """Of tokens int32[rows, n] of each row, float32[rows, n]."""
+        return jnp.take_along_axis(self.logits, tokens, axis=1) - self.top - self.total
+
+
+class Scores(NamedTuple):
+    """Scores of the next token as Options ask for them; float32[rows, vocab] each."""
+
+    score: jax.Array  # of the text with the token
     drawn: jax.Array  # the same with noise where a row is sampled: the largest is chosen
 
 
@@ -159,24 +180,24 @@ class Search(NamedTuple):
         """
         going = ~self.done if active is None else ~self.done & active
         group = Group.of(o, sizes)
-        shifted = logits - logits.max(1, keepdims=True)
-        total = jnp.log(jnp.exp(shifted).sum(1, keepdims=True))
+        logprobs = Logprobs.of(logits)
         # NaN and infinite logits make a total that is NaN
-        failed = going & group.gather(jnp.isnan(total[:, 0]), False).any(1)
-        likeliest = self.tell(shifted - total, o, going)
+        failed = going & group.gather(jnp.isnan(logprobs.total[:, 0]), False).any(1)
+        likeliest = self.tell(logprobs, o, going)
 
         def greedily():
-            return self.alone(logits, shifted - total, likeliest, o), jnp.zeros_like(going)
+            return self.alone(best(logits), logprobs, likeliest, o), jnp.zeros_like(going)
 
         def processed():
-            scores = self.process(logits, shifted - total, o, going)
-            closed = group.gather(scores.score.max(1), -jnp.inf).max(1) < FORBIDDEN
-            alone = self.alone(scores.drawn, scores.logprobs, likeliest, o)
+            scores = self.process(logprobs, o, sizes, going)
+            token = best(scores.drawn)
+            closed = group.gather(pick(scores.score, token), -jnp.inf).max(1) < FORBIDDEN
+            alone = self.alone(token, logprobs, likeliest, o)
             if sizes.beams == 1:
                 return alone, closed
             searched = jax.lax.cond(
                 (going & (o.beams > 1)).any(),
-                lambda: self.beams(scores, likeliest, o, sizes, group),
+                lambda: self.beams(scores, logprobs, likeliest, o, sizes, group),
                 lambda: alone,
             )
             return where(o.beams > 1, searched, alone), closed
@@ -192,42 +213,43 @@ class Search(NamedTuple):
             stuck=kept.stuck | (closed & ~ended),
         )
 
-    def tell(self, logprobs, o, going) -> Likeliest:
+    def tell(self, logprobs: Logprobs, o, going) -> Likeliest:
         """The Likeliest of this step; zeros where no row asks for them."""
         nothing = jax.tree.map(lambda a: jnp.zeros_like(a[:, 0]), self.running.likeliest)
         if nothing.token.size == 0:
             return nothing
 
         def found():
-            logprob, token = jax.lax.top_k(logprobs, nothing.token.shape[1])
+            logprob, token = jax.lax.top_k(logprobs.all(), nothing.token.shape[1])
             return Likeliest(token, logprob)
 
         return jax.lax.cond((going & (o.likeliest > 0)).any(), found, lambda: nothing)
 
-    def process(self, logits, logprobs, o, going) -> Scores:
+    def process(self, logprobs: Logprobs, o, sizes, going) -> Scores:
         """The Scores of the next token in the rows that are `going`."""
-        # As in transformers: beams are ranked by log probabilities, and single rows need none.
-        scores = jnp.where(o.beams[:, None] > 1, logprobs, logits)
-        scores = process(scores, So(self.running.tokens, self.length), o, going)
-        score = scores + jnp.where(o.beams > 1, self.running.score, 0)[:, None]
+        score, several = logprobs.logits, o.beams > 1
+        if sizes.beams > 1:  # as in transformers: beams are ranked by log probabilities, rows alone need none
+            score = where(several, logprobs.all(), score)
+        score = process(score, So(self.running.tokens, self.length), o, going)
+        if sizes.beams > 1:
+            score += jnp.where(several, self.running.score, 0)[:, None]
 
         def draw():
             return jnp.where(sampled(o)[:, None], score + noise(o, self.length, score.shape[1]), score)
 
         drawn = jax.lax.cond((going & sampled(o)).any(), draw, lambda: score)
-        return Scores(logprobs, score, drawn)
+        return Scores(score, drawn)
 
-    def alone(self, drawn, logprobs, likeliest, o) -> Self:
-        """Continues each row by its best token."""
-        token = best(drawn)
+    def alone(self, token, logprobs: Logprobs, likeliest, o) -> Self:
+        """Continues each row by its token, int32[rows]."""
         ended, state = self.ends(token[:, None], self.running.state[:, None], o)
-        new = Tokens(token, pick(logprobs, token), self.running.score, ended[:, 0], state[:, 0])
+        new = Tokens(token, logprobs.at(token[:, None])[:, 0], self.running.score, ended[:, 0], state[:, 0])
         running = self.running.append(new, likeliest)
         return self._replace(running=running, done=new.ended, parents=jnp.arange(len(token)))
 
-    def beams(self, scores: Scores, likeliest, o, sizes, group) -> Self:
+    def beams(self, scores: Scores, logprobs: Logprobs, likeliest, o, sizes, group) -> Self:
         """Continues each search by its best tokens."""
-        grown, parent, counted = self.grow(scores, o, sizes, group)
+        grown, parent, counted = self.grow(scores, logprobs, o, sizes, group)
         lost = jnp.where(counted, jnp.where(grown.ended, NEVER, 0), -jnp.inf)
         alive = grown._replace(score=grown.score + lost)
         kept = pick(jax.lax.top_k(alive.score, sizes.beams)[1], o.rank)
@@ -243,7 +265,7 @@ class Search(NamedTuple):
         """The running texts of `parents`, int32[rows], with a token more."""
         return self.running.take(parents).append(new, jax.tree.map(lambda a: a[parents], likeliest))
 
-    def grow(self, scores: Scores, o, sizes, group):
+    def grow(self, scores: Scores, logprobs: Logprobs, o, sizes, group):
         """The best continuations of the search of each row.
 
         Returns (Tokens [rows, n], best first; the row that each continues, int32[rows, n]; which of them
@@ -252,9 +274,9 @@ class Search(NamedTuple):
         most = (sizes.ends + 1) * sizes.beams
         each = min(most, scores.drawn.shape[1])
         chance, token = jax.lax.top_k(scores.drawn, each)
-        at = [jnp.arange(len(token))[:, None], token]
         ended, state = self.ends(token, jnp.broadcast_to(self.running.state[:, None], token.shape), o)
-        tokens = Tokens(token, scores.logprobs[*at], scores.score[*at], ended, state)
+        score = jnp.take_along_axis(scores.score, token, axis=1)
+        tokens = Tokens(token, logprobs.at(token), score, ended, state)
         chances = group.gather(chance, -jnp.inf).reshape(len(token), -1)
         _, index = jax.lax.top_k(chances, min(most, chances.shape[1]))
         beam, place = jnp.divmod(index, each)
@@ -319,11 +341,15 @@ def pick(values, index):
 def best(scores):
     """The index of the largest of scores [rows, n], int32[rows]; of several the first.
 
-    This is `argmax`, of which XLA makes a loop on CPUs that takes six times as long.
+    This is `argmax`, of which XLA makes a slow loop on CPUs: so it looks through one of BLOCKS, the first
+    with the largest score.
     """
-    index = jnp.arange(scores.shape[1], dtype=jnp.int32)
-    largest = scores == scores.max(1, keepdims=True)
-    return jnp.where(largest, index, scores.shape[1] - 1).min(1)
+    missing = -scores.shape[1] % BLOCKS
+    padded = jnp.pad(scores, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+    blocks = padded.reshape(len(scores), BLOCKS, -1)
+    block = blocks.max(2).argmax(1)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0].argmax(1)
+    return (block * blocks.shape[2] + inside).astype(jnp.int32)
 
 
 def noise(o: Options, length, vocab: int):

@@ -10,7 +10,7 @@ import pytest
 
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.inference.options import Sizes, blank, options, write
-from omnifusion_jax.inference.search import Search
+from omnifusion_jax.inference.search import BLOCKS, Logprobs, Search, best
 
 VOCAB, ROOM, ROWS = drive.CONFIG.vocab, 8, 12
 SIZES = Sizes(VOCAB, ROOM, beams=3)
@@ -177,3 +177,21 @@ def test_where_no_token_is_allowed(table, beams, heat):
     assert np.flatnonzero(search.stuck).tolist() == rows.tolist() and search.done[rows].all()
     assert search.length[2] == 1 and search.running.tokens[2, 0] == 4
     assert search.length[8] > 1 or search.done[8]
+
+
+@pytest.mark.parametrize("vocab", [1, 5, BLOCKS - 1, BLOCKS, BLOCKS + 1, 7 * BLOCKS, 7 * BLOCKS + 3])
+def test_the_best_of_several_is_the_first(vocab):
+    rng = np.random.default_rng(vocab)
+    scores = rng.integers(-3, 3, (64, vocab)).astype(np.float32)  # a few numbers, so that many tie
+    scores[0], scores[1, :-1], scores[2, 0] = -np.inf, -np.inf, 9
+    found = best(jnp.asarray(scores))
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, scores.argmax(1))
+
+
+def test_log_probabilities_of_some_tokens_are_those_of_all():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 50)) * 30 + 70, jnp.float32)
+    tokens = jnp.array([[0, 49], [7, 7], [48, 3]])
+    found, all = Logprobs.of(logits), jax.nn.log_softmax(logits)
+    np.testing.assert_allclose(found.all(), all, rtol=1e-6, atol=1e-5)
+    np.testing.assert_array_equal(found.at(tokens), np.take_along_axis(np.asarray(found.all()), tokens, 1))
