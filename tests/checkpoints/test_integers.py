@@ -251,9 +251,11 @@ def large(tmp_path_factory):
 @pytest.mark.parametrize("devices", ["one", "mesh"])
 def test_the_host_holds_a_few_arrays_at_a_time(devices, large):
     command = [sys.executable, Path(__file__).with_name("loads.py"), *large, devices]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    # what is freed is given back at once; else the peak is three to ten arrays more, as threads happen to run
+    allocator = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | allocator
     said = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr[-4000:]
     grown, kept, largest = map(int, said.stdout.split()[-3:])
     assert kept < 70e6
-    assert grown < kept + 10 * largest, f"{grown:,} {kept:,} {largest:,}"
+    assert grown < kept + 3 * largest, f"{grown:,} {kept:,} {largest:,}"
