@@ -205,6 +205,16 @@ def test_a_search_goes_on_by_the_beam_that_can(table):
     assert sorted(search.running.tokens[2:4, 1].tolist()) == [4, 5]
 
 
+def test_the_last_bit_of_a_score_decides():
+    """Log probabilities of the two are equal."""
+    o = put({1: FEW}, PLACES)
+    search = restart(Search.start(ROWS, SIZES), fresh({1: FEW}, PLACES), o)
+    scores = np.full((ROWS, VOCAB), 0.5, np.float32)
+    scores[:, 9] = np.nextafter(np.float32(0.5), np.float32(1))
+    search = choose(search, scores, o, sizes=SIZES)
+    assert search.running.tokens[PLACES[1], 0] == 9
+
+
 def test_low_scores_are_allowed(table):
     """At a low temperature the best token scores less than a lost beam, and yet it is not forbidden."""
     cold = dataclasses.replace(FEW, temperature=1e-9)
@@ -242,11 +252,13 @@ def test_the_likeliest_are_told_where_one_row_asks(table):
     np.testing.assert_allclose(found.logprob[0], jax.nn.log_softmax(table[0])[order], atol=1e-5)
 
 
-def test_the_score_of_drawn_beams_has_no_noise(table):
-    warm = dataclasses.replace(FEW, num_beams=3, temperature=1.0, length_penalty=0.0)
+@pytest.mark.parametrize("heat", [0.0, 1.0])
+def test_the_score_of_beams_has_no_noise(table, heat):
+    warm = dataclasses.replace(FEW, num_beams=3, temperature=heat, length_penalty=0.0)
     o = put({0: warm}, {0: 4})
     search = restart(Search.start(ROWS, SIZES), fresh({0: warm}, {0: 4}), o)
     _, logprobs, score = told(walk(search, o, table, ROOM), o, 4)
+    assert logprobs
     np.testing.assert_allclose(score, sum(logprobs), rtol=1e-5)
 
 
