@@ -10,7 +10,7 @@ import pytest
 
 from omnifusion_jax.config import GenerationConfig
 from omnifusion_jax.inference.options import Sizes, blank, options, write
-from omnifusion_jax.inference.search import BLOCKS, Logprobs, Search, best
+from omnifusion_jax.inference.search import BLOCKS, Group, Logprobs, Scores, Search, best
 
 VOCAB, ROOM, ROWS = drive.CONFIG.vocab, 8, 12
 SIZES = Sizes(VOCAB, ROOM, beams=3)
@@ -106,12 +106,15 @@ def test_requests_begin_while_others_are_under_way(table):
 
 
 def test_a_row_that_waits_is_left_alone(table):
+    """Whatever the scores in it are: with these it would break, or be stuck."""
     asked = {0: REQUESTS[0], 2: REQUESTS[2]}
     o = put(asked, PLACES)
     search = restart(Search.start(ROWS, SIZES), fresh(asked, PLACES), o)
     for step in range(2 * ROOM):
         waits = fresh({(0, 2)[step % 2]: asked[(0, 2)[step % 2]]}, PLACES)
-        search = walk(search, o, table, 1, ~waits)
+        scores = jnp.where(waits[:, None], -jnp.inf, table[search.last()])
+        search = choose(search, scores, o, sizes=SIZES, active=~waits)
+        assert not search.broken.any() and not search.stuck.any()
         assert (np.asarray(search.parents)[waits] == np.arange(ROWS)[waits]).all()
     assert [told(search, o, PLACES[i]) for i in asked] == [alone(table, i) for i in asked]
 
@@ -147,6 +150,14 @@ def test_scores_that_are_no_numbers_break_their_request_alone(table, value):
     assert [told(search, o, PLACES[i]) for i in (1, 3)] == [alone(table, i) for i in (1, 3)]
 
 
+def test_a_search_without_any_score_is_broken_and_not_stuck(table):
+    asked = {0: REQUESTS[0], 1: REQUESTS[1], 2: REQUESTS[2]}
+    o = put(asked, PLACES)
+    search = restart(Search.start(ROWS, SIZES), fresh(asked, PLACES), o)
+    search = choose(search, jnp.asarray(table)[search.last()].at[1:5].set(-jnp.inf), o, sizes=SIZES)
+    assert np.flatnonzero(search.broken).tolist() == [1, 2, 3, 4] and not search.stuck.any()
+
+
 def test_greedy_rows_take_the_likeliest(table):
     tokens, logprobs, _ = alone(table, 1)
     expected, last = [], 0
@@ -179,6 +190,40 @@ def test_where_no_token_is_allowed(table, beams, heat):
     assert search.length[8] > 1 or search.done[8]
 
 
+def test_a_search_goes_on_by_the_beam_that_can(table):
+    """One of the two tokens that are allowed is a dead end."""
+    only = dataclasses.replace(
+        FEW,
+        num_beams=2,
+        suppress_tokens=tuple(i for i in range(VOCAB) if i not in (4, 5)),
+        banned_tokens=((4, 4), (4, 5)),
+    )
+    o = put({0: only}, {0: 2})
+    search = restart(Search.start(ROWS, SIZES), fresh({0: only}, {0: 2}), o)
+    search = walk(search, o, table, 2)
+    assert not search.stuck.any() and (search.running.tokens[2:4, 0] == 5).all()
+    assert sorted(search.running.tokens[2:4, 1].tolist()) == [4, 5]
+
+
+def test_the_last_bit_of_a_score_decides():
+    """Log probabilities of the two are equal."""
+    o = put({1: FEW}, PLACES)
+    search = restart(Search.start(ROWS, SIZES), fresh({1: FEW}, PLACES), o)
+    scores = np.full((ROWS, VOCAB), 0.5, np.float32)
+    scores[:, 9] = np.nextafter(np.float32(0.5), np.float32(1))
+    search = choose(search, scores, o, sizes=SIZES)
+    assert search.running.tokens[PLACES[1], 0] == 9
+
+
+def test_low_scores_are_allowed(table):
+    """At a low temperature the best token scores less than a lost beam, and yet it is not forbidden."""
+    cold = dataclasses.replace(FEW, temperature=1e-9)
+    o = put({1: cold}, PLACES)
+    search = restart(Search.start(ROWS, SIZES), fresh({1: cold}, PLACES), o)
+    search = walk(search, o, table - 20, ROOM)
+    assert not search.stuck.any() and told(search, o, PLACES[1])[0] == alone(table, 1)[0]
+
+
 @pytest.mark.parametrize("vocab", [1, 5, BLOCKS - 1, BLOCKS, BLOCKS + 1, 7 * BLOCKS, 7 * BLOCKS + 3])
 def test_the_best_of_several_is_the_first(vocab):
     rng = np.random.default_rng(vocab)
@@ -195,3 +240,38 @@ def test_log_probabilities_of_some_tokens_are_those_of_all():
     found, all = Logprobs.of(logits), jax.nn.log_softmax(logits)
     np.testing.assert_allclose(found.all(), all, rtol=1e-6, atol=1e-5)
     np.testing.assert_array_equal(found.at(tokens), np.take_along_axis(np.asarray(found.all()), tokens, 1))
+
+
+def test_the_likeliest_are_told_where_one_row_asks(table):
+    sizes = Sizes(VOCAB, ROOM, likeliest=2)
+    o = blank(2, sizes)
+    o.likeliest[0] = 2
+    found = Search.start(2, sizes).tell(Logprobs.of(jnp.asarray(table[:2])), o, np.ones(2, bool))
+    order = np.argsort(-table[0])[:2]
+    np.testing.assert_array_equal(found.token[0], order)
+    np.testing.assert_allclose(found.logprob[0], jax.nn.log_softmax(table[0])[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("heat", [0.0, 1.0])
+def test_the_score_of_beams_has_no_noise(table, heat):
+    warm = dataclasses.replace(FEW, num_beams=3, temperature=heat, length_penalty=0.0)
+    o = put({0: warm}, {0: 4})
+    search = restart(Search.start(ROWS, SIZES), fresh({0: warm}, {0: 4}), o)
+    _, logprobs, score = told(walk(search, o, table, ROOM), o, 4)
+    assert logprobs
+    np.testing.assert_allclose(score, sum(logprobs), rtol=1e-5)
+
+
+def test_beams_grow_by_the_best_of_few_tokens():
+    """There are fewer tokens than continuations of a search."""
+    sizes, few = Sizes(4, ROOM, beams=3, ends=1), dataclasses.replace(FEW, num_beams=3)
+    o = options(few, drive.NAMES, sizes)
+    scores = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    ours, group = Scores(jnp.asarray(scores), jnp.asarray(scores)), Group.of(o, sizes)
+    grown, parent, counted = Search.start(3, sizes).grow(ours, Logprobs.of(ours.score), o, sizes, group)
+    rows, tokens = np.unravel_index(np.argsort(-scores, axis=None)[:6], scores.shape)
+    for row in range(3):
+        np.testing.assert_array_equal(parent[row], rows)
+        np.testing.assert_array_equal(grown.token[row], tokens)
+        np.testing.assert_array_equal(grown.score[row], scores[rows, tokens])
+    assert counted.all()
