@@ -275,3 +275,18 @@ def test_beams_grow_by_the_best_of_few_tokens():
         np.testing.assert_array_equal(grown.token[row], tokens)
         np.testing.assert_array_equal(grown.score[row], scores[rows, tokens])
     assert counted.all()
+
+
+def test_a_row_beside_beams_is_processed_by_its_scores(table):
+    """By log probabilities, which are all negative, this penalty would choose other tokens."""
+    penalised = dataclasses.replace(FEW, repetition_penalty=0.2)
+    asked = {0: REQUESTS[0], 1: penalised}
+    o = put(asked, PLACES)
+    search = walk(restart(Search.start(ROWS, SIZES), fresh(asked, PLACES), o), o, table, ROOM)
+    expected, last = [], 0
+    while not expected or (last != drive.EOS and len(expected) < ROOM):
+        scores, seen = table[last].copy(), np.unique(np.array(expected, int))
+        scores[seen] = np.where(scores[seen] < 0, scores[seen] * 0.2, scores[seen] / 0.2)
+        last = int(scores.argmax())
+        expected.append(last)
+    assert told(search, o, PLACES[1])[0] == expected
