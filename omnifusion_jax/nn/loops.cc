@@ -36,11 +36,13 @@ constexpr int LANES = 8, REGISTERS = 16, TOGETHER = 4;
 typedef float Vector __attribute__((vector_size(4 * LANES)));  // the numbers of one register
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 
-constexpr int MOST = 16;       // rows of a product, as in loops.py
-constexpr int64_t DEPTH = 32;  // rows of a kernel that are multiplied before the next columns are taken
-constexpr int64_t SOME = 48;   // outputs of a turned kernel that a thread takes at a time
-constexpr int64_t KEYS = 64;   // keys that all queries of a head meet before the next are read
-constexpr int64_t AHEAD = 12;  // keys between the one that is asked for and the one that is used
+constexpr int MOST = 16;          // rows of a product, as in loops.py
+constexpr int64_t DEPTH = 32;     // rows of a kernel that are multiplied before the next columns are taken
+constexpr int64_t ABREAST = 8;    // the same where there is one row to multiply by them
+constexpr int64_t LENGTH = 8192;  // sums of several threads that one adds up
+constexpr int64_t SOME = 48;      // outputs of a turned kernel that a thread takes at a time
+constexpr int64_t KEYS = 64;      // keys that all queries of a head meet before the next are read
+constexpr int64_t AHEAD = 12;     // keys between the one that is asked for and the one that is used
 
 // Arrays begin anywhere, so registers are filled and emptied as bytes are copied; that is one instruction.
 template <class Lanes = Vector>
@@ -54,6 +56,9 @@ template <class Lanes>
 void store(float* to, Lanes a) {
   std::memcpy(to, &a, sizeof a);
 }
+
+// How many of a size cover all.
+int64_t pieces(int64_t all, int64_t size) { return (all + size - 1) / size; }
 
 bool same(ffi::Span<const int64_t> a, ffi::Span<const int64_t> b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end());
@@ -86,7 +91,8 @@ void share(ffi::ThreadPool& pool, int64_t count, Task task) {
 }
 
 // y [M, T * lanes] = x [depth, M], transposed, times w [depth, T * lanes]; added to y unless `first`. Rows of
-// w and y are `stride` apart, those of x `rows`. `ahead` is what will be read next: w, further down.
+// w and y are `stride` apart, those of x `rows`. `ahead` is what will be read next: w, further down. (One row
+// of x lets the processor see that by itself, and to be told only delays it.)
 template <int M, int T, class Lanes>
 void tile(const float* x, const float* w, float* y, int64_t depth, int64_t stride, int64_t rows, bool first,
           const float* ahead) {
@@ -97,7 +103,7 @@ void tile(const float* x, const float* w, float* y, int64_t depth, int64_t strid
   for (int64_t k = 0; k < depth; k++, x += rows, w += stride, ahead += stride) {
     Lanes part[T];
     for (int t = 0; t < T; t++) {
-      __builtin_prefetch(ahead + t * lanes, 0, 2);
+      if (M > 1) __builtin_prefetch(ahead + t * lanes, 0, 2);
       part[t] = load<Lanes>(w + t * lanes);
     }
     for (int m = 0; m < M; m++)
@@ -128,6 +134,28 @@ using Block = decltype(&block<1>);
 constexpr Block BLOCKS[] = {block<1>, block<2>, block<3>, block<4>, block<5>, block<6>, block<7>, block<8>};
 constexpr int64_t WIDTHS[] = {wide<1>, wide<2>, wide<3>, wide<4>, wide<5>, wide<6>, wide<7>, wide<8>};
 
+// y [outs] = x [ins] times w [ins, outs]. A thread reads whole rows of w from end to end, several side by
+// side, and has sums of its own for each column; those of all threads are added up afterwards.
+void product_of_one(ffi::ThreadPool& pool, const float* x, const float* w, float* y, int64_t ins,
+                    int64_t outs) {
+  const int64_t threads = std::clamp<int64_t>(pool.num_threads(), 4, 16);  // 4: one that wakes late does less
+  const int64_t depth = pieces(ins, threads), parts = pieces(ins, depth);
+  const std::unique_ptr<float[]> all(new float[parts * outs]);
+  float* sums = all.get();  // [parts, outs]
+  share(pool, parts, [=](int64_t i) {
+    const int64_t start = i * depth, end = std::min(ins, start + depth);
+    float* mine = sums + i * outs;
+    for (int64_t k = start; k < end; k += ABREAST)
+      block<1>(x + k, w + k * outs, mine, std::min(ABREAST, end - k), outs, outs, 1, k == start, 0);
+  });
+  share(pool, pieces(outs, LENGTH), [=](int64_t i) {
+    const int64_t start = i * LENGTH, end = std::min(outs, start + LENGTH);
+    std::copy(sums + start, sums + end, y + start);
+    for (int64_t part = 1; part < parts; part++)
+      for (int64_t n = start; n < end; n++) y[n] += sums[part * outs + n];
+  });
+}
+
 // y [rows, outs] = x [rows, ins] times w [ins, outs]
 ffi::Error product(ffi::ThreadPool pool, Matrix x_, Matrix w_, ffi::Result<Matrix> y_) {
   const int64_t rows = x_.dimensions()[0], ins = x_.dimensions()[1], outs = w_.dimensions()[1];
@@ -136,11 +164,15 @@ ffi::Error product(ffi::ThreadPool pool, Matrix x_, Matrix w_, ffi::Result<Matri
     return ffi::Error::InvalidArgument("product: shapes that do not fit");
   const float *x = x_.typed_data(), *w = w_.typed_data();
   float* y = y_->typed_data();
+  if (rows == 1) {
+    product_of_one(pool, x, w, y, ins, outs);
+    return ffi::Error::Success();
+  }
   std::vector<float> turned(rows * ins);  // [ins, rows]: what a row of w is multiplied by stands together
   for (int64_t m = 0; m < rows; m++)
     for (int64_t k = 0; k < ins; k++) turned[k * rows + m] = x[m * ins + k];
   const int64_t columns = 2 * LANES * WIDTHS[std::min<int64_t>(rows, TOGETHER) - 1];
-  share(pool, (outs + columns - 1) / columns, [=, turned = std::move(turned)](int64_t i) {
+  share(pool, pieces(outs, columns), [=, turned = std::move(turned)](int64_t i) {
     const int64_t n = i * columns, count = std::min(columns, outs - n);
     for (int64_t k = 0; k < ins; k += DEPTH) {
       const int64_t depth = std::min(DEPTH, ins - k);
@@ -212,7 +244,7 @@ ffi::Error product_turned(ffi::ThreadPool pool, Matrix x_, Matrix w_, ffi::Resul
     return ffi::Error::InvalidArgument("product: shapes that do not fit");
   const float *x = x_.typed_data(), *w = w_.typed_data();
   float* y = y_->typed_data();
-  share(pool, (outs + SOME - 1) / SOME, [=](int64_t i) {
+  share(pool, pieces(outs, SOME), [=](int64_t i) {
     const int64_t n = i * SOME, count = std::min(SOME, outs - n);
     for (int64_t m = 0; m < rows; m += TOGETHER)
       EACH[std::min<int64_t>(TOGETHER, rows - m) - 1](x + m * ins, w + n * ins, y + m * outs + n, ins, outs,
@@ -255,7 +287,7 @@ void add_up(const float* weights, const int32_t* places, int64_t count, const fl
 // [rows, size] of a query that sees nothing is zero.
 void head(const float* q, const float* k, const float* v, const bool* seen, float* y, int64_t rows,
           int64_t queries, int64_t length, int64_t size) {
-  const int64_t padded = (length + LANES - 1) / LANES * LANES;
+  const int64_t padded = pieces(length, LANES) * LANES;
   const float scale = 1 / __builtin_sqrtf(size), lowest = -3e38f;
   std::vector<int32_t> places(queries * length);  // the keys that a query sees, one after the other
   std::vector<int64_t> counts(queries);
