@@ -41,7 +41,7 @@ def program(f, *arguments):
 @pytest.mark.parametrize("rows", [*range(1, 10), 15, 16])
 @pytest.mark.parametrize(
     "ins, outs",
-    [(512, 128), (100, 700), (33, 2003), (2048, 33), (31, 2500), (70_000, 1), (3, 22_000), (9, 8193)],
+    [(512, 128), (100, 700), (33, 2003), (2048, 33), (31, 2500), (70_000, 1), (3, 22_001), (9, 8193)],
 )
 def test_a_product_is_that_of_matrices(rows, ins, outs):
     x, kernel = draw(0, rows, ins), draw(1, ins, outs)
