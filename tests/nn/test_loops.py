@@ -319,7 +319,8 @@ def test_the_loops_of_a_smaller_processor_agree(tmp_path):
         words = "-q -p no:cacheprovider -n 0 -k".split()
         sys.exit(pytest.main([*words, "matrices or 64_bits or weights", {__file__!r}]))
     """
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    # new memory is full of numbers, so that sums which do not begin with nothing are seen
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "MALLOC_PERTURB_": "64"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], env=environment, capture_output=True, text=True
     )
